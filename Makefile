@@ -1,0 +1,75 @@
+# fedleak: `make demo` shows it, `make test` proves it. Both set up .venv by themselves, once.
+
+# The first Python on the PATH that is 3.11 or 3.12 and can make a virtual environment.
+# Another one is named on the command line: make test PYTHON=/path/to/python3.12
+FITS   := import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+
+VENV  := .venv
+RUN   := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP   := $(RUN) -m pip --disable-pip-version-check
+
+# Extra arguments for the command behind a target: make test ARGS="-m slow -k nra"
+ARGS ?=
+
+# No usage statistics leave this machine.
+export FLWR_TELEMETRY_ENABLED := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint lint-code lint-format lint-types lint-imports format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## create .venv and install into it; the targets below do this if need be
+
+demo: $(STAMP) ## the main job on embedded photographs: attack a federation, show what leaks
+	$(VENV)/bin/fedleak run --config experiments/demo.yaml --output runs/demo --overwrite $(ARGS)
+
+test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(STAMP) ## the benchmarks; writes benchmarks/results.json
+	$(RUN) -m benchmarks.run $(ARGS)
+
+lint: lint-code lint-format lint-types lint-imports ## all checks: ruff, mypy, the rules of the house
+
+lint-code: $(STAMP)
+	$(RUN) -m ruff check .
+
+lint-format: $(STAMP)
+	$(RUN) -m ruff format --check .
+
+lint-types: $(STAMP)
+	$(RUN) -m mypy fedleak
+
+lint-imports: $(STAMP)
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(STAMP) ## mend what ruff can mend, and lay out the code
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last: an installation that was broken off is taken up again, and one that
+# is complete is left alone. A change to setup.cfg or pyproject.toml installs fedleak alone anew.
+$(VENV)/.requirements: requirements.txt
+	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { \
+		echo "fedleak needs Python 3.11 or 3.12 with its venv module: install one, or name it with 'make PYTHON=/path/to/python3.11'." >&2; \
+		exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once. Some minutes: PyTorch is a large download."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+$(STAMP): $(VENV)/.requirements setup.cfg pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "$(VENV) is ready."

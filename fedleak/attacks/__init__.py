@@ -1,0 +1,16 @@
+"""Attacks that reconstruct clients' inputs from what they sent."""
+
+from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction
+from fedleak.attacks.iga import IGA
+from fedleak.attacks.matching import GradientMatching
+from fedleak.attacks.nra import NRA
+
+__all__ = [
+    "IGA",
+    "NRA",
+    "Attack",
+    "GradientMatching",
+    "Problem",
+    "Progress",
+    "Reconstruction",
+]

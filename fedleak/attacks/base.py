@@ -1,0 +1,276 @@
+"""The contract of an attack: a closed public call around an open ``run``."""
+
+import copy
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.errors import BadInput, require
+from fedleak.models.noise import noise_slots, record
+from fedleak.seeds import derive_seed
+from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One update, made ready for an attack.
+
+    Args:
+        model: a private copy of the model with the weights that were sent, in the client's mode,
+            its parameters not requiring gradients.
+        gradient: the client's gradient by parameter name.
+        knowledge: see :class:`fedleak.updates.Knowledge`.
+        generator: where the attack draws from; seeded from the run's seed, round and client.
+        noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
+        name: the update's key, for messages.
+    """
+
+    model: nn.Module
+    gradient: Tensors
+    knowledge: Knowledge
+    generator: torch.Generator
+    noise_shapes: dict[str, tuple[int, ...]]
+    name: str = "update"
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the inputs to be reconstructed, ``(num_samples, ...)``."""
+        return (self.knowledge.num_samples, *self.knowledge.input_shape)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """A standard normal draw from the problem's generator."""
+        like = next(iter(self.gradient.values()))
+        return torch.randn(shape, generator=self.generator, dtype=like.dtype).to(like.device)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack made of one update.
+
+    Args:
+        inputs: reconstructed inputs, normalised, ``(num_samples, ...)``.
+        labels: the labels it used or recovered, ``(num_samples,)``.
+        noise: noise slot -> restored noise ``(num_samples, ...)``; empty where none is restored.
+        costs: the course of the cost, as pairs of iteration and cost.
+        iterations: number of iterations done.
+        seconds: time that it took; of updates attacked together, each one's share.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    noise: Tensors = field(default_factory=dict)
+    costs: list[tuple[int, float]] = field(default_factory=list)
+    iterations: int = 0
+    seconds: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """The lowest cost, that of the reconstruction; NaN for an attack that has none."""
+        return min((cost for _, cost in self.costs), default=float("nan"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an attack has come with the updates that it works on together."""
+
+    iteration: int
+    iterations: int
+    cost: float
+
+
+Report = Callable[[Progress], None]
+
+
+class Attack(ABC):
+    """Reconstructs clients' inputs from intercepted updates.
+
+    A plugin sets the class attributes and writes :meth:`run` (or, to work on many updates at once,
+    :meth:`run_many`); its constructor takes keyword-only hyperparameters with the paper's defaults.
+    It is found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
+    """
+
+    name: ClassVar[str]
+    """The name in tables and on the command line."""
+    paper: ClassVar[str]
+    """Authors, venue, address."""
+    needs: ClassVar[str]
+    """What the server must see or know, in a few words."""
+    restores_noise: ClassVar[bool] = False
+    """Whether it only makes sense on a model that draws noise."""
+
+    @final
+    def __call__(
+        self,
+        updates: Sequence[InterceptedUpdate],
+        knowledge: Sequence[Knowledge] | Knowledge,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        report: Report | None = None,
+    ) -> list[Reconstruction]:
+        """Attack updates, together where the attack can do so.
+
+        The model in ``knowledge`` and torch's random state are left as they were.
+
+        Args:
+            updates: what the server saw.
+            knowledge: what it knows, one for all updates or one for each.
+            seed: seed of every random draw.
+            device: where to compute, such as ``cpu`` or ``cuda``.
+            report: called now and then with the progress.
+
+        Returns:
+            A reconstruction for each update, on the CPU, in the order of the updates.
+
+        Raises:
+            BadInput: if an update does not fit the model, holds NaN, or lacks what the attack needs.
+        """
+        known = [knowledge] * len(updates) if isinstance(knowledge, Knowledge) else list(knowledge)
+        require(
+            len(known) == len(updates),
+            f"Expected one `knowledge` or one for each of {len(updates)} updates, got {len(known)}.",
+        )
+        with _random_state_kept(seed):
+            models: list[_Loaded] = []
+            problems = [
+                _prepare(update, facts, seed, device, models)
+                for update, facts in zip(updates, known, strict=True)
+            ]
+            for problem in problems:
+                reason = self.refuses(problem.knowledge)
+                require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
+            started = time.perf_counter()
+            results = self.run_many(problems, report or (lambda _: None)) if problems else []
+            share = (time.perf_counter() - started) / max(len(problems), 1)
+        return [_packed(result, share) for result in results]
+
+    @abstractmethod
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        """Attack one update.
+
+        Args:
+            problem: the update, made ready.
+            report: to be called now and then with the progress.
+
+        Returns:
+            The reconstruction; its ``seconds`` are filled in by the caller.
+        """
+
+    def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
+        """Attack several updates: one by one, unless a plugin knows a faster way."""
+        return [self.run(problem, report) for problem in problems]
+
+    def refuses(self, knowledge: Knowledge) -> str | None:
+        """Why the attack makes no sense with this knowledge; none if it does.
+
+        Args:
+            knowledge: what the server knows.
+        """
+        if self.restores_noise and not noise_slots(knowledge.model):
+            return f"{self.name} restores noise and {type(knowledge.model).__name__} draws none"
+        return None
+
+    def __repr__(self) -> str:
+        settings = inspect.signature(type(self)).parameters
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+        return f"{type(self).__name__}({values})"
+
+
+def _prepare(
+    update: InterceptedUpdate,
+    knowledge: Knowledge,
+    seed: int,
+    device: str,
+    models: list["_Loaded"],
+) -> Problem:
+    update.check(knowledge.model)
+    if update.protocol != knowledge.protocol:
+        knowledge = replace(knowledge, protocol=update.protocol)
+    labels = knowledge.labels
+    if labels is not None:
+        require(
+            tuple(labels.shape) == (knowledge.num_samples,),
+            f"Expected {knowledge.num_samples} known labels, got shape {tuple(labels.shape)}.",
+        )
+        knowledge = replace(knowledge, labels=labels.to(device))
+    model = _loaded_model(update, knowledge, device, models)
+    gradient = {n: g.to(device) for n, g in update.gradient(model, knowledge).items()}
+    generator = torch.Generator().manual_seed(
+        derive_seed(seed, update.round, update.client)
+    )
+    return Problem(
+        model, gradient, knowledge, generator, _noise_shapes(model, knowledge), update.key
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A private copy of a model and what it was made from, for updates that share weights."""
+
+    model: nn.Module
+    original: nn.Module
+    training: bool
+    sent: Tensors
+
+
+def _loaded_model(
+    update: InterceptedUpdate, knowledge: Knowledge, device: str, models: list[_Loaded]
+) -> nn.Module:
+    for known in models:
+        if (known.original, known.training) == (knowledge.model, knowledge.training) and all(
+            torch.equal(known.sent[name], value) for name, value in update.sent.items()
+        ):
+            return known.model
+    model = copy.deepcopy(knowledge.model).to(device)
+    model.load_state_dict(update.sent)
+    model.requires_grad_(False)
+    model.train(knowledge.training)
+    models.append(_Loaded(model, knowledge.model, knowledge.training, update.sent))
+    return model
+
+
+def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+    """What each slot draws for the batch; also the check that the model takes such inputs."""
+    like = next(model.parameters())
+    inputs = torch.zeros(
+        knowledge.num_samples, *knowledge.input_shape, dtype=like.dtype, device=like.device
+    )
+    labels = torch.zeros(knowledge.num_samples, dtype=torch.long, device=like.device)
+    # A forward pass in train mode moves batch-norm statistics, so it is made on yet another copy.
+    probe = copy.deepcopy(model)
+    try:
+        with record(probe) as notes, torch.no_grad():
+            knowledge.loss(probe, (inputs, labels))
+    except BadInput:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"Expected a model that takes inputs of shape {tuple(knowledge.input_shape)}, but "
+            f"{type(model).__name__} fails on them: {error}"
+        ) from error
+    return {name: tuple(values[0].shape) for name, values in notes.items() if values}
+
+
+@contextmanager
+def _random_state_kept(seed: int) -> Iterator[None]:
+    """Seeds torch within the block and puts its random state back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _packed(result: Reconstruction, seconds: float) -> Reconstruction:
+    return replace(
+        result,
+        inputs=result.inputs.detach().cpu(),
+        labels=result.labels.detach().cpu(),
+        noise={name: value.detach().cpu() for name, value in result.noise.items()},
+        seconds=seconds,
+    )

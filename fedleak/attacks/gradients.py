@@ -1,0 +1,258 @@
+"""Products of a model's dummy gradient with target gradients, differentiable in the inputs.
+
+The gradient of a linear layer's weight is ``sum_n d_n h_n^T`` over its rows n, where h are the
+layer's inputs and d the gradients of its outputs. So its squared norm is a sum over pairs of rows,
+``sum_nm (d_n.d_m)(h_n.h_m)``, and its inner product with a target T is ``sum_n d_n^T T h_n``: the
+weight gradient itself, the largest tensor by far, is never built. A target that is the gradient of
+few samples is itself a product ``U V^T`` of low rank, which spares reading T as well.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedleak.attacks.costs import Products
+from fedleak.models.noise import inject
+from fedleak.updates import Tensors
+
+Target = dict[str, tuple[Tensor, ...]]
+
+# A target counts as the product of low-rank factors if they miss less than this share of its norm:
+# float32 rounding of an exact product leaves about 3e-8, a defence's noise orders more.
+LOW_RANK_TOLERANCE = 1e-6
+
+
+class DummyGradient:
+    """The gradient that a client would have sent for given inputs, labels and noise.
+
+    Args:
+        model: a private copy of the model, parameters not requiring gradients; hooks are put on
+            its linear layers, and its batch-norm layers in train mode lose their running
+            statistics, which they do not use.
+        loss: the loss of a batch, given model and batch.
+        batch: an example ``(inputs, labels)``, for the shapes.
+        noise: an example of the noise, by slot.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batch: tuple[Tensor, Tensor],
+        noise: Mapping[str, Tensor],
+    ) -> None:
+        self._holder = _LossModule(model, loss)
+        _drop_running_statistics(model)
+        self._tap = _LinearTap(model)
+        with inject(model, noise), torch.no_grad():
+            self._holder(batch)
+        self._probe_shapes = self._tap.finish_probing()
+        tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
+        self._free = {
+            name: value.detach()
+            for name, value in model.named_parameters()
+            if name not in tapped
+        }
+
+    def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
+        """Target gradients of several updates, stacked and factorised where that loses nothing.
+
+        Args:
+            gradients: gradient by parameter name, one for each update.
+            rank: the highest rank to try, such as the number of samples.
+
+        Returns:
+            Parameter name -> (stacked gradient, squared norms), or (U, V, squared norms) with
+            U ``(updates, out, rank)`` and V ``(updates, in, rank)``.
+        """
+        result: Target = {}
+        for name in gradients[0]:
+            stacked = torch.stack([gradient[name] for gradient in gradients])
+            norms = stacked.double().square().flatten(1).sum(dim=1).to(stacked.dtype)
+            factors = None
+            if name.removesuffix(".weight") in self._probe_shapes and name.endswith(".weight"):
+                factors = low_rank_factors(stacked, rank)
+            result[name] = (stacked, norms) if factors is None else (*factors, norms)
+        return result
+
+    def products(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        noise: Mapping[str, Tensor],
+        target: Mapping[str, tuple[Tensor, ...]],
+    ) -> dict[str, Products]:
+        """Products of the dummy gradient with one target, by parameter name.
+
+        Args:
+            inputs: ``(batch, ...)``.
+            labels: ``(batch,)``.
+            noise: slot -> noise ``(batch, ...)``.
+            target: one entry (without the stacking dimension) of :meth:`targets`.
+
+        Returns:
+            Scalars that can be differentiated with respect to inputs and noise.
+        """
+
+        def loss_of(
+            probes: dict[str, list[Tensor]], free: Tensors
+        ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+            self._tap.start(probes)
+            parameters = {f"model.{name}": value for name, value in free.items()}
+            with inject(self._holder.model, noise):
+                loss = functional_call(self._holder, parameters, ((inputs, labels),))
+            return loss, self._tap.inputs
+
+        probes = {
+            layer: [inputs.new_zeros(shape) for shape in shapes]
+            for layer, shapes in self._probe_shapes.items()
+        }
+        (outputs, free), entering = grad(loss_of, argnums=(0, 1), has_aux=True)(probes, self._free)
+        self._tap.stop()
+        result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
+        for layer, gradients in outputs.items():
+            rows = torch.cat([value.flatten(0, -2) for value in gradients])
+            weight, *bias = self._tap.parameters(layer)
+            result[weight] = linear_products(
+                torch.cat([value.flatten(0, -2) for value in entering[layer]]),
+                rows,
+                target[weight],
+            )
+            if bias:
+                result[bias[0]] = _dense_products(rows.sum(dim=0), *target[bias[0]])
+        return result
+
+
+def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -> Products:
+    """Products of the weight gradient ``outputs^T inputs`` with a target, without building it.
+
+    Args:
+        inputs: the layer's inputs ``(rows, in)``.
+        outputs: the gradients of its outputs ``(rows, out)``.
+        target: (gradient ``(out, in)``, squared norm) or (U ``(out, rank)``, V ``(in, rank)``,
+            squared norm).
+    """
+    rows, features = inputs.shape
+    *factors, norm = target
+    if rows * rows > features * outputs.shape[1]:
+        # With more pairs of rows than weights, the weight gradient is the smaller thing to build.
+        built = outputs.T @ inputs
+        dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1].T
+        return _dense_products(built, dense, norm)
+    dummy = ((outputs @ outputs.T) * (inputs @ inputs.T)).sum()
+    if len(factors) == 1:
+        inner = ((outputs @ factors[0]) * inputs).sum()
+    else:
+        inner = ((outputs @ factors[0]) * (inputs @ factors[1])).sum()
+    return Products(inner, dummy, norm)
+
+
+def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """Factors U V^T of every matrix in a stack, if all are of that rank to rounding.
+
+    Args:
+        stacked: ``(matrices, out, in)``.
+        rank: the highest rank to try.
+
+    Returns:
+        U ``(matrices, out, rank)`` and V ``(matrices, in, rank)``, or none.
+    """
+    count, rows, columns = stacked.shape
+    # Worth it only if the factors are much smaller than the matrix.
+    if rank * (rows + columns) * 2 > rows * columns:
+        return None
+    left, right = [], []
+    for matrix in stacked.double():
+        # Range finder (Halko, Martinsson, Tropp 2011, algorithm 4.1) with fixed test vectors.
+        generator = torch.Generator().manual_seed(0)
+        test = torch.randn(columns, rank, generator=generator, dtype=matrix.dtype)
+        basis, _ = torch.linalg.qr(matrix @ test.to(matrix.device))
+        other = matrix.T @ basis
+        missed = (matrix - basis @ other.T).norm()
+        if not missed <= LOW_RANK_TOLERANCE * matrix.norm():
+            return None
+        left.append(basis)
+        right.append(other)
+    return torch.stack(left).to(stacked.dtype), torch.stack(right).to(stacked.dtype)
+
+
+def _dense_products(value: Tensor, target: Tensor, norm: Tensor) -> Products:
+    return Products((value * target).sum(), value.square().sum(), norm)
+
+
+def _drop_running_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+class _LossModule(nn.Module):
+    """The loss as a module's forward, as ``functional_call`` wants it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._loss(self.model, batch)
+
+
+class _LinearTap:
+    """Hooks on linear layers that note their inputs and add probes to their outputs.
+
+    The gradient with respect to a probe of zeros is the gradient of the layer's output. A layer
+    whose weight is shared with another module is left to plain differentiation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        uses = Counter(
+            id(value) for module in model.modules() for value in module._parameters.values()
+        )
+        self._layers: dict[str, nn.Linear] = {}
+        self.inputs: dict[str, list[Tensor]] = {}
+        self._probes: dict[str, list[Tensor]] | None = None
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._probing = True
+        for name, module in model.named_modules():
+            # Subclasses may compute something else than x W^T + b.
+            if type(module) is nn.Linear and all(
+                uses[id(value)] == 1 for value in module.parameters()
+            ):
+                self._layers[name] = module
+                module.register_forward_hook(self._hook(name))
+
+    def parameters(self, layer: str) -> list[str]:
+        """Names of the layer's weight and, if it has one, bias."""
+        return [f"{layer}.{name}" for name, _ in self._layers[layer].named_parameters()]
+
+    def finish_probing(self) -> dict[str, list[tuple[int, ...]]]:
+        """Shapes of the outputs of every layer that was called, call by call."""
+        self._probing = False
+        return self._shapes
+
+    def start(self, probes: dict[str, list[Tensor]]) -> None:
+        self.inputs = {layer: [] for layer in probes}
+        self._probes = probes
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.inputs, self._probes = {}, None
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self._probing:
+                self._shapes.setdefault(name, []).append(tuple(output.shape))
+            if self._probes is None:
+                return None
+            call = len(self.inputs[name])
+            self.inputs[name].append(args[0])
+            return output + self._probes[name][call]
+
+        return hook

@@ -1,0 +1,270 @@
+"""The configuration of a run: what config.yaml holds."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.registry import Plugin, short_name
+from fedleak.updates import Protocol
+
+VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How the simulated federation trains.
+
+    Args:
+        clients: number of clients, at least 1.
+        rounds: number of rounds, at least 1.
+        protocol: fedsgd: a client sends the gradient of one batch; fedavg: it sends its weights
+            after its local epochs.
+        batch_size: size of a client's batches, at least 1.
+        local_epochs: epochs of local training in a round (fedavg), at least 1.
+        mode: whether clients train with their model in train mode (dropout on, batch norm using
+            the batch's statistics) or in eval mode.
+        partition: how the training samples are shared out: iid, dirichlet (over the labels), or
+            shards (of samples sorted by label).
+        alpha: concentration of the Dirichlet partition, positive; small is uneven.
+        shards_per_client: number of shards that a client gets.
+        strategy: the honest part of the server: a class of flwr.serverapp.strategy or a dotted
+            path.
+        strategy_options: keyword arguments of that class, such as eta for FedAdam.
+        client_evaluation: whether clients evaluate the global model too, each on its own share of
+            the test samples; the server does so on all of them in any case.
+        client_timeout: seconds after which a client counts as failed, positive.
+        cpus_per_client: CPUs that a client occupies; 0.5 runs two clients on each.
+        gpus_per_client: GPUs that a client occupies.
+        ray_address: address of a running Ray cluster; none: a private one is started and stopped.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    clients: int = 8
+    rounds: int = 1
+    protocol: Protocol = "fedsgd"
+    batch_size: int = 1
+    local_epochs: int = 1
+    mode: Literal["train", "eval"] = "train"
+    partition: Literal["iid", "dirichlet", "shards"] = "iid"
+    alpha: float = 0.5
+    shards_per_client: int = 2
+    strategy: str = "FedAvg"
+    strategy_options: dict[str, Any] = field(default_factory=dict)
+    client_evaluation: bool = False
+    client_timeout: float = 600.0
+    cpus_per_client: float = 1.0
+    gpus_per_client: float = 0.0
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clients", "rounds", "batch_size", "local_epochs", "shards_per_client"):
+            value = getattr(self, name)
+            require(value >= 1, f"Expected `federation.{name}` to be at least 1, got {value}.")
+        for name in ("alpha", "client_timeout", "cpus_per_client"):
+            value = getattr(self, name)
+            require(value > 0, f"Expected `federation.{name}` to be positive, got {value}.")
+        require(
+            self.gpus_per_client >= 0,
+            f"Expected `federation.gpus_per_client` to be at least 0, got {self.gpus_per_client}.",
+        )
+
+
+@dataclass(frozen=True)
+class Victims:
+    """Whose updates the server keeps and attacks.
+
+    Args:
+        clients: numbers of the clients, from 0; none: all.
+        rounds: numbers of the rounds, from 1; none: all.
+        labels: known: the attacks are given the true labels, as the papers assume; recovered: they
+            find them from the update.
+        when: after: attack once the federation has ended; during: in the round itself.
+
+    Raises:
+        BadInput: if a list is empty or a number out of its range.
+    """
+
+    clients: list[int] | None = None
+    rounds: list[int] | None = None
+    labels: Literal["known", "recovered"] = "known"
+    when: Literal["after", "during"] = "after"
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("clients", 0), ("rounds", 1)):
+            numbers = getattr(self, name)
+            require(
+                numbers is None or (len(numbers) > 0 and min(numbers) >= lowest),
+                f"Expected `victims.{name}` to be one or more numbers from {lowest}, "
+                f"got {numbers}.",
+            )
+
+    def includes(self, round_: int, client: int) -> bool:
+        """Whether this client's update in this round is kept and attacked."""
+        return (self.clients is None or client in self.clients) and (
+            self.rounds is None or round_ in self.rounds
+        )
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How reconstructions are scored.
+
+    Args:
+        space: pixels: images scaled back to [0, 1], data range 1; normalised: images as the model
+            sees them, data range 2, as the PRECODE paper's code measures.
+        success_threshold: SSIM from which a reconstruction counts as a success, -1 to 1.
+
+    Raises:
+        BadInput: if the threshold is out of its range.
+    """
+
+    space: Literal["pixels", "normalised"] = "pixels"
+    success_threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        require(
+            -1 <= self.success_threshold <= 1,
+            "Expected `metrics.success_threshold` to be from -1 to 1, "
+            f"got {self.success_threshold}.",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run; see the classes of its parts."""
+
+    data: Plugin
+    model: Plugin
+    attacks: tuple[Plugin, ...] = ()
+    output: str = "runs/run"
+    seed: int = 0
+    baseline: bool = False
+    device: str = "cpu"
+    federation: Federation = Federation()
+    victims: Victims = Victims()
+    metrics: Metrics = Metrics()
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"Expected `seed` to be at least 0, got {self.seed}.")
+        federation, victims = self.federation, self.victims
+        for name, chosen, highest in (
+            ("clients", victims.clients, federation.clients - 1),
+            ("rounds", victims.rounds, federation.rounds),
+        ):
+            require(
+                chosen is None or max(chosen) <= highest,
+                f"Expected `victims.{name}` to be at most {highest}, as the federation has "
+                f"{getattr(federation, name)} {name}, got {chosen}.",
+            )
+        require(
+            not self.baseline or bool(self.model.init_args.get("precode")),
+            "Expected `model.precode` to be set where `baseline` is true, since the baseline is "
+            "the model without its bottleneck: set it, or leave `baseline` out.",
+        )
+
+    @property
+    def variants(self) -> dict[str, "RunConfig"]:
+        """The federations of the run by subfolder: the baseline's first, if there is one."""
+        if not self.baseline:
+            return {"": self}
+        plain = {n: value for n, value in self.model.init_args.items() if n != "precode"}
+        bare = replace(self, model=replace(self.model, init_args=plain), baseline=False)
+        return {"baseline": bare, "": replace(self, baseline=False)}
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in tables, such as ``smlp+precode``."""
+        name = short_name("models", self.model.class_path)
+        return f"{name}+precode" if self.model.init_args.get("precode") else name
+
+    @property
+    def data_name(self) -> str:
+        """The data set's name in tables; an npz file is named after the file."""
+        name = short_name("data", self.data.class_path)
+        return Path(self.data.init_args["path"]).stem if name == "npz" else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested mappings of plain values, in the order of a reader's interest."""
+        plain = asdict(self)
+        plain["attacks"] = list(plain["attacks"])
+        order = ["output", "seed", "data", "model", "baseline", "federation", "victims", "attacks"]
+        return {name: plain[name] for name in [*order, "metrics", "device"]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From nested mappings, such as :meth:`to_dict` gives.
+
+        Raises:
+            BadInput: if a key is unknown or a value out of its range.
+        """
+        values = {name: value for name, value in values.items() if name != "versions"}
+        _check_keys("setting", values, cls)
+        for name in ("data", "model"):
+            require(
+                isinstance(values.get(name), dict) and bool(values[name].get("class_path")),
+                f"Expected `{name}` to be given, got nothing: see `fedleak list`.",
+            )
+            values[name] = _plugin(values[name])
+        values["attacks"] = tuple(_plugin(value) for value in values.get("attacks") or ())
+        for name, part in (("federation", Federation), ("victims", Victims), ("metrics", Metrics)):
+            inner = values.get(name) or {}
+            _check_keys(f"setting of {name}", inner, part)
+            values[name] = part(**inner)
+        return cls(**values)
+
+    @property
+    def hash(self) -> str:
+        """Tells runs of different configurations apart, wherever their folder is."""
+        plain = {name: value for name, value in self.to_dict().items() if name != "output"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write config.yaml: the resolved configuration and the versions of what computes."""
+        text = yaml.safe_dump(self.to_dict() | {"versions": versions()}, sort_keys=False)
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read config.yaml back.
+
+        Raises:
+            BadInput: if it is missing or not the configuration of a run.
+        """
+        require(path.is_file(), f"Expected the configuration of a run at {path}, found none.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise BadInput(f"Expected YAML in {path}, got: {error}.") from error
+        require(isinstance(values, dict), f"Expected a mapping in {path}, got {values!r:.60}.")
+        return cls.from_dict(values)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the figures."""
+    return {name: version(name) for name in VERSIONS_OF}
+
+
+def _plugin(value: dict[str, Any]) -> Plugin:
+    return Plugin(value["class_path"], _plain(value.get("init_args") or {}))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Tuples as lists and the like, so that a configuration reads back equal."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _check_keys(kind: str, values: dict[str, Any], owner: type[Any]) -> None:
+    known = [item.name for item in fields(owner)]
+    for name in values:
+        if name not in known:
+            raise unknown_name(kind, name, known)

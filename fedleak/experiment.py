@@ -1,0 +1,287 @@
+"""One run from top to bottom: federation, attacks, scores, results."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedleak.attacks.base import Attack, Progress, Reconstruction
+from fedleak.config import RunConfig
+from fedleak.errors import BadInput, require
+from fedleak.events import Observer, Observers
+from fedleak.parts import Parts, knowledge_of, prepare
+from fedleak.results import Recorder, RunFolder, Status, write_summary
+from fedleak.updates import InterceptedUpdate, Knowledge, update_files
+
+if TYPE_CHECKING:
+    from fedleak.federation.server import Interception
+
+
+def run(
+    config: RunConfig,
+    observers: Sequence[Observer] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Run federations and attacks, and leave everything in the run's folder.
+
+    Args:
+        config: what to run.
+        observers: told of what happens.
+        resume: go on with a run that was interrupted; only what is missing is done.
+        overwrite: delete the run that is there.
+
+    Returns:
+        The contents of summary.json.
+
+    Raises:
+        BadInput: if the configuration cannot work; nothing is written then.
+        KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
+    """
+    # Attacks on saved updates work where Flower is not installed, so it is imported here.
+    from fedleak.federation.server import make_strategy
+    from fedleak.federation.simulation import simulate
+
+    parts = prepare(config)
+    make_strategy(config)
+    work = _Work(config, parts, observers)
+    work.folder.open(config, resume=resume, overwrite=overwrite)
+    with work.status():
+        for variant, part in config.variants.items():
+            if work.finished_before:
+                continue
+            outcome = simulate(
+                part,
+                parts.data,
+                interception=work.interception(variant),
+                truth=work.folder.truth(variant),
+                checkpoint=work.folder.checkpoint(variant),
+                observer=work.observer,
+            )
+            work.federation["failures"] += outcome.failures
+            if variant == "":
+                work.federation["accuracy"] = outcome.accuracy
+        work.attack_all()
+        for variant in config.variants:
+            work.folder.checkpoint(variant).unlink(missing_ok=True)
+    return work.summary
+
+
+def attack(
+    source: Path,
+    config: RunConfig,
+    observers: Sequence[Observer] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Attack saved updates, without a federation, into a run folder of its own.
+
+    Args:
+        source: a run's folder, or one update's file in it.
+        config: the source's configuration with the attacks, victims and output wanted here.
+        observers: told of what happens.
+        resume: go on with what was interrupted.
+        overwrite: delete what is at the output.
+
+    Returns:
+        The contents of summary.json.
+
+    Raises:
+        BadInput: if an update is truncated, of another model or holds NaN, or the rest does not
+            fit; nothing is written then.
+    """
+    parts = prepare(config)
+    origin = source_folder(source)
+    files = {
+        variant: [p for p in update_files(origin.updates(variant)) if source in (p, origin.path)]
+        for variant in config.variants
+    }
+    require(any(files.values()), f"Expected saved updates in {origin.path}, found none.")
+    for variant, paths in files.items():
+        for path in paths:
+            InterceptedUpdate.load(path).check(parts.models[variant])
+    work = _Work(config, parts, observers)
+    work.folder.open(config, resume=resume, overwrite=overwrite)
+    if origin.summary.is_file():
+        work.federation = json.loads(origin.summary.read_text(encoding="utf-8"))["federation"]
+    for variant, paths in files.items():
+        for path in paths:
+            shared = path.with_name(f"{path.name[:5]}-global.safetensors")
+            _link(path, work.folder.updates(variant))
+            _link(shared, work.folder.updates(variant))
+            _link(origin.truth(variant) / path.name, work.folder.truth(variant))
+    with work.status():
+        work.attack_all()
+    return work.summary
+
+
+def source_folder(source: Path) -> RunFolder:
+    """The run that a path belongs to: the folder itself, or the one above an update's file.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    for path in (source, *source.parents[:3]):
+        if (path / "config.yaml").is_file():
+            return RunFolder(path)
+    raise BadInput(
+        f"Expected the folder of a run or an update file in one, got {source}: a run's folder "
+        "holds config.yaml and updates/."
+    )
+
+
+class _Work:
+    """A run in progress."""
+
+    def __init__(self, config: RunConfig, parts: Parts, observers: Sequence[Observer]) -> None:
+        self.config = config
+        self.parts = parts
+        self.folder = RunFolder(Path(config.output))
+        self.observer = Observers(observers)
+        self.federation: dict[str, Any] = {
+            "rounds": config.federation.rounds,
+            "clients": config.federation.clients,
+            "failures": 0,
+            "accuracy": None,
+        }
+        self.finished_before = False
+        self.summary: dict[str, Any] = {}
+        self._recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """Made once the folder is open, since it looks at what is done there."""
+        if self._recorder is None:
+            data = self.parts.data
+            self._recorder = Recorder(self.folder, self.config, data.mean, data.std)
+        return self._recorder
+
+    @contextmanager
+    def status(self) -> Iterator[None]:
+        """Keeps summary.json true, whatever happens in the block."""
+        if self.folder.summary.is_file():
+            before = json.loads(self.folder.summary.read_text(encoding="utf-8"))
+            self.finished_before = before["status"] == "complete"
+            if self.finished_before:
+                self.federation = before["federation"]
+        self._write("running")
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self._write("interrupted")
+            raise
+        except BaseException:
+            self._write("failed")
+            raise
+        self._write("complete")
+
+    def interception(self, variant: str) -> "Interception":
+        """The malicious side of a federation's server."""
+        from fedleak.federation.server import Interception
+
+        during = self.config.victims.when == "during"
+
+        def on_attacked(
+            attack: Attack, update: InterceptedUpdate, reconstruction: Reconstruction
+        ) -> None:
+            self._record(attack, variant, update, reconstruction)
+
+        return Interception(
+            folder=self.folder.updates(variant),
+            attacks=self.parts.attacks if during else (),
+            knowledge=lambda update: self._knowledge(variant, update),
+            on_attacked=on_attacked,
+        )
+
+    def attack_all(self) -> None:
+        """Every attack on every saved update on which it has not been done."""
+        for variant in self.config.variants:
+            updates = update_files(self.folder.updates(variant))
+            for attack in self.parts.attacks:
+                self._attack(attack, variant, updates)
+
+    def _attack(self, attack: Attack, variant: str, files: Sequence[Path]) -> None:
+        name = self.config.variants[variant].model_name
+        model = self.parts.models[variant]
+        reason = attack.refuses(
+            knowledge_of(self.config, self.parts.data, model, labels=None)
+        )
+        if reason is not None:
+            self.observer.attack_skipped(attack.name, name, reason)
+            return
+        left = [path for path in files if not self._is_done(attack, name, path)]
+        self.observer.attack_started(attack.name, name, len(files), len(files) - len(left))
+        together = max(1, getattr(attack, "at_once", 1))
+        for begin in range(0, len(left), together):
+            updates = []
+            for path in left[begin : begin + together]:
+                try:
+                    update = InterceptedUpdate.load(path)
+                    update.check(model)
+                    updates.append(update)
+                except BadInput as error:
+                    self.observer.attack_skipped(attack.name, name, str(error))
+            reconstructions = attack(
+                updates,
+                [self._knowledge(variant, update) for update in updates],
+                seed=self.config.seed,
+                device=self.config.device,
+                report=lambda progress: self._report(attack.name, name, progress),
+            )
+            for update, reconstruction in zip(updates, reconstructions, strict=True):
+                self._record(attack, variant, update, reconstruction)
+
+    def _report(self, attack: str, model: str, progress: Progress) -> None:
+        self.observer.attack_progressed(attack, model, progress)
+
+    def _is_done(self, attack: Attack, model: str, path: Path) -> bool:
+        round_, client = (int(part[1:]) for part in path.stem.split("-"))
+        return (model, attack.name, round_, client) in self.recorder.done
+
+    def _knowledge(self, variant: str, update: InterceptedUpdate) -> Knowledge:
+        labels = None
+        if self.config.victims.labels == "known":
+            truth = self.folder.read_truth(variant, update.round, update.client)
+            require(
+                truth is not None,
+                f"Expected the labels of update {update.key} in truth/, found none: "
+                "set `victims.labels` to recovered.",
+            )
+            # The labels alone leave the truth: the setting is that the server knows them.
+            labels = truth.labels if truth is not None else None
+        model = self.parts.models[variant]
+        return knowledge_of(self.config, self.parts.data, model, labels=labels, update=update)
+
+    def _record(
+        self,
+        attack: Attack,
+        variant: str,
+        update: InterceptedUpdate,
+        reconstruction: Reconstruction,
+    ) -> None:
+        truth = self.folder.read_truth(variant, update.round, update.client)
+        rows = self.recorder.record(attack.name, update, truth, reconstruction)
+        self.observer.victim_attacked(
+            attack.name, update.model, update, truth, reconstruction, rows
+        )
+
+    def _write(self, status: Status) -> None:
+        self.summary = write_summary(self.folder, self.config, status, self.federation)
+        if status != "running":
+            self.observer.run_ended(status)
+
+
+def _link(file: Path, folder: Path) -> None:
+    """A file in another folder too, without a second copy where the file system allows it."""
+    target = folder / file.name
+    if target.exists() or not file.exists():
+        return
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)

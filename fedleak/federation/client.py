@@ -1,0 +1,268 @@
+"""The client: a Flower ClientApp whose work is done by Lightning."""
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from fedleak.config import RunConfig
+from fedleak.data import ImageData
+from fedleak.errors import BadInput
+from fedleak.federation import records
+from fedleak.models.noise import record
+from fedleak.parts import client_samples, make_data
+from fedleak.registry import build
+from fedleak.seeds import derive_seed
+from fedleak.threads import cap_threads
+from fedleak.updates import GroundTruth, Tensors, update_key
+
+PARTITION = "partition-id"
+
+
+@dataclass(frozen=True)
+class TruthFolder:
+    """Where simulated clients leave what they had, for the scorer; not on the wire.
+
+    Args:
+        path: an existing folder that all workers reach.
+    """
+
+    path: Path
+
+    def write(self, round_: int, client: int, truth: GroundTruth) -> None:
+        """Write one client's truth of one round."""
+        truth.save(self.path / f"{update_key(round_, client)}.safetensors")
+
+
+def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp:
+    """The ClientApp of a configuration, for simulations and deployments.
+
+    It answers ``query`` with the client's number, ``train`` with a gradient or weights and the
+    training metrics, ``evaluate`` with the metrics on its share of the test samples.
+
+    Args:
+        config: the run's configuration, which travels to the workers.
+        truth: where to leave the ground truth of the victims; none in a deployment.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def identify(message: Message, context: Context) -> Message:
+        client = int(context.node_config[PARTITION])
+        return Message(
+            RecordDict({records.METRICS: MetricRecord({records.CLIENT: client})}),
+            reply_to=message,
+        )
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client, round_ = _who_and_when(message, context)
+        with _worker(config):
+            content = _train(config, _sent(message), client, round_, truth)
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client, _ = _who_and_when(message, context)
+        with _worker(config):
+            data = _data(config)
+            model = _model(config, data, _sent(message))
+            share = range(client, len(data.test_set), config.federation.clients)
+            metrics = evaluate_model(model, Subset(data.test_set, list(share)))
+        metrics[records.EXAMPLES] = len(share)
+        return Message(
+            RecordDict({records.METRICS: MetricRecord(metrics)}), reply_to=message
+        )
+
+    return app
+
+
+def quiet_trainer(**settings: Any) -> pl.Trainer:  # noqa: ANN401
+    """A Trainer that writes nothing: no logger, progress bar, checkpoint or summary."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pl.Trainer(
+            accelerator="auto" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            **settings,
+        )
+
+
+def evaluate_model(
+    model: pl.LightningModule, samples: torch.utils.data.Dataset[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """A model's own test metrics (or validation metrics, if it has no ``test_step``).
+
+    Args:
+        model: the module; it is put into eval mode for the time.
+        samples: the test samples.
+
+    Returns:
+        Metric by name; empty if the module has neither step.
+    """
+    overridden = {
+        name: getattr(type(model), name) is not getattr(pl.LightningModule, name)
+        for name in ("test_step", "validation_step")
+    }
+    if not any(overridden.values()):
+        return {}
+    trainer = quiet_trainer()
+    loader = DataLoader(samples, batch_size=256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = trainer.test if overridden["test_step"] else trainer.validate
+        (metrics,) = run(model, dataloaders=loader, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+class _Capture(pl.Callback):
+    """Notes the batches of a training and the gradient of its last step."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.gradient: Tensors = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int  # noqa: ANN401
+    ) -> None:
+        if trainer.current_epoch == 0:
+            self.inputs.append(batch[0].detach().cpu().clone())
+            self.labels.append(batch[1].detach().cpu().clone())
+
+    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.max_steps == 1:
+            self.gradient = {
+                name: torch.zeros_like(value) if value.grad is None else value.grad.detach().clone()
+                for name, value in module.named_parameters()
+            }
+
+
+def _train(
+    config: RunConfig,
+    sent: Tensors,
+    client: int,
+    round_: int,
+    truth: TruthFolder | None,
+) -> RecordDict:
+    federation = config.federation
+    data = _data(config)
+    model = _model(config, data, sent)
+    model.train(federation.mode == "train")
+    samples = _partition(_key(config))[client]
+    pl.seed_everything(derive_seed(config.seed, round_, client), verbose=False)
+    loader = DataLoader(
+        Subset(data.train_set, samples), batch_size=federation.batch_size, shuffle=True
+    )
+    one_step = federation.protocol == "fedsgd"
+    limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
+    capture = _Capture()
+    with record(model) as noise, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = quiet_trainer(callbacks=[capture], **limit)
+        trainer.fit(model, train_dataloaders=loader)
+    inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
+    if truth is not None and config.victims.includes(round_, client):
+        # Noise of several steps has no one value that an attack could be compared with.
+        drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
+        truth.write(round_, client, GroundTruth(inputs, labels, drawn))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics[records.EXAMPLES] = len(inputs)
+    state = model.state_dict()
+    if not one_step:
+        return RecordDict({
+            records.ARRAYS: records.to_record(state), records.METRICS: MetricRecord(metrics)
+        })  # fmt: skip
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        records.GRADIENT: records.to_record(capture.gradient),
+        records.METRICS: MetricRecord(metrics),
+    }
+    buffers = {name: value for name, value in state.items() if name not in capture.gradient}
+    if buffers:
+        content[records.BUFFERS] = records.to_record(buffers)
+    return RecordDict(content)
+
+
+def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
+    settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
+    return int(context.node_config[PARTITION]), int(settings[records.ROUND])
+
+
+def _sent(message: Message) -> Tensors:
+    return records.to_tensors(message.content.array_records[records.ARRAYS])
+
+
+def _model(config: RunConfig, data: ImageData, state: Tensors) -> pl.LightningModule:
+    model: pl.LightningModule = build(
+        "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
+    )
+    model.load_state_dict(state)
+    return model
+
+
+# A worker serves many clients; what they share is made once. Configurations hold dictionaries and
+# so cannot be keys themselves.
+_configs: dict[str, RunConfig] = {}
+
+
+def _key(config: RunConfig) -> str:
+    return _configs.setdefault(config.hash, config).hash
+
+
+def _data(config: RunConfig) -> ImageData:
+    return _cached_data(_key(config))
+
+
+@lru_cache(maxsize=1)
+def _cached_data(key: str) -> ImageData:
+    return make_data(_configs[key])
+
+
+@lru_cache(maxsize=1)
+def _partition(key: str) -> list[list[int]]:
+    return client_samples(_configs[key], _cached_data(key))
+
+
+@contextmanager
+def _worker(config: RunConfig) -> Iterator[None]:
+    """A client's share of the cores, and an end to it when its time is up."""
+    cap_threads(config.federation.cpus_per_client)
+    seconds = config.federation.client_timeout
+    if threading.current_thread() is not threading.main_thread():
+        # Signals reach the main thread alone; elsewhere the server's own patience has to do.
+        yield
+        return
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"the client did not finish within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except BadInput as error:
+        # Flower reports the text alone.
+        raise RuntimeError(str(error)) from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,121 @@
+"""Flower's Grid in a fixed order, watched, and stoppable."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedleak.federation import records
+
+POLL_SECONDS = 0.1
+HANDSHAKE_SECONDS = 300.0
+
+
+class Stopped(Exception):
+    """The run was told to stop while the server waited for clients."""
+
+
+class OrderedGrid(Grid):
+    """A Grid whose nodes and replies come in the order of the clients' numbers.
+
+    Flower hands out nodes and replies in an arbitrary order, and both client sampling and float
+    sums depend on it; in a fixed order, a run with the same seed gives the same figures.
+
+    Args:
+        grid: Flower's own grid.
+        clients: number of clients to wait for.
+        stop: set from outside to make the server give up waiting.
+        on_reply: called with the client's number and its reply, as the replies come.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        *,
+        stop: threading.Event,
+        on_reply: Callable[[int, Message], None],
+    ) -> None:
+        self._grid = grid
+        self._stop = stop
+        self._on_reply = on_reply
+        self.clients = self._identify(clients)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._grid, name)
+
+    def set_run(self, run: Any) -> None:  # noqa: ANN401
+        """See flwr.serverapp.Grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:  # noqa: ANN401
+        """See flwr.serverapp.Grid."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:  # noqa: ANN401
+        """See flwr.serverapp.Grid."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes in the order of their clients' numbers."""
+        present = set(self._grid.get_node_ids())
+        return [node for node in self.clients if node in present]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See flwr.serverapp.Grid."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages, wait for the replies, and give them in the order of the clients.
+
+        Args:
+            messages: one for each client.
+            timeout: seconds after which the missing replies are given up; none: never.
+
+        Raises:
+            Stopped: if the run was told to stop.
+        """
+        replies = self._exchange(messages, timeout)
+        return sorted(replies, key=lambda reply: self.clients[reply.metadata.src_node_id])
+
+    def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Message]:
+        open_ids = set(self._grid.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while open_ids and (deadline is None or time.monotonic() < deadline):
+            for reply in self._grid.pull_messages(open_ids):
+                open_ids.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+                self._on_reply(self.clients.get(reply.metadata.src_node_id, -1), reply)
+            if open_ids and self._stop.wait(POLL_SECONDS):
+                raise Stopped
+        return replies
+
+    def _identify(self, clients: int) -> dict[int, int]:
+        """Ask every node for its client's number: node id -> number, ordered by number."""
+        self.clients: dict[int, int] = {}
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
+        while len(nodes := list(self._grid.get_node_ids())) < clients:
+            if self._stop.wait(POLL_SECONDS):
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"only {len(nodes)} of {clients} clients connected")
+        questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        numbers = {
+            reply.metadata.src_node_id: int(
+                reply.content.metric_records[records.METRICS][records.CLIENT]  # type: ignore[arg-type]
+            )
+            for reply in self._exchange(questions, HANDSHAKE_SECONDS)
+            if reply.has_content()
+        }
+        return dict(sorted(numbers.items(), key=lambda item: item[1]))

@@ -1,0 +1,172 @@
+"""The server: a Flower ServerApp that runs a strategy round by round and can be resumed."""
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flwr.serverapp.strategy as flower_strategies
+from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from fedleak.attacks.base import Attack
+from fedleak.config import RunConfig
+from fedleak.data import ImageData
+from fedleak.errors import BadInput, unknown_name
+from fedleak.events import Observer
+from fedleak.federation import records
+from fedleak.federation.checkpoint import Outcome, restore, write_checkpoint
+from fedleak.federation.client import evaluate_model
+from fedleak.federation.grid import OrderedGrid
+from fedleak.federation.quiet import quiet
+from fedleak.federation.strategy import Attacked, MaliciousStrategy
+from fedleak.parts import local_learning_rate, make_model
+from fedleak.registry import load_class
+from fedleak.updates import InterceptedUpdate, Knowledge
+
+# Seconds that the server waits beyond a client's own time limit, for what is on its way.
+GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Interception:
+    """What the malicious side of the server is given.
+
+    Args:
+        folder: where intercepted updates are written.
+        attacks: attacks to be run in the round itself; empty if they come later.
+        knowledge: what the server knows of an update.
+        on_attacked: called with every reconstruction made in a round.
+    """
+
+    folder: Path
+    attacks: Sequence[Attack]
+    knowledge: Callable[[InterceptedUpdate], Knowledge]
+    on_attacked: Attacked
+
+
+def make_strategy(config: RunConfig) -> Strategy:
+    """The honest inner strategy of a configuration.
+
+    Raises:
+        BadInput: if there is no such strategy, or it takes other options.
+    """
+    federation = config.federation
+    choices = {n: getattr(flower_strategies, n) for n in flower_strategies.__all__}
+    known = {n: c for n, c in choices.items() if inspect.isclass(c) and issubclass(c, Strategy)}
+    name = federation.strategy
+    found = load_class(name) if "." in name else known.get(name)
+    if found is None:
+        raise unknown_name("strategy", name, known)
+    settings: dict[str, Any] = {
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 1,
+        "min_available_nodes": federation.clients,
+        "fraction_evaluate": 1.0 if federation.client_evaluation else 0.0,
+    }
+    accepted = inspect.signature(found).parameters
+    for option in federation.strategy_options:
+        if option not in accepted:
+            raise unknown_name(f"option of strategy {name}", option, accepted)
+    settings = {option: value for option, value in settings.items() if option in accepted}
+    try:
+        with quiet():
+            strategy = found(**settings | federation.strategy_options)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"Expected options that strategy {name} takes: {error}.") from error
+    if not isinstance(strategy, Strategy):
+        raise BadInput(f"Expected `federation.strategy` to be a Strategy of Flower, got {name}.")
+    return strategy
+
+
+def server_app(
+    config: RunConfig,
+    data: ImageData,
+    interception: Interception,
+    checkpoint: Path,
+    outcome: Outcome,
+    observer: Observer,
+    stop: threading.Event,
+    ended: threading.Event,
+) -> ServerApp:
+    """The ServerApp of a configuration.
+
+    Args:
+        config: the configuration of this federation.
+        data: gives the test set.
+        interception: the malicious side.
+        checkpoint: file that holds the state between rounds, for resuming.
+        outcome: what has been done before; goes on as the rounds go by.
+        observer: told of what happens.
+        stop: set to make the server give up.
+        ended: set by the server once it needs no client any more.
+    """
+    app = ServerApp()
+    federation, name = config.federation, config.model_name
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            run(grid)
+        finally:
+            ended.set()
+
+    def run(grid: Grid) -> None:
+        model = make_model(config, data)
+        inner = make_strategy(config)
+        done = outcome.rounds
+        weights = restore(checkpoint, inner) if done else model.state_dict()
+        observer.federation_started(name, federation.clients, done + 1, federation.rounds)
+
+        def on_reply(client: int, reply: Message) -> None:
+            if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
+                return
+            metrics = reply.content.metric_records[records.METRICS]
+            scalars = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float)}
+            observer.client_answered(name, strategy.current_round, client, scalars)
+
+        def on_failure(round_: int, client: int, reason: str) -> None:
+            outcome.failures += 1
+            observer.client_failed(name, round_, client, reason)
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            round_ = server_round + done
+            if server_round == 0 and done:
+                return None  # evaluated before the interruption
+            state = records.to_tensors(arrays)
+            model.load_state_dict(state)
+            metrics = evaluate_model(model, data.test_set)
+            outcome.rounds, outcome.metrics[round_] = round_, metrics
+            if round_:
+                write_checkpoint(checkpoint, state, inner, outcome)
+            observer.round_evaluated(name, round_, metrics)
+            return MetricRecord(metrics)
+
+        ordered = OrderedGrid(grid, federation.clients, stop=stop, on_reply=on_reply)
+        strategy = MaliciousStrategy(
+            inner,
+            attacks=interception.attacks,
+            knowledge=interception.knowledge,
+            learning_rate=local_learning_rate(model),
+            victims=config.victims,
+            folder=interception.folder,
+            model=name,
+            clients=ordered.clients,
+            seed=config.seed,
+            seeded_sampling=True,
+            first_round=done + 1,
+            on_attacked=interception.on_attacked,
+            on_failure=on_failure,
+        )
+        strategy.start(
+            ordered,
+            records.to_record(weights),
+            num_rounds=federation.rounds - done,
+            timeout=federation.client_timeout + GRACE_SECONDS,
+            evaluate_fn=evaluate,
+        )
+
+    return app

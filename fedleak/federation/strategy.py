@@ -1,0 +1,228 @@
+"""The malicious server: any Flower strategy, with an ear on what the clients send."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.config import Victims
+from fedleak.errors import BadInput
+from fedleak.federation import records
+from fedleak.seeds import derive_seed
+from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
+
+Attacked = Callable[[Attack, InterceptedUpdate, Reconstruction], None]
+
+
+class MaliciousStrategy(Strategy):
+    """Wraps a Flower strategy, changes nothing in its training, and attacks the updates it sees.
+
+    Clients that return weights are passed on as they are. Clients that return a gradient (protocol
+    fedsgd) are passed on as the weights after one step with it, so that the inner strategy works
+    unchanged.
+
+    Args:
+        inner: the strategy that runs the federation.
+        attacks: what to do with the updates.
+        knowledge: what the server knows, the same of all updates or by a function of the update;
+            needed for attacks.
+        learning_rate: of the step that turns a gradient into weights (fedsgd); none: the learning
+            rate in ``knowledge``.
+        victims: whose updates to keep, and when to attack them.
+        folder: where to write each intercepted update; none: they are kept in memory.
+        model: the model's name in the updates' headers.
+        clients: node id -> client number, looked at when needed; nodes not in it are numbered as
+            they appear.
+        seed: seed of the attacks. Python's random state, by which strategies sample clients, is
+            seeded from it at every round if ``seeded_sampling``.
+        seeded_sampling: whether to do so; it makes a resumed federation sample as it would have.
+        first_round: number of the first round, more than 1 where a federation is resumed.
+        on_intercept: called with every update that is kept.
+        on_attacked: called with every reconstruction, which ``reconstructions`` holds as well.
+        on_failure: called with round, client number (-1: unknown) and reason.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        *,
+        attacks: Sequence[Attack] = (),
+        knowledge: Knowledge | Callable[[InterceptedUpdate], Knowledge] | None = None,
+        learning_rate: float | None = None,
+        victims: Victims = Victims(),  # noqa: B008 - it is frozen
+        folder: Path | None = None,
+        model: str = "model",
+        clients: Mapping[int, int] | None = None,
+        seed: int = 0,
+        seeded_sampling: bool = False,
+        first_round: int = 1,
+        on_intercept: Callable[[InterceptedUpdate], None] | None = None,
+        on_attacked: Attacked | None = None,
+        on_failure: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        if attacks and knowledge is None:
+            raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
+        self.inner = inner
+        self.attacks = attacks
+        self.knowledge = knowledge
+        if learning_rate is None and isinstance(knowledge, Knowledge):
+            learning_rate = knowledge.learning_rate
+        self.learning_rate = learning_rate
+        self.victims = victims
+        self.folder = folder
+        self.model = model
+        self.seed = seed
+        self.seeded_sampling = seeded_sampling
+        self.first_round = first_round
+        self.current_round = first_round
+        self.failures = 0
+        self.intercepted: list[InterceptedUpdate | Path] = []
+        self.reconstructions: list[tuple[str, InterceptedUpdate, Reconstruction]] = []
+        self.clients = {} if clients is None else clients
+        self._numbers: dict[int, int] = {}
+        self._on_intercept = on_intercept
+        self._on_attacked = on_attacked
+        self._on_failure = on_failure
+        self._sent: Tensors = {}
+        self._asked: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:  # noqa: ANN401
+        """Run the inner strategy's own loop, then attack if that is to be done afterwards."""
+        result: Result = type(self.inner).start(self, *args, **kwargs)  # type: ignore[arg-type]
+        if self.attacks and self.victims.when == "after":
+            for kept in self.intercepted:
+                self._attack(kept if isinstance(kept, InterceptedUpdate) else _load(kept))
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """What the inner strategy sends, noted on the way."""
+        round_ = self._round(server_round)
+        self.current_round = round_
+        if self.seeded_sampling:
+            random.seed(derive_seed(self.seed, round_))
+        messages = list(self.inner.configure_train(round_, arrays, config, grid))
+        self._sent = records.to_tensors(arrays)
+        self._asked = [message.metadata.dst_node_id for message in messages]
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What the inner strategy makes of the replies, after they have been looked at."""
+        round_ = self._round(server_round)
+        received = list(replies)
+        self._count_failures(round_, received)
+        for reply in received:
+            if reply.has_error():
+                continue
+            client = self._number(reply.metadata.src_node_id)
+            if self.victims.includes(round_, client):
+                self._intercept(round_, client, reply)
+            if records.sends_gradient(reply.content):
+                if self.learning_rate is None:
+                    raise BadInput(
+                        "Expected `learning_rate` where clients send gradients, got none."
+                    )
+                records.as_weights(reply, self._sent, self.learning_rate)
+        return self.inner.aggregate_train(round_, received)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """What the inner strategy sends."""
+        return self.inner.configure_evaluate(self._round(server_round), arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """What the inner strategy makes of the replies."""
+        return self.inner.aggregate_evaluate(self._round(server_round), replies)
+
+    def summary(self) -> None:
+        """Log the inner strategy's configuration."""
+        self.inner.summary()
+
+    def _round(self, server_round: int) -> int:
+        return server_round + self.first_round - 1
+
+    def _number(self, node: int) -> int:
+        known = self.clients.get(node)
+        return self._numbers.setdefault(node, len(self._numbers)) if known is None else known
+
+    def _count_failures(self, round_: int, replies: Sequence[Message]) -> None:
+        reasons = {reply.metadata.src_node_id: "" for reply in replies}
+        reasons |= {r.metadata.src_node_id: r.error.reason or "" for r in replies if r.has_error()}
+        answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
+        for node in self._asked:
+            if node not in answered:
+                self.failures += 1
+                if self._on_failure is not None:
+                    reason = reasons.get(node, "it did not answer in time")
+                    self._on_failure(round_, self._number(node), reason)
+
+    def _intercept(self, round_: int, client: int, reply: Message) -> None:
+        content = reply.content
+        gradient = records.sends_gradient(content)
+        arrays = content.array_records
+        received = records.to_tensors(
+            arrays[records.GRADIENT] if gradient else next(iter(arrays.values()))
+        )
+        if records.BUFFERS in arrays:
+            received |= records.to_tensors(arrays[records.BUFFERS])
+        metrics = next(iter(content.metric_records.values()))
+        update = InterceptedUpdate(
+            round=round_,
+            client=client,
+            protocol="fedsgd" if gradient else "fedavg",
+            num_examples=int(metrics[records.EXAMPLES]),  # type: ignore[arg-type]
+            model=self.model,
+            sent=self._sent,
+            received=received,
+        )
+        self.intercepted.append(update if self.folder is None else update.save(self.folder))
+        if self._on_intercept is not None:
+            self._on_intercept(update)
+        if self.victims.when == "during":
+            self._attack(update)
+
+    def _attack(self, update: InterceptedUpdate) -> None:
+        knowledge = self._knowledge_of(update)
+        for attack in self.attacks:
+            if attack.refuses(knowledge) is not None:
+                continue
+            try:
+                (result,) = attack([update], knowledge, seed=self.seed)
+            except BadInput as error:
+                # A client that sends rubbish must not stop the training of the others.
+                if self._on_failure is not None:
+                    self._on_failure(update.round, update.client, str(error))
+                continue
+            self.reconstructions.append((attack.name, update, result))
+            if self._on_attacked is not None:
+                self._on_attacked(attack, update, result)
+
+    def _knowledge_of(self, update: InterceptedUpdate) -> Knowledge:
+        if self.knowledge is None:
+            raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
+        if not isinstance(self.knowledge, Knowledge):
+            return self.knowledge(update)
+        if self.knowledge.labels is not None:
+            return self.knowledge
+        return replace(self.knowledge, num_samples=update.num_examples)
+
+
+def _load(path: Path) -> InterceptedUpdate:
+    return InterceptedUpdate.load(path)

@@ -1,0 +1,26 @@
+"""LightningModules that clients train, and the bottleneck that is said to protect them."""
+
+from pytorch_lightning import LightningModule
+
+from fedleak.models.bottleneck import Precode, VariationalBottleneck, kl_penalty
+from fedleak.models.classifier import ImageClassifier
+from fedleak.models.lenet import LeNet, LeNetR
+from fedleak.models.mlp import DMLP, SMLP
+from fedleak.models.noise import Noise, NormalNoise, inject, noise_slots, record
+
+__all__ = [
+    "DMLP",
+    "SMLP",
+    "ImageClassifier",
+    "LeNet",
+    "LeNetR",
+    "LightningModule",
+    "Noise",
+    "NormalNoise",
+    "Precode",
+    "VariationalBottleneck",
+    "inject",
+    "kl_penalty",
+    "noise_slots",
+    "record",
+]

@@ -1,0 +1,110 @@
+"""The one way in which a layer draws noise.
+
+Every stochastic layer owns a :class:`Noise` slot and draws through it. An attack can therefore list
+the slots of any model, read what was drawn, put its own value in and differentiate with respect to
+it, without knowing which layer the slot belongs to. All of it works under ``torch.func``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.errors import unknown_name
+
+
+class Noise(nn.Module, ABC):
+    """A slot for noise: draws it, or gives back the value that :func:`inject` put in.
+
+    A subclass says from which distribution it draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._injected: Tensor | None = None
+        self._recorded: list[Tensor] | None = None
+
+    @abstractmethod
+    def draw(self, like: Tensor) -> Tensor:
+        """A fresh draw of the shape, type and device of ``like``, from torch's global generator."""
+
+    def forward(self, like: Tensor) -> Tensor:
+        """The slot's noise for a tensor of shape ``(batch, ...)``.
+
+        Args:
+            like: the tensor that the noise will be added to or multiplied with.
+
+        Returns:
+            A tensor of the same shape.
+
+        Raises:
+            ValueError: if an injected value has another shape.
+        """
+        value = self.draw(like) if self._injected is None else self._injected
+        if value.shape != like.shape:
+            raise ValueError(
+                f"Expected injected noise of shape {tuple(like.shape)}, got {tuple(value.shape)}."
+            )
+        if self._recorded is not None:
+            self._recorded.append(value.detach().clone())
+        return value
+
+
+class NormalNoise(Noise):
+    """Standard normal noise, N(0, 1)."""
+
+    def draw(self, like: Tensor) -> Tensor:
+        """See :meth:`Noise.draw`."""
+        return torch.randn_like(like)
+
+
+def noise_slots(model: nn.Module) -> dict[str, Noise]:
+    """The slots of a model by module path, in the order in which the model holds them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Noise)}
+
+
+@contextmanager
+def inject(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, the named slots give the values instead of drawing.
+
+    Args:
+        model: the model that owns the slots.
+        values: slot path -> noise of shape ``(batch, ...)``; slots not named go on drawing.
+
+    Raises:
+        BadInput: if the model has no slot of a given name.
+    """
+    slots = noise_slots(model)
+    for name in values:
+        if name not in slots:
+            raise unknown_name("noise slot", name, slots)
+    try:
+        for name, value in values.items():
+            slots[name]._injected = value
+        yield
+    finally:
+        for name in values:
+            slots[name]._injected = None
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Within the block, what every slot gives is noted, in the order of the forward passes.
+
+    Args:
+        model: the model that owns the slots.
+
+    Yields:
+        Slot path -> list of tensors of shape ``(batch, ...)``, one a forward pass.
+    """
+    slots = noise_slots(model)
+    notes: dict[str, list[Tensor]] = {name: [] for name in slots}
+    try:
+        for name, slot in slots.items():
+            slot._recorded = notes[name]
+        yield notes
+    finally:
+        for slot in slots.values():
+            slot._recorded = None

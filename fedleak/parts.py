@@ -1,0 +1,223 @@
+"""The parts of a run, made from its configuration and checked before anything is written."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Attack
+from fedleak.config import RunConfig
+from fedleak.data import ImageData, partition
+from fedleak.errors import BadInput, require
+from fedleak.registry import build
+from fedleak.seeds import derive_seed
+from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with.
+
+    Args:
+        data: the data set, loaded.
+        models: variant of the run -> untrained model.
+        attacks: the attacks, in their order.
+    """
+
+    data: ImageData
+    models: dict[str, nn.Module]
+    attacks: list[Attack]
+
+
+def prepare(config: RunConfig) -> Parts:
+    """Make and check everything that a run needs.
+
+    Raises:
+        BadInput: if something does not fit; nothing has been written then.
+    """
+    _check_device(config.device)
+    attacks = [make_attack(config, index) for index in range(len(config.attacks))]
+    data = make_data(config)
+    client_samples(config, data)
+    models = {variant: make_model(part, data) for variant, part in config.variants.items()}
+    for variant, part in config.variants.items():
+        check_model(models[variant], part, data)
+    for attack in attacks:
+        reasons = [
+            attack.refuses(knowledge_of(config, data, model, labels=None))
+            for model in models.values()
+        ]
+        if None not in reasons:
+            raise BadInput(
+                f"Expected a model that {attack.name} can attack, but {reasons[0]}: "
+                "set `model.precode`, or leave the attack out."
+            )
+    return Parts(data, models, attacks)
+
+
+def make_data(config: RunConfig) -> ImageData:
+    """The data set of a configuration, loaded.
+
+    Raises:
+        BadInput: if it is no image set, or cannot be loaded.
+    """
+    data = build("data", config.data)
+    require(
+        isinstance(data, ImageData),
+        f"Expected `data` to be an ImageData, got `{config.data.class_path}`.",
+    )
+    data.prepare_data()
+    data.setup()
+    return data  # type: ignore[no-any-return]
+
+
+def make_attack(config: RunConfig, index: int) -> Attack:
+    """One of a configuration's attacks.
+
+    Raises:
+        BadInput: if it is no attack, or its settings do not fit.
+    """
+    plugin = config.attacks[index]
+    attack = build("attacks", plugin)
+    require(
+        isinstance(attack, Attack),
+        f"Expected `attacks` to hold attacks, got `{plugin.class_path}`.",
+    )
+    return attack  # type: ignore[no-any-return]
+
+
+def make_model(config: RunConfig, data: ImageData) -> nn.Module:
+    """The untrained global model of a configuration, the same for the same seed.
+
+    Raises:
+        BadInput: if its settings do not fit, or it is no module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed))
+        model = build(
+            "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
+        )
+    # Lightning's own class is not imported here; what makes a LightningModule is checked instead.
+    if not isinstance(model, nn.Module) or not hasattr(model, "configure_optimizers"):
+        raise BadInput(
+            f"Expected `model` to be a LightningModule, got `{config.model.class_path}`."
+        )
+    local_learning_rate(model)
+    return model
+
+
+def check_model(model: nn.Module, config: RunConfig, data: ImageData) -> None:
+    """Check that a model takes the images of a data set.
+
+    Raises:
+        BadInput: if it fails on them; the message has both shapes where the model knows its own.
+    """
+    images, labels = data.train_set.batch([0, 0])
+    own = getattr(model, "input_shape", None)
+    sentence = f"Expected a model for images of shape {data.input_shape} ({config.data_name}), "
+    if own is not None and tuple(own) != data.input_shape:
+        raise BadInput(f"{sentence}got {config.model_name} for images of shape {tuple(own)}.")
+    training = model.training
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            batch_loss(model, (images, labels))
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, BadInput):
+            raise
+        text = " ".join(str(error).split())
+        raise BadInput(f"{sentence}but {config.model_name} fails on them: {text}") from error
+    finally:
+        model.load_state_dict(state)
+        model.train(training)
+
+
+def client_samples(config: RunConfig, data: ImageData) -> list[list[int]]:
+    """Positions in the training set of every client's samples.
+
+    Raises:
+        BadInput: if a client would have none, or fewer than a batch.
+    """
+    federation = config.federation
+    parts = partition(
+        data.train_set.labels.numpy(),
+        federation.clients,
+        kind=federation.partition,
+        alpha=federation.alpha,
+        shards_per_client=federation.shards_per_client,
+        seed=config.seed,
+    )
+    smallest = min(range(len(parts)), key=lambda client: len(parts[client]))
+    require(
+        len(parts[smallest]) >= federation.batch_size,
+        f"Expected every client to have a batch of `federation.batch_size` "
+        f"{federation.batch_size}, but client {smallest} has {len(parts[smallest])} of the "
+        f"{len(data.train_set)} samples: lower it or `federation.clients`.",
+    )
+    return [part.tolist() for part in parts]
+
+
+def local_learning_rate(model: nn.Module) -> float:
+    """The learning rate of a module's own optimiser (the first one, if it has several).
+
+    Raises:
+        BadInput: if ``configure_optimizers`` gives no optimiser.
+    """
+    found: Any = model.configure_optimizers()
+    while isinstance(found, list | tuple | dict):
+        found = found["optimizer"] if isinstance(found, dict) else found[0]
+    if not isinstance(found, torch.optim.Optimizer):
+        raise BadInput(
+            f"Expected `configure_optimizers` of {type(model).__name__} to give an optimiser, "
+            f"got {found!r}."
+        )
+    return float(found.param_groups[0]["lr"])
+
+
+def knowledge_of(
+    config: RunConfig,
+    data: ImageData,
+    model: nn.Module,
+    *,
+    labels: Tensor | None,
+    update: InterceptedUpdate | None = None,
+) -> Knowledge:
+    """What the server of a run knows of an update.
+
+    Args:
+        config: the run's configuration.
+        data: gives shape, classes and scaling.
+        model: the architecture.
+        labels: the true labels, if the setting is that the server knows them.
+        update: the update; without one, that of a client with a single batch is presumed.
+    """
+    federation = config.federation
+    samples = federation.batch_size if update is None else update.num_examples
+    steps = 1
+    if federation.protocol == "fedavg":
+        steps = federation.local_epochs * ceil(samples / federation.batch_size)
+    return Knowledge(
+        model=model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        mean=data.mean,
+        std=data.std,
+        num_samples=samples,
+        labels=labels,
+        protocol=federation.protocol,
+        learning_rate=local_learning_rate(model),
+        local_steps=steps,
+        training=federation.mode == "train",
+    )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"Expected `device` to be one that torch can use here, such as cpu, got `{name}`: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

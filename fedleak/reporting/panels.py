@@ -1,0 +1,57 @@
+"""Originals and their reconstructions side by side, read from a run's folder."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fedleak.config import RunConfig
+from fedleak.metrics import to_space
+from fedleak.results import Picture, RunFolder, read_rows, to_picture
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One victim's sample and what the attacks made of it.
+
+    Args:
+        round: number of the round.
+        client: number of the client.
+        sample: position in the client's batch.
+        original: pixels ``(H, W)`` or ``(H, W, 3)``; none where the truth is not known.
+        reconstructions: column title -> (pixels, SSIM or none).
+    """
+
+    round: int
+    client: int
+    sample: int
+    original: Picture | None
+    reconstructions: dict[str, tuple[Picture, float | None]]
+
+
+def read_panels(
+    folder: RunFolder, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
+) -> list[Panel]:
+    """All victims of a run, in the order of rounds, clients and samples.
+
+    Args:
+        folder: the run's folder.
+        config: its configuration.
+        mean: mean of each channel of the data.
+        std: deviation of each channel.
+    """
+    variants = {part.model_name: name for name, part in config.variants.items()}
+    panels: dict[tuple[int, int, int], Panel] = {}
+    for row in read_rows(folder.results):
+        key = (row["round"], row["client"], row["sample"])
+        if key not in panels:
+            truth = folder.read_truth(variants.get(row["model"], ""), *key[:2])
+            original = None
+            if truth is not None:
+                pixels = to_space(truth.inputs[key[2]], mean, std, "pixels")
+                original = to_picture(pixels)
+            panels[key] = Panel(*key, original, {})
+        title = f"{row['attack']} on {row['model']}"
+        picture = np.asarray(Image.open(folder.reconstruction(row)))
+        panels[key].reconstructions[title] = (picture, row["ssim"])
+    return [panels[key] for key in sorted(panels)]

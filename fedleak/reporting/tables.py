@@ -1,0 +1,89 @@
+"""Tables for a terminal of 80 columns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedleak.config import RunConfig
+from fedleak.registry import SINGULAR, load_class, names
+from fedleak.results import RunFolder
+
+SPACES = {
+    "pixels": "images scaled back to [0, 1], data range 1",
+    "normalised": "normalised images, data range 2",
+}
+
+
+def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
+    """The table that a run ends with: a row for each attack on each model.
+
+    Args:
+        summary: the contents of summary.json.
+        config: the run's configuration, for the caption.
+    """
+    federation, victims = config.federation, config.victims
+    table = Table(
+        title=f"What the updates leak: {config.data_name}",
+        caption=(
+            f"{federation.protocol}, batch size {federation.batch_size}, "
+            f"labels {victims.labels}, "
+            f"{'all rounds' if victims.rounds is None else f'rounds {victims.rounds}'} of "
+            f"{federation.rounds} (round 1: untrained), seed {config.seed}. "
+            f"Means over n samples; success: SSIM >= {config.metrics.success_threshold:g}. "
+            f"Metrics on {SPACES[config.metrics.space]}."
+        ),
+    )
+    for name in ("attack", "model"):
+        table.add_column(name)
+    for name in ("n", "SSIM", "PSNR dB", "MSE", "success", "seconds"):
+        table.add_column(name, justify="right")
+    for entry in summary["attacks"]:
+        table.add_row(
+            entry["attack"],
+            entry["model"],
+            str(entry["n"]),
+            _number(entry["ssim"], ".4f"),
+            _number(entry["psnr"], ".2f"),
+            _number(entry["mse"], ".2e"),
+            _number(entry["asr"], ".0%"),
+            _number(entry["seconds"], ".1f"),
+        )
+    return table
+
+
+def paths_line(folder: RunFolder, figures: list[Path]) -> Text:
+    """Where to look next."""
+    lines = [f"  figures      {path}" for path in figures[:1]]
+    lines += [
+        f"  results      {folder.results}",
+        f"  summary      {folder.summary}",
+        f"  TensorBoard  tensorboard --logdir {folder.path.parent}",
+    ]
+    return Text("Look at\n" + "\n".join(lines))
+
+
+def plugin_table(kind: str) -> Table:
+    """The plugins of a kind with what they are; attacks with paper and needs.
+
+    Args:
+        kind: ``attacks``, ``data`` or ``models``.
+    """
+    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind == "attacks")
+    table.add_column("name")
+    titles = ("paper", "needs") if kind == "attacks" else ("what it is",)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for name, point in names(kind).items():
+        found = load_class(point.value.replace(":", "."))
+        if kind == "attacks":
+            table.add_row(name, found.paper, found.needs)
+        else:
+            table.add_row(name, (found.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,319 @@
+"""A run's folder: what is in it, what has been done, and the results as they come."""
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.config import RunConfig
+from fedleak.errors import BadInput, require
+from fedleak.metrics import score, to_space
+from fedleak.updates import GroundTruth, InterceptedUpdate, update_key
+
+COLUMNS = (
+    "round", "client", "sample", "attack", "defense", "model", "dataset", "batch_size",
+    "mse", "psnr", "ssim", "success", "noise_mse", "cost", "iterations", "seconds",
+)  # fmt: skip
+MEANS = ("mse", "psnr", "ssim", "success", "seconds")
+
+Status = Literal["running", "interrupted", "failed", "complete"]
+Row = dict[str, Any]
+Picture = npt.NDArray[np.uint8]
+Done = set[tuple[str, str, int, int]]
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.results = path / "results.csv"
+        self.summary = path / "summary.json"
+        self.figures = path / "figures"
+        self.tensorboard = path / "tensorboard"
+        self.reconstructions = self.figures / "victims"
+
+    def updates(self, variant: str = "") -> Path:
+        """Folder of the updates; ``variant`` is empty or ``baseline``."""
+        return self.path / "updates" / variant
+
+    def truth(self, variant: str = "") -> Path:
+        """Folder of the ground truth, for the scorer alone."""
+        return self.path / "truth" / variant
+
+    def checkpoint(self, variant: str = "") -> Path:
+        """Where a federation that has not ended keeps its state; gone once it has."""
+        return self.updates(variant) / "unfinished.safetensors"
+
+    def open(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder ready for a run of this configuration.
+
+        Args:
+            config: the configuration, which is written to config.yaml.
+            resume: whether to go on with what is there.
+            overwrite: whether to delete what is there.
+
+        Raises:
+            BadInput: if something is there and neither is allowed, if it is no run's folder, or
+                if it is one of another configuration.
+        """
+        require(
+            not (resume and overwrite),
+            "Expected one of `--resume` and `--overwrite`, got both.",
+        )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            require(
+                self.config.is_file(),
+                f"Expected the folder of a run or nothing at {self.path}, found something else: "
+                "choose another `--output`.",
+            )
+            require(
+                resume or overwrite,
+                f"Expected no run at {self.path}, found one: go on with it by `--resume`, replace "
+                "it by `--overwrite`, or choose another `--output`.",
+            )
+            if resume:
+                found = RunConfig.load(self.config).hash
+                require(
+                    found == config.hash,
+                    f"Expected the configuration of {self.config} to resume it, got another one: "
+                    f"repeat its settings (`--config {self.config}`) or `--overwrite`.",
+                )
+            else:
+                shutil.rmtree(self.path)
+        for variant in config.variants:
+            self.updates(variant).mkdir(parents=True, exist_ok=True)
+            self.truth(variant).mkdir(parents=True, exist_ok=True)
+        self.reconstructions.mkdir(parents=True, exist_ok=True)
+        self.tensorboard.mkdir(parents=True, exist_ok=True)
+        config.save(self.config)
+
+    def reconstruction(self, row: Row) -> Path:
+        """Path of the picture of one reconstructed sample."""
+        key = update_key(int(row["round"]), int(row["client"]))
+        return self.reconstructions / f"{row['model']}-{row['attack']}-{key}-{row['sample']}.png"
+
+    def read_truth(self, variant: str, round_: int, client: int) -> GroundTruth | None:
+        """The truth behind an update; none where it is not known, as in a deployment."""
+        path = self.truth(variant) / f"{update_key(round_, client)}.safetensors"
+        return GroundTruth.load(path) if path.exists() else None
+
+
+class Recorder:
+    """Scores reconstructions and appends them to the run's files at once.
+
+    Args:
+        folder: the run's folder.
+        config: the run's configuration.
+        mean: mean of each channel of the data.
+        std: deviation of each channel.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._mean = mean
+        self._std = std
+        self.done = repair_results(folder.results)
+
+    def record(
+        self,
+        attack: str,
+        update: InterceptedUpdate,
+        truth: GroundTruth | None,
+        reconstruction: Reconstruction,
+    ) -> list[Row]:
+        """Score one update's reconstruction and append its rows and pictures.
+
+        Args:
+            attack: the attack's name.
+            update: the update that was attacked.
+            truth: the client's batch, or none where it is not known; then the scores stay empty.
+            reconstruction: what the attack made of it.
+
+        Returns:
+            A row for each sample, with the columns of results.csv.
+        """
+        batch = len(reconstruction.inputs)
+        shared = {
+            "round": update.round, "client": update.client, "attack": attack, "defense": "none",
+            "model": update.model, "dataset": self._config.data_name, "batch_size": batch,
+            "cost": reconstruction.cost, "iterations": reconstruction.iterations,
+            "seconds": reconstruction.seconds / batch,
+        }  # fmt: skip
+        rows: list[Row] = []
+        order = range(batch)
+        if truth is None:
+            rows = [shared | {"sample": sample} for sample in range(batch)]
+        else:
+            scores = score(
+                truth, reconstruction, mean=self._mean, std=self._std,
+                space=self._config.metrics.space,
+                threshold=self._config.metrics.success_threshold,
+            )  # fmt: skip
+            order = [item.match for item in scores]  # type: ignore[assignment]
+            for item in scores:
+                values = {n: getattr(item, n) for n in ("mse", "psnr", "ssim", "noise_mse")}
+                rows.append(shared | values | {"sample": item.sample, "success": int(item.success)})
+        for row, position in zip(rows, order, strict=True):
+            self._picture(reconstruction, position, self._folder.reconstruction(row))
+        append_rows(self._folder.results, rows)
+        self.done.add((update.model, attack, update.round, update.client))
+        return rows
+
+    def _picture(self, reconstruction: Reconstruction, position: int, path: Path) -> None:
+        pixels = to_space(reconstruction.inputs[position], self._mean, self._std, "pixels")
+        Image.fromarray(np.ascontiguousarray(to_picture(np.nan_to_num(pixels)))).save(path)
+
+
+def to_picture(pixels: npt.NDArray[np.float64]) -> Picture:
+    """Pixels ``(C, H, W)`` in [0, 1] as a picture: ``(H, W, 3)``, or grey ``(H, W)``."""
+    values = (pixels * 255).round().astype(np.uint8)
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Append rows to results.csv and force them to disk."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results.csv, numbers as numbers and empty cells as none.
+
+    Raises:
+        BadInput: if the file has other columns.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+            raise BadInput(
+                f"Expected the columns {', '.join(COLUMNS)} in {path}, got {reader.fieldnames}."
+            )
+        return [{name: _value(name, text) for name, text in row.items()} for row in reader]
+
+
+def repair_results(path: Path) -> Done:
+    """Drop what a killed run left half written, and tell what is done.
+
+    Args:
+        path: results.csv, which may be missing.
+
+    Returns:
+        (model, attack, round, client) of every update whose rows are complete.
+    """
+    if not path.exists():
+        return set()
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        path.unlink()
+        return set()
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    rows = read_rows(path)
+    found = Counter(_key(row) for row in rows)
+    done = {_key(row) for row in rows if found[_key(row)] >= row["batch_size"]}
+    if any(_key(row) not in done for row in rows):
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        append_rows(part, [row for row in rows if _key(row) in done])
+        part.replace(path)
+    return done
+
+
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table of means: an entry for every attack on every model, in the order of the rows.
+
+    Args:
+        rows: rows of results.csv.
+
+    Returns:
+        Entries with attack, defense, model, dataset, n (samples scored), and the means of mse,
+        psnr, ssim, success (as asr) and seconds; none where nothing was scored.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(str(row[name]) for name in ("attack", "defense", "model", "dataset"))
+        groups.setdefault(key, []).append(row)
+    entries = []
+    for (attack, defense, model, dataset), members in groups.items():
+        entry: dict[str, Any] = {
+            "attack": attack, "defense": defense, "model": model, "dataset": dataset,
+            "n": len(members),
+        }  # fmt: skip
+        for name in MEANS:
+            values = [row[name] for row in members if row[name] not in (None, "")]
+            entry[name if name != "success" else "asr"] = _mean(values)
+        entries.append(entry)
+    return entries
+
+
+def write_summary(
+    folder: RunFolder, config: RunConfig, status: Status, federation: dict[str, Any]
+) -> dict[str, Any]:
+    """Write summary.json from results.csv.
+
+    Args:
+        folder: the run's folder.
+        config: its configuration.
+        status: how far the run has come.
+        federation: rounds, clients, failures, accuracy.
+
+    Returns:
+        What was written.
+    """
+    summary = {
+        "status": status,
+        "config_hash": config.hash,
+        "attacks": summarise(read_rows(folder.results)),
+        "federation": federation,
+    }
+    part = folder.summary.with_suffix(".part")
+    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder.summary)
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean; none for no values, since JSON knows neither NaN nor infinity."""
+    mean = sum(values) / len(values) if values else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _key(row: Row) -> tuple[str, str, int, int]:
+    return str(row["model"]), str(row["attack"]), row["round"], row["client"]
+
+
+def _value(name: str, text: str) -> Any:  # noqa: ANN401
+    if name in ("attack", "defense", "model", "dataset"):
+        return text
+    if text == "":
+        return None
+    whole = name in ("round", "client", "sample", "batch_size", "success", "iterations")
+    return int(text) if whole else float(text)

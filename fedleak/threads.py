@@ -1,0 +1,23 @@
+"""How many cores there are, and how many of them torch may use."""
+
+import os
+
+import torch
+
+
+def available_cores() -> int:
+    """Number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cap_threads(share: float) -> None:
+    """Keep torch to a process's share of the cores.
+
+    Two torch processes that each use all cores run several times slower than with one thread each.
+
+    Args:
+        share: number of cores; less than 1 counts as 1.
+    """
+    torch.set_num_threads(max(1, min(int(share), available_cores())))
