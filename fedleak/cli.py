@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 from rich.console import Console
 
 from fedleak import experiment
@@ -150,7 +150,7 @@ def _parser() -> ArgumentParser:
         f"Example: {EXAMPLES['run']}",
         **common,
     )
-    run.add_argument("--config", action=ActionConfigFile, help="YAML file with any settings.")
+    run.add_argument("--config", action="config", help="YAML file with any settings.")
     run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
     run.add_argument("--seed", type=int, default=0, help="Seed of every random draw.")
     run.add_subclass_arguments(ImageData, "data", required=True, help="The data set.")
@@ -244,7 +244,7 @@ def _class_paths_in(setting: str, text: str) -> str:
     return text
 
 
-def _load_yaml(text: str) -> Any:  # noqa: ANN401
+def _load_yaml(text: str) -> Any:
     """YAML, with plugins' short names replaced by their dotted paths where a config has them."""
     value = yaml.safe_load(text)
     if isinstance(value, dict):
@@ -252,7 +252,7 @@ def _load_yaml(text: str) -> Any:  # noqa: ANN401
     return value
 
 
-def _named(setting: str, value: Any) -> Any:  # noqa: ANN401
+def _named(setting: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_named(setting, inner) for inner in value]
     if isinstance(value, str) and re.fullmatch(r"\w+", value):
@@ -268,7 +268,7 @@ def _as_dict(settings: Namespace) -> dict[str, Any]:
 
 
 def _sentence(parser: ArgumentParser, argv: list[str], message: str) -> BadInput:
-    """jsonargparse's complaint as one sentence, with the valid choices and the nearest match."""
+    """Jsonargparse's complaint as one sentence, with the valid choices and the nearest match."""
     text = " ".join(message.split())
     if found := re.search(r"unrecognized arguments: --?([\w.+-]+)", text, re.IGNORECASE):
         return unknown_name("setting", found[1].rstrip("+"), _settings(parser, argv))
@@ -297,7 +297,9 @@ def _settings(parser: ArgumentParser, argv: list[str]) -> list[str]:
 
 
 def _arguments(path: str) -> list[str]:
-    return [name for name in inspect.signature(load_class(path)).parameters if name not in FROM_DATA]
+    return [
+        name for name in inspect.signature(load_class(path)).parameters if name not in FROM_DATA
+    ]
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

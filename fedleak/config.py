@@ -256,7 +256,7 @@ def _plugin(value: dict[str, Any]) -> Plugin:
     return Plugin(value["class_path"], _plain(value.get("init_args") or {}))
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     """Tuples as lists and the like, so that a configuration reads back equal."""
     if isinstance(value, dict):
         return {str(name): _plain(inner) for name, inner in value.items()}

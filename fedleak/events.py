@@ -56,8 +56,8 @@ class Observers(Observer):
             setattr(self, name, _each([getattr(observer, name) for observer in observers]))
 
 
-def _each(methods: Sequence[Any]) -> Any:  # noqa: ANN401
-    def call(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+def _each(methods: Sequence[Any]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> None:
         for method in methods:
             method(*args, **kwargs)
 

@@ -208,9 +208,7 @@ class _Work:
     def _attack(self, attack: Attack, variant: str, files: Sequence[Path]) -> None:
         name = self.config.variants[variant].model_name
         model = self.parts.models[variant]
-        reason = attack.refuses(
-            knowledge_of(self.config, self.parts.data, model, labels=None)
-        )
+        reason = attack.refuses(knowledge_of(self.config, self.parts.data, model, labels=None))
         if reason is not None:
             self.observer.attack_skipped(attack.name, name, reason)
             return

@@ -165,7 +165,8 @@ def local_learning_rate(model: nn.Module) -> float:
     Raises:
         BadInput: if ``configure_optimizers`` gives no optimiser.
     """
-    found: Any = model.configure_optimizers()
+    configure: Any = model.configure_optimizers
+    found: Any = configure()
     while isinstance(found, list | tuple | dict):
         found = found["optimizer"] if isinstance(found, dict) else found[0]
     if not isinstance(found, torch.optim.Optimizer):

@@ -85,7 +85,7 @@ def load_class(path: str) -> type[Any]:
     return found
 
 
-def build(kind: str, plugin: Plugin, **context: Any) -> Any:  # noqa: ANN401
+def build(kind: str, plugin: Plugin, **context: Any) -> Any:
     """Make a plugin.
 
     Args:

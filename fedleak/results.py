@@ -310,7 +310,7 @@ def _key(row: Row) -> tuple[str, str, int, int]:
     return str(row["model"]), str(row["attack"]), row["round"], row["client"]
 
 
-def _value(name: str, text: str) -> Any:  # noqa: ANN401
+def _value(name: str, text: str) -> Any:
     if name in ("attack", "defense", "model", "dataset"):
         return text
     if text == "":

@@ -20,7 +20,7 @@ GLOBAL_FORMAT = "fedleak-global-1"
 TRUTH_FORMAT = "fedleak-truth-1"
 
 
-def batch_loss(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401
+def batch_loss(model: nn.Module, batch: Any) -> Tensor:
     """The scalar loss that a client differentiates: what a model has to offer to be attacked.
 
     A module with a method ``batch_loss(batch)`` is asked for that; any other LightningModule is

@@ -130,12 +130,12 @@ class Attack(ABC):
             A reconstruction for each update, on the CPU, in the order of the updates.
 
         Raises:
-            BadInput: if an update does not fit the model, holds NaN, or lacks what the attack needs.
+            BadInput: if an update does not fit the model, holds NaN, or lacks what is needed.
         """
         known = [knowledge] * len(updates) if isinstance(knowledge, Knowledge) else list(knowledge)
         require(
             len(known) == len(updates),
-            f"Expected one `knowledge` or one for each of {len(updates)} updates, got {len(known)}.",
+            f"Expected `knowledge` once or for each of {len(updates)} updates, got {len(known)}.",
         )
         with _random_state_kept(seed):
             models: list[_Loaded] = []
@@ -202,9 +202,7 @@ def _prepare(
         knowledge = replace(knowledge, labels=labels.to(device))
     model = _loaded_model(update, knowledge, device, models)
     gradient = {n: g.to(device) for n, g in update.gradient(model, knowledge).items()}
-    generator = torch.Generator().manual_seed(
-        derive_seed(seed, update.round, update.client)
-    )
+    generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client))
     return Problem(
         model, gradient, knowledge, generator, _noise_shapes(model, knowledge), update.key
     )

@@ -54,9 +54,7 @@ class DummyGradient:
         self._probe_shapes = self._tap.finish_probing()
         tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
         self._free = {
-            name: value.detach()
-            for name, value in model.named_parameters()
-            if name not in tapped
+            name: value.detach() for name, value in model.named_parameters() if name not in tapped
         }
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
@@ -162,7 +160,7 @@ def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None
     Returns:
         U ``(matrices, out, rank)`` and V ``(matrices, in, rank)``, or none.
     """
-    count, rows, columns = stacked.shape
+    rows, columns = stacked.shape[1:]
     # Worth it only if the factors are much smaller than the matrix.
     if rank * (rows + columns) * 2 > rows * columns:
         return None

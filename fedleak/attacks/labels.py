@@ -36,7 +36,7 @@ def recover_labels(model: nn.Module, gradient: Tensors, knowledge: Knowledge) ->
 
 
 def _classifier(model: nn.Module, num_classes: int) -> str:
-    names = [
+    names: list[str] = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)

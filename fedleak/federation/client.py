@@ -83,15 +83,13 @@ def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp
             model = _model(config, data, _sent(message))
             share = range(client, len(data.test_set), config.federation.clients)
             metrics = evaluate_model(model, Subset(data.test_set, list(share)))
-        metrics[records.EXAMPLES] = len(share)
-        return Message(
-            RecordDict({records.METRICS: MetricRecord(metrics)}), reply_to=message
-        )
+        content = RecordDict({records.METRICS: records.to_metrics(metrics, len(share))})
+        return Message(content, reply_to=message)
 
     return app
 
 
-def quiet_trainer(**settings: Any) -> pl.Trainer:  # noqa: ANN401
+def quiet_trainer(**settings: Any) -> pl.Trainer:
     """A Trainer that writes nothing: no logger, progress bar, checkpoint or summary."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -144,7 +142,7 @@ class _Capture(pl.Callback):
         self.gradient: Tensors = {}
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int  # noqa: ANN401
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.current_epoch == 0:
             self.inputs.append(batch[0].detach().cpu().clone())
@@ -186,16 +184,17 @@ def _train(
         # Noise of several steps has no one value that an attack could be compared with.
         drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics[records.EXAMPLES] = len(inputs)
+    metrics = records.to_metrics(
+        {name: float(value) for name, value in trainer.callback_metrics.items()}, len(inputs)
+    )
     state = model.state_dict()
     if not one_step:
         return RecordDict({
-            records.ARRAYS: records.to_record(state), records.METRICS: MetricRecord(metrics)
+            records.ARRAYS: records.to_record(state), records.METRICS: metrics
         })  # fmt: skip
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         records.GRADIENT: records.to_record(capture.gradient),
-        records.METRICS: MetricRecord(metrics),
+        records.METRICS: metrics,
     }
     buffers = {name: value for name, value in state.items() if name not in capture.gradient}
     if buffers:

@@ -42,21 +42,22 @@ class OrderedGrid(Grid):
         self._grid = grid
         self._stop = stop
         self._on_reply = on_reply
+        self.clients: dict[int, int] = {}
         self.clients = self._identify(clients)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
 
-    def set_run(self, run: Any) -> None:  # noqa: ANN401
+    def set_run(self, run: Any) -> None:
         """See flwr.serverapp.Grid."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Any:  # noqa: ANN401
+    def run(self) -> Any:
         """See flwr.serverapp.Grid."""
         return self._grid.run
 
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:  # noqa: ANN401
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """See flwr.serverapp.Grid."""
         return self._grid.create_message(*args, **kwargs)
 
@@ -103,7 +104,6 @@ class OrderedGrid(Grid):
 
     def _identify(self, clients: int) -> dict[int, int]:
         """Ask every node for its client's number: node id -> number, ordered by number."""
-        self.clients: dict[int, int] = {}
         deadline = time.monotonic() + HANDSHAKE_SECONDS
         while len(nodes := list(self._grid.get_node_ids())) < clients:
             if self._stop.wait(POLL_SECONDS):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedleak.updates import Tensors, gradient_to_weights
@@ -25,6 +25,11 @@ def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 def to_tensors(record: ArrayRecord) -> Tensors:
     """Flower's record as tensors by name, in the same order."""
     return dict(record.to_torch_state_dict())
+
+
+def to_metrics(metrics: Mapping[str, float], examples: int) -> MetricRecord:
+    """Metrics as Flower's record, with the number of examples that they are weighted by."""
+    return MetricRecord({**metrics, EXAMPLES: examples})
 
 
 def sends_gradient(content: RecordDict) -> bool:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flwr.serverapp.strategy as flower_strategies
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord
@@ -23,6 +23,7 @@ from fedleak.federation.client import evaluate_model
 from fedleak.federation.grid import OrderedGrid
 from fedleak.federation.quiet import quiet
 from fedleak.federation.strategy import Attacked, MaliciousStrategy
+from fedleak.models import LightningModule
 from fedleak.parts import local_learning_rate, make_model
 from fedleak.registry import load_class
 from fedleak.updates import InterceptedUpdate, Knowledge
@@ -115,7 +116,7 @@ def server_app(
             ended.set()
 
     def run(grid: Grid) -> None:
-        model = make_model(config, data)
+        model = cast(LightningModule, make_model(config, data))
         inner = make_strategy(config)
         done = outcome.rounds
         weights = restore(checkpoint, inner) if done else model.state_dict()
@@ -143,7 +144,7 @@ def server_app(
             if round_:
                 write_checkpoint(checkpoint, state, inner, outcome)
             observer.round_evaluated(name, round_, metrics)
-            return MetricRecord(metrics)
+            return MetricRecord(dict(metrics))
 
         ordered = OrderedGrid(grid, federation.clients, stop=stop, on_reply=on_reply)
         strategy = MaliciousStrategy(

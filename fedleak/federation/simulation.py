@@ -18,8 +18,8 @@ from flwr.simulation import run_simulation
 from fedleak.config import RunConfig
 from fedleak.data import ImageData
 from fedleak.events import Observer
-from fedleak.federation.client import TruthFolder, client_app
 from fedleak.federation.checkpoint import Outcome, read_outcome
+from fedleak.federation.client import TruthFolder, client_app
 from fedleak.federation.quiet import quiet
 from fedleak.federation.server import Interception, server_app
 from fedleak.threads import available_cores, cap_threads

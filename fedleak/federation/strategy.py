@@ -92,14 +92,14 @@ class MaliciousStrategy(Strategy):
         self._sent: Tensors = {}
         self._asked: list[int] = []
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         if name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def start(self, *args: Any, **kwargs: Any) -> Result:  # noqa: ANN401
+    def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the inner strategy's own loop, then attack if that is to be done afterwards."""
-        result: Result = type(self.inner).start(self, *args, **kwargs)  # type: ignore[arg-type]
+        result: Result = type(self.inner).start(self, *args, **kwargs)
         if self.attacks and self.victims.when == "after":
             for kept in self.intercepted:
                 self._attack(kept if isinstance(kept, InterceptedUpdate) else _load(kept))

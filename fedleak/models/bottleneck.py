@@ -35,9 +35,7 @@ class Precode:
             self.bottleneck_size >= 1,
             f"Expected `precode.bottleneck_size` to be at least 1, got {self.bottleneck_size}.",
         )
-        require(
-            self.beta >= 0, f"Expected `precode.beta` to be at least 0, got {self.beta}."
-        )
+        require(self.beta >= 0, f"Expected `precode.beta` to be at least 0, got {self.beta}.")
 
 
 class VariationalBottleneck(nn.Module):
@@ -99,7 +97,7 @@ def kl_bits(mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def kl_penalty(model: nn.Module) -> Tensor:
-    """beta times the divergence of the last forward pass, summed over a model's bottlenecks.
+    """Beta times the divergence of the last forward pass, summed over a model's bottlenecks.
 
     Args:
         model: any module; without a bottleneck the penalty is 0.

@@ -33,9 +33,7 @@ class TensorBoard(Observer):
         std: deviation of each channel.
     """
 
-    def __init__(
-        self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._config = config
         self._mean, self._std = mean, std
         self._folder = RunFolder(Path(config.output))
@@ -46,12 +44,12 @@ class TensorBoard(Observer):
     def _writer(self) -> SummaryWriter:
         # Opened with the first event, since a run that is refused must leave nothing behind.
         if self._open is None:
-            self._open = SummaryWriter(str(self._folder.tensorboard))  # type: ignore[no-untyped-call]
+            self._open = SummaryWriter(str(self._folder.tensorboard))
             text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
             self._write("add_text", "config", f"```yaml\n{text}```")
         return self._open
 
-    def _write(self, method: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def _write(self, method: str, *args: Any, **kwargs: Any) -> None:
         getattr(self._writer, method)(*args, **kwargs)
 
     def client_answered(
@@ -91,7 +89,7 @@ class TensorBoard(Observer):
             self._write("add_image", GRID, panel_strip(panel), victim, dataformats="HWC")
         if status == "complete":
             self._hyperparameters(panels)
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _hyperparameters(self, panels: Sequence[Panel]) -> None:
         federation = self._config.federation
@@ -108,13 +106,13 @@ class TensorBoard(Observer):
                     found.setdefault(f"hparam/ssim {title}", []).append(ssim)
         metrics = {name: float(np.mean(values)) for name, values in found.items()}
         # SummaryWriter.add_hparams would open a run of its own beside this one.
-        for part in hparams(settings, metrics):  # type: ignore[no-untyped-call]
-            self._writer._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
+        for part in hparams(settings, metrics):
+            self._writer._get_file_writer().add_summary(part)
         for name, value in metrics.items():
             self._write("add_scalar", name, value)
 
 
-def panel_strip(panel: Panel) -> Any:  # noqa: ANN401
+def panel_strip(panel: Panel) -> Any:
     """A victim's original and reconstructions as one picture ``(H, W, 3)``."""
     pictures = [picture for picture, _ in panel.reconstructions.values()]
     if panel.original is not None:
