@@ -27,7 +27,7 @@ help: ## this list
 setup: $(STAMP) ## create .venv and install into it; the targets below do this if need be
 
 demo: $(STAMP) ## the main job on embedded photographs: attack a federation, show what leaks
-	$(VENV)/bin/fedleak run --config experiments/demo.yaml --output runs/demo --overwrite $(ARGS)
+	$(VENV)/bin/fedleak run --config experiments/main-job/demo.yaml --output runs/demo --overwrite $(ARGS)
 
 test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
 	$(RUN) -m pytest $(ARGS)
