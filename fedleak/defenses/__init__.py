@@ -1,0 +1,19 @@
+"""What a client does to its update before it sends it."""
+
+from fedleak.defenses.base import Defense, Outgoing, protect
+from fedleak.defenses.clipping import Clipping
+from fedleak.defenses.noise import NoisyGradients
+from fedleak.defenses.pruning import Pruning
+from fedleak.defenses.sign import Sign
+from fedleak.defenses.soteria import Soteria
+
+__all__ = [
+    "Clipping",
+    "Defense",
+    "NoisyGradients",
+    "Outgoing",
+    "Pruning",
+    "Sign",
+    "Soteria",
+    "protect",
+]

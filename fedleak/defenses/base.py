@@ -1,0 +1,119 @@
+"""The contract of a defence: what a client does to its update before it sends it."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.errors import require
+from fedleak.updates import Protocol, Tensors
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What a client is about to send, and what it was computed from.
+
+    Args:
+        update: by parameter name: the gradient (fedsgd), or the change of the weights (fedavg).
+        model: the client's model with the weights that the server sent.
+        batch: the batch ``(inputs, labels)`` of the gradient; none for several local steps.
+    """
+
+    update: Tensors
+    model: nn.Module
+    batch: tuple[Tensor, Tensor] | None = None
+
+
+class Defense(ABC):
+    """Changes a client's update so that it leaks less.
+
+    A plugin sets the class attributes and writes :meth:`protect`; its constructor takes
+    keyword-only hyperparameters. It is found by name through the entry point group
+    ``fedleak.defenses`` or by its dotted path.
+    """
+
+    name: ClassVar[str]
+    """The name in tables and on the command line."""
+    paper: ClassVar[str]
+    """Authors, venue, address."""
+    needs_batch: ClassVar[bool] = False
+    """Whether it works on the gradient of one batch only, that is with the protocol fedsgd."""
+
+    @abstractmethod
+    def protect(
+        self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
+    ) -> Tensors:
+        """The update to be sent instead.
+
+        Args:
+            outgoing: what the client would have sent; not to be changed in place.
+            generator: where to draw from.
+            memory: what the defence kept of this client's earlier rounds; changed in place.
+
+        Returns:
+            Tensors of the same names and shapes.
+        """
+
+    def refuses(self, protocol: Protocol) -> str | None:
+        """Why the defence makes no sense with a protocol; none if it does."""
+        if self.needs_batch and protocol != "fedsgd":
+            return f"{self.name} works on the gradient of one batch, which {protocol} does not send"
+        return None
+
+
+def protect(
+    defenses: Sequence[Defense], outgoing: Outgoing, *, seed: int, memory: Tensors
+) -> tuple[Tensors, dict[str, float]]:
+    """Apply defences in their order and report what each did.
+
+    Args:
+        defenses: the defences.
+        outgoing: what the client would have sent.
+        seed: seed of every draw.
+        memory: what the defences kept of earlier rounds, by ``position/name``; changed in place.
+
+    Returns:
+        The update to be sent, and for each defence ``defense/NAME/`` norm (of the update after
+        it), sparsity (share of zeros), and snr_db (squared norm before over that of the change, in
+        dB; infinite if it changed nothing).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    report: dict[str, float] = {}
+    for position, defense in enumerate(defenses):
+        prefix = f"{position}/"
+        own = {n.removeprefix(prefix): v for n, v in memory.items() if n.startswith(prefix)}
+        before = outgoing.update
+        after = defense.protect(outgoing, generator=generator, memory=own)
+        memory.update({f"{prefix}{name}": value for name, value in own.items()})
+        for figure, value in _effect(before, after).items():
+            report[f"defense/{defense.name}/{figure}"] = value
+        outgoing = replace(outgoing, update=after)
+    return outgoing.update, report
+
+
+def total_norm(update: Tensors) -> float:
+    """The Euclidean norm of all tensors together."""
+    return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
+
+
+def scaled(update: Tensors, factor: float) -> Tensors:
+    """Every tensor times a factor."""
+    return {name: value * factor for name, value in update.items()}
+
+
+def check_range(owner: str, name: str, value: Any, condition: bool, expected: str) -> None:
+    """Raise BadInput for a hyperparameter that is out of its range."""
+    require(condition, f"Expected `{name}` of {owner} to be {expected}, got {value}.")
+
+
+def _effect(before: Tensors, after: Tensors) -> dict[str, float]:
+    entries = sum(value.numel() for value in after.values())
+    zeros = sum(int((value == 0).sum()) for value in after.values())
+    change = total_norm({name: after[name] - value for name, value in before.items()})
+    signal = total_norm(before)
+    ratio = math.inf if change == 0 else 20 * math.log10(signal / change) if signal else -math.inf
+    return {"norm": total_norm(after), "sparsity": zeros / entries, "snr_db": ratio}

@@ -1,0 +1,60 @@
+"""Noisy gradients."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedleak.defenses.base import Defense, Outgoing, check_range, total_norm
+from fedleak.updates import Tensors
+
+
+class NoisyGradients(Defense):
+    """Adds independent noise of mean 0 to every entry of the update.
+
+    Args:
+        sigma: standard deviation of the noise, at least 0; with ``relative``, the expected norm of
+            the noise over the norm of the update.
+        distribution: gaussian or laplace.
+        relative: whether sigma is relative to the update's norm.
+
+    Raises:
+        BadInput: if sigma is negative.
+    """
+
+    name: ClassVar[str] = "noise"
+    paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.1, arXiv 1906.08935"
+
+    def __init__(
+        self,
+        *,
+        sigma: float = 1e-2,
+        distribution: Literal["gaussian", "laplace"] = "gaussian",
+        relative: bool = False,
+    ) -> None:
+        check_range(self.name, "sigma", sigma, sigma >= 0, "at least 0")
+        self.sigma = sigma
+        self.distribution = distribution
+        self.relative = relative
+
+    def protect(
+        self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
+    ) -> Tensors:
+        """See :meth:`Defense.protect`."""
+        deviation = self.sigma
+        if self.relative:
+            entries = sum(value.numel() for value in outgoing.update.values())
+            deviation *= total_norm(outgoing.update) / math.sqrt(entries)
+        return {
+            name: value + deviation * self._draw(value, generator)
+            for name, value in outgoing.update.items()
+        }
+
+    def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise of deviation 1."""
+        if self.distribution == "gaussian":
+            return torch.randn(like.shape, generator=generator).to(like)
+        # The difference of two exponentials is Laplace with scale 1, deviation sqrt(2).
+        first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in "ab")
+        return ((first - second) / math.sqrt(2)).to(like)

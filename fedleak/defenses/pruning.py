@@ -1,0 +1,48 @@
+"""Gradient compression."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.updates import Tensors
+
+
+class Pruning(Defense):
+    """Sets the entries of smallest magnitude to zero, tensor by tensor.
+
+    Args:
+        ratio: share of every tensor's entries that is set to zero, from 0 to below 1.
+        error_feedback: whether what was cut is kept by the client and added to its next update
+            (deep gradient compression, Lin et al., ICLR 2018, section 3.1).
+
+    Raises:
+        BadInput: if the ratio is out of its range.
+    """
+
+    name: ClassVar[str] = "pruning"
+    paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.2, arXiv 1906.08935"
+
+    def __init__(self, *, ratio: float = 0.9, error_feedback: bool = False) -> None:
+        check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
+        self.ratio = ratio
+        self.error_feedback = error_feedback
+
+    def protect(
+        self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
+    ) -> Tensors:
+        """See :meth:`Defense.protect`."""
+        result = {}
+        for name, value in outgoing.update.items():
+            whole = value + memory[name] if name in memory else value
+            result[name] = self._pruned(whole)
+            if self.error_feedback:
+                memory[name] = whole - result[name]
+        return result
+
+    def _pruned(self, value: Tensor) -> Tensor:
+        cut = int(self.ratio * value.numel())
+        flat = value.flatten().clone()
+        flat[flat.abs().argsort(stable=True)[:cut]] = 0
+        return flat.reshape(value.shape)
