@@ -9,6 +9,7 @@ from fedleak.data.base import (
     valid_range,
 )
 from fedleak.data.cifar import CIFAR10, CIFAR100
+from fedleak.data.folder import ImageFolder, MedicalMNIST
 from fedleak.data.npz import Npz
 from fedleak.data.partition import partition
 from fedleak.data.photos import Photos
@@ -17,7 +18,9 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "ImageData",
+    "ImageFolder",
     "ImageSet",
+    "MedicalMNIST",
     "Npz",
     "Photos",
     "channel_statistics",

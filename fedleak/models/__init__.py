@@ -7,6 +7,7 @@ from fedleak.models.classifier import ImageClassifier
 from fedleak.models.lenet import LeNet, LeNetR
 from fedleak.models.mlp import DMLP, SMLP
 from fedleak.models.noise import Noise, NormalNoise, inject, noise_slots, record
+from fedleak.models.resnet import ResNet18
 
 __all__ = [
     "DMLP",
@@ -18,6 +19,7 @@ __all__ = [
     "Noise",
     "NormalNoise",
     "Precode",
+    "ResNet18",
     "VariationalBottleneck",
     "inject",
     "kl_penalty",

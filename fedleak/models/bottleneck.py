@@ -6,6 +6,7 @@ WACV 2022, https://arxiv.org/abs/2108.04725, section 4.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,10 @@ class VariationalBottleneck(nn.Module):
         self._kl = kl_bits(mean, deviation)
         code: Tensor = self.decoder(mean + self.noise(mean) * deviation)
         return code
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The divergence belongs to a pass, not to the module: a copy starts without it.
+        return self.__dict__ | {"_kl": None}
 
     def take_kl(self) -> Tensor:
         """The divergence of the last forward pass in bits, handed out once.

@@ -88,7 +88,9 @@ class ImageClassifier(pl.LightningModule):
         accuracy = multiclass_accuracy(
             logits, labels, num_classes=self.num_classes, average="micro"
         )
-        values = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy, f"{stage}/kl": penalty}
+        values = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
+        if not isinstance(self.bottleneck, nn.Identity):
+            values[f"{stage}/kl"] = penalty
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 

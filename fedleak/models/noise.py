@@ -80,13 +80,14 @@ def inject(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     for name in values:
         if name not in slots:
             raise unknown_name("noise slot", name, slots)
+    before = {name: slots[name]._injected for name in values}
     try:
         for name, value in values.items():
             slots[name]._injected = value
         yield
     finally:
-        for name in values:
-            slots[name]._injected = None
+        for name, value_before in before.items():
+            slots[name]._injected = value_before
 
 
 @contextmanager
