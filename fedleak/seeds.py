@@ -13,4 +13,6 @@ def derive_seed(*numbers: int) -> int:
     Returns:
         A number from 0 to 2**32 - 1.
     """
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    # Behind the first number as a spawn key, trailing zeros count: (5, 1) is not (5, 1, 0).
+    sequence = np.random.SeedSequence(numbers[0], spawn_key=numbers[1:])
+    return int(sequence.generate_state(1)[0])

@@ -6,10 +6,16 @@ import torch
 
 
 def available_cores() -> int:
-    """Number of cores that this process may run on."""
+    """Number of cores that this process may use: those it may run on, or ``OMP_NUM_THREADS``.
+
+    The variable is how a parent tells a process its share, as a sweep of several runs does.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(share)) if share.isdigit() and int(share) >= 1 else cores
 
 
 def cap_threads(share: float) -> None:

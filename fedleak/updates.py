@@ -1,5 +1,6 @@
 """The things that travel: what the server saw, what it knows, and what only the scorer sees."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ Tensors = dict[str, Tensor]
 UPDATE_FORMAT = "fedleak-update-1"
 GLOBAL_FORMAT = "fedleak-global-1"
 TRUTH_FORMAT = "fedleak-truth-1"
+KEY = re.compile(r"r(\d{4,})-c(\d{4,})")
 
 
 def batch_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -297,6 +299,8 @@ class GroundTruth:
             BadInput: if the file is missing, truncated or of another kind.
         """
         tensors, _ = _read(path, TRUTH_FORMAT)
+        for name in ("inputs", "labels"):
+            require(name in tensors, f"Expected `{name}` in {path}, got {sorted(tensors)}.")
         noise = {n.removeprefix("noise/"): t for n, t in tensors.items() if n.startswith("noise/")}
         return cls(tensors["inputs"], tensors["labels"], noise)
 
@@ -308,13 +312,22 @@ def update_key(round_: int, client: int) -> str:
 
 def update_files(folder: Path) -> list[Path]:
     """The update files in a folder, in the order of rounds and clients."""
-    return sorted(folder.glob("r*-c*.safetensors"))
+    found = {}
+    for path in folder.glob("r*-c*.safetensors"):
+        if match := KEY.fullmatch(path.stem):
+            found[int(match[1]), int(match[2])] = path
+    return [found[key] for key in sorted(found)]
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
     # Written beside and moved into place, so that a reader never sees half a file.
     part = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part, header)
+    # Tied weights share memory, which the format refuses; copies do not.
+    apart = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    save_file(apart, part, header)
     part.replace(path)
 
 

@@ -4,12 +4,14 @@ from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction
 from fedleak.attacks.iga import IGA
 from fedleak.attacks.matching import GradientMatching
 from fedleak.attacks.nra import NRA
+from fedleak.attacks.partial import PartialIGA
 
 __all__ = [
     "IGA",
     "NRA",
     "Attack",
     "GradientMatching",
+    "PartialIGA",
     "Problem",
     "Progress",
     "Reconstruction",

@@ -17,6 +17,10 @@ from fedleak.models.noise import noise_slots, record
 from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
 
+# Clients of a simulation are seeded from seed, round and client alone: without it, an attack could
+# draw the very noise that its victim drew.
+SALT = 0x5A17
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -25,7 +29,7 @@ class Problem:
     Args:
         model: a private copy of the model with the weights that were sent, in the client's mode,
             its parameters not requiring gradients.
-        gradient: the client's gradient by parameter name.
+        gradient: a copy of the client's gradient by parameter name.
         knowledge: see :class:`fedleak.updates.Knowledge`.
         generator: where the attack draws from; seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
@@ -201,8 +205,13 @@ def _prepare(
         )
         knowledge = replace(knowledge, labels=labels.to(device))
     model = _loaded_model(update, knowledge, device, models)
-    gradient = {n: g.to(device) for n, g in update.gradient(model, knowledge).items()}
-    generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client))
+    # In the model's precision, whatever the client sent; a copy, so that the update stays as it is.
+    parameters = dict(model.named_parameters())
+    gradient = {
+        name: value.to(parameters[name], copy=True)
+        for name, value in update.gradient(model, knowledge).items()
+    }
+    generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client, SALT))
     return Problem(
         model, gradient, knowledge, generator, _noise_shapes(model, knowledge), update.key
     )

@@ -52,10 +52,9 @@ class DummyGradient:
         with inject(model, noise), torch.no_grad():
             self._holder(batch)
         self._probe_shapes = self._tap.finish_probing()
-        tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
-        self._free = {
-            name: value.detach() for name, value in model.named_parameters() if name not in tapped
-        }
+        for layer in self._used_elsewhere(batch, noise):
+            del self._probe_shapes[layer]
+        self._free = self._untapped()
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
         """Target gradients of several updates, stacked and factorised where that loses nothing.
@@ -96,6 +95,24 @@ class DummyGradient:
         Returns:
             Scalars that can be differentiated with respect to inputs and noise.
         """
+        free, layers = self._pass((inputs, labels), noise, self._free)
+        result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
+        for layer, (entering, leaving) in layers.items():
+            weight, *bias = self._tap.parameters(layer)
+            result[weight] = linear_products(entering, leaving, target[weight])
+            if bias:
+                result[bias[0]] = _dense_products(leaving.sum(dim=0), *target[bias[0]])
+        return result
+
+    def _pass(
+        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors
+    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]]]:
+        """Differentiates the loss once.
+
+        Returns:
+            Gradients of the free parameters, and of every tapped layer the inputs and the gradients
+            of the outputs, ``(rows, in)`` and ``(rows, out)``.
+        """
 
         def loss_of(
             probes: dict[str, list[Tensor]], free: Tensors
@@ -103,27 +120,43 @@ class DummyGradient:
             self._tap.start(probes)
             parameters = {f"model.{name}": value for name, value in free.items()}
             with inject(self._holder.model, noise):
-                loss = functional_call(self._holder, parameters, ((inputs, labels),))
+                loss = functional_call(self._holder, parameters, (batch,))
             return loss, self._tap.inputs
 
         probes = {
-            layer: [inputs.new_zeros(shape) for shape in shapes]
+            layer: [batch[0].new_zeros(shape) for shape in shapes]
             for layer, shapes in self._probe_shapes.items()
         }
-        (outputs, free), entering = grad(loss_of, argnums=(0, 1), has_aux=True)(probes, self._free)
+        (leaving, gradients), entering = grad(loss_of, argnums=(0, 1), has_aux=True)(probes, free)
         self._tap.stop()
-        result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
-        for layer, gradients in outputs.items():
-            rows = torch.cat([value.flatten(0, -2) for value in gradients])
-            weight, *bias = self._tap.parameters(layer)
-            result[weight] = linear_products(
-                torch.cat([value.flatten(0, -2) for value in entering[layer]]),
-                rows,
-                target[weight],
-            )
-            if bias:
-                result[bias[0]] = _dense_products(rows.sum(dim=0), *target[bias[0]])
-        return result
+        layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
+        return gradients, layers
+
+    def _untapped(self) -> Tensors:
+        tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
+        parameters = self._holder.model.named_parameters()
+        return {name: value.detach() for name, value in parameters if name not in tapped}
+
+    def _used_elsewhere(
+        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]
+    ) -> list[str]:
+        """Layers whose weights the loss uses in another way besides, such as in a penalty.
+
+        The gradient that their inputs and outputs tell of is not the one that autograd gives.
+        """
+        _, layers = self._pass(batch, noise, self._untapped())
+        tapped, self._probe_shapes = self._probe_shapes, {}
+        gradients, _ = self._pass(batch, noise, self._untapped())
+        self._probe_shapes = tapped
+        found = []
+        for layer, (entering, leaving) in layers.items():
+            told = (leaving.T @ entering, leaving.sum(dim=0))
+            for name, value in zip(self._tap.parameters(layer), told, strict=False):
+                allowed = torch.finfo(value.dtype).eps ** 0.5 * gradients[name].norm()
+                if not (gradients[name] - value).norm() <= allowed:
+                    found.append(layer)
+                    break
+        return found
 
 
 def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -> Products:
@@ -148,6 +181,11 @@ def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -
     else:
         inner = ((outputs @ factors[0]) * (inputs @ factors[1])).sum()
     return Products(inner, dummy, norm)
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    """What went into a layer, or came out, in all its calls, as rows."""
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
 def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
@@ -224,7 +262,7 @@ class _LinearTap:
                 uses[id(value)] == 1 for value in module.parameters()
             ):
                 self._layers[name] = module
-                module.register_forward_hook(self._hook(name))
+                module.register_forward_hook(self._hook(name), with_kwargs=True)
 
     def parameters(self, layer: str) -> list[str]:
         """Names of the layer's weight and, if it has one, bias."""
@@ -243,14 +281,19 @@ class _LinearTap:
         """Forget the tensors of the last pass, which must not outlive their transform."""
         self.inputs, self._probes = {}, None
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(
+            _module: nn.Module,
+            args: tuple[Tensor, ...],
+            kwargs: dict[str, Tensor],
+            output: Tensor,
+        ) -> Tensor | None:
             if self._probing:
                 self._shapes.setdefault(name, []).append(tuple(output.shape))
-            if self._probes is None:
+            if self._probes is None or name not in self._probes:
                 return None
             call = len(self.inputs[name])
-            self.inputs[name].append(args[0])
+            self.inputs[name].append(args[0] if args else kwargs["input"])
             return output + self._probes[name][call]
 
         return hook

@@ -32,7 +32,7 @@ class GradientMatching(Attack):
         total_variation: weight of the images' total variation in the objective, at least 0.
         cost: how the gradients are compared, see :mod:`fedleak.attacks.costs`.
         signed: whether Adam is given the sign of the inputs' gradient instead of the gradient.
-        box: whether inputs are kept within the valid range after each step.
+        box: whether inputs are kept within the valid range, at the start and after each step.
         decay: whether the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
         restarts: number of random starts, of which the one with the lowest cost is kept.
         patience: stop an update's attack once its lowest cost has not fallen by 1 % within this
@@ -116,12 +116,13 @@ class GradientMatching(Attack):
             name: tuple(value.repeat_interleave(starts, dim=0) for value in values)
             for name, values in targets.items()
         }
-        compare = COSTS[self.cost]
+        compare, names = COSTS[self.cost], self.compared(first)
 
         def objective(
             x: Tensor, eps: Tensors, y: Tensor, target: dict[str, tuple[Tensor, ...]]
         ) -> tuple[Tensor, Tensor]:
-            matching = compare(dummy.products(x, y, eps, target))
+            products = dummy.products(x, y, eps, target)
+            matching = compare({name: products[name] for name in names})
             smooth = self.total_variation * total_variation(x) if self.total_variation else 0.0
             return matching + smooth, matching
 
@@ -129,6 +130,8 @@ class GradientMatching(Attack):
         variables = [inputs, *(noise.values() if self.restores_noise else [])]
         optimizer = torch.optim.Adam(variables, lr=self.learning_rate)
         low, high = (bound.to(inputs) for bound in first.knowledge.bounds)
+        if self.box:
+            torch.clamp(inputs, low, high, out=inputs)
         best = _Best(inputs, noise, self.patience)
         iteration = 0
         for iteration in range(self.iterations + 1):
@@ -154,6 +157,10 @@ class GradientMatching(Attack):
             if self.box:
                 torch.clamp(inputs, low, high, out=inputs)
         return best.reconstructions(labels, starts, iteration, self.restores_noise)
+
+    def compared(self, problem: Problem) -> list[str]:
+        """The parameters whose gradients are compared: all, unless a plugin leaves some out."""
+        return list(problem.gradient)
 
     def _labels(self, problem: Problem) -> Tensor:
         known = problem.knowledge.labels
@@ -210,7 +217,10 @@ class _Best:
                     inputs=self._inputs[row],
                     labels=labels[row],
                     noise={n: v[row] for n, v in self._noise.items()} if with_noise else {},
-                    costs=[(at, float(cost[row])) for at, cost in self._history if at <= last],
+                    costs=[
+                        *((at, float(cost[row])) for at, cost in self._history if at < last),
+                        (last, float(self.costs[row])),
+                    ],
                     iterations=last,
                 )
             )

@@ -1,0 +1,204 @@
+"""The table of cases that the generic suites run over: every attack on every model.
+
+A new attack or model gets one row here (a test fails until it has one) and so goes through the
+suites of tests/attacks/test_attacks.py, test_gradients.py and tests/models/test_models.py. Shapes
+and iterations are small: a row is there to be run in a fraction of a second.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks import IGA, NRA, Attack, PartialIGA
+from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
+from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
+from tests.toys import OwnClassifier
+
+CLASSES = 4
+MEAN, STD = (0.45, 0.4, 0.5), (0.25, 0.3, 0.2)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackCase:
+    """An attack with settings that make it quick.
+
+    Args:
+        kind: the class.
+        settings: its hyperparameters.
+        boxed: whether it promises inputs within the valid range.
+        iterative: whether it takes ``iterations`` and reports costs.
+        needs_noise: whether it refuses models that draw none.
+    """
+
+    kind: type[Attack]
+    settings: dict[str, Any]
+    boxed: bool = True
+    iterative: bool = True
+    needs_noise: bool = False
+
+    def make(self, **changes: Any) -> Attack:
+        return self.kind(**self.settings | changes)
+
+    def __str__(self) -> str:
+        changed = "-".join(f"{n}={v}" for n, v in self.settings.items() if n != "iterations")
+        return f"{self.kind.name}-{changed}" if changed else self.kind.name
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCase:
+    """A model with the smallest shapes that it makes sense with.
+
+    Args:
+        kind: the class.
+        shape: channels, height and width of the images.
+        settings: further arguments.
+        name: its name in the tests' names.
+        heavy: whether it has too many parameters for suites that run every attack on it.
+    """
+
+    kind: Callable[..., nn.Module]
+    shape: tuple[int, int, int]
+    settings: dict[str, Any]
+    name: str
+    heavy: bool = False
+
+    def make(self, *, precode: bool, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+        """The untrained model, the same every time."""
+        bottleneck = Precode(bottleneck_size=5, beta=0.01) if precode else None
+        settings = {"input_shape": self.shape, "num_classes": CLASSES, "precode": bottleneck}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.kind(**settings | self.settings | changes).to(dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'x'.join(map(str, self.shape))}"
+
+
+ATTACKS = (
+    AttackCase(IGA, {"iterations": 8}),
+    AttackCase(IGA, {"iterations": 8, "restarts": 2, "signed": False, "learning_rate": 0.1}),
+    AttackCase(IGA, {"iterations": 8, "cost": "squared_error", "box": False}, boxed=False),
+    AttackCase(NRA, {"iterations": 8}, needs_noise=True),
+    AttackCase(
+        NRA,
+        {"iterations": 8, "restarts": 2, "total_variation": 0.0, "decay": False},
+        needs_noise=True,
+    ),
+    AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
+)
+
+MODELS = (
+    ModelCase(SMLP, (1, 8, 8), {"width": 24}, "smlp"),
+    ModelCase(DMLP, (3, 5, 6), {"width": 16}, "dmlp"),
+    ModelCase(LeNet, (3, 12, 10), {}, "lenet"),
+    ModelCase(LeNetR, (1, 8, 8), {}, "lenetr"),
+    ModelCase(LeNetR, (2, 7, 11), {}, "lenetr"),
+    ModelCase(ResNet18, (1, 8, 8), {"norm": "group"}, "resnet18", heavy=True),
+    ModelCase(OwnClassifier, (1, 7, 6), {}, "own"),
+)
+LIGHT_MODELS = [case for case in MODELS if not case.heavy]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An attack on a model, with or without PRECODE."""
+
+    attack: AttackCase
+    model: ModelCase
+    precode: bool
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the reconstruction holds all that its cost was computed from."""
+        return not self.precode or self.attack.kind.restores_noise
+
+    def __str__(self) -> str:
+        return f"{self.attack}-on-{self.model}{'-precode' if self.precode else ''}"
+
+
+PAIRS = [
+    Pair(attack, model, precode)
+    for attack in ATTACKS
+    for model in LIGHT_MODELS
+    for precode in (False, True)
+    if precode or not attack.needs_noise
+]
+
+
+class Victim(NamedTuple):
+    """A client's update, what the server knows of it, and what is kept from the server."""
+
+    update: InterceptedUpdate
+    knowledge: Knowledge
+    truth: GroundTruth
+
+    @property
+    def model(self) -> Any:
+        return self.knowledge.model
+
+
+def pictures(count: int, shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
+    """Smooth pictures ``(count, *shape)`` with pixels in [0.1, 0.9], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    phase, speed = torch.rand(2, count, channels, 1, 1, generator=generator, dtype=torch.float64)
+    rows = torch.arange(height, dtype=torch.float64).reshape(-1, 1) / height
+    columns = torch.arange(width, dtype=torch.float64) / width
+    waves = torch.sin(2 * math.pi * (phase + (0.5 + speed) * rows))
+    return 0.5 + 0.4 * waves * torch.cos(2 * math.pi * (speed - phase * columns))
+
+
+def make_victim(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    batch: int = 1,
+    client: int = 0,
+    labels: list[int] | None = None,
+    training: bool = True,
+    num_classes: int = CLASSES,
+) -> Victim:
+    """A client that computes the gradient of one batch of pictures; the model is left as it was."""
+    dtype = next(model.parameters()).dtype
+    mean, std = MEAN[: shape[0]], STD[: shape[0]]
+    scale = torch.tensor([mean, std], dtype=dtype).reshape(2, -1, 1, 1)
+    inputs = (pictures(batch, shape, seed=client).to(dtype) - scale[0]) / scale[1]
+    chosen = torch.tensor(labels or [(client + 2 * i + 1) % num_classes for i in range(batch)])
+    gradient, noise = client_gradient(model, inputs, chosen, training=training, seed=client)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return Victim(
+        InterceptedUpdate(1, client, "fedsgd", batch, "case", sent, gradient),
+        Knowledge(
+            model, shape, num_classes, mean=mean, std=std, num_samples=batch, labels=chosen,
+            training=training,
+        ),
+        GroundTruth(inputs, chosen, noise),
+    )  # fmt: skip
+
+
+def client_gradient(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, training: bool = True, seed: int = 0
+) -> tuple[Tensors, Tensors]:
+    """The gradient of a batch by plain autograd, and the noise that was drawn for it."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mode = model.training
+    model.train(training)
+    with torch.random.fork_rng(), record(model) as notes:
+        torch.manual_seed(1000 + seed)
+        loss = batch_loss(model, (inputs, labels))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    values = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    model.load_state_dict(before)
+    model.train(mode)
+    noise = {name: values[0] for name, values in notes.items() if values}
+    return dict(zip(names, values, strict=True)), noise
+
+
+def case_victim(case: ModelCase, *, precode: bool, **settings: Any) -> Victim:
+    """A victim of a model of the table; ``dtype`` as for :meth:`ModelCase.make`."""
+    model = case.make(precode=precode, dtype=settings.pop("dtype", torch.float32))
+    return make_victim(model, case.shape, **settings)
