@@ -1,15 +1,24 @@
 """What a person sees of a run: live progress, TensorBoard, figures, tables."""
 
 from fedleak.reporting.display import Display
-from fedleak.reporting.figures import write_figures
+from fedleak.reporting.figures import Figures, write_figures
+from fedleak.reporting.report import write_report
+from fedleak.reporting.study import write_tables
+from fedleak.reporting.study_picture import write_picture
+from fedleak.reporting.sweep_display import SweepDisplay
 from fedleak.reporting.tables import paths_line, plugin_table, results_table
 from fedleak.reporting.tensorboard import TensorBoard
 
 __all__ = [
     "Display",
+    "Figures",
+    "SweepDisplay",
     "TensorBoard",
     "paths_line",
     "plugin_table",
     "results_table",
     "write_figures",
+    "write_picture",
+    "write_report",
+    "write_tables",
 ]

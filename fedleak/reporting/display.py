@@ -11,7 +11,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -41,18 +40,17 @@ class Display(Observer):
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
             expand=True,
         )
-        self._task: TaskID | None = None
-        self._second: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._clients = 0
-        self._last_line = 0.0
+        self._iteration = 0
+        self._last_line = time.monotonic()
+        self._attack = ""
         self._scores: list[float] = []
-        self._victims = 0
 
     def __enter__(self) -> "Display":
         if self._live:
@@ -64,56 +62,54 @@ class Display(Observer):
 
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
         """See :class:`Observer`."""
-        self._say(f"Federation of {clients} clients training {model}: {rounds} round(s)")
+        these = f"rounds {first} to {rounds}" if first > 1 else _count(rounds, "round")
         self._clear()
+        self._say(f"Federation of {_count(clients, 'client')} training {model}: {these}")
         self._clients = clients
-        self._task = self._bar(f"{model}: rounds", rounds, first - 1)
-        self._second = self._bar("clients", clients)
+        self._bar("rounds", f"{model}: rounds", rounds, first - 1)
+        self._bar("clients", "  clients", clients, note="starting")
 
     def client_answered(
         self, model: str, round_: int, client: int, metrics: Mapping[str, float] | None
     ) -> None:
         """See :class:`Observer`."""
-        self._advance(self._second, note=f"client {client}")
+        self._update("clients", advance=1, note=f"client {client}")
 
     def client_failed(self, model: str, round_: int, client: int, reason: str) -> None:
         """See :class:`Observer`."""
         self._say(f"  round {round_}: client {client} failed: {_short(reason)}")
-        self._advance(self._second)
+        self._update("clients", advance=1)
 
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
         """See :class:`Observer`."""
         figures = ", ".join(f"{name.split('/')[-1]} {v:.4f}" for name, v in metrics.items())
         self._say(f"  round {round_}: {figures or 'no test metrics'}")
-        if self._task is not None:
-            self._bars.update(self._task, completed=round_)
-        if self._second is not None:
-            self._bars.reset(self._second, total=self._clients, note="")
+        self._update("rounds", completed=round_)
+        if "clients" in self._tasks:
+            self._bars.reset(self._tasks["clients"], total=self._clients, note="")
 
     def attack_started(self, attack: str, model: str, victims: int, done: int) -> None:
         """See :class:`Observer`."""
         before = f", {done} of them done before" if done else ""
-        self._say(f"Attack {attack} on {model}: {victims} update(s){before}")
         self._clear()
-        self._scores, self._victims, self._last_line = [], victims, time.monotonic()
-        self._task = self._bar(f"{attack} on {model}: updates", victims, done)
-        self._second = self._bar("iterations", 1)
+        self._say(f"Attack {attack} on {model}: {_count(victims, 'update')}{before}")
+        self._attack = f"{attack} on {model}"
+        self._bar("updates", f"{attack} on {model}: updates", victims, done)
+        self._bar("iterations", "  iterations", 1)
 
     def attack_progressed(self, attack: str, model: str, progress: attacks.Progress) -> None:
         """See :class:`Observer`."""
-        if self._second is not None:
-            self._bars.update(
-                self._second,
-                completed=progress.iteration,
-                total=progress.iterations,
-                note=f"cost {progress.cost:.2e}",
-            )
+        if "iterations" not in self._tasks:  # an attack in a round of the federation
+            self._bar("iterations", f"  {attack}: iterations", progress.iterations)
+        if progress.iteration < self._iteration:  # the next updates are under attack
+            self._bars.reset(self._tasks["iterations"])
+        self._iteration = progress.iteration
+        cost = f"cost {progress.cost:.2e}"
+        self._update(
+            "iterations", completed=progress.iteration, total=progress.iterations, note=cost
+        )
         if not self._live and time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            self._console.print(
-                f"  iteration {progress.iteration} of {progress.iterations}, "
-                f"cost {progress.cost:.2e}"
-            )
+            self._say(f"  iteration {progress.iteration} of {progress.iterations}, {cost}")
 
     def victim_attacked(
         self,
@@ -125,13 +121,11 @@ class Display(Observer):
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
         """See :class:`Observer`."""
-        self._scores += [row["ssim"] for row in rows if "ssim" in row]
-        mean = f"mean SSIM {sum(self._scores) / len(self._scores):.4f}" if self._scores else ""
-        self._advance(self._task, note=mean)
-        if self._task is None:
-            self._say(f"  {attack} on {model}: {update.key} {mean}")
-        elif self._scores and len(self._scores) >= self._victims:
-            self._say(f"  {mean} of {len(self._scores)} sample(s)")
+        scores = [row["ssim"] for row in rows if "ssim" in row]
+        self._scores += scores
+        if not self._attack:  # in a round of the federation
+            self._say(f"  {attack} on {model}: {update.key}{_mean(scores)}")
+        self._update("updates", advance=1, note=_mean(self._scores).strip())
 
     def attack_skipped(self, attack: str, model: str, reason: str) -> None:
         """See :class:`Observer`."""
@@ -144,20 +138,32 @@ class Display(Observer):
             self._say(f"Run {status}; go on with it by `--resume`.")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=not self._live)
+        self._last_line = time.monotonic()
+        self._console.print(text, highlight=False, markup=False, soft_wrap=not self._live)
 
-    def _bar(self, title: str, total: int, done: int = 0) -> TaskID:
-        return self._bars.add_task(title, total=total, completed=done, note="")
+    def _bar(self, name: str, title: str, total: int, done: int = 0, note: str = "") -> None:
+        self._tasks[name] = self._bars.add_task(title, total=total, completed=done, note=note)
 
-    def _advance(self, task: TaskID | None, note: str = "") -> None:
-        if task is not None:
-            self._bars.update(task, advance=1, note=note)
+    def _update(self, name: str, **changes: Any) -> None:
+        if name in self._tasks:
+            self._bars.update(self._tasks[name], **changes)
 
     def _clear(self) -> None:
-        for task in (self._task, self._second):
-            if task is not None:
-                self._bars.remove_task(task)
-        self._task = self._second = None
+        """The end of a federation or an attack: its bars go, and its score is told."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks = {}
+        if self._attack and self._scores:
+            self._say(f" {_mean(self._scores)} of {_count(len(self._scores), 'sample')}")
+        self._attack, self._scores, self._iteration = "", [], 0
+
+
+def _mean(scores: Sequence[float]) -> str:
+    return f" mean SSIM {sum(scores) / len(scores):.4f}" if scores else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _short(text: str, width: int = 200) -> str:

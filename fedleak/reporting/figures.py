@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fedleak.config import RunConfig
+from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
 from fedleak.results import Picture, RunFolder
 
@@ -15,6 +16,25 @@ GAP = 12
 LINE = 18
 FONT = 12
 ROWS_A_PAGE = 16
+
+
+class Figures(Observer):
+    """Draws the figures of a run when it is over.
+
+    Args:
+        config: the run's configuration.
+        mean: mean of each channel of the data.
+        std: deviation of each channel.
+    """
+
+    def __init__(self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self._config = config
+        self._mean, self._std = mean, std
+
+    def run_ended(self, status: str) -> None:
+        """See :class:`Observer`."""
+        folder = RunFolder(Path(self._config.output))
+        write_figures(folder, self._config, self._mean, self._std)
 
 
 def write_figures(

@@ -1,6 +1,7 @@
 """Originals and their reconstructions side by side, read from a run's folder."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -42,10 +43,12 @@ def read_panels(
     """
     variants = {part.model_name: name for name, part in config.variants.items()}
     panels: dict[tuple[int, int, int], Panel] = {}
+    # The samples of a batch stand one below the other and share a file.
+    read_truth = lru_cache(maxsize=1)(folder.read_truth)
     for row in read_rows(folder.results):
         key = (row["round"], row["client"], row["sample"])
         if key not in panels:
-            truth = folder.read_truth(variants.get(row["model"], ""), *key[:2])
+            truth = read_truth(variants.get(row["model"], ""), *key[:2])
             original = None
             if truth is not None:
                 pixels = to_space(truth.inputs[key[2]], mean, std, "pixels")

@@ -1,7 +1,8 @@
 """Tables for a terminal of 80 columns."""
 
+import inspect
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -54,8 +55,9 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     return table
 
 
-def paths_line(folder: RunFolder, figures: list[Path]) -> Text:
+def paths_line(folder: RunFolder) -> Text:
     """Where to look next."""
+    figures = sorted(folder.figures.glob("*.png"))
     lines = [f"  figures      {path}" for path in figures[:1]]
     lines += [
         f"  results      {folder.results}",
@@ -69,7 +71,7 @@ def plugin_table(kind: str) -> Table:
     """The plugins of a kind with what they are; attacks with paper and needs.
 
     Args:
-        kind: ``attacks``, ``data`` or ``models``.
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
     """
     table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind == "attacks")
     table.add_column("name")
@@ -81,8 +83,14 @@ def plugin_table(kind: str) -> Table:
         if kind == "attacks":
             table.add_row(name, found.paper, found.needs)
         else:
-            table.add_row(name, (found.__doc__ or "").strip().splitlines()[0])
+            table.add_row(name, _summary(found))
     return table
+
+
+def _summary(found: type[Any]) -> str:
+    """The first sentence of a class's docstring, without what only a documentation tool reads."""
+    paragraph = " ".join(inspect.cleandoc(found.__doc__ or "").partition("\n\n")[0].split())
+    return re.sub(r"[;,]? see :\w+:`[^`]*`", "", paragraph)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,5 +1,6 @@
 """Everything of a run in TensorBoard."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import RunFolder
+from fedleak.results import Picture, RunFolder, read_rows
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 GRID = "reconstructions"
 BORDER = 2
+# Pictures are written anew whenever a run ends, into an event file of their own.
+PICTURES = ".pictures"
 
 
 class TensorBoard(Observer):
@@ -38,15 +41,17 @@ class TensorBoard(Observer):
         self._mean, self._std = mean, std
         self._folder = RunFolder(Path(config.output))
         self._open: SummaryWriter | None = None
-        self._victims: dict[str, int] = {}
+        self._victims: dict[tuple[str, str], int] = {}
 
     @property
     def _writer(self) -> SummaryWriter:
         # Opened with the first event, since a run that is refused must leave nothing behind.
         if self._open is None:
+            resumed = any(self._folder.tensorboard.glob("events.*"))
             self._open = SummaryWriter(str(self._folder.tensorboard))
-            text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
-            self._write("add_text", "config", f"```yaml\n{text}```")
+            if not resumed:
+                text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
+                self._write("add_text", "config", f"```yaml\n{text}```")
         return self._open
 
     def _write(self, method: str, *args: Any, **kwargs: Any) -> None:
@@ -77,34 +82,52 @@ class TensorBoard(Observer):
         name = f"{model}/{attack}"
         for iteration, cost in reconstruction.costs:
             self._write("add_scalar", f"{name}/cost/{update.key}", cost, iteration)
-        for row in rows:
-            victim = self._victims[name] = self._victims.get(name, -1) + 1
+        first = self._count(attack, model, len(rows))
+        for victim, row in enumerate(rows, start=first):
             if truth is not None:
                 self._write("add_scalar", f"{name}/ssim", row["ssim"], victim)
 
+    def _count(self, attack: str, model: str, new: int) -> int:
+        """The number of the first of some new victims; a resumed run goes on counting."""
+        key = (attack, model)
+        if key not in self._victims:
+            rows = read_rows(self._folder.results)
+            before = [row for row in rows if (row["attack"], row["model"]) == key]
+            self._victims[key] = len(before) - new  # the new ones are in the file already
+        first = self._victims[key]
+        self._victims[key] += new
+        return first
+
     def run_ended(self, status: str) -> None:
         """See :class:`Observer`; grids and hyperparameters need the whole run."""
-        panels = read_panels(self._folder, self._config, self._mean, self._std)
-        for victim, panel in enumerate(panels):
-            self._write("add_image", GRID, panel_strip(panel), victim, dataformats="HWC")
         if status == "complete":
-            self._hyperparameters(panels)
+            self._hyperparameters()
         self._writer.close()
+        for file in self._folder.tensorboard.glob(f"*{PICTURES}"):
+            file.unlink()
+        panels = read_panels(self._folder, self._config, self._mean, self._std)
+        if panels:
+            folder = str(self._folder.tensorboard)
+            with SummaryWriter(folder, filename_suffix=PICTURES) as writer:
+                for victim, panel in enumerate(panels):
+                    writer.add_image(GRID, panel_strip(panel), victim, dataformats="HWC")
 
-    def _hyperparameters(self, panels: Sequence[Panel]) -> None:
+    def _hyperparameters(self) -> None:
         federation = self._config.federation
         settings = {
             "data": self._config.data_name, "model": self._config.model_name,
-            "protocol": federation.protocol, "clients": federation.clients,
-            "rounds": federation.rounds, "batch_size": federation.batch_size,
-            "labels": self._config.victims.labels, "seed": self._config.seed,
+            "protocol": federation.protocol, "strategy": federation.strategy,
+            "clients": federation.clients, "rounds": federation.rounds,
+            "batch_size": federation.batch_size, "labels": self._config.victims.labels,
+            "seed": self._config.seed,
         }  # fmt: skip
-        found: dict[str, list[float]] = {}
-        for panel in panels:
-            for title, (_, ssim) in panel.reconstructions.items():
-                if ssim is not None:
-                    found.setdefault(f"hparam/ssim {title}", []).append(ssim)
-        metrics = {name: float(np.mean(values)) for name, values in found.items()}
+        summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
+        metrics = {
+            f"hparam/{name} {entry['attack']} on {entry['model']}": entry[name]
+            for entry in summary["attacks"]
+            for name in ("ssim", "psnr", "mse", "asr")
+        } | {"hparam/accuracy": summary["federation"]["accuracy"]}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         # SummaryWriter.add_hparams would open a run of its own beside this one.
         for part in hparams(settings, metrics):
             self._writer._get_file_writer().add_summary(part)
@@ -112,7 +135,7 @@ class TensorBoard(Observer):
             self._write("add_scalar", name, value)
 
 
-def panel_strip(panel: Panel) -> Any:
+def panel_strip(panel: Panel) -> Picture:
     """A victim's original and reconstructions as one picture ``(H, W, 3)``."""
     pictures = [picture for picture, _ in panel.reconstructions.values()]
     if panel.original is not None:

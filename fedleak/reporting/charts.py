@@ -1,0 +1,316 @@
+"""The curves of a run, read from its TensorBoard files and drawn as small inline SVG charts."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+Points = list[tuple[float, float]]
+Victim = tuple[str, str, str]
+"""Model, attack, and the update's key."""
+
+POINTS = 200  # of a line, at most
+LINES = 64  # of a chart, at most
+STYLES = 5  # colours with dashes of their own in report_style.css
+WIDTH, HEIGHT = 360.0, 220.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 22.0, 10.0, 42.0
+TICKS = 5
+# A cost of a cosine is a rounding error of 1 where it is below this share of the highest.
+LOWEST = 1e-12
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+METRICS = {"accuracy": "test accuracy (share)", "loss": "test loss"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Args:
+        name: what the line is of.
+        label: its entry in the legend, which lines may share.
+        style: number of its colour and dash, from 0; lines of one label have one style.
+        points: pairs of x and y, in the order of x.
+    """
+
+    name: str
+    label: str
+    style: int
+    points: Points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart to be drawn.
+
+    Args:
+        title: stands above it.
+        x: label of the horizontal axis, which counts something.
+        y: label of the vertical axis, with its unit.
+        series: the lines, at least one, each with a point or more.
+        log: whether the vertical axis is logarithmic.
+        note: stands below it.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    log: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    ticks: dict[float, str]
+
+    def share(self, value: float) -> float:
+        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+
+
+def read_scalars(folder: Path) -> dict[str, Points]:
+    """The scalars in a folder of event files.
+
+    Args:
+        folder: the folder, which may be missing.
+
+    Returns:
+        Tag -> pairs of step and finite value in the order of the steps; of a step that was written
+        twice, as by a resumed run, the later one. Empty where there is nothing to be read.
+    """
+    if not folder.is_dir():
+        return {}
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import (
+            SCALARS,
+            EventAccumulator,
+        )
+    except ImportError:
+        return {}
+    # Without the purge, a resumed run's restart of the steps would drop what came before it.
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
+    events.Reload()
+    return {
+        tag: sorted(
+            {e.step: e.value for e in events.Scalars(tag) if math.isfinite(e.value)}.items()
+        )
+        for tag in events.Tags()[SCALARS]
+    }
+
+
+def training_charts(scalars: Mapping[str, Points]) -> list[Chart]:
+    """Accuracy and loss of the global models by round, where there are two rounds or more.
+
+    Args:
+        scalars: tag -> points, see :func:`read_scalars`.
+    """
+    found: dict[str, dict[str, Points]] = {}
+    for tag, points in scalars.items():
+        match = re.fullmatch(r"(.+)/global/(?:.+/)?([^/]+)", tag)
+        if match and match[2] in METRICS and len([step for step, _ in points if step > 0]) >= 2:
+            found.setdefault(match[2], {})[match[1]] = points
+    charts = []
+    for metric, title in METRICS.items():
+        lines = [
+            Series(model, model, index % STYLES, _thin(points))
+            for index, (model, points) in enumerate(found.get(metric, {}).items())
+        ]
+        if lines:
+            charts.append(Chart(f"Global {metric}", "round (0: untrained)", title, lines))
+    return charts
+
+
+def cost_charts(scalars: Mapping[str, Points], leaked: Mapping[Victim, bool | None]) -> list[Chart]:
+    """The cost of every attack on every model by iteration, a line for each victim.
+
+    Args:
+        scalars: tag -> points, see :func:`read_scalars`.
+        leaked: whether an image of the victim was reconstructed; none where it is not known.
+    """
+    labels = {True: "reconstructed", False: "not reconstructed", None: "not scored"}
+    styles = {True: 1, False: 0, None: 4}
+    found: dict[tuple[str, str], list[Series]] = {}
+    for tag, points in scalars.items():
+        match = re.fullmatch(r"(.+)/([^/]+)/cost/(r(\d+)-c(\d+))", tag)
+        if match and points:
+            model, attack, key, round_, client = match.groups()
+            name, outcome = (
+                f"client {int(client)}, round {int(round_)}",
+                leaked.get((model, attack, key)),
+            )
+            line = Series(name, labels[outcome], styles[outcome], _thin(points))
+            found.setdefault((attack, model), []).append(line)
+    charts = []
+    for (attack, model), lines in found.items():
+        notes = []
+        if len(lines) > LINES:
+            notes.append(f"The first {LINES} of {len(lines)} victims.")
+        lines = lines[:LINES]
+        values = [y for line in lines for _, y in line.points]
+        log = max(values) > 0
+        if log and min(values) <= 0:
+            notes.append("Costs of 0 or less, which are rounding errors, lie on the lower edge.")
+        title = f"{attack} on {model}"
+        axis = f"cost (no unit{', log scale' if log else ''})"
+        charts.append(Chart(title, "iteration", axis, lines, log, " ".join(notes)))
+    return charts
+
+
+def draw(chart: Chart) -> Markup:
+    """A chart as a figure with title, legend, SVG and note.
+
+    Args:
+        chart: what to draw; its texts are escaped.
+    """
+    across, up = _axes(chart)
+    parts = [_grid(across, up), _titles(chart)]
+    for line in chart.series:
+        places = [
+            (LEFT + across.share(x) * (WIDTH - LEFT - RIGHT), _height(up, y, chart.log))
+            for x, y in line.points
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        # A single point has no length, and would not be seen as a line.
+        shape = Markup('<polyline points="{}"/>').format(path)
+        if len(places) == 1:
+            shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3"/>').format(*places[0])
+        parts.append(
+            Markup('<g class="line s{}"><title>{}</title>{}</g>').format(
+                line.style, f"{line.name}: {line.label}", shape
+            )
+        )
+    return Markup(
+        '<figure class="chart"><figcaption>{}</figcaption>{}'
+        '<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>{}</figure>'
+    ).format(
+        chart.title,
+        _legend(chart),
+        WIDTH,
+        HEIGHT,
+        describe(chart),
+        Markup("\n").join(parts),
+        Markup('<p class="note">{}</p>').format(chart.note) if chart.note else "",
+    )
+
+
+def describe(chart: Chart) -> str:
+    """What a chart shows, in words, for those who do not see it."""
+    groups: dict[str, list[Points]] = {}
+    for line in chart.series:
+        groups.setdefault(line.label, []).append(line.points)
+    sentences = [f"{chart.title}: {chart.y} by {chart.x}."]
+    for label, lines in groups.items():
+        starts, ends = [line[0][1] for line in lines], [line[-1][1] for line in lines]
+        count = f" ({len(lines)} lines)" if len(lines) > 1 else ""
+        sentences.append(f"{label}{count}: begins at {_range(starts)}, ends at {_range(ends)}.")
+    return " ".join(sentences)
+
+
+def _axes(chart: Chart) -> tuple[_Axis, _Axis]:
+    xs = [x for line in chart.series for x, _ in line.points]
+    ys = [y for line in chart.series for _, y in line.points]
+    across = _counting(min(xs), max(max(xs), min(xs) + 1))
+    if not chart.log:
+        return across, _linear(min(0.0, *ys), max(*ys, min(0.0, *ys) + 1e-9))
+    high = math.log10(max(ys))
+    positive = [y for y in ys if y > 0]
+    # At least a decade, lest a cost that has hardly moved should look as if it had fallen.
+    low = min(math.log10(max(min(positive), max(ys) * LOWEST)), high - 1)
+    return across, _logarithmic(low, high + 0.03 * (high - low))
+
+
+def _linear(low: float, high: float) -> _Axis:
+    step = _step((high - low) / TICKS)
+    ticks = [n * step for n in range(math.ceil(low / step - 1e-9), math.ceil(high / step) + 1)]
+    return _Axis(min(low, ticks[0]), max(high, ticks[-1]), {t: f"{t:.10g}" for t in ticks})
+
+
+def _counting(low: float, high: float) -> _Axis:
+    step = max(1.0, _step((high - low) / TICKS))
+    ticks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return _Axis(low, high, {tick: f"{tick:,.0f}" for tick in ticks})
+
+
+def _logarithmic(low: float, high: float) -> _Axis:
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    every = max(1, math.ceil(len(powers) / (TICKS + 1)))
+    ticks = {float(p): f"10{str(p).translate(SUPERSCRIPTS)}" for p in powers if p % every == 0}
+    if len(ticks) < 2:
+        values = [n * 10.0**p for p in range(math.floor(low), math.ceil(high)) for n in (1, 2, 5)]
+        ticks = {math.log10(v): f"{v:g}" for v in values if low <= math.log10(v) <= high}
+    return _Axis(low, high, ticks)
+
+
+def _step(least: float) -> float:
+    """The least of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is no less."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(n * power for n in (1, 2, 5, 10, 20) if n * power >= least * (1 - 1e-9))
+
+
+def _height(axis: _Axis, value: float, log: bool) -> float:
+    place = value
+    if log:
+        place = math.log10(value) if value > 0 else axis.low
+    return HEIGHT - BOTTOM - axis.share(place) * (HEIGHT - BOTTOM - TOP)
+
+
+def _grid(across: _Axis, up: _Axis) -> Markup:
+    """Lines and numbers of both axes."""
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts = []
+    for value, text in up.ticks.items():
+        y = _height(up, value, log=False)
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{:g}" y1="{y:.1f}" x2="{:g}" y2="{y:.1f}"/>'
+                '<text class="end" x="{:g}" y="{:.1f}">{}</text>'
+            ).format(LEFT, right, LEFT - 5, y + 4, text, y=y)
+        )
+    for value, text in across.ticks.items():
+        x = LEFT + across.share(value) * (right - LEFT)
+        parts.append(
+            Markup('<text class="middle" x="{:.1f}" y="{:g}">{}</text>').format(
+                x, bottom + 15, text
+            )
+        )
+    parts.append(Markup('<path class="axis" d="M{0:g} {1:g}V{2:g}H{3:g}"/>').format(
+        LEFT, TOP, bottom, right
+    ))  # fmt: skip
+    return Markup("").join(parts)
+
+
+def _titles(chart: Chart) -> Markup:
+    middle = TOP + (HEIGHT - BOTTOM - TOP) / 2
+    return Markup(
+        '<text class="middle" x="{:g}" y="{:g}">{}</text>'
+        '<text class="middle" transform="translate(12 {:g}) rotate(-90)">{}</text>'
+    ).format(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8, chart.x, middle, chart.y)
+
+
+def _legend(chart: Chart) -> Markup:
+    entries = {line.label: line.style for line in chart.series}
+    items = [
+        Markup(
+            '<li><svg class="sample" viewBox="0 0 28 10" aria-hidden="true">'
+            '<g class="line s{}"><path d="M0 5H28"/></g></svg>{}</li>'
+        ).format(style, label)
+        for label, style in entries.items()
+    ]
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
+
+
+def _thin(points: Points) -> Points:
+    """At most POINTS of the points, the first and the last among them."""
+    if len(points) <= POINTS:
+        return points
+    stride = math.ceil((len(points) - 1) / (POINTS - 1))
+    return [*points[:-1:stride], points[-1]]
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"

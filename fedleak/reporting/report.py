@@ -1,0 +1,349 @@
+"""``report.html``: a run on one page with a verdict in plain language; it needs no network."""
+
+import base64
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+from PIL import Image
+
+from fedleak.config import RunConfig
+from fedleak.data import ImageData
+from fedleak.parts import make_data
+from fedleak.registry import load_class, short_name
+from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
+from fedleak.reporting.panels import read_panels
+from fedleak.reporting.tables import SPACES
+from fedleak.results import Picture, Row, RunFolder, append_rows, read_rows
+from fedleak.updates import GroundTruth, update_key
+
+VICTIMS = 64  # with pictures, at most
+Z = statistics.NormalDist().inv_cdf(0.975)
+NAMES = {
+    "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP", "precode": "PRECODE",
+}  # fmt: skip
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did to one model.
+
+    Args:
+        attack: its name.
+        defense: name of the defence, or ``none``.
+        model: the model's name; what follows a ``+`` guards it.
+        rows: the rows of results.csv.
+    """
+
+    attack: str
+    defense: str
+    model: str
+    rows: list[Row]
+
+    @property
+    def scored(self) -> list[Row]:
+        """The rows that could be compared with the truth."""
+        return [row for row in self.rows if is_scored(row)]
+
+    @property
+    def leaked(self) -> int:
+        """Number of successes."""
+        return sum(row["success"] for row in self.scored)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the success rate."""
+        return wilson(self.leaked, len(self.scored))
+
+    @property
+    def title(self) -> str:
+        """The attack's name as papers write it."""
+        return NAMES.get(self.attack, self.attack)
+
+    @property
+    def guard(self) -> str:
+        """What guards the model: bottleneck, defence, both, or nothing."""
+        parts = [NAMES.get(part, part) for part in self.model.split("+")[1:]]
+        return " with ".join(parts + [self.defense] * (self.defense not in ("", "none")))
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.leaked} of {len(self.scored)})"
+
+
+class _View(RunFolder):
+    """A run's folder with other rows, and with the truth only where it can be drawn."""
+
+    def __init__(self, path: Path, results: Path, *, drawable: bool) -> None:
+        super().__init__(path)
+        self.results = results
+        self._drawable = drawable
+
+    def read_truth(self, variant: str, round_: int, client: int) -> GroundTruth | None:
+        return super().read_truth(variant, round_, client) if self._drawable else None
+
+
+def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
+    """Write a run's report.html from the files in its folder.
+
+    Args:
+        folder: the run's folder; the run may be interrupted, or still going on.
+        scaling: mean and deviation of each channel, by which the truth is scaled back to pixels;
+            none: those of config.yaml, or of the data set if it is on this machine. Without them,
+            the page has no originals.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        BadInput: if the folder is not a run's, or a file in it is damaged.
+    """
+    config = RunConfig.load(folder.config)
+    summary = json.loads(folder.summary.read_text("utf-8")) if folder.summary.is_file() else {}
+    with TemporaryDirectory() as scratch:
+        rows = _whole_rows(folder, Path(scratch) / "all.csv")
+        samples = sorted({_sample(row) for row in rows})
+        shown = [row for row in rows if _sample(row) in samples[:VICTIMS]]
+        if scaling is None and any((folder.path / "truth").rglob("*.safetensors")):
+            scaling = _scaling(config)
+        view = _View(folder.path, Path(scratch) / "shown.csv", drawable=scaling is not None)
+        append_rows(view.results, [row for row in shown if view.reconstruction(row).is_file()])
+        panels = read_panels(view, config, *(scaling or ((0.0,), (1.0,))))
+    scalars = read_scalars(folder.tensorboard)
+    page = _template().render(
+        config=config,
+        settings=config.to_dict(),
+        versions=yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("versions") or {},
+        summary=summary,
+        space=SPACES[config.metrics.space],
+        rows=rows,
+        outcomes=find_outcomes(rows),
+        panels=panels,
+        hidden=len(samples[VICTIMS:]),
+        clients=client_rows(rows),
+        training=training_charts(scalars),
+        costs=cost_charts(scalars, _leaked(rows)),
+    )
+    part = folder.path / "report.part"
+    part.write_text(page, encoding="utf-8")
+    return part.replace(part.with_suffix(".html"))
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, from 0 to 1 (JASA 22, 1927).
+
+    Args:
+        successes: number of successes, 0 to ``n``.
+        n: number of trials; for none, nothing is known of the rate.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    rate, scale = successes / n, 1 + Z**2 / n
+    middle = (rate + Z**2 / (2 * n)) / scale
+    half = Z / scale * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
+    # Rounding must not leave -1e-17 where the formula gives 0.
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def is_scored(row: Row) -> bool:
+    """Whether a row's success means something: SSIM cannot be had of images below 3 x 3."""
+    return row["success"] is not None and (_finite(row["ssim"]) or not _finite(row["mse"]))
+
+
+def find_outcomes(rows: Iterable[Row]) -> list[Outcome]:
+    """The rows by attack, defence and model, in their order."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["attack"], row["defense"], row["model"]), []).append(row)
+    return [Outcome(*key, members) for key, members in groups.items()]
+
+
+def verdict(outcomes: Sequence[Outcome]) -> list[str]:
+    """What the attacks achieved, in sentences: unguarded models first, then each guard.
+
+    That a guard stops an attack is said only where the attack succeeded without it and the 95 %
+    intervals of the two success rates do not overlap (that it hinders it, where some of it is
+    left); never that a guard is safe.
+    """
+    sentences = []
+    targets: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.scored:
+            targets.setdefault((outcome.model, outcome.defense), []).append(outcome)
+    plain = {model: found for (model, _), found in targets.items() if not found[0].guard}
+    for model, found in plain.items():
+        parts = [f"{each.title} reconstructs {each.leaked} of {len(each.scored)}" for each in found]
+        parts[0] += f" images of the plain {model}"
+        sentences.append(f"{listing(parts)}.")
+    for (model, _), found in targets.items():
+        if found[0].guard:
+            base = model.split("+")[0]
+            sentences.append(_guarded(found, plain.get(base, []), base))
+    unscored = [outcome for outcome in outcomes if not outcome.scored]
+    if unscored:
+        made = listing([f"{len(o.rows)} by {o.title} on {o.model}" for o in unscored])
+        sentences.append(
+            f"Reconstructions without a score: {made}; what the clients really had is not known "
+            "here, so whether they are right is for the eye to judge."
+        )
+    return sentences
+
+
+def _guarded(found: Sequence[Outcome], plain: Sequence[Outcome], base: str) -> str:
+    guard, bare = found[0].guard, {outcome.attack: outcome for outcome in plain}
+    told: dict[str, list[str]] = {"stops": [], "hinders": [], "not": [], "fails": []}
+    for outcome in found:
+        before, text = bare.get(outcome.attack), str(outcome)
+        worse = before is not None and outcome.interval[1] < before.interval[0]
+        if not outcome.leaked and before is not None and before.leaked and not worse:
+            text = f"{text[:-1]}, too few to tell from chance)"
+        manner = (
+            ("hinders" if worse else "not") if outcome.leaked else "stops" if worse else "fails"
+        )
+        told[manner].append(text)
+    guarded = guard if plain else f"{guard} on {base}"
+    parts = [f"{verb} {listing(told[verb])}" for verb in ("stops", "hinders") if told[verb]]
+    if parts:
+        but = f" but not {listing(told['not'], 'or')}" if told["not"] else ""
+        parts = [f"{guarded} {' and '.join(parts)}{but} in this setting"]
+    elif told["not"]:
+        parts = [f"{guarded} does not stop {listing(told['not'], 'or')}"]
+    if failed := told["fails"]:
+        what = "against it" if parts else f"on {base} with {guard} in this setting"
+        parts.append(f"{listing(failed)} {'fail' if failed[1:] else 'fails'} {what}")
+    return f"{'; '.join(parts)}."
+
+
+def client_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What leaked of every client in every round, on every model: cells of a table."""
+    models = list(dict.fromkeys((row["model"], row["defense"]) for row in rows))
+
+    def key(row: Row) -> tuple[int, int, int]:
+        return row["client"], row["round"], models.index((row["model"], row["defense"]))
+
+    found = []
+    for (client, round_, position), members in groupby(sorted(rows, key=key), key):
+        group = [row for row in members if is_scored(row)]
+        seen = {row["sample"] for row in group}
+        leaked = {row["sample"] for row in group if row["success"]}
+        comparable = [row for row in group if _finite(row["ssim"])]
+        best = max(comparable, key=lambda row: float(row["ssim"]), default=None)
+        found.append(
+            {
+                "client": str(client), "round": str(round_), "model": models[position][0],
+                "defense": models[position][1], "attack": best["attack"] if best else "–",
+                "ssim": f"{best['ssim']:.4f}" if best else "–",
+                "leaked": f"{len(leaked)} of {len(seen)}" if seen else "not scored",
+            }
+        )  # fmt: skip
+    return found
+
+
+def spread(rows: Iterable[Row], name: str, form: str) -> str:
+    """Mean and sample deviation of a column; how many cells were finite if not all."""
+    values = [row[name] for row in rows if row[name] is not None]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "∞" if values and all(value == math.inf for value in values) else "–"
+    text = format(statistics.fmean(finite), form)
+    if len(finite) > 1:
+        text += f" ± {format(statistics.stdev(finite), form)}"
+    return text if finite == values else f"{text} ({len(finite)} of {len(values)} finite)"
+
+
+def listing(items: Sequence[str], last: str = "and") -> str:
+    """Such as ``a, b and c``."""
+    return f" {last} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def plugin_text(kind: str, plugin: Mapping[str, Any]) -> str:
+    """A plugin's name and hyperparameters; of a path, which tells of a machine, the last part."""
+    name = short_name(kind, plugin["class_path"])
+    settings = _flat(plugin["init_args"])
+    return f"{name} ({settings})" if settings else name
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture as a PNG in a data URI; grey stays grey."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _flat(settings: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in settings.items():
+        text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+        if isinstance(value, Mapping):
+            text = f"({_flat(value)})"
+        elif isinstance(value, str):
+            text = re.split(r"[/\\]", value)[-1]
+        parts.append(f"{name} {text}")
+    return ", ".join(parts)
+
+
+def _whole_rows(folder: RunFolder, copy: Path) -> list[Row]:
+    """The rows, but for the last line if it is half written, as by a run that still goes on."""
+    text = folder.results.read_text(encoding="utf-8") if folder.results.is_file() else ""
+    if whole := text[: text.rfind("\n") + 1]:
+        copy.write_text(whole, encoding="utf-8")
+    return read_rows(copy)
+
+
+def _scaling(config: RunConfig) -> Scaling | None:
+    settings = config.data.init_args
+    if settings.get("mean") and settings.get("std"):
+        return tuple(settings["mean"]), tuple(settings["std"])
+    if "download" in settings:
+        settings = settings | {"download": False}
+    try:
+        # Looked at before it is made: a folder may come from somebody else, and name any class.
+        if not issubclass(load_class(config.data.class_path), ImageData):
+            return None
+        data = make_data(replace(config, data=replace(config.data, init_args=settings)))
+    except Exception:
+        # A data set of one's own may fail in any way; its absence must not cost the page.
+        return None
+    return data.mean, data.std
+
+
+def _leaked(rows: Iterable[Row]) -> dict[Victim, bool | None]:
+    """Whether any image of an update was reconstructed; none where nothing was scored."""
+    found: dict[Victim, bool | None] = {}
+    for row in rows:
+        victim = row["model"], row["attack"], update_key(row["round"], row["client"])
+        before = found.get(victim)
+        found[victim] = bool(before or row["success"]) if is_scored(row) else before
+    return found
+
+
+def _sample(row: Row) -> tuple[int, int, int]:
+    return row["round"], row["client"], row["sample"]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _template() -> Template:
+    package = files("fedleak.reporting")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for function in (data_uri, draw, listing, plugin_text, spread, verdict, wilson):
+        environment.globals[function.__name__] = function
+    environment.globals["style"] = Markup(package.joinpath("report_style.css").read_text("utf-8"))
+    return environment.from_string(package.joinpath("report_template.html").read_text("utf-8"))

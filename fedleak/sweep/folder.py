@@ -1,0 +1,265 @@
+"""A sweep's folder: what is in it, what has been done, and who is at work in it."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from fedleak.config import RunConfig
+from fedleak.errors import BadInput, require
+from fedleak.results import COLUMNS, RunFolder
+from fedleak.sweep.study import Cell, Study
+
+# What the rows of one update share; each has its batch's size, which tells whether all are there.
+UPDATE = ("model", "attack", "round", "client")
+# How long a run has to end by itself before it is killed; a federation takes about ten seconds.
+STOP_SECONDS = 15.0
+
+
+class SweepFolder:
+    """The files of one sweep.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study = path / "study.yaml"
+        self.summary = path / "summary.json"
+        self.results = path / "results.csv"
+        self.cells = path / "cells.csv"
+        self._lock = path / "sweep.lock"
+        self._locks = path / "locks"
+        self._settings = path / "settings"
+
+    def run(self, name: str) -> RunFolder:
+        """The folder of a cell's run."""
+        return RunFolder(self.path / "cells" / name)
+
+    def settings(self, name: str) -> Path:
+        """The configuration that a cell's run is started with."""
+        return self._settings / f"{name}.yaml"
+
+    def lock(self, name: str) -> Path:
+        """The file that the process of a cell holds a lock on, with its number."""
+        return self._locks / name
+
+    def check(self, hash_: str, *, resume: bool, overwrite: bool) -> None:
+        """Check that the sweep may use the folder; nothing is written.
+
+        Args:
+            hash_: that of the study.
+            resume: whether to go on with what is there.
+            overwrite: whether to delete what is there.
+
+        Raises:
+            BadInput: if something is there and neither is allowed, if it is no sweep's folder, or
+                if it is one of another study.
+        """
+        require(
+            not (resume and overwrite),
+            "Expected one of `--resume` and `--overwrite`, got both.",
+        )
+        if not self.path.exists() or (self.path.is_dir() and not self._content()):
+            return
+        require(
+            self.study.is_file(),
+            f"Expected the folder of a sweep or nothing at {self.path}, found something else: "
+            "choose another `--output`.",
+        )
+        require(
+            resume or overwrite,
+            f"Expected no sweep at {self.path}, found one: go on with it by `--resume`, replace "
+            "it by `--overwrite`, or choose another `--output`.",
+        )
+        found = self.read_summary().get("study_hash", hash_)
+        require(
+            overwrite or found == hash_,
+            f"Expected the study of {self.study} to resume it, got another one: repeat its "
+            f"settings (`fedleak sweep {self.study}`) or `--overwrite`.",
+        )
+
+    @contextmanager
+    def open(
+        self, study: Study, cells: Sequence[Cell], hash_: str, *, resume: bool, overwrite: bool
+    ) -> Iterator[None]:
+        """Make the folder ready and keep other sweeps out of it within the block.
+
+        Raises:
+            BadInput: as :meth:`check`, and if another sweep is at work in the folder.
+        """
+        self.check(hash_, resume=resume, overwrite=overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("a") as lock:
+            require(
+                _acquired(lock),
+                f"Expected nobody at work in {self.path}, found another sweep: wait for its end, "
+                "or choose another `--output`.",
+            )
+            self._stop_orphans()
+            if overwrite:
+                for path in self._content():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in (self._locks, self._settings, self.path / "cells"):
+                path.mkdir(exist_ok=True)
+            _write(self.study, yaml.safe_dump(study.to_dict(), sort_keys=False))
+            self._write_cells(cells)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self._locks.rmdir()
+
+    def prepare(self, cell: Cell) -> bool:
+        """Make a cell ready to be run.
+
+        Returns:
+            Whether there is a run to resume.
+        """
+        folder = self.run(cell.name)
+        try:
+            RunConfig.load(folder.config)
+            begun = True
+        except (BadInput, TypeError):
+            # A run writes its configuration before all else, so one killed earlier has done
+            # nothing, and would be refused as the folder of something else.
+            begun = folder.results.exists()
+            if not begun and folder.path.exists():
+                shutil.rmtree(folder.path)
+        values = cell.config.to_dict() | {"output": str(folder.path)}
+        _write(self.settings(cell.name), yaml.safe_dump(values, sort_keys=False))
+        return begun
+
+    def is_complete(self, cell: Cell) -> bool:
+        """Whether a cell's run has ended well, by its own word."""
+        try:
+            summary = json.loads(self.run(cell.name).summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(summary["status"] == "complete")
+
+    def read_summary(self) -> dict[str, Any]:
+        """The contents of summary.json; empty if there is none."""
+        if not self.summary.is_file():
+            return {}
+        summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return summary
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace summary.json in one step."""
+        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def write_results(self, cells: Sequence[Cell]) -> None:
+        """Replace results.csv, in one step, by the finished updates of all cells."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            writer.writerows(finished_rows(self.run(cell.name).results))
+        _write(self.results, text.getvalue())
+
+    def _write_cells(self, cells: Sequence[Cell]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["cell", *cells[0].axes, "folder", "config_hash"])
+        for cell in cells:
+            folder = self.run(cell.name).path.relative_to(self.path).as_posix()
+            writer.writerow([cell.name, *cell.axes.values(), folder, cell.config.hash])
+        _write(self.cells, text.getvalue())
+
+    def _content(self) -> list[Path]:
+        # The sweep that is at work keeps its lock.
+        return [path for path in self.path.iterdir() if path != self._lock]
+
+    def _stop_orphans(self) -> None:
+        """Stop runs that a killed sweep has left behind: two at one cell would do it twice."""
+        for path in sorted(self._locks.glob("*")):
+            with path.open("r+") as file:
+                if not _acquired(file):
+                    text = file.read().strip()
+                    _stop_orphan(file, int(text) if text.isdigit() else None)
+            path.unlink()
+
+
+def finished_rows(path: Path) -> list[dict[str, str]]:
+    """The rows, as text, of the updates that are complete in a run's results.csv.
+
+    The run may be at work or have been killed: what is half written is left out.
+
+    Args:
+        path: results.csv, which may be missing.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    found = Counter(_update(row) for row in rows)
+    return [row for row in rows if found[_update(row)] >= int(row["batch_size"])]
+
+
+def count_updates(path: Path) -> int:
+    """The number of updates that are complete in a run's results.csv."""
+    return len({_update(row) for row in finished_rows(path)})
+
+
+def claim(path: Path) -> IO[str]:
+    """A lock that a process inherits with the open file, and holds as long as it lives.
+
+    Args:
+        path: of a lock file, which is made.
+    """
+    file = path.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def signal_group(leader: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of a group, if there are any left."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
+
+
+def _stop_orphan(lock: IO[str], leader: int | None) -> None:
+    """Stop the process that holds a lock; without its number, wait for its end."""
+    with suppress(ProcessLookupError, PermissionError):
+        # Every run leads a session of its own, so a number that does not is somebody else's now.
+        if leader is not None and os.getsid(leader) == leader:
+            os.kill(leader, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            while time.monotonic() < deadline:
+                if _acquired(lock):
+                    return
+                time.sleep(0.1)
+            signal_group(leader, signal.SIGKILL)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _acquired(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _update(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in UPDATE)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader never sees half of it."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,331 @@
+"""The processes of a sweep: each cell is an ordinary run, several of them at once.
+
+A run appends every finished update to its own results.csv and can be resumed, so a sweep that was
+stopped, however roughly, only has to start the cells that are not complete again.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fedleak.errors import require
+from fedleak.results import Status
+from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
+from fedleak.sweep.observer import SweepObserver, SweepProgress
+from fedleak.sweep.study import Cell, Resolve, Study, expand, study_hash
+from fedleak.threads import available_cores
+
+# Makes the command line of a cell: configuration, folder, whether there is a run to resume.
+Command = Callable[[Path, Path, bool], list[str]]
+
+POLL_SECONDS = 0.1
+REPORT_SECONDS = 1.0
+LOG_LINES = 20
+LOG_BYTES = 16_384
+# What the libraries under numpy and torch read when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+
+
+def run_command(settings: Path, folder: Path, resume: bool) -> list[str]:
+    """The command line of a run.
+
+    Args:
+        settings: its configuration.
+        folder: its folder.
+        resume: whether the run is there and is to be gone on with.
+    """
+    command = [sys.executable, "-m", "fedleak.cli", "run", "--config", str(settings)]
+    return [*command, "--output", str(folder), *(["--resume"] if resume else [])]
+
+
+def run_sweep(
+    study: Study,
+    output: Path,
+    resolve: Resolve,
+    observer: SweepObserver | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    processes: int | None = None,
+    command: Command = run_command,
+) -> dict[str, Any]:
+    """Run the cells of a study, several at once, and leave everything in a folder.
+
+    Args:
+        study: what to run.
+        output: the sweep's folder.
+        resolve: see :func:`expand`.
+        observer: told of what happens.
+        resume: go on with a sweep that has ended early; what is complete is not done again.
+        overwrite: delete the sweep that is there.
+        processes: how many cells run at once; none: as the study says.
+        command: makes the command line of a cell.
+
+    Returns:
+        The contents of summary.json.
+
+    Raises:
+        BadInput: if the study cannot work; nothing is written then.
+        KeyboardInterrupt: if interrupted; the cells at work are stopped, and can be resumed.
+    """
+    require(
+        processes is None or processes >= 1,
+        f"Expected `processes` to be a number from 1, got {processes}.",
+    )
+    cells = expand(study, resolve)
+    folder, hash_ = SweepFolder(output), study_hash(cells)
+    with folder.open(study, cells, hash_, resume=resume, overwrite=overwrite):
+        sweep = _Sweep(folder, cells, hash_, observer or SweepObserver(), command)
+        sweep.run(processes or study.processes, study.threads)
+    return sweep.summary
+
+
+@dataclass
+class _Work:
+    """A cell and how far it has come."""
+
+    cell: Cell
+    status: str
+    error: str | None = None
+    log: list[str] = field(default_factory=list)
+    before: float = 0.0  # seconds of earlier sweeps
+    begun: float | None = None
+    ended: float | None = None
+    updates: int = 0
+    size: int = -1
+
+    @property
+    def seconds(self) -> float:
+        if self.begun is None:
+            return self.before
+        return self.before + (self.ended or time.monotonic()) - self.begun
+
+    @property
+    def expected(self) -> int:
+        """The number of updates that will be attacked, at most."""
+        config = self.cell.config
+        clients = len(config.victims.clients or range(config.federation.clients))
+        rounds = len(config.victims.rounds or range(config.federation.rounds))
+        return clients * rounds * len(config.attacks) * len(config.variants)
+
+    def left(self, mean: float) -> float:
+        """Estimate of the seconds left: from its own pace if it has one, or from other cells'."""
+        if self.updates:
+            return self.seconds * max(0, self.expected - self.updates) / self.updates
+        return max(0.0, mean - self.seconds)
+
+    def entry(self) -> dict[str, Any]:
+        entry = {
+            "name": self.cell.name, "axes": self.cell.axes, "status": self.status,
+            "error": self.error, "seconds": round(self.seconds, 3),
+        }  # fmt: skip
+        return entry | {"log": self.log} if self.log else entry
+
+
+@dataclass
+class _Child:
+    """A cell's process; it leads a session of its own, so a Ctrl-C does not reach it."""
+
+    work: _Work
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+
+class _Sweep:
+    """A sweep in progress."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        cells: Sequence[Cell],
+        hash_: str,
+        observer: SweepObserver,
+        command: Command,
+    ) -> None:
+        self._folder = folder
+        self._cells = cells
+        self._hash = hash_
+        self._observer = observer
+        self._command = command
+        self._children: list[_Child] = []
+        self._begun = self._reported = time.monotonic()
+        self.summary: dict[str, Any] = {}
+        earlier = {item["name"]: item for item in folder.read_summary().get("cells", [])}
+        # What a run says of itself counts: the sweep may have been killed before it took note.
+        self._work = [
+            _Work(
+                cell,
+                "complete" if folder.is_complete(cell) else "pending",
+                before=earlier.get(cell.name, {}).get("seconds", 0.0),
+            )
+            for cell in cells
+        ]
+
+    def run(self, processes: int, threads: int | None) -> None:
+        """Work off all cells that are not complete."""
+        waiting = [work for work in self._work if work.status == "pending"]
+        processes = max(1, min(processes, len(waiting)))
+        self._processes = processes
+        self._threads = threads or max(1, available_cores() // processes)
+        complete = len(self._work) - len(waiting)
+        self._observer.sweep_started(self._cells, complete, processes, self._threads)
+        status: Status = "failed"
+        self._write("running")
+        try:
+            while waiting or self._children:
+                while waiting and len(self._children) < processes:
+                    self._start(waiting.pop(0))
+                time.sleep(POLL_SECONDS)
+                self._watch()
+            if all(work.status == "complete" for work in self._work):
+                status = "complete"
+        except (KeyboardInterrupt, SystemExit):
+            status = "interrupted"
+            raise
+        finally:
+            self._stop()
+            for work in self._work:
+                if work.status == "running":  # interrupted between its start and its end
+                    work.status = "interrupted"
+            self._folder.write_results(self._cells)
+            self._write(status)
+            self._observer.sweep_ended(self.summary)
+
+    def _start(self, work: _Work) -> None:
+        name = work.cell.name
+        resumed = self._folder.prepare(work.cell)
+        command = self._command(self._folder.settings(name), self._folder.run(name).path, resumed)
+        work.status, work.begun = "running", time.monotonic()
+        log = tempfile.TemporaryFile()  # noqa: SIM115 closed when the process has ended
+        with claim(self._folder.lock(name)) as lock:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
+            )
+            self._children.append(_Child(work, process, log))
+            # The next sweep looks it up, should this one be killed and leave the run behind.
+            lock.write(str(process.pid))
+        self._observer.cell_started(work.cell, resumed)
+        self._report()
+
+    def _environment(self) -> dict[str, str]:
+        # Colours would stand as control characters in the error of a failed cell.
+        environment = {n: v for n, v in os.environ.items() if n != "FORCE_COLOR"}
+        return environment | dict.fromkeys(THREAD_VARIABLES, str(self._threads))
+
+    def _watch(self) -> None:
+        """Take note of what has ended, and report every now and then."""
+        for child in list(self._children):
+            if child.process.poll() is not None:
+                self._children.remove(child)
+                self._ended(child, stopped=False)
+                self._folder.write_results(self._cells)
+                self._report()
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
+
+    def _ended(self, child: _Child, *, stopped: bool) -> None:
+        work, code = child.work, child.process.returncode
+        signal_group(child.process.pid, signal.SIGKILL)  # whatever it has left behind
+        self._folder.lock(work.cell.name).unlink(missing_ok=True)
+        work.ended = time.monotonic()
+        if self._folder.is_complete(work.cell) and (code == 0 or stopped):
+            work.status = "complete"
+        elif stopped:
+            work.status = "interrupted"
+        else:
+            work.status, work.log = "failed", _tail(child.log)
+            work.error = _error(code, work.log)
+        child.log.close()
+        self._observer.cell_ended(work.cell, work.status, work.error, work.seconds)
+
+    def _stop(self) -> None:
+        """Stop what is still at work: by request, and after a few seconds by force."""
+        for child in self._children:
+            with suppress(ProcessLookupError):
+                child.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        # Whoever presses Ctrl-C a second time does not want to wait.
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            for child in self._children:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+        for child in self._children:
+            if child.process.poll() is None:
+                signal_group(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+            self._ended(child, stopped=True)
+        self._children = []
+
+    def _write(self, status: Status) -> None:
+        self.summary = {
+            "status": status,
+            "study_hash": self._hash,
+            "cells": [work.entry() for work in self._work],
+        }
+        self._folder.write_summary(self.summary)
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        for work in self._work:
+            path = self._folder.run(work.cell.name).results
+            size = path.stat().st_size if path.exists() else 0
+            if size != work.size:
+                work.size, work.updates = size, count_updates(path)
+        states = [work.status for work in self._work]
+        progress = SweepProgress(
+            cells=len(states),
+            complete=states.count("complete"),
+            failed=states.count("failed"),
+            victims=sum(work.updates for work in self._work),
+            running={
+                child.work.cell.name: (child.work.updates, child.work.expected)
+                for child in self._children
+            },
+            seconds=self._reported - self._begun,
+            left=self._left(),
+        )
+        # On disk too, so that a sweep that is killed knows how long it has taken.
+        self._write("running")
+        self._observer.progressed(progress)
+
+    def _left(self) -> float | None:
+        known = [w.seconds for w in self._work if w.status == "complete" and w.seconds > 0]
+        if not known:
+            return None
+        mean = sum(known) / len(known)
+        open_ = [w for w in self._work if w.status in ("running", "pending")]
+        left = sum(work.left(mean) for work in open_)
+        return left / max(1, min(self._processes, len(open_)))
+
+
+def _tail(log: IO[bytes]) -> list[str]:
+    """The last lines of a process's output that are not empty."""
+    log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+    lines = log.read().decode("utf-8", "replace").splitlines()
+    return [line.rstrip() for line in lines if line.strip()][-LOG_LINES:]
+
+
+def _error(code: int, log: Sequence[str]) -> str:
+    """Why a cell has failed, in one sentence."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", as happens when memory runs out" if -code == signal.SIGKILL else ""
+        return f"The run was ended by {name}{hint}."
+    if code == 0:
+        return "The run ended without being complete."
+    return log[-1].strip().removeprefix("fedleak: ") if log else f"The run ended with code {code}."

@@ -1,0 +1,615 @@
+"""The page is read back with html.parser; its runs are made by hand, in milliseconds."""
+
+import base64
+import io
+import itertools
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from fedleak.config import Federation, RunConfig, Victims
+from fedleak.errors import BadInput
+from fedleak.registry import Plugin
+from fedleak.reporting.charts import (
+    Chart,
+    Series,
+    cost_charts,
+    describe,
+    draw,
+    read_scalars,
+    training_charts,
+)
+from fedleak.reporting.report import (
+    client_rows,
+    find_outcomes,
+    plugin_text,
+    spread,
+    verdict,
+    wilson,
+    write_report,
+)
+from fedleak.results import COLUMNS, RunFolder, append_rows
+from fedleak.updates import GroundTruth, update_key
+
+VOID = {"meta", "br", "wbr", "img"}  # of the elements that a page of ours holds
+NAN, INF = math.nan, math.inf
+
+
+def a_row(**changes):
+    """A row of results.csv: by default, IGA reconstructs client 0's image of the plain model."""
+    values = {
+        "round": 1, "client": 0, "sample": 0, "attack": "iga", "defense": "none", "model": "smlp",
+        "dataset": "victims", "batch_size": 1, "mse": 1e-5, "psnr": 50.0, "ssim": 0.99,
+        "success": 1, "noise_mse": NAN, "cost": 1e-4, "iterations": 100, "seconds": 2.0,
+    }  # fmt: skip
+    assert tuple(values) == COLUMNS
+    return values | changes
+
+
+def some(successes, n, **changes):
+    """Rows of n clients, of which the first ones were reconstructed."""
+    return [
+        a_row(client=c, success=int(c < successes), ssim=0.99 if c < successes else 0.01, **changes)
+        for c in range(n)
+    ]
+
+
+PRECODE = {"model": "smlp+precode"}
+STORY = [
+    *some(4, 4),
+    *some(0, 4, **PRECODE),
+    *some(4, 4, attack="nra", **PRECODE),
+]
+UNSCORED = {"mse": None, "psnr": None, "ssim": None, "success": None, "noise_mse": None}
+
+
+def a_config(output, **changes):
+    data = {"path": "/home/somebody/victims.npz", "mean": [0.5] * 3, "std": [0.25] * 3}
+    values = {
+        "data": Plugin("fedleak.data.npz.Npz", data),
+        "model": Plugin("fedleak.models.mlp.SMLP", {"precode": {"bottleneck_size": 8}}),
+        "attacks": (Plugin("fedleak.attacks.iga.IGA", {"iterations": 100}),),
+        "baseline": True,
+        "federation": Federation(clients=4),
+    }
+    return RunConfig(output=str(output), **values | changes)
+
+
+def a_folder(path, rows, *, config=None, status="complete", truth=True, channels=3, events=None):
+    """A run's folder as a run leaves it."""
+    folder = RunFolder(path)
+    folder.reconstructions.mkdir(parents=True)
+    config = config or a_config(path)
+    config.save(folder.config)
+    federation = {"rounds": 1, "clients": 4, "failures": 0, "accuracy": 0.5}
+    folder.summary.write_text(json.dumps({"status": status, "federation": federation}))
+    if rows:
+        append_rows(folder.results, rows)
+    draw_pixels = np.random.default_rng(0)
+    for row in rows:
+        size = (6, 8) if channels == 1 else (6, 8, 3)
+        pixels = draw_pixels.integers(0, 256, size, dtype=np.uint8)
+        file = folder.reconstruction(row)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+        batch = row["batch_size"]
+        inputs = torch.linspace(-2, 2, batch * channels * 48).reshape(batch, channels, 6, 8)
+        for variant in ("", "baseline") if truth else ():
+            folder.truth(variant).mkdir(parents=True, exist_ok=True)
+            key = update_key(row["round"], row["client"])
+            labels = torch.zeros(batch, dtype=torch.long)
+            GroundTruth(inputs, labels).save(folder.truth(variant) / f"{key}.safetensors")
+    if events:
+        with SummaryWriter(str(folder.tensorboard)) as writer:
+            for tag, points in events.items():
+                for step, value in points:
+                    writer.add_scalar(tag, value, step)
+    return folder
+
+
+class Page(HTMLParser):
+    """What stands in a page, with a check that every element is closed where it belongs."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements, self.open, self.texts, self.cells = [], [], [], []
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.cells.append([])
+        elif tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+        if "td" in self.open or ("tr" in self.open and "th" in self.open):
+            self.cells[-1][-1] += data
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag, **wanted):
+        found = [attrs for name, attrs in self.elements if name == tag]
+        return [a for a in found if all(a.get(n) == value for n, value in wanted.items())]
+
+    def pictures(self):
+        found = []
+        for image in self.all("img"):
+            head, data = image["src"].split(",")
+            assert head == "data:image/png;base64"
+            found.append(Image.open(io.BytesIO(base64.b64decode(data))))
+        return found
+
+
+def a_page(path, rows, **settings):
+    return Page(write_report(a_folder(path, rows, **settings)))
+
+
+COSTS = {
+    "smlp/iga/cost/r0001-c0000": [(0, 0.9), (50, 0.1), (100, -1e-7)],
+    "smlp/iga/cost/r0001-c0001": [(0, 0.8), (50, 0.2), (100, 1e-3)],
+    "smlp+precode/nra/cost/r0001-c0000": [(0, 1.0), (100, 0.5)],
+}
+TRAINING = {
+    f"{model}/global/test/{metric}": [(step, step / 4) for step in range(4)]
+    for model in ("smlp", "smlp+precode")
+    for metric in ("accuracy", "loss", "kl")
+}
+
+
+class TestPage:
+    def test_stands_alone(self, tmp_path):
+        page = a_page(tmp_path / "run", STORY, events=COSTS | TRAINING)
+        assert page.source.startswith('<!doctype html>\n<html lang="en">')
+        for _, attributes in page.elements:
+            assert not attributes.keys() & {"href", "srcset", "action", "data", "poster"}
+            assert attributes.get("src", "data:").startswith("data:")
+            assert not [name for name in attributes if name.startswith("on")]
+        assert not page.all("script")
+        assert not page.all("link")
+        assert not re.search(r"url\(|@import|https?:", page.source)
+        policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+        assert policy.startswith("default-src 'none'")
+
+    def test_can_be_read_by_everybody(self, tmp_path):
+        page = a_page(tmp_path / "run", STORY, events=COSTS | TRAINING)
+        assert page.all("meta", name="viewport")
+        assert len(page.all("title")) >= 1
+        assert len(page.all("h1")) == len(page.all("main")) == 1
+        levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+        assert all(image["alt"] for image in page.all("img"))
+        assert all(chart["aria-label"] for chart in page.all("svg", role="img"))
+        assert len(page.all("svg", role="img")) == len(page.all("figure", **{"class": "chart"}))
+        assert all("scope" in header for header in page.all("th"))
+        names = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+        assert len(names) == len(set(names))
+        for _, attributes in page.elements:
+            for other in ("aria-labelledby", "aria-describedby"):
+                assert attributes.get(other, names[0]) in names
+        for feature in ("prefers-color-scheme: dark", "@media print", "overflow-x: auto"):
+            assert feature in page.source
+
+    def test_tells_the_story(self, tmp_path):
+        page = a_page(tmp_path / "run", STORY, events=COSTS | TRAINING)
+        assert "IGA reconstructs 4 of 4 images of the plain smlp." in page.text
+        assert "PRECODE stops IGA (0 of 4) but not NRA (4 of 4) in this setting." in page.text
+        assert "proves no defence safe" in page.text
+        assert "The attacked model was untrained (round 1)" in page.text
+        assert "given the true labels" in page.text
+        assert "up to 49 %, and one of 100 % as low as 51 %" in page.text
+        assert page.cells[1][:6] == ["iga", "smlp", "none", "4", "0.9900 ± 0.0000", "50.00 ± 0.00"]
+        assert page.cells[1][7:] == ["100 % (4 of 4)", "51 % to 100 %", "2.0"]
+        assert len(page.all("img")) == 4 * 4
+        assert len(page.all("figure", **{"class": "leaked"})) == len(page.all("strong")) == 4 + 4
+        assert len(page.all("svg", role="img")) == 2 + 2
+
+    def test_setting(self, tmp_path):
+        page = a_page(tmp_path / "run", STORY)
+        for text in (
+            "victims, shared out iid", "precode (bottleneck_size 8)", "gradient of one batch",
+            "iga (iterations 100)", "clients: all; rounds: all", "0.5000 (smlp+precode)",
+            "data range 1", "fedleak 0.", "torch ",
+        ):  # fmt: skip
+            assert text in page.text
+        assert "/home" not in page.source
+        assert str(tmp_path) not in page.source
+
+    def test_text_of_the_run_is_escaped(self, tmp_path):
+        evil = '<script>alert("x")</script>'
+        rows = [a_row(model=evil, attack="<b>'&", defense="<i>")]
+        data = {"path": f"{evil}.npz", "mean": [0.5] * 3, "std": [0.25] * 3}
+        config = a_config(
+            tmp_path / "run",
+            data=Plugin("fedleak.data.npz.Npz", data),
+            model=Plugin("my.Model", {"layer": evil, "precode": {"a": "<u>"}}),
+        )
+        events = {f"{evil}/<b>'&/cost/r0001-c0000": [(0, 1.0), (9, 0.1)]}
+        page = a_page(tmp_path / "run", rows, config=config, events=events)
+        assert not {tag for tag, _ in page.elements} & {"script", "b", "i", "u"}
+        assert page.source.count("&lt;script&gt;") > 3
+        assert f"<b>'& on {evil}" in page.text
+
+    def test_pictures_are_those_of_the_run(self, tmp_path):
+        folder = a_folder(tmp_path / "run", [a_row()])
+        original, found = Page(write_report(folder)).pictures()
+        truth = GroundTruth.load(folder.truth("baseline") / "r0001-c0000.safetensors")
+        pixels = (truth.inputs[0] * 0.25 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(np.asarray(original), (pixels * 255).round())
+        saved = np.asarray(Image.open(folder.reconstruction(a_row())))
+        np.testing.assert_array_equal(np.asarray(found), saved)
+
+    def test_grey_stays_grey(self, tmp_path):
+        data = {"path": "x.npz", "mean": [0.5], "std": [0.25]}
+        config = a_config(tmp_path / "run", data=Plugin("fedleak.data.npz.Npz", data))
+        page = a_page(tmp_path / "run", [a_row()], config=config, channels=1)
+        assert [picture.mode for picture in page.pictures()] == ["L", "L"]
+
+    def test_many_victims(self, tmp_path):
+        rows = [a_row(client=client, ssim=client / 300) for client in range(210)]
+        config = a_config(tmp_path / "run", federation=Federation(clients=210))
+        page = a_page(tmp_path / "run", rows, config=config)
+        assert len(page.all("img")) == 2 * 64
+        assert "the first 64 victims by round and client; 146 more" in page.text
+        assert "The first 200 of 210 rows" in page.text
+
+    def test_batches(self, tmp_path):
+        rows = [
+            a_row(sample=s, batch_size=3, ssim=1 - s / 2, success=int(s == 0)) for s in range(3)
+        ]
+        config = a_config(tmp_path / "run", federation=Federation(clients=1, batch_size=3))
+        events = {"smlp/iga/cost/r0001-c0000": [(0, 1.0), (9, 0.1)]}
+        page = a_page(tmp_path / "run", rows, config=config, events=events)
+        titles = [f"Client 0, round 1, image {number}" for number in (1, 2, 3)]
+        assert all(title in page.text for title in titles)
+        assert "An update came from up to 3 images" in page.text
+        assert ["0", "1", "smlp", "iga", "1.0000", "1 of 3"] in page.cells
+        # The client's line counts as reconstructed, since one of its images was.
+        assert "client 0, round 1: reconstructed" in page.text
+
+
+class TestOtherRuns:
+    @pytest.mark.parametrize(
+        ("status", "sentence"),
+        [
+            ("running", "has not ended, or was killed"),
+            ("interrupted", "was interrupted"),
+            ("failed", "The run failed"),
+        ],
+    )
+    def test_unfinished(self, tmp_path, status, sentence):
+        page = a_page(tmp_path / "run", STORY[:6], status=status)
+        assert sentence in page.text
+        assert page.text.count("no result") == 2  # of clients 2 and 3, on smlp+precode
+
+    def test_half_written_line(self, tmp_path):
+        folder = a_folder(tmp_path / "run", STORY[:2], status="running")
+        before = folder.results.read_text() + "1,2,0,ig"
+        folder.results.write_text(before)
+        folder.summary.unlink()
+        assert "reconstructs 2 of 2" in Page(write_report(folder)).text
+        assert folder.results.read_text() == before
+
+    def test_missing_picture(self, tmp_path):
+        folder = a_folder(tmp_path / "run", STORY)
+        folder.reconstruction(STORY[0]).unlink()
+        assert len(Page(write_report(folder)).all("img")) == 15
+
+    def test_no_truth(self, tmp_path):
+        config = a_config(tmp_path / "run", victims=Victims(labels="recovered"))
+        rows = [row | UNSCORED for row in STORY]
+        page = a_page(tmp_path / "run", rows, truth=False, config=config)
+        assert "4 by IGA on smlp, 4 by IGA on smlp+precode and 4 by NRA" in page.text
+        assert "not known here" in page.text
+        assert "recovered them from the updates" in page.text
+        assert page.cells[1][4:] == ["–", "–", "–", "not scored", "–", "2.0"]
+        assert "SSIM of" not in page.text
+        assert "proves no defence" not in page.text
+        assert len(page.all("img")) == 3 * 4
+
+    def test_data_set_is_elsewhere(self, tmp_path):
+        data = {"root": str(tmp_path / "nowhere"), "download": True}
+        config = a_config(tmp_path / "run", data=Plugin("fedleak.data.cifar.CIFAR10", data))
+        folder = a_folder(tmp_path / "run", STORY, config=config)
+        page = Page(write_report(folder))
+        assert "is not on this machine" in page.text
+        assert len(page.all("img")) == 3 * 4
+        page = Page(write_report(folder, ((0.5,) * 3, (0.25,) * 3)))
+        assert len(page.all("img")) == 4 * 4
+
+    def test_downloads_nothing(self, tmp_path, monkeypatch):
+        asked = []
+
+        class Source:
+            base_folder = "anywhere"
+
+            def __init__(self, root, *, train, download):
+                asked.append(download)
+                raise RuntimeError
+
+        monkeypatch.setattr("fedleak.data.cifar.CIFAR10._source", Source)
+        data = Plugin("fedleak.data.cifar.CIFAR10", {"download": True})
+        write_report(a_folder(tmp_path / "run", STORY, config=a_config(tmp_path, data=data)))
+        assert asked == [False]
+
+    def test_only_a_data_set_is_made(self, tmp_path):
+        mark = tmp_path / "mark"
+        config = a_config(
+            tmp_path / "run", data=Plugin("subprocess.Popen", {"args": ["touch", str(mark)]})
+        )
+        assert "is not on this machine" in a_page(tmp_path / "run", STORY, config=config).text
+        assert not mark.exists()
+
+    def test_training_only(self, tmp_path):
+        config = a_config(tmp_path / "run", attacks=(), baseline=False)
+        page = a_page(tmp_path / "run", [], config=config, events=TRAINING)
+        assert "No attack was made" in page.text
+        assert not page.all("table")
+        assert not page.all("img")
+        assert len(page.all("svg", role="img")) == 2
+
+    def test_no_attack_yet(self, tmp_path):
+        page = a_page(tmp_path / "run", [], status="running")
+        assert "No attack has finished yet" in page.text
+        assert "hold no cost of an attack" in page.text
+
+    def test_without_tensorboard(self, tmp_path, monkeypatch):
+        name = "tensorboard.backend.event_processing.event_accumulator"
+        monkeypatch.setitem(sys.modules, name, None)
+        page = a_page(tmp_path / "run", STORY, events=COSTS)
+        assert not page.all("svg")
+        assert "hold no cost of an attack" in page.text
+
+    def test_infinite_and_empty_cells(self, tmp_path):
+        rows = [a_row(psnr=INF), a_row(client=1, psnr=40.0, seconds=None, mse=NAN)]
+        page = a_page(tmp_path / "run", rows)
+        assert page.cells[1][5:7] == ["40.00 (1 of 2 finite)", "1.00e-05 (1 of 2 finite)"]
+
+    def test_not_a_run(self, tmp_path):
+        with pytest.raises(BadInput, match="Expected the configuration of a run"):
+            write_report(RunFolder(tmp_path))
+        assert not list(tmp_path.iterdir())
+
+    def test_again(self, tmp_path):
+        folder = a_folder(tmp_path / "run", STORY, events=COSTS)
+        first = write_report(folder).read_text()
+        assert write_report(folder).read_text() == first
+        assert not list(folder.path.glob("*.part"))
+
+
+class TestVerdict:
+    def sentences(self, *rows):
+        return verdict(find_outcomes(rows))
+
+    def test_no_rows(self):
+        assert self.sentences() == []
+
+    def test_several_attacks_on_the_plain_model(self):
+        rows = [*some(3, 4), *some(0, 4, attack="first-layer"), *some(1, 2, attack="idlg")]
+        assert self.sentences(*rows) == [
+            "IGA reconstructs 3 of 4 images of the plain smlp, first-layer reconstructs 0 of 4 "
+            "and iDLG reconstructs 1 of 2."
+        ]
+
+    def test_guard_without_comparison_is_not_said_to_stop(self):
+        assert self.sentences(*some(0, 8, **PRECODE)) == [
+            "IGA (0 of 8) fails on smlp with PRECODE in this setting."
+        ]
+        both = [*some(0, 8, **PRECODE), *some(8, 8, attack="nra", **PRECODE)]
+        assert self.sentences(*both) == [
+            "PRECODE on smlp does not stop NRA (8 of 8); IGA (0 of 8) fails against it."
+        ]
+
+    def test_guard_against_an_attack_that_never_worked(self):
+        assert self.sentences(*some(0, 8), *some(0, 8, **PRECODE))[1] == (
+            "IGA (0 of 8) fails on smlp with PRECODE in this setting."
+        )
+
+    def test_too_few_images(self):
+        assert self.sentences(*some(2, 2), *some(0, 2, **PRECODE))[1] == (
+            "IGA (0 of 2, too few to tell from chance) fails on smlp with PRECODE in this setting."
+        )
+
+    def test_a_partial_success_is_not_stopped(self):
+        assert self.sentences(*some(8, 8), *some(1, 8, **PRECODE))[1] == (
+            "PRECODE hinders IGA (1 of 8) in this setting."
+        )
+        assert self.sentences(*some(8, 8), *some(4, 8, **PRECODE))[1] == (
+            "PRECODE does not stop IGA (4 of 8)."
+        )
+
+    def test_all_manners_at_once(self):
+        plain = [*some(8, 8), *some(8, 8, attack="dlg"), *some(8, 8, attack="idlg")]
+        guarded = [
+            *some(0, 8, **PRECODE), *some(1, 8, attack="dlg", **PRECODE),
+            *some(7, 8, attack="idlg", **PRECODE), *some(8, 8, attack="nra", **PRECODE),
+            *some(0, 8, attack="ppp", **PRECODE),
+        ]  # fmt: skip
+        assert self.sentences(*plain, *guarded)[1] == (
+            "PRECODE stops IGA (0 of 8) and hinders DLG (1 of 8) but not iDLG (7 of 8) or "
+            "NRA (8 of 8) in this setting; PPP (0 of 8) fails against it."
+        )
+
+    def test_defences(self):
+        rows = [
+            *some(8, 8),
+            *some(0, 8, defense="noise"),
+            *some(0, 8, attack="dlg", defense="noise"),
+            *some(0, 8, defense="noise", **PRECODE),
+        ]
+        assert self.sentences(*rows)[1:] == [
+            "noise stops IGA (0 of 8) in this setting; DLG (0 of 8) fails against it.",
+            "PRECODE with noise stops IGA (0 of 8) in this setting.",
+        ]
+
+    def test_never_says_safe(self):
+        for plain in range(5):
+            for guarded in range(5):
+                text = " ".join(self.sentences(*some(plain, 4), *some(guarded, 4, **PRECODE)))
+                assert not re.search("safe|secure|protect|prevent", text)
+
+    def test_images_too_small_for_ssim_are_not_scored(self):
+        tiny = [row | {"ssim": NAN, "success": 0} for row in some(0, 3)]
+        assert "Reconstructions without a score: 3 by IGA on smlp;" in self.sentences(*tiny)[0]
+
+    def test_diverged_reconstructions_are_failures(self):
+        diverged = [row | {"ssim": NAN, "mse": NAN, "success": 0} for row in some(0, 3)]
+        assert "IGA reconstructs 0 of 3" in self.sentences(*diverged)[0]
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("successes", "n", "low", "high"),
+        [
+            # n / (n + z^2) and z^2 / (n + z^2), with z^2 = 3.8415, by hand
+            (8, 8, 0.6756, 1.0),
+            (0, 8, 0.0, 0.3244),
+            (4, 4, 0.5101, 1.0),
+            # statsmodels' proportion_confint(15, 50, method="wilson")
+            (15, 50, 0.1910, 0.4375),
+            (5, 10, 0.2366, 0.7634),
+            (0, 0, 0.0, 1.0),
+        ],
+    )
+    def test_wilson(self, successes, n, low, high):
+        assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+        assert 0 <= wilson(successes, n)[0] <= wilson(successes, n)[1] <= 1
+
+    def test_spread(self):
+        rows = [a_row(psnr=value) for value in (1.0, 2.0, 3.0)]
+        assert spread(rows, "psnr", ".1f") == "2.0 ± 1.0"
+        assert spread(rows[:1], "psnr", ".1f") == "1.0"
+        assert spread([a_row(psnr=INF)], "psnr", ".1f") == "∞"
+        assert spread([a_row(psnr=NAN)], "psnr", ".1f") == "–"
+        assert spread([a_row(psnr=None)], "psnr", ".1f") == "–"
+
+    def test_client_rows(self):
+        rows = [
+            a_row(client=1, ssim=0.2, success=0),
+            a_row(client=1, ssim=0.9, attack="nra"),
+            a_row(client=1, ssim=NAN, success=0, mse=NAN, attack="dlg"),
+            a_row(client=0, round=2, **UNSCORED),
+            a_row(client=1, ssim=0.1, success=0, **PRECODE),
+        ]
+        found = [tuple(row.values()) for row in client_rows(rows)]
+        assert found == [
+            ("0", "2", "smlp", "none", "–", "–", "not scored"),
+            ("1", "1", "smlp", "none", "nra", "0.9000", "1 of 1"),
+            ("1", "1", "smlp+precode", "none", "iga", "0.1000", "0 of 1"),
+        ]
+
+    def test_plugin_text(self):
+        settings = {"restarts": 1, "box": True, "patience": None, "path": "/a/b.npz", "at": [1, 2]}
+        plugin = {"class_path": "fedleak.attacks.iga.IGA", "init_args": settings}
+        expected = "iga (restarts 1, box true, patience none, path b.npz, at [1, 2])"
+        assert plugin_text("attacks", plugin) == expected
+        assert plugin_text("attacks", {"class_path": "my.Own", "init_args": {}}) == "own"
+
+
+class TestCharts:
+    def places(self, chart):
+        points = re.findall(r'points="([^"]*)"', str(draw(chart)))
+        return [[tuple(map(float, p.split(","))) for p in line.split()] for line in points]
+
+    def chart(self, *points, log=False):
+        lines = [Series(f"line {i}", "a label", i, list(p)) for i, p in enumerate(points)]
+        return Chart("A <title>", "iteration", "cost", lines, log)
+
+    def test_points_lie_where_they_belong(self):
+        (line,) = self.places(self.chart([(0, 0.0), (50, 0.5), (100, 1.0)]))
+        assert line == [(54.0, 178.0), (201.0, 94.0), (348.0, 10.0)]
+
+    def test_log_scale(self):
+        (line,) = self.places(self.chart([(0, 1.0), (1, 1e-2), (2, 1e-4), (3, -1.0)], log=True))
+        heights = [y for _, y in line]
+        assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.1)
+        assert heights[3] == heights[2] == 178.0
+
+    def test_log_scale_spans_a_decade(self):
+        (line,) = self.places(self.chart([(0, 1.0), (1, 0.9)], log=True))
+        assert line[1][1] - line[0][1] < 10
+
+    @pytest.mark.parametrize("log", [False, True])
+    @pytest.mark.parametrize(
+        "points", [[(0, 0.5)], [(3, 2.0), (4, 2.0)], [(0, 1e30), (1, 1e-30)], [(0, 7e-9), (1, 3.0)]]
+    )
+    def test_stays_within_the_frame(self, points, log):
+        source = str(draw(self.chart(points, log=log)))
+        assert "nan" not in source
+        assert "inf" not in source
+        assert all(
+            54 <= x <= 348 and 10 <= y <= 178
+            for line in self.places(self.chart(points, log=log))
+            for x, y in line
+        )
+        assert source.count("<line") >= 2  # so that the axis has two numbers or more
+
+    def test_text_is_escaped_and_told(self):
+        chart = self.chart([(0, 1.0), (9, 0.5)], [(0, 2.0), (9, 0.25)])
+        assert "<title>A" not in str(draw(chart))
+        assert "A &lt;title&gt;" in str(draw(chart))
+        assert describe(chart) == (
+            "A <title>: cost by iteration. "
+            "a label (2 lines): begins at 1 to 2, ends at 0.25 to 0.5."
+        )
+
+    def test_training_needs_two_rounds(self):
+        tag = "smlp/global/test/accuracy"
+        assert training_charts({tag: [(0, 0.1), (1, 0.2)]}) == []
+        (chart,) = training_charts({tag: [(0, 0.1), (1, 0.2), (2, 0.3)]})
+        assert chart.series[0].label == "smlp"
+
+    def test_costs_are_thinned_and_told_apart(self):
+        long = [(step, 1 / (step + 1)) for step in range(1000)]
+        scalars = {f"smlp/iga/cost/r0001-c{c:04d}": long for c in range(70)}
+        leaked = {("smlp", "iga", "r0001-c0000"): True, ("smlp", "iga", "r0001-c0001"): False}
+        (chart,) = cost_charts(scalars, leaked)
+        assert len(chart.series) == 64
+        assert "first 64 of 70" in chart.note
+        labels = [line.label for line in chart.series[:3]]
+        assert labels == ["reconstructed", "not reconstructed", "not scored"]
+        points = chart.series[0].points
+        assert 100 < len(points) <= 200
+        assert points[0] == long[0]
+        assert points[-1] == long[-1]
+
+    def test_resumed_run(self, tmp_path):
+        for points in ({0: 1.0, 1: 2.0, 2: 3.0, 3: NAN}, {1: 2.5}):
+            begin = min(points)
+            with SummaryWriter(tmp_path, purge_step=begin, filename_suffix=f"{begin}") as writer:
+                for step, value in points.items():
+                    writer.add_scalar("tag", value, step)
+        assert read_scalars(tmp_path) == {"tag": [(0, 1.0), (1, 2.5), (2, 3.0)]}
+
+    def test_nothing_to_read(self, tmp_path):
+        assert read_scalars(tmp_path) == {} == read_scalars(tmp_path / "missing")
+
+
+def test_data_files_are_beside_the_module():
+    folder = Path(sys.modules["fedleak.reporting.report"].__file__).parent
+    assert (folder / "report_template.html").is_file()
+    assert (folder / "report_style.css").is_file()
