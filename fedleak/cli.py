@@ -1,10 +1,11 @@
 """The command line: parses, calls, prints."""
 
-import inspect
 import os
-import re
 import signal
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,41 +13,38 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import Namespace
 from rich.console import Console
 
 from fedleak import experiment
-from fedleak.attacks import Attack
-from fedleak.config import Federation, Metrics, RunConfig, Victims, versions
-from fedleak.data import ImageData
-from fedleak.errors import BadInput, unknown_name
-from fedleak.models import LightningModule
+from fedleak.arguments import parse
+from fedleak.config import RunConfig, versions
+from fedleak.errors import BadInput
 from fedleak.parts import make_data
-from fedleak.registry import KINDS, Plugin, class_path, load_class
+from fedleak.registry import KINDS, Plugin, short_name
 from fedleak.reporting import (
     Display,
+    Figures,
+    SweepDisplay,
     TensorBoard,
     paths_line,
     plugin_table,
     results_table,
-    write_figures,
+    write_picture,
+    write_report,
+    write_tables,
 )
 from fedleak.results import RunFolder
+from fedleak.sweep import load_study, run_sweep
 
-# Settings that name a plugin: setting -> kind.
-PLUGINS = {"data": "data", "model": "models", "attack": "attacks", "attacks": "attacks"}
-FROM_DATA = {"input_shape", "num_classes"}
-EXAMPLES = {
-    "run": "fedleak run --data photos --model smlp --model.precode.bottleneck_size 256 "
-    "--attacks+ nra --attacks.iterations 500 --output runs/first",
-    "attack": "fedleak attack runs/first --attack iga --attack.iterations 500 "
-    "--output runs/first-iga",
-    "list": "fedleak list attacks",
-}
+# Seconds that the first signal gives to come to an orderly end; the next one after them ends all.
+STOP_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script ``fedleak``; exits with 0, 2 for bad input, 130 when interrupted.
+    """The console script ``fedleak``.
+
+    It exits with 0, with 1 if a run broke down, 2 for bad input, 130 when interrupted.
 
     Args:
         argv: the arguments; none: those of the process.
@@ -54,17 +52,34 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     # A model of one's own lies in the folder where the command is given.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     console, complaints = Console(), Console(stderr=True, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+
+    def complain(text: str) -> None:
+        line = " ".join(text.split())
+        complaints.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
+
+    interrupt = _Interrupt()
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        _command(_parse(arguments), console)
+        _command(parse(list(sys.argv[1:] if argv is None else argv)), console)
+        code = 0
     except BadInput as error:
-        complaints.print(f"fedleak: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
+        complain(str(error))
+        code = 2
+    except experiment.RunFailed as error:
+        complain(f"{error} What is done is kept: go on by `--resume`.")
+        code = 1
     except KeyboardInterrupt:
-        complaints.print("fedleak: interrupted.", highlight=False)
-        sys.exit(130)
-    sys.exit(0)
+        complain("interrupted.")
+        code = 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if argv is None:
+        _leave(code)
+    sys.exit(code)
 
 
 def _command(settings: Namespace, console: Console) -> None:
@@ -73,6 +88,13 @@ def _command(settings: Namespace, console: Console) -> None:
         for kind in KINDS if chosen.kind == "all" else (chosen.kind,):
             console.print(plugin_table(kind))
         return
+    if command == "report":
+        path = write_report(RunFolder(Path(chosen.run)))
+        console.print(f"Look at {path}", highlight=False, soft_wrap=True)
+        return
+    if command == "sweep":
+        _sweep(chosen, console)
+        return
     if command == "run":
         config = _run_config(chosen)
         _check_versions(chosen.versions, console)
@@ -80,25 +102,50 @@ def _command(settings: Namespace, console: Console) -> None:
         config = _attack_config(chosen)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     data = make_data(config)
-    folder = RunFolder(Path(config.output))
     with Display(console) as display:
-        observers = [display, TensorBoard(config, data.mean, data.std)]
-        try:
-            if command == "run":
-                summary = experiment.run(config, observers, **flags)
-            else:
-                source = Path(chosen.source)
-                summary = experiment.attack(source, config, observers, **flags)
-        finally:
-            figures = []
-            if folder.results.is_file():
-                figures = write_figures(folder, RunConfig.load(folder.config), data.mean, data.std)
+        observers = [
+            display,
+            TensorBoard(config, data.mean, data.std),
+            Figures(config, data.mean, data.std),
+        ]
+        if command == "run":
+            summary = experiment.run(config, observers, **flags)
+        else:
+            summary = experiment.attack(Path(chosen.source), config, observers, **flags)
     if summary["attacks"]:
         console.print(results_table(summary, config))
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
-    console.print(paths_line(folder, figures))
+    console.print(paths_line(RunFolder(Path(config.output))))
+
+
+def _sweep(chosen: Namespace, console: Console) -> None:
+    study, output = load_study(Path(chosen.study)), Path(chosen.output)
+    flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
+    try:
+        with SweepDisplay(console) as display:
+            summary = run_sweep(
+                study, output, _resolve, display, processes=chosen.processes, **flags
+            )
+    finally:
+        paths: list[Path | None] = []
+        if (output / "cells.csv").is_file():
+            paths = [*write_tables(output), write_picture(output)]
+    for path in paths:
+        if path is not None:
+            console.print(f"Look at {path}", highlight=False, soft_wrap=True)
+    failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
+    if failed:
+        raise experiment.RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
+
+
+def _resolve(settings: dict[str, Any]) -> RunConfig:
+    """A cell's settings as ``fedleak run --config`` would understand them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(settings, file)
+        file.flush()
+        return _run_config(parse(["run", "--config", file.name]).run)
 
 
 def _run_config(chosen: Namespace) -> RunConfig:
@@ -111,7 +158,8 @@ def _attack_config(chosen: Namespace) -> RunConfig:
     config = RunConfig.load(folder.config)
     values = _as_dict(chosen)
     attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
-    output = chosen.output or f"{folder.path}-{chosen.attack.class_path.rsplit('.')[-1].lower()}"
+    path = folder.path if folder.path.name else folder.path.resolve()
+    output = chosen.output or f"{path}-{short_name('attacks', attack.class_path)}"
     victims = replace(config.victims, when="after")
     return replace(
         config,
@@ -135,175 +183,38 @@ def _check_versions(recorded: dict[str, str] | None, console: Console) -> None:
             )
 
 
-def _parser() -> ArgumentParser:
-    set_loader("fedleak", _load_yaml, (yaml.YAMLError,))
-    common: dict[str, Any] = {"exit_on_error": False, "parser_mode": "fedleak"}
-    parser = ArgumentParser(
-        prog="fedleak",
-        description="What does federated training leak? Attacks on real federations.",
-        **common,
-    )
-    commands = parser.add_subcommands(title="commands")
-
-    run = ArgumentParser(
-        description="Run a federation with a malicious server and attack what it intercepts. "
-        f"Example: {EXAMPLES['run']}",
-        **common,
-    )
-    run.add_argument("--config", action="config", help="YAML file with any settings.")
-    run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
-    run.add_argument("--seed", type=int, default=0, help="Seed of every random draw.")
-    run.add_subclass_arguments(ImageData, "data", required=True, help="The data set.")
-    run.add_subclass_arguments(
-        LightningModule, "model", required=True, skip=FROM_DATA, help="The model."
-    )
-    run.add_argument(
-        "--baseline",
-        type=bool,
-        default=False,
-        help="Also run the federation with the model without its bottleneck, for comparison.",
-    )
-    run.add_argument("--federation", type=Federation, default=Federation())
-    run.add_argument("--victims", type=Victims, default=Victims())
-    run.add_argument("--attacks", type=list[Attack], default=[], help="The attacks.")
-    run.add_argument("--metrics", type=Metrics, default=Metrics())
-    run.add_argument("--device", type=str, default="cpu", help="Where attacks compute.")
-    run.add_argument(
-        "--versions",
-        type=dict[str, str] | None,
-        default=None,
-        help="Versions that a config.yaml was made with; a difference is reported.",
-    )
-    _add_flags(run)
-    commands.add_subcommand("run", run, help="federation, attacks, results")
-
-    attack = ArgumentParser(
-        description="Attack saved updates, without a federation, into a run folder of its own. "
-        f"Example: {EXAMPLES['attack']}",
-        **common,
-    )
-    attack.add_argument("source", type=str, help="A run's folder, or one update's file in it.")
-    attack.add_subclass_arguments(Attack, "attack", required=True, help="The attack.")
-    attack.add_argument(
-        "--output", type=str | None, default=None, help="Default: the source's folder-ATTACK."
-    )
-    for name, kind in (("seed", int), ("device", str)):
-        attack.add_argument(f"--{name}", type=kind | None, default=None, help="As in the source.")
-    attack.add_argument(
-        "--labels", type=str | None, default=None, choices=["known", "recovered"],
-        help="As in the source.",
-    )  # fmt: skip
-    _add_flags(attack)
-    commands.add_subcommand("attack", attack, help="attack the updates that a run has saved")
-
-    lists = ArgumentParser(
-        description=f"What can be named in a configuration. Example: {EXAMPLES['list']}", **common
-    )
-    lists.add_argument("kind", type=str, choices=[*KINDS, "all"], nargs="?", default="all")
-    commands.add_subcommand("list", lists, help="attacks, data sets and models by name")
-    return parser
-
-
-def _add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace the run at the output.")
-
-
-def _parse(argv: list[str]) -> Namespace:
-    parser = _parser()
-    try:
-        return parser.parse_args(_with_class_paths(argv))
-    except ArgumentError as error:
-        raise _sentence(parser, argv, str(error)) from error
-
-
-def _with_class_paths(argv: list[str]) -> list[str]:
-    """The arguments with plugins' short names replaced by their dotted paths."""
-    result: list[str] = []
-    pending: str | None = None
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        setting = name.removeprefix("--").removesuffix("+")
-        if pending is not None:
-            result.append(_class_paths_in(pending, argument))
-            pending = None
-        elif name.startswith("--") and setting in PLUGINS and equals:
-            result.append(f"{name}={_class_paths_in(setting, value)}")
-        else:
-            result.append(argument)
-            if name.startswith("--") and setting in PLUGINS:
-                pending = setting
-    return result
-
-
-def _class_paths_in(setting: str, text: str) -> str:
-    if re.fullmatch(r"\w+", text):
-        return class_path(PLUGINS[setting], text)
-    if text.startswith("["):
-        return yaml.safe_dump(_named(setting, yaml.safe_load(text)), default_flow_style=True)
-    return text
-
-
-def _load_yaml(text: str) -> Any:
-    """YAML, with plugins' short names replaced by their dotted paths where a config has them."""
-    value = yaml.safe_load(text)
-    if isinstance(value, dict):
-        return {n: _named(n, inner) if n in PLUGINS else inner for n, inner in value.items()}
-    return value
-
-
-def _named(setting: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_named(setting, inner) for inner in value]
-    if isinstance(value, str) and re.fullmatch(r"\w+", value):
-        return {"class_path": class_path(PLUGINS[setting], value)}
-    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
-        return value | {"class_path": class_path(PLUGINS[setting], value["class_path"])}
-    return value
-
-
 def _as_dict(settings: Namespace) -> dict[str, Any]:
     plain: dict[str, Any] = settings.as_dict()
     return plain
 
 
-def _sentence(parser: ArgumentParser, argv: list[str], message: str) -> BadInput:
-    """Jsonargparse's complaint as one sentence, with the valid choices and the nearest match."""
-    text = " ".join(message.split())
-    if found := re.search(r"unrecognized arguments: --?([\w.+-]+)", text, re.IGNORECASE):
-        return unknown_name("setting", found[1].rstrip("+"), _settings(parser, argv))
-    if found := re.search(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", text):
-        return unknown_name(f"setting of {found[1]}", found[2], _arguments(found[1]))
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
-        known = [n.rsplit(".", 1)[-1] for n in _settings(parser, argv) if n.startswith(found[1])]
-        return unknown_name(f"setting of {found[1].split('.', 1)[-1]}", found[2], known)
-    if found := re.search(r"Option '([\w.]+)' is not accepted", text):
-        return unknown_name("setting", found[1], _settings(parser, argv))
-    if found := re.search(r'Parser key "([\w.]+)":.*?Expected an? (.+?)\.? Got value: (\S+)', text):
-        kind = re.sub(r"<class '(\w+)'>", r"\1", found[2])
-        kind = re.sub(r"typing\.Literal\[(.+?)\]", r"one of \1", kind)
-        return BadInput(f"Expected `{found[1]}` to be {kind}, got `{found[3]}`.")
-    if found := re.search(r"expected a path but (\S+) either not accessible", text, re.IGNORECASE):
-        return BadInput(f"Expected a readable YAML file, got `{found[1]}`.")
-    return BadInput(f"{text.rstrip('.')}: see `fedleak --help`.")
+def _leave(code: int) -> None:
+    """End the process where Python itself would wait: for a thread that an engine has left.
+
+    An interrupted engine is not fit for an orderly exit at all.
+    """
+    deadline = time.monotonic() + STOP_SECONDS / 2
+    left = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    for thread in [] if code == 130 else [t for t in left if not t.daemon]:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if code == 130 or any(t.is_alive() and not t.daemon for t in left):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
-def _settings(parser: ArgumentParser, argv: list[str]) -> list[str]:
-    """The dotted names of all options of the command in the arguments."""
-    commands = parser._subcommands_action.choices  # type: ignore[union-attr]
-    chosen = next((commands[name] for name in argv if name in commands), parser)
-    options = [option for action in chosen._actions for option in action.option_strings]
-    return [option.removeprefix("--") for option in options if option.startswith("--")]
+class _Interrupt:
+    """What a signal does: the first one interrupts, later ones wait until it has had its time."""
 
+    def __init__(self) -> None:
+        self._first: float | None = None
 
-def _arguments(path: str) -> list[str]:
-    return [
-        name for name in inspect.signature(load_class(path)).parameters if name not in FROM_DATA
-    ]
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._first is None:
+            self._first = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._first > STOP_SECONDS:
+            os._exit(130)
 
 
 if __name__ == "__main__":

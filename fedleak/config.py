@@ -1,6 +1,7 @@
 """The configuration of a run: what config.yaml holds."""
 
 import hashlib
+import inspect
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.registry import Plugin, short_name
+from fedleak.registry import Plugin, load_class, short_name
 from fedleak.updates import Protocol
 
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
@@ -144,6 +145,7 @@ class RunConfig:
     data: Plugin
     model: Plugin
     attacks: tuple[Plugin, ...] = ()
+    defenses: tuple[Plugin, ...] = ()
     output: str = "runs/run"
     seed: int = 0
     baseline: bool = False
@@ -186,6 +188,11 @@ class RunConfig:
         return f"{name}+precode" if self.model.init_args.get("precode") else name
 
     @property
+    def defense_name(self) -> str:
+        """The defences' names and settings in tables, such as ``pruning(ratio=0.9)``, or none."""
+        return "+".join(_signature("defenses", plugin) for plugin in self.defenses) or "none"
+
+    @property
     def data_name(self) -> str:
         """The data set's name in tables; an npz file is named after the file."""
         name = short_name("data", self.data.class_path)
@@ -194,9 +201,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """As nested mappings of plain values, in the order of a reader's interest."""
         plain = asdict(self)
-        plain["attacks"] = list(plain["attacks"])
-        order = ["output", "seed", "data", "model", "baseline", "federation", "victims", "attacks"]
-        return {name: plain[name] for name in [*order, "metrics", "device"]}
+        for name in ("attacks", "defenses"):
+            plain[name] = list(plain[name])
+        order = ["output", "seed", "data", "model", "baseline", "defenses", "federation", "victims"]
+        return {name: plain[name] for name in [*order, "attacks", "metrics", "device"]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -213,7 +221,8 @@ class RunConfig:
                 f"Expected `{name}` to be given, got nothing: see `fedleak list`.",
             )
             values[name] = _plugin(values[name])
-        values["attacks"] = tuple(_plugin(value) for value in values.get("attacks") or ())
+        for name in ("attacks", "defenses"):
+            values[name] = tuple(_plugin(value) for value in values.get(name) or ())
         for name, part in (("federation", Federation), ("victims", Victims), ("metrics", Metrics)):
             inner = values.get(name) or {}
             _check_keys(f"setting of {name}", inner, part)
@@ -250,6 +259,18 @@ class RunConfig:
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the figures."""
     return {name: version(name) for name in VERSIONS_OF}
+
+
+def _signature(kind: str, plugin: Plugin) -> str:
+    """The short name, and the settings that are not the defaults."""
+    defaults = inspect.signature(load_class(plugin.class_path)).parameters
+    settings = ",".join(
+        f"{name}={value}"
+        for name, value in plugin.init_args.items()
+        if name not in defaults or defaults[name].default != value
+    )
+    name = short_name(kind, plugin.class_path)
+    return f"{name}({settings})" if settings else name
 
 
 def _plugin(value: dict[str, Any]) -> Plugin:

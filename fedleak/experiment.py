@@ -14,10 +14,14 @@ from fedleak.errors import BadInput, require
 from fedleak.events import Observer, Observers
 from fedleak.parts import Parts, knowledge_of, prepare
 from fedleak.results import Recorder, RunFolder, Status, write_summary
-from fedleak.updates import InterceptedUpdate, Knowledge, update_files
+from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
 
 if TYPE_CHECKING:
     from fedleak.federation.server import Interception
+
+
+class RunFailed(RuntimeError):
+    """A run that broke down through no fault of its configuration; it can be resumed."""
 
 
 def run(
@@ -40,28 +44,33 @@ def run(
 
     Raises:
         BadInput: if the configuration cannot work; nothing is written then.
+        RunFailed: if the federation broke down.
         KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
     from fedleak.federation.server import make_strategy
-    from fedleak.federation.simulation import simulate
+    from fedleak.federation.simulation import FederationError, check_resources, simulate
 
     parts = prepare(config)
     make_strategy(config)
+    check_resources(config)
     work = _Work(config, parts, observers)
     work.folder.open(config, resume=resume, overwrite=overwrite)
+    if work.is_complete:
+        return work.summary
     with work.status():
         for variant, part in config.variants.items():
-            if work.finished_before:
-                continue
-            outcome = simulate(
-                part,
-                parts.data,
-                interception=work.interception(variant),
-                truth=work.folder.truth(variant),
-                checkpoint=work.folder.checkpoint(variant),
-                observer=work.observer,
-            )
+            try:
+                outcome = simulate(
+                    part,
+                    parts.data,
+                    interception=work.interception(variant),
+                    truth=work.folder.truth(variant),
+                    checkpoint=work.folder.checkpoint(variant),
+                    observer=work.observer,
+                )
+            except FederationError as error:
+                raise RunFailed(str(error)) from error
             work.federation["failures"] += outcome.failures
             if variant == "":
                 work.federation["accuracy"] = outcome.accuracy
@@ -97,21 +106,35 @@ def attack(
     """
     parts = prepare(config)
     origin = source_folder(source)
+    output = Path(config.output).resolve()
+    require(
+        output not in (origin.path.resolve(), *origin.path.resolve().parents),
+        f"Expected `--output` to be another folder than that of the updates, got {output}.",
+    )
     files = {
-        variant: [p for p in update_files(origin.updates(variant)) if source in (p, origin.path)]
+        variant: [
+            path
+            for path in update_files(origin.updates(variant))
+            if source in (path, *path.parents)
+        ]
         for variant in config.variants
     }
-    require(any(files.values()), f"Expected saved updates in {origin.path}, found none.")
+    require(any(files.values()), f"Expected saved updates at {source}, found none.")
     for variant, paths in files.items():
         for path in paths:
-            InterceptedUpdate.load(path).check(parts.models[variant])
+            update = InterceptedUpdate.load(path)
+            update.check(parts.models[variant])
+            truth = origin.read_truth(variant, update.round, update.client)
+            _check_labels(config, update, truth)
     work = _Work(config, parts, observers)
     work.folder.open(config, resume=resume, overwrite=overwrite)
+    if work.is_complete:
+        return work.summary
     if origin.summary.is_file():
         work.federation = json.loads(origin.summary.read_text(encoding="utf-8"))["federation"]
     for variant, paths in files.items():
         for path in paths:
-            shared = path.with_name(f"{path.name[:5]}-global.safetensors")
+            shared = path.with_name(f"{path.stem.partition('-')[0]}-global.safetensors")
             _link(path, work.folder.updates(variant))
             _link(shared, work.folder.updates(variant))
             _link(origin.truth(variant) / path.name, work.folder.truth(variant))
@@ -149,7 +172,6 @@ class _Work:
             "failures": 0,
             "accuracy": None,
         }
-        self.finished_before = False
         self.summary: dict[str, Any] = {}
         self._recorder: Recorder | None = None
 
@@ -161,14 +183,17 @@ class _Work:
             self._recorder = Recorder(self.folder, self.config, data.mean, data.std)
         return self._recorder
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the folder holds this run from beginning to end; then ``summary`` is read."""
+        if not self.folder.summary.is_file():
+            return False
+        self.summary = json.loads(self.folder.summary.read_text(encoding="utf-8"))
+        return bool(self.summary["status"] == "complete")
+
     @contextmanager
     def status(self) -> Iterator[None]:
         """Keeps summary.json true, whatever happens in the block."""
-        if self.folder.summary.is_file():
-            before = json.loads(self.folder.summary.read_text(encoding="utf-8"))
-            self.finished_before = before["status"] == "complete"
-            if self.finished_before:
-                self.federation = before["federation"]
         self._write("running")
         try:
             yield
@@ -196,6 +221,8 @@ class _Work:
             attacks=self.parts.attacks if during else (),
             knowledge=lambda update: self._knowledge(variant, update),
             on_attacked=on_attacked,
+            # A round that was interrupted is run again, but not the attacks made in it.
+            wanted=lambda attack, update: not self._is_done(attack, update.model, update.key),
         )
 
     def attack_all(self) -> None:
@@ -212,7 +239,9 @@ class _Work:
         if reason is not None:
             self.observer.attack_skipped(attack.name, name, reason)
             return
-        left = [path for path in files if not self._is_done(attack, name, path)]
+        left = [path for path in files if not self._is_done(attack, name, path.stem)]
+        if not left:
+            return
         self.observer.attack_started(attack.name, name, len(files), len(files) - len(left))
         together = max(1, getattr(attack, "at_once", 1))
         for begin in range(0, len(left), together):
@@ -237,19 +266,15 @@ class _Work:
     def _report(self, attack: str, model: str, progress: Progress) -> None:
         self.observer.attack_progressed(attack, model, progress)
 
-    def _is_done(self, attack: Attack, model: str, path: Path) -> bool:
-        round_, client = (int(part[1:]) for part in path.stem.split("-"))
+    def _is_done(self, attack: Attack, model: str, key: str) -> bool:
+        round_, client = (int(part[1:]) for part in key.split("-"))
         return (model, attack.name, round_, client) in self.recorder.done
 
     def _knowledge(self, variant: str, update: InterceptedUpdate) -> Knowledge:
         labels = None
         if self.config.victims.labels == "known":
             truth = self.folder.read_truth(variant, update.round, update.client)
-            require(
-                truth is not None,
-                f"Expected the labels of update {update.key} in truth/, found none: "
-                "set `victims.labels` to recovered.",
-            )
+            _check_labels(self.config, update, truth)
             # The labels alone leave the truth: the setting is that the server knows them.
             labels = truth.labels if truth is not None else None
         model = self.parts.models[variant]
@@ -272,6 +297,14 @@ class _Work:
         self.summary = write_summary(self.folder, self.config, status, self.federation)
         if status != "running":
             self.observer.run_ended(status)
+
+
+def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTruth | None) -> None:
+    require(
+        truth is not None or config.victims.labels == "recovered",
+        f"Expected the labels of update {update.key} in truth/, found none: "
+        "set `victims.labels` to recovered.",
+    )
 
 
 def _link(file: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Attack
 from fedleak.config import RunConfig
 from fedleak.data import ImageData, partition
+from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require
 from fedleak.registry import build
 from fedleak.seeds import derive_seed
@@ -38,7 +39,8 @@ def prepare(config: RunConfig) -> Parts:
         BadInput: if something does not fit; nothing has been written then.
     """
     _check_device(config.device)
-    attacks = [make_attack(config, index) for index in range(len(config.attacks))]
+    attacks = make_attacks(config)
+    make_defenses(config)
     data = make_data(config)
     client_samples(config, data)
     models = {variant: make_model(part, data) for variant, part in config.variants.items()}
@@ -73,19 +75,45 @@ def make_data(config: RunConfig) -> ImageData:
     return data  # type: ignore[no-any-return]
 
 
-def make_attack(config: RunConfig, index: int) -> Attack:
-    """One of a configuration's attacks.
+def make_attacks(config: RunConfig) -> list[Attack]:
+    """A configuration's attacks.
 
     Raises:
-        BadInput: if it is no attack, or its settings do not fit.
+        BadInput: if one is no attack, its settings do not fit, or two have one name.
     """
-    plugin = config.attacks[index]
-    attack = build("attacks", plugin)
-    require(
-        isinstance(attack, Attack),
-        f"Expected `attacks` to hold attacks, got `{plugin.class_path}`.",
-    )
-    return attack  # type: ignore[no-any-return]
+    attacks: list[Attack] = []
+    for plugin in config.attacks:
+        attack = build("attacks", plugin)
+        require(
+            isinstance(attack, Attack),
+            f"Expected `attacks` to hold attacks, got `{plugin.class_path}`.",
+        )
+        require(
+            attack.name not in [other.name for other in attacks],
+            f"Expected `attacks` of different names, got {attack.name} twice: try other settings "
+            "by `fedleak attack` on the run.",
+        )
+        attacks.append(attack)
+    return attacks
+
+
+def make_defenses(config: RunConfig) -> list[Defense]:
+    """A configuration's defences.
+
+    Raises:
+        BadInput: if one is no defence, or its settings or the protocol do not fit.
+    """
+    defenses: list[Defense] = []
+    for plugin in config.defenses:
+        defense = build("defenses", plugin)
+        require(
+            isinstance(defense, Defense),
+            f"Expected `defenses` to hold defences, got `{plugin.class_path}`.",
+        )
+        reason = defense.refuses(config.federation.protocol)
+        require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
+        defenses.append(defense)
+    return defenses
 
 
 def make_model(config: RunConfig, data: ImageData) -> nn.Module:

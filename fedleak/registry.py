@@ -9,8 +9,13 @@ from typing import Any
 
 from fedleak.errors import BadInput, unknown_name
 
-KINDS = ("attacks", "data", "models")
-SINGULAR = {"attacks": "attack", "data": "data set", "models": "model"}
+KINDS = ("attacks", "data", "defenses", "models")
+SINGULAR = {
+    "attacks": "attack",
+    "data": "data set",
+    "defenses": "defense",
+    "models": "model",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ def names(kind: str) -> dict[str, EntryPoint]:
     """The short names of a kind of plugin, from every installed package.
 
     Args:
-        kind: ``attacks``, ``data`` or ``models``.
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
     """
     return {point.name: point for point in sorted(entry_points(group=f"fedleak.{kind}"))}
 
@@ -39,7 +44,7 @@ def class_path(kind: str, name: str) -> str:
     """The dotted path behind a short name; a dotted path stays as it is.
 
     Args:
-        kind: ``attacks``, ``data`` or ``models``.
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
         name: short name or dotted path.
 
     Raises:
@@ -73,7 +78,7 @@ def load_class(path: str) -> type[Any]:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise BadInput(
             f"Expected an importable class at `{path}`, but importing `{module_name}` fails: "
             f"{error}."
@@ -89,7 +94,7 @@ def build(kind: str, plugin: Plugin, **context: Any) -> Any:
     """Make a plugin.
 
     Args:
-        kind: ``attacks``, ``data`` or ``models``, for messages.
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``, for messages.
         plugin: class and hyperparameters.
         context: further arguments that are passed if the constructor takes them and the plugin
             does not set them, such as ``input_shape`` for a model.

@@ -153,7 +153,8 @@ class Recorder:
         """
         batch = len(reconstruction.inputs)
         shared = {
-            "round": update.round, "client": update.client, "attack": attack, "defense": "none",
+            "round": update.round, "client": update.client, "attack": attack,
+            "defense": self._config.defense_name,
             "model": update.model, "dataset": self._config.data_name, "batch_size": batch,
             "cost": reconstruction.cost, "iterations": reconstruction.iterations,
             "seconds": reconstruction.seconds / batch,
@@ -229,13 +230,14 @@ def repair_results(path: Path) -> Done:
     """
     if not path.exists():
         return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    # As bytes: the file may end within a letter.
+    written = path.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
     if not whole:
         path.unlink()
         return set()
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
+    if whole != written:
+        path.write_bytes(whole)
     rows = read_rows(path)
     found = Counter(_key(row) for row in rows)
     done = {_key(row) for row in rows if found[_key(row)] >= row["batch_size"]}

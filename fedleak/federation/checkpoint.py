@@ -1,17 +1,23 @@
 """The state of a federation between two rounds, so that it can be resumed."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedleak.updates import Tensors
+
+Array = npt.NDArray[Any]
 
 
 @dataclass
@@ -36,15 +42,13 @@ class Outcome:
 
 
 def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: Outcome) -> None:
-    """Write weights, the strategy's own arrays (moments and the like) and the figures so far."""
+    """Write weights, the strategy's own state (moments and the like) and the figures so far."""
     tensors = {f"weights/{name}": value.contiguous() for name, value in weights.items()}
-    for attribute, value in vars(strategy).items():
-        if isinstance(value, dict) and all(isinstance(v, np.ndarray) for v in value.values()):
-            for key, array in value.items():
-                tensors[f"strategy/{attribute}/{key}"] = torch.from_numpy(np.array(array))
+    arrays, plain = _state(strategy, "strategy")
+    tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     header = {"rounds": outcome.rounds, "failures": outcome.failures, "metrics": outcome.metrics}
     part = path.with_suffix(".part")
-    save_file(tensors, part, {"outcome": json.dumps(header)})
+    save_file(tensors, part, {"outcome": json.dumps(header), "strategy": json.dumps(plain)})
     part.replace(path)
 
 
@@ -59,21 +63,77 @@ def read_outcome(path: Path) -> Outcome:
 
 
 def restore(path: Path, strategy: Strategy) -> Tensors:
-    """Put a checkpoint's arrays back into the strategy.
+    """Put a checkpoint's state back into the strategy.
 
     Returns:
         The global weights.
     """
-    arrays: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, Array] = {}
     weights: Tensors = {}
     with safe_open(path, framework="pt") as file:
+        plain = json.loads(file.metadata()["strategy"])
         for name in file.keys():  # noqa: SIM118
-            kind, _, rest = name.partition("/")
-            if kind == "weights":
-                weights[rest] = file.get_tensor(name)
+            if name.startswith("weights/"):
+                weights[name.removeprefix("weights/")] = file.get_tensor(name)
             else:
-                attribute, _, key = rest.partition("/")
-                arrays.setdefault(attribute, {})[key] = file.get_tensor(name).numpy()
-    for attribute, value in arrays.items():
-        setattr(strategy, attribute, value)
+                arrays[name] = file.get_tensor(name).numpy()
+    _set_state(strategy, "strategy", arrays, plain)
     return weights
+
+
+def _state(strategy: Strategy, prefix: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What changes in a strategy from round to round: its arrays and its numbers, by path.
+
+    A strategy that wraps another one, as those for differential privacy do, has both states.
+    """
+    arrays: dict[str, Array] = {}
+    plain: dict[str, Any] = {}
+    for attribute, value in vars(strategy).items():
+        path = f"{prefix}/{attribute}"
+        if isinstance(value, Strategy):
+            inner_arrays, inner_plain = _state(value, path)
+            arrays |= inner_arrays
+            plain |= inner_plain
+        elif isinstance(value, bool | int | float):
+            plain[path] = value
+        elif isinstance(value, np.ndarray):
+            arrays[path] = value
+        elif isinstance(value, ArrayRecord):
+            arrays |= {f"{path}/{i}": item.numpy() for i, item in enumerate(value.values())}
+            plain[path] = {"kind": "record", "keys": list(value)}
+        elif _holds_arrays(value):
+            # The order of the keys is kept too, since strategies sum over them.
+            keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+            arrays |= {f"{path}/{i}": value[key] for i, key in enumerate(keys)}
+            plain[path] = {"kind": type(value).__name__, "keys": keys}
+    return arrays, plain
+
+
+def _set_state(
+    strategy: Strategy, prefix: str, arrays: Mapping[str, Array], plain: Mapping[str, Any]
+) -> None:
+    for attribute, value in vars(strategy).items():
+        path = f"{prefix}/{attribute}"
+        if isinstance(value, Strategy):
+            _set_state(value, path, arrays, plain)
+        elif path in arrays:
+            setattr(strategy, attribute, arrays[path])
+        elif isinstance(plain.get(path), dict):
+            kind, keys = plain[path]["kind"], plain[path]["keys"]
+            found = {key: arrays[f"{path}/{i}"] for i, key in enumerate(keys)}
+            if kind == "record":
+                record = ArrayRecord({key: FlowerArray(array) for key, array in found.items()})
+                setattr(strategy, attribute, record)
+            else:
+                setattr(strategy, attribute, found if kind == "dict" else list(found.values()))
+        elif path in plain:
+            setattr(strategy, attribute, plain[path])
+
+
+def _holds_arrays(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else value
+    return (
+        isinstance(value, dict | list)
+        and bool(value)
+        and all(isinstance(inner, np.ndarray | np.generic) for inner in values)
+    )

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Subset
 
 from fedleak.config import RunConfig
 from fedleak.data import ImageData
+from fedleak.defenses import Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.models.noise import record
-from fedleak.parts import client_samples, make_data
+from fedleak.parts import client_samples, make_data, make_defenses
 from fedleak.registry import build
 from fedleak.seeds import derive_seed
 from fedleak.threads import cap_threads
@@ -72,17 +73,23 @@ def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp
     def train(message: Message, context: Context) -> Message:
         client, round_ = _who_and_when(message, context)
         with _worker(config):
-            content = _train(config, _sent(message), client, round_, truth)
+            memory = _memory(context)
+            content = _train(config, _sent(message), client, round_, truth, memory)
+            if memory:
+                context.state[records.DEFENSES] = records.to_record(memory)
         return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client, _ = _who_and_when(message, context)
+        client, round_ = _who_and_when(message, context)
         with _worker(config):
             data = _data(config)
             model = _model(config, data, _sent(message))
-            share = range(client, len(data.test_set), config.federation.clients)
-            metrics = evaluate_model(model, Subset(data.test_set, list(share)))
+            samples = len(data.test_set)
+            # With fewer samples than clients, some clients share one.
+            share = range(client % samples, samples, config.federation.clients)
+            seed = derive_seed(config.seed, round_, client)
+            metrics = evaluate_model(model, Subset(data.test_set, list(share)), seed)
         content = RecordDict({records.METRICS: records.to_metrics(metrics, len(share))})
         return Message(content, reply_to=message)
 
@@ -107,13 +114,16 @@ def quiet_trainer(**settings: Any) -> pl.Trainer:
 
 
 def evaluate_model(
-    model: pl.LightningModule, samples: torch.utils.data.Dataset[tuple[Tensor, Tensor]]
+    model: pl.LightningModule,
+    samples: torch.utils.data.Dataset[tuple[Tensor, Tensor]],
+    seed: int,
 ) -> dict[str, float]:
     """A model's own test metrics (or validation metrics, if it has no ``test_step``).
 
     Args:
         model: the module; it is put into eval mode for the time.
         samples: the test samples.
+        seed: of what the model draws; torch's random state is left as it was.
 
     Returns:
         Metric by name; empty if the module has neither step.
@@ -126,7 +136,8 @@ def evaluate_model(
         return {}
     trainer = quiet_trainer()
     loader = DataLoader(samples, batch_size=256)
-    with warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
         warnings.simplefilter("ignore")
         run = trainer.test if overridden["test_step"] else trainer.validate
         (metrics,) = run(model, dataloaders=loader, verbose=False)
@@ -162,6 +173,7 @@ def _train(
     client: int,
     round_: int,
     truth: TruthFolder | None,
+    memory: Tensors,
 ) -> RecordDict:
     federation = config.federation
     data = _data(config)
@@ -184,22 +196,37 @@ def _train(
         # Noise of several steps has no one value that an attack could be compared with.
         drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
-    metrics = records.to_metrics(
-        {name: float(value) for name, value in trainer.callback_metrics.items()}, len(inputs)
-    )
-    state = model.state_dict()
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    changed = [name for name, _ in model.named_parameters()]
+    update = capture.gradient if one_step else {n: state[n] - sent[n] for n in changed}
+    if config.defenses:
+        model.load_state_dict(sent)
+        outgoing = Outgoing(update, model, (inputs, labels) if one_step else None)
+        seed = derive_seed(config.seed, round_, client, len(config.defenses))
+        update, effect = protect(make_defenses(config), outgoing, seed=seed, memory=memory)
+        figures |= effect
+    metrics = records.to_metrics(figures, len(inputs))
     if not one_step:
+        if config.defenses:
+            state |= {name: sent[name] + value for name, value in update.items()}
         return RecordDict({
             records.ARRAYS: records.to_record(state), records.METRICS: metrics
         })  # fmt: skip
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        records.GRADIENT: records.to_record(capture.gradient),
+        records.GRADIENT: records.to_record(update),
         records.METRICS: metrics,
     }
-    buffers = {name: value for name, value in state.items() if name not in capture.gradient}
+    buffers = {name: value for name, value in state.items() if name not in update}
     if buffers:
         content[records.BUFFERS] = records.to_record(buffers)
     return RecordDict(content)
+
+
+def _memory(context: Context) -> Tensors:
+    """What the client's defences kept of earlier rounds; Flower keeps it in the client's state."""
+    kept = context.state.array_records.get(records.DEFENSES)
+    return {} if kept is None else records.to_tensors(kept)
 
 
 def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
@@ -246,7 +273,17 @@ def _partition(key: str) -> list[list[int]]:
 def _worker(config: RunConfig) -> Iterator[None]:
     """A client's share of the cores, and an end to it when its time is up."""
     cap_threads(config.federation.cpus_per_client)
-    seconds = config.federation.client_timeout
+    try:
+        with _time_limit(config.federation.client_timeout):
+            yield
+    except BadInput as error:
+        # Flower reports the text alone.
+        raise RuntimeError(str(error)) from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block when the time is up."""
     if threading.current_thread() is not threading.main_thread():
         # Signals reach the main thread alone; elsewhere the server's own patience has to do.
         yield
@@ -259,9 +296,6 @@ def _worker(config: RunConfig) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except BadInput as error:
-        # Flower reports the text alone.
-        raise RuntimeError(str(error)) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -29,6 +29,10 @@ class OrderedGrid(Grid):
         clients: number of clients to wait for.
         stop: set from outside to make the server give up waiting.
         on_reply: called with the client's number and its reply, as the replies come.
+
+    Raises:
+        Stopped: if the run was told to stop.
+        RuntimeError: if a client does not connect or cannot say its number.
     """
 
     def __init__(
@@ -100,6 +104,8 @@ class OrderedGrid(Grid):
                 self._on_reply(self.clients.get(reply.metadata.src_node_id, -1), reply)
             if open_ids and self._stop.wait(POLL_SECONDS):
                 raise Stopped
+        if self._stop.is_set():
+            raise Stopped  # its clients may have been killed, which is no failure of theirs
         return replies
 
     def _identify(self, clients: int) -> dict[int, int]:
@@ -109,13 +115,16 @@ class OrderedGrid(Grid):
             if self._stop.wait(POLL_SECONDS):
                 raise Stopped
             if time.monotonic() > deadline:
-                raise TimeoutError(f"only {len(nodes)} of {clients} clients connected")
+                raise RuntimeError(f"only {len(nodes)} of {clients} clients connected")
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        numbers = {
-            reply.metadata.src_node_id: int(
-                reply.content.metric_records[records.METRICS][records.CLIENT]  # type: ignore[arg-type]
-            )
-            for reply in self._exchange(questions, HANDSHAKE_SECONDS)
-            if reply.has_content()
-        }
+        numbers: dict[int, int] = {}
+        reason = "they do not answer"
+        for reply in self._exchange(questions, HANDSHAKE_SECONDS):
+            if reply.has_error():
+                reason = reply.error.reason or reason
+                continue
+            number = reply.content.metric_records[records.METRICS][records.CLIENT]
+            numbers[reply.metadata.src_node_id] = int(number)  # type: ignore[arg-type]
+        if len(numbers) < clients:
+            raise RuntimeError(f"only {len(numbers)} of {clients} clients are ready: {reason}")
         return dict(sorted(numbers.items(), key=lambda item: item[1]))

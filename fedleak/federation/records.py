@@ -15,6 +15,7 @@ CONFIG = "config"
 ROUND = "server-round"
 EXAMPLES = "num-examples"
 CLIENT = "client"
+DEFENSES = "defenses"
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fedleak.attacks.base import Attack
+from fedleak.attacks.base import Attack, Progress
 from fedleak.config import RunConfig
 from fedleak.data import ImageData
 from fedleak.errors import BadInput, unknown_name
@@ -20,16 +20,34 @@ from fedleak.events import Observer
 from fedleak.federation import records
 from fedleak.federation.checkpoint import Outcome, restore, write_checkpoint
 from fedleak.federation.client import evaluate_model
-from fedleak.federation.grid import OrderedGrid
+from fedleak.federation.grid import OrderedGrid, Stopped
 from fedleak.federation.quiet import quiet
-from fedleak.federation.strategy import Attacked, MaliciousStrategy
+from fedleak.federation.strategy import Attacked, MaliciousStrategy, Wanted
 from fedleak.models import LightningModule
 from fedleak.parts import local_learning_rate, make_model
 from fedleak.registry import load_class
+from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge
 
-# Seconds that the server waits beyond a client's own time limit, for what is on its way.
+# Seconds that the server waits beyond the clients' own time limit, for what is on its way.
 GRACE_SECONDS = 30.0
+
+
+@dataclass
+class Line:
+    """Between the thread of the server and the one that has started it.
+
+    Args:
+        stop: set to make the server give up.
+        begun: set by the server when it begins.
+        ended: set by the server once it needs no client any more.
+        error: what ended the server before its time.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,14 @@ class Interception:
         attacks: attacks to be run in the round itself; empty if they come later.
         knowledge: what the server knows of an update.
         on_attacked: called with every reconstruction made in a round.
+        wanted: whether an attack on an update has not been done before.
     """
 
     folder: Path
     attacks: Sequence[Attack]
     knowledge: Callable[[InterceptedUpdate], Knowledge]
     on_attacked: Attacked
+    wanted: Wanted
 
 
 def make_strategy(config: RunConfig) -> Strategy:
@@ -90,8 +110,8 @@ def server_app(
     checkpoint: Path,
     outcome: Outcome,
     observer: Observer,
-    stop: threading.Event,
-    ended: threading.Event,
+    line: Line,
+    patience: float,
 ) -> ServerApp:
     """The ServerApp of a configuration.
 
@@ -102,24 +122,33 @@ def server_app(
         checkpoint: file that holds the state between rounds, for resuming.
         outcome: what has been done before; goes on as the rounds go by.
         observer: told of what happens.
-        stop: set to make the server give up.
-        ended: set by the server once it needs no client any more.
+        line: how the server is told to stop, and tells that it has ended.
+        patience: seconds that a round may take.
     """
     app = ServerApp()
     federation, name = config.federation, config.model_name
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        line.begun.set()
         try:
             run(grid)
+        except BaseException as error:
+            # Flower passes on no KeyboardInterrupt, so all goes this way.
+            line.error = error
+            raise Stopped from error
         finally:
-            ended.set()
+            line.ended.set()
 
     def run(grid: Grid) -> None:
         model = cast(LightningModule, make_model(config, data))
         inner = make_strategy(config)
-        done = outcome.rounds
-        weights = restore(checkpoint, inner) if done else model.state_dict()
+        done, failures = outcome.rounds, outcome.failures
+        weights = model.state_dict()
+        if done:
+            # In the model's order, as strategies sum over it.
+            found = restore(checkpoint, inner)
+            weights = {name: found[name] for name in weights}
         observer.federation_started(name, federation.clients, done + 1, federation.rounds)
 
         def on_reply(client: int, reply: Message) -> None:
@@ -130,8 +159,12 @@ def server_app(
             observer.client_answered(name, strategy.current_round, client, scalars)
 
         def on_failure(round_: int, client: int, reason: str) -> None:
-            outcome.failures += 1
-            observer.client_failed(name, round_, client, reason)
+            observer.client_failed(name, round_, client, _in_short(reason))
+
+        def on_progress(attack: Attack, progress: Progress) -> None:
+            if line.stop.is_set():
+                raise Stopped
+            observer.attack_progressed(attack.name, name, progress)
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             round_ = server_round + done
@@ -139,14 +172,15 @@ def server_app(
                 return None  # evaluated before the interruption
             state = records.to_tensors(arrays)
             model.load_state_dict(state)
-            metrics = evaluate_model(model, data.test_set)
+            metrics = evaluate_model(model, data.test_set, derive_seed(config.seed, round_))
             outcome.rounds, outcome.metrics[round_] = round_, metrics
+            outcome.failures = failures + strategy.failures
             if round_:
                 write_checkpoint(checkpoint, state, inner, outcome)
             observer.round_evaluated(name, round_, metrics)
             return MetricRecord(dict(metrics))
 
-        ordered = OrderedGrid(grid, federation.clients, stop=stop, on_reply=on_reply)
+        ordered = OrderedGrid(grid, federation.clients, stop=line.stop, on_reply=on_reply)
         strategy = MaliciousStrategy(
             inner,
             attacks=interception.attacks,
@@ -159,15 +193,24 @@ def server_app(
             seed=config.seed,
             seeded_sampling=True,
             first_round=done + 1,
+            device=config.device,
+            wanted=interception.wanted,
             on_attacked=interception.on_attacked,
+            on_progress=on_progress,
             on_failure=on_failure,
         )
         strategy.start(
             ordered,
             records.to_record(weights),
             num_rounds=federation.rounds - done,
-            timeout=federation.client_timeout + GRACE_SECONDS,
+            timeout=patience,
             evaluate_fn=evaluate,
         )
 
     return app
+
+
+def _in_short(reason: str) -> str:
+    """What a client said last, from the report that Flower and Ray make of it."""
+    said = reason.rpartition("occurred. Message: ")[2].strip().removesuffix("'>")
+    return " ".join(said.split())

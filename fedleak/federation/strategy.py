@@ -1,7 +1,9 @@
 """The malicious server: any Flower strategy, with an ear on what the clients send."""
 
+import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,22 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.config import Victims
 from fedleak.errors import BadInput
 from fedleak.federation import records
+from fedleak.federation.grid import Stopped
 from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
 
+logger = logging.getLogger(__name__)
+
 Attacked = Callable[[Attack, InterceptedUpdate, Reconstruction], None]
+Progressed = Callable[[Attack, Progress], None]
+Wanted = Callable[[Attack, InterceptedUpdate], bool]
+
+# What Flower calls in every round, and what is listened to.
+STEPS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
 
 class MaliciousStrategy(Strategy):
@@ -43,9 +53,14 @@ class MaliciousStrategy(Strategy):
             seeded from it at every round if ``seeded_sampling``.
         seeded_sampling: whether to do so; it makes a resumed federation sample as it would have.
         first_round: number of the first round, more than 1 where a federation is resumed.
+        device: where the attacks compute.
+        wanted: whether an attack on an update is still to be made; none: always.
         on_intercept: called with every update that is kept.
-        on_attacked: called with every reconstruction, which ``reconstructions`` holds as well.
-        on_failure: called with round, client number (-1: unknown) and reason.
+        on_attacked: called with every reconstruction; ``reconstructions`` holds them too, with the
+            attack's name and the update's key.
+        on_progress: called now and then by an attack; it may raise ``Stopped`` to end the run.
+        on_failure: called with round, client number and reason, when a client does not answer or
+            an attack on its update fails; none: it is logged.
     """
 
     def __init__(
@@ -62,13 +77,17 @@ class MaliciousStrategy(Strategy):
         seed: int = 0,
         seeded_sampling: bool = False,
         first_round: int = 1,
+        device: str = "cpu",
+        wanted: Wanted | None = None,
         on_intercept: Callable[[InterceptedUpdate], None] | None = None,
         on_attacked: Attacked | None = None,
+        on_progress: Progressed | None = None,
         on_failure: Callable[[int, int, str], None] | None = None,
     ) -> None:
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
         self.inner = inner
+        self._inner_steps = {name: getattr(inner, name) for name in STEPS}
         self.attacks = attacks
         self.knowledge = knowledge
         if learning_rate is None and isinstance(knowledge, Knowledge):
@@ -81,13 +100,16 @@ class MaliciousStrategy(Strategy):
         self.seeded_sampling = seeded_sampling
         self.first_round = first_round
         self.current_round = first_round
+        self.device = device
         self.failures = 0
         self.intercepted: list[InterceptedUpdate | Path] = []
-        self.reconstructions: list[tuple[str, InterceptedUpdate, Reconstruction]] = []
+        self.reconstructions: list[tuple[str, str, Reconstruction]] = []
         self.clients = {} if clients is None else clients
         self._numbers: dict[int, int] = {}
+        self._wanted = wanted
         self._on_intercept = on_intercept
         self._on_attacked = on_attacked
+        self._on_progress = on_progress
         self._on_failure = on_failure
         self._sent: Tensors = {}
         self._asked: list[int] = []
@@ -99,11 +121,27 @@ class MaliciousStrategy(Strategy):
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """Run the inner strategy's own loop, then attack if that is to be done afterwards."""
-        result: Result = type(self.inner).start(self, *args, **kwargs)
+        with self._listening():
+            result = self.inner.start(*args, **kwargs)
         if self.attacks and self.victims.when == "after":
             for kept in self.intercepted:
                 self._attack(kept if isinstance(kept, InterceptedUpdate) else _load(kept))
         return result
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Within the block, the inner strategy's own loop calls the methods here.
+
+        Its ``start`` may do anything, such as call ``super().start`` or set attributes, and so has
+        to run on the inner strategy itself.
+        """
+        for name in STEPS:
+            setattr(self.inner, name, getattr(self, name))
+        try:
+            yield
+        finally:
+            for name in STEPS:
+                delattr(self.inner, name)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -113,7 +151,7 @@ class MaliciousStrategy(Strategy):
         self.current_round = round_
         if self.seeded_sampling:
             random.seed(derive_seed(self.seed, round_))
-        messages = list(self.inner.configure_train(round_, arrays, config, grid))
+        messages = list(self._inner_steps["configure_train"](round_, arrays, config, grid))
         self._sent = records.to_tensors(arrays)
         self._asked = [message.metadata.dst_node_id for message in messages]
         return messages
@@ -137,19 +175,25 @@ class MaliciousStrategy(Strategy):
                         "Expected `learning_rate` where clients send gradients, got none."
                     )
                 records.as_weights(reply, self._sent, self.learning_rate)
-        return self.inner.aggregate_train(round_, received)
+        result: tuple[ArrayRecord | None, MetricRecord | None]
+        result = self._inner_steps["aggregate_train"](round_, received)
+        return result
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """What the inner strategy sends."""
-        return self.inner.configure_evaluate(self._round(server_round), arrays, config, grid)
+        step = self._inner_steps["configure_evaluate"]
+        messages: Iterable[Message] = step(self._round(server_round), arrays, config, grid)
+        return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """What the inner strategy makes of the replies."""
-        return self.inner.aggregate_evaluate(self._round(server_round), replies)
+        step = self._inner_steps["aggregate_evaluate"]
+        metrics: MetricRecord | None = step(self._round(server_round), replies)
+        return metrics
 
     def summary(self) -> None:
         """Log the inner strategy's configuration."""
@@ -169,25 +213,26 @@ class MaliciousStrategy(Strategy):
         for node in self._asked:
             if node not in answered:
                 self.failures += 1
-                if self._on_failure is not None:
-                    reason = reasons.get(node, "it did not answer in time")
-                    self._on_failure(round_, self._number(node), reason)
+                reason = reasons.get(node, "it did not answer in time")
+                self._fail(round_, self._number(node), reason)
 
     def _intercept(self, round_: int, client: int, reply: Message) -> None:
         content = reply.content
         gradient = records.sends_gradient(content)
         arrays = content.array_records
+        if not arrays:
+            return
         received = records.to_tensors(
             arrays[records.GRADIENT] if gradient else next(iter(arrays.values()))
         )
         if records.BUFFERS in arrays:
             received |= records.to_tensors(arrays[records.BUFFERS])
-        metrics = next(iter(content.metric_records.values()))
+        metrics: Mapping[str, Any] = next(iter(content.metric_records.values()), {})
         update = InterceptedUpdate(
             round=round_,
             client=client,
             protocol="fedsgd" if gradient else "fedavg",
-            num_examples=int(metrics[records.EXAMPLES]),  # type: ignore[arg-type]
+            num_examples=int(metrics.get(records.EXAMPLES, 1)),
             model=self.model,
             sent=self._sent,
             received=received,
@@ -199,20 +244,40 @@ class MaliciousStrategy(Strategy):
             self._attack(update)
 
     def _attack(self, update: InterceptedUpdate) -> None:
-        knowledge = self._knowledge_of(update)
         for attack in self.attacks:
-            if attack.refuses(knowledge) is not None:
+            if self._wanted is not None and not self._wanted(attack, update):
                 continue
             try:
-                (result,) = attack([update], knowledge, seed=self.seed)
-            except BadInput as error:
-                # A client that sends rubbish must not stop the training of the others.
-                if self._on_failure is not None:
-                    self._on_failure(update.round, update.client, str(error))
+                result = self._reconstruct(attack, update)
+            except Stopped:
+                raise
+            except Exception as error:
+                # A client that sends rubbish, or an attack that fails on it, must not stop the
+                # training of the others.
+                self._fail(update.round, update.client, f"{attack.name} failed: {error}")
                 continue
-            self.reconstructions.append((attack.name, update, result))
-            if self._on_attacked is not None:
-                self._on_attacked(attack, update, result)
+            if result is not None:
+                self.reconstructions.append((attack.name, update.key, result))
+                if self._on_attacked is not None:
+                    self._on_attacked(attack, update, result)
+
+    def _reconstruct(self, attack: Attack, update: InterceptedUpdate) -> Reconstruction | None:
+        knowledge = self._knowledge_of(update)
+        if attack.refuses(knowledge) is not None:
+            return None
+
+        def report(progress: Progress) -> None:
+            if self._on_progress is not None:
+                self._on_progress(attack, progress)
+
+        (result,) = attack([update], knowledge, seed=self.seed, device=self.device, report=report)
+        return result
+
+    def _fail(self, round_: int, client: int, reason: str) -> None:
+        if self._on_failure is None:
+            logger.warning("round %d, client %d: %s", round_, client, reason)
+        else:
+            self._on_failure(round_, client, reason)
 
     def _knowledge_of(self, update: InterceptedUpdate) -> Knowledge:
         if self.knowledge is None:

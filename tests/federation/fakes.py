@@ -1,0 +1,186 @@
+"""Federations without Ray: hand-made replies, a Grid whose nodes live in this process."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import torch
+from flwr.app import (
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedleak.config import RunConfig
+from fedleak.federation import records
+from fedleak.federation.quiet import quiet
+from fedleak.updates import Tensors
+
+FAILED = 1
+
+# Flower's engine sets these in its process; without them no message can be made.
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def weights(seed: int, *, scale: float = 1.0) -> Tensors:
+    """Weights of a small imaginary model: a matrix, a bias and a running mean."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"layer.weight": (4, 3), "layer.bias": (4,), "norm.running_mean": (4,)}
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def sends_weights(question: Message, tensors: Tensors, examples: int, **metrics: float) -> Message:
+    """A client's reply of the protocol fedavg."""
+    content = RecordDict({
+        records.ARRAYS: records.to_record(tensors),
+        records.METRICS: MetricRecord({**metrics, records.EXAMPLES: examples}),
+    })  # fmt: skip
+    return Message(content, reply_to=question)
+
+
+def sends_gradient(
+    question: Message,
+    gradient: Tensors,
+    buffers: Tensors | None = None,
+    examples: int = 1,
+    **metrics: float,
+) -> Message:
+    """A client's reply of the protocol fedsgd."""
+    content: dict[str, Any] = {
+        records.GRADIENT: records.to_record(gradient),
+        records.METRICS: MetricRecord({**metrics, records.EXAMPLES: examples}),
+    }
+    if buffers:
+        content[records.BUFFERS] = records.to_record(buffers)
+    return Message(RecordDict(content), reply_to=question)
+
+
+def fails(question: Message, reason: str = "out of memory") -> Message:
+    """A client's reply after an exception."""
+    return Message(Error(FAILED, reason), reply_to=question)
+
+
+def train_question(node: int, sent: Tensors, round_: int = 1) -> Message:
+    """What the server asks in a training round."""
+    content = RecordDict({
+        records.ARRAYS: records.to_record(sent),
+        records.CONFIG: ConfigRecord({records.ROUND: round_}),
+    })  # fmt: skip
+    return Message(content, node, MessageType.TRAIN)
+
+
+def ask(
+    app: ClientApp, client: int, sent: Tensors, *, round_: int = 1, kind: str = MessageType.TRAIN
+) -> RecordDict:
+    """The content of a ClientApp's reply, called as Flower calls it."""
+    question = train_question(client, sent, round_)
+    question = Message(question.content, client, kind)
+    return app(question, context_of(client)).content
+
+
+def context_of(client: int) -> Context:
+    """The Context that the simulation engine gives to a client."""
+    return Context(0, client, {"partition-id": client}, RecordDict(), {})
+
+
+def same_tensors(left: Tensors, right: Tensors) -> bool:
+    """Whether two sets of tensors have the same names and are the same to the last bit."""
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
+
+
+class FakeGrid(Grid):
+    """A Grid that answers questions by a function; replies come back last one first.
+
+    Args:
+        nodes: ids of the nodes, in the order in which Flower would hand them out.
+        answer: gives the reply to a question, or none for a client that stays silent.
+    """
+
+    def __init__(self, nodes: Sequence[int], answer: Callable[[Message], Message | None]) -> None:
+        self.nodes = list(nodes)
+        self.pushed: list[Message] = []
+        self._answer = answer
+        self._waiting: dict[str, Message | None] = {}
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        return "the run"
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            self.pushed.append(message)
+            ids.append(str(uuid4()))
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self._waiting[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = []
+        for number in reversed([n for n in self._waiting if n in set(message_ids)]):
+            question = self._waiting.pop(number)
+            reply = None if question is None else self._answer(question)
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def client_grid(app: ClientApp, clients: int) -> FakeGrid:
+    """A Grid of nodes with unordered ids that call a ClientApp in this process."""
+    contexts = {(7919 * (client + 1)) % 104729: context_of(client) for client in range(clients)}
+
+    def answer(question: Message) -> Message:
+        try:
+            return app(question, contexts[question.metadata.dst_node_id])
+        except Exception as error:
+            return fails(question, f"Exception ClientAppException occurred. Message: {error}'>")
+
+    return FakeGrid(sorted(contexts, key=lambda node: -node), answer)
+
+
+def run_in_process(
+    config: RunConfig, server: ServerApp, client: ClientApp, line: object = None
+) -> None:
+    """What stands in for ``fedleak.federation.simulation.run_on_ray`` in tests.
+
+    As there, the server runs in a thread of its own, and its exception is raised here.
+    """
+    caught: list[BaseException] = []
+    grid = client_grid(client, config.federation.clients)
+
+    def serve() -> None:
+        try:
+            server(grid=grid, context=context_of(0))
+        except Exception as error:
+            caught.append(error)
+
+    with quiet():
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join()
+    if caught:
+        raise caught[0]

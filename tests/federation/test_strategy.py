@@ -1,0 +1,614 @@
+"""The malicious strategy around Flower's own: no Ray, replies made by hand."""
+
+import copy
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    QFedAvg,
+    Result,
+    Strategy,
+)
+from torch import nn
+
+from fedleak.attacks import Attack, Problem, Progress, Reconstruction
+from fedleak.attacks.base import Report
+from fedleak.config import Victims
+from fedleak.errors import BadInput
+from fedleak.federation import MaliciousStrategy, records
+from fedleak.federation.checkpoint import Outcome, read_outcome, restore, write_checkpoint
+from fedleak.federation.grid import Stopped
+from fedleak.updates import InterceptedUpdate, Knowledge, Tensors, gradient_to_weights
+from tests.federation.fakes import (
+    FakeGrid,
+    fails,
+    same_tensors,
+    sends_gradient,
+    sends_weights,
+    weights,
+)
+
+NODES = [31, 7, 19]
+CLIENTS = {7: 0, 19: 1, 31: 2}
+SETTINGS: dict[str, Any] = {"min_available_nodes": 3, "fraction_evaluate": 0.0}
+
+Make = Callable[[], Strategy]
+STRATEGIES: dict[str, Make] = {
+    "FedAvg": lambda: FedAvg(**SETTINGS),
+    "FedAvgM": lambda: FedAvgM(**SETTINGS, server_learning_rate=0.5, server_momentum=0.9),
+    "FedAdam": lambda: FedAdam(**SETTINGS, beta_1=0.9, beta_2=0.99),
+    "FedMedian": lambda: FedMedian(**SETTINGS),
+    "FedTrimmedAvg": lambda: FedTrimmedAvg(**SETTINGS),
+    "Krum": lambda: Krum(**SETTINGS, num_malicious_nodes=1),
+    "DP client side": lambda: DifferentialPrivacyClientSideFixedClipping(
+        FedAvg(**SETTINGS), noise_multiplier=0.5, clipping_norm=1.0, num_sampled_clients=3
+    ),
+    "DP server side": lambda: DifferentialPrivacyServerSideFixedClipping(
+        FedAdam(**SETTINGS), noise_multiplier=0.5, clipping_norm=1.0, num_sampled_clients=3
+    ),
+    "DP adaptive": lambda: DifferentialPrivacyServerSideAdaptiveClipping(
+        FedAvgM(**SETTINGS, server_learning_rate=0.5, server_momentum=0.9),
+        noise_multiplier=0.1, num_sampled_clients=3,
+    ),
+}  # fmt: skip
+
+
+class Toy(nn.Module):
+    """A model with the parameters and buffers of ``fakes.weights``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4, affine=False)
+
+    def batch_loss(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        logits = self.norm(self.layer(batch[0].flatten(1)))
+        return nn.functional.cross_entropy(logits, batch[1])
+
+
+class Peek(Attack):
+    """Notes what it is given and reconstructs zeros."""
+
+    name: ClassVar[str] = "peek"
+    paper: ClassVar[str] = "none"
+    needs: ClassVar[str] = "an update"
+
+    def __init__(self) -> None:
+        self.seen: list[Problem] = []
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        self.seen.append(problem)
+        report(Progress(1, 1, 0.5))
+        return Reconstruction(
+            torch.zeros(problem.batch_shape), torch.zeros(problem.knowledge.num_samples)
+        )
+
+
+class Broken(Peek):
+    """Fails as a plugin with a mistake in it does."""
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        raise ZeroDivisionError("a mistake in the plugin")
+
+
+def toy_weights(seed: int) -> Tensors:
+    buffers = {
+        "norm.running_var": torch.full((4,), float(seed + 1)),
+        "norm.num_batches_tracked": torch.tensor(seed),
+    }
+    return weights(seed) | buffers
+
+
+def knowledge(**changes: Any) -> Knowledge:
+    settings = {"input_shape": (3, 1, 1), "num_classes": 4, "learning_rate": 0.5} | changes
+    return Knowledge(Toy(), **settings)
+
+
+def replies_of(round_: int, questions: Iterable[Message]) -> list[Message]:
+    """The same replies for the same round: weights, examples and metrics that differ by client."""
+    found = []
+    for question in questions:
+        client = CLIENTS[question.metadata.dst_node_id]
+        sent = records.to_tensors(next(iter(question.content.array_records.values())))
+        drift = weights(100 * round_ + client, scale=0.1)
+        moved = {name: sent[name] + drift[name] for name in sent}
+        found.append(sends_weights(question, moved, examples=client + 2, loss=0.5 + client))
+    return found
+
+
+def train(
+    strategy: Strategy, sent: Tensors, rounds: Iterable[int] = (1,)
+) -> tuple[Tensors, list[list[Message]]]:
+    """Rounds of training with the random state of the beginning of each round fixed."""
+    grid = FakeGrid(NODES, lambda question: None)
+    arrays = records.to_record(sent)
+    asked = []
+    for round_ in rounds:
+        random.seed(round_)
+        np.random.seed(round_)  # noqa: NPY002 - Flower draws its noise from it
+        questions = list(strategy.configure_train(round_, arrays, ConfigRecord(), grid))
+        asked.append(questions)
+        in_order = sorted(questions, key=lambda question: question.metadata.dst_node_id)
+        found, _ = strategy.aggregate_train(round_, replies_of(round_, in_order))
+        assert found is not None
+        arrays = found
+    return records.to_tensors(arrays), asked
+
+
+# ------------------------------------------------------------------- nothing changes in training
+
+
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+def test_training_is_bit_identical_to_the_inner_strategy(make: Make, tmp_path: Path) -> None:
+    alone, asked_alone = train(make(), weights(0), rounds=(1, 2, 3))
+    malicious = MaliciousStrategy(make(), folder=tmp_path)
+    observed, asked = train(malicious, weights(0), rounds=(1, 2, 3))
+    assert same_tensors(observed, alone)
+    assert not same_tensors(observed, weights(0))
+    for messages, expected in zip(asked, asked_alone, strict=True):
+        assert [m.metadata.dst_node_id for m in messages] == [
+            m.metadata.dst_node_id for m in expected
+        ]
+        assert [m.metadata.message_type for m in messages] == ["train"] * 3
+        for message, twin in zip(messages, expected, strict=True):
+            assert message.content == twin.content
+    assert len(list(tmp_path.glob("r*-c*.safetensors"))) == 9
+
+
+def test_a_strategy_that_consumes_the_replies_sees_all_of_them(tmp_path: Path) -> None:
+    def make() -> Strategy:
+        return QFedAvg(client_learning_rate=0.1, train_loss_key="loss", **SETTINGS)
+
+    observed, _ = train(MaliciousStrategy(make(), folder=tmp_path), weights(0))
+    assert same_tensors(observed, train(make(), weights(0))[0])
+    assert len(list(tmp_path.glob("r*-c*.safetensors"))) == 3
+
+
+def test_evaluation_and_summary_are_those_of_the_inner_strategy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = FedAvg(fraction_evaluate=1.0, min_available_nodes=3)
+    malicious = MaliciousStrategy(inner)
+    arrays, grid = records.to_record(weights(0)), FakeGrid(NODES, lambda question: None)
+    random.seed(5)
+    expected = list(inner.configure_evaluate(1, arrays, ConfigRecord(), grid))
+    random.seed(5)
+    messages = list(malicious.configure_evaluate(1, arrays, ConfigRecord(), grid))
+    assert [m.metadata.dst_node_id for m in messages] == [m.metadata.dst_node_id for m in expected]
+    replies = [sends_weights(m, {}, examples=2, accuracy=0.25) for m in messages]
+    assert malicious.aggregate_evaluate(1, replies) == inner.aggregate_evaluate(1, replies)
+    called = []
+    monkeypatch.setattr(inner, "summary", lambda: called.append(True))
+    malicious.summary()
+    assert called == [True]
+
+
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+def test_gradients_arrive_at_the_inner_strategy_as_weights(make: Make) -> None:
+    def sgd_step(question: Message, gradient: Tensors) -> Tensors:
+        return gradient_to_weights(weights(0), gradient, learning_rate=0.5)
+
+    def aggregated(strategy: Strategy, gradients: bool) -> Tensors:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        grid = FakeGrid(NODES, lambda question: None)
+        questions = list(
+            strategy.configure_train(1, records.to_record(weights(0)), ConfigRecord(), grid)
+        )
+        replies = []
+        for question in sorted(questions, key=lambda q: q.metadata.dst_node_id):
+            client = CLIENTS[question.metadata.dst_node_id]
+            gradient = weights(client + 1)
+            buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
+            if gradients:
+                reply = sends_gradient(question, gradient, buffers, client + 2, loss=0.5)
+            else:
+                moved = sgd_step(question, gradient) | buffers
+                reply = sends_weights(question, moved, examples=client + 2, loss=0.5)
+            replies.append(reply)
+        arrays, metrics = strategy.aggregate_train(1, replies)
+        assert arrays is not None
+        assert metrics is not None
+        return records.to_tensors(arrays)
+
+    malicious = MaliciousStrategy(make(), learning_rate=0.5)
+    assert same_tensors(aggregated(malicious, gradients=True), aggregated(make(), gradients=False))
+
+
+def test_learning_rate_comes_from_knowledge_or_is_asked_for() -> None:
+    def aggregate(strategy: MaliciousStrategy) -> Tensors:
+        grid = FakeGrid(NODES, lambda question: None)
+        questions = list(
+            strategy.configure_train(1, records.to_record(weights(0)), ConfigRecord(), grid)
+        )
+        replies = [sends_gradient(question, weights(1)) for question in questions]
+        arrays, _ = strategy.aggregate_train(1, replies)
+        assert arrays is not None
+        return records.to_tensors(arrays)
+
+    found = aggregate(MaliciousStrategy(FedAvg(**SETTINGS), knowledge=knowledge()))
+    expected = gradient_to_weights(weights(0), weights(1), learning_rate=0.5)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-7)
+    with pytest.raises(BadInput, match="Expected `learning_rate` where clients send gradients"):
+        aggregate(MaliciousStrategy(FedAvg(**SETTINGS)))
+
+
+class Loop(FedAvg):
+    """A user's strategy with a loop of its own, which sets an attribute and calls Flower's."""
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        self.started = self.__class__.__name__
+        return super().start(*args, **kwargs)
+
+
+def answering_grid(**odd: Callable[[Message], Message | None]) -> FakeGrid:
+    """A grid whose clients train; ``client1=...`` answers for client 1."""
+
+    def answer(question: Message) -> Message | None:
+        client = CLIENTS[question.metadata.dst_node_id]
+        if f"client{client}" in odd:
+            return odd[f"client{client}"](question)
+        return replies_of(question.content["config"]["server-round"], [question])[0]
+
+    return FakeGrid(NODES, answer)
+
+
+@pytest.mark.parametrize("kind", [FedAvg, FedAdam, Loop])
+def test_start_follows_the_inner_start(kind: type[FedAvg]) -> None:
+    def run(wrap: Callable[[Strategy], Strategy]) -> tuple[Result, FedAvg, list[int]]:
+        random.seed(3)
+        evaluated: list[int] = []
+
+        def evaluate(round_: int, arrays: ArrayRecord) -> MetricRecord:
+            evaluated.append(round_)
+            return MetricRecord({"seen": round_})
+
+        inner = kind(**SETTINGS)
+        result = wrap(inner).start(
+            answering_grid(), records.to_record(weights(0)), num_rounds=3, evaluate_fn=evaluate
+        )
+        return result, inner, evaluated
+
+    alone, _, evaluated_alone = run(lambda inner: inner)
+    result, inner, evaluated = run(lambda inner: MaliciousStrategy(inner, clients=CLIENTS))
+    assert same_tensors(records.to_tensors(result.arrays), records.to_tensors(alone.arrays))
+    assert evaluated == evaluated_alone == [0, 1, 2, 3]
+    assert result.evaluate_metrics_serverapp == alone.evaluate_metrics_serverapp
+    assert result.train_metrics_clientapp == alone.train_metrics_clientapp
+    if kind is Loop:
+        assert inner.started == "Loop"
+    # Afterwards the inner strategy is as it was.
+    assert "aggregate_train" not in vars(inner)
+
+
+def test_attributes_delegate_to_the_inner_strategy() -> None:
+    malicious = MaliciousStrategy(FedAdam(**SETTINGS, eta=0.25))
+    assert malicious.eta == 0.25
+    assert malicious.min_available_nodes == 3
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = malicious.no_such_thing
+    assert copy.copy(malicious).eta == 0.25
+
+
+# ----------------------------------------------------------------------------- what is intercepted
+
+
+def one_round(strategy: MaliciousStrategy, **odd: Callable[[Message], Message | None]) -> Grid:
+    grid = answering_grid(**odd)
+    strategy.start(grid, records.to_record(toy_weights(0)), num_rounds=1)
+    return grid
+
+
+def toy_replies(seed: int = 0) -> dict[str, Callable[[Message], Message]]:
+    return {
+        f"client{client}": lambda q, c=client: sends_weights(q, toy_weights(seed + c + 1), c + 2)
+        for client in range(3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("victims", "expected"),
+    [
+        (Victims(), {(r, c) for r in (1, 2, 3) for c in (0, 1, 2)}),
+        (Victims(clients=[1]), {(1, 1), (2, 1), (3, 1)}),
+        (Victims(rounds=[2]), {(2, 0), (2, 1), (2, 2)}),
+        (Victims(clients=[0, 2], rounds=[1, 3]), {(1, 0), (1, 2), (3, 0), (3, 2)}),
+    ],
+    ids=["all", "a client", "a round", "both"],
+)
+def test_victims_by_client_and_round(
+    victims: Victims, expected: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    told: list[InterceptedUpdate] = []
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), victims=victims, clients=CLIENTS, folder=tmp_path, model="toy",
+        on_intercept=told.append,
+    )  # fmt: skip
+    strategy.start(answering_grid(), records.to_record(weights(0)), num_rounds=3)
+    assert {(update.round, update.client) for update in told} == expected
+    files = sorted(tmp_path.glob("r*-c*.safetensors"))
+    assert [path.stem for path in files] == sorted(f"r{r:04d}-c{c:04d}" for r, c in expected)
+    assert strategy.intercepted == [tmp_path / f"{update.key}.safetensors" for update in told]
+    # The files hold what was seen, and what was sent is the global model of that round.
+    for path, update in zip(strategy.intercepted, told, strict=True):
+        read = InterceptedUpdate.load(path)
+        assert (read.protocol, read.num_examples, read.model) == (
+            "fedavg", update.client + 2, "toy",
+        )  # fmt: skip
+        assert same_tensors(read.received, update.received)
+        assert same_tensors(read.sent, update.sent)
+    first = [update for update in told if update.round == 1]
+    assert all(same_tensors(update.sent, weights(0)) for update in first)
+
+
+def test_updates_are_kept_in_memory_without_a_folder() -> None:
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS), clients=CLIENTS)
+    one_round(strategy, **toy_replies())
+    kept = {update.key: update for update in strategy.intercepted}
+    assert sorted(kept) == ["r0001-c0000", "r0001-c0001", "r0001-c0002"]
+    assert same_tensors(kept["r0001-c0002"].received, toy_weights(3))
+
+
+def test_nodes_without_a_known_client_are_numbered_as_they_appear() -> None:
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS))
+    one_round(strategy, **toy_replies())
+    assert sorted(update.client for update in strategy.intercepted) == [0, 1, 2]
+
+
+def test_gradients_and_buffers_are_intercepted_as_they_came() -> None:
+    gradient = {n: v for n, v in weights(5).items() if n.startswith("layer")}
+    buffers = {n: v for n, v in toy_weights(6).items() if n.startswith("norm")}
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS), learning_rate=0.5, clients=CLIENTS)
+    one_round(
+        strategy,
+        **{f"client{c}": lambda q: sends_gradient(q, gradient, buffers, 4) for c in range(3)},
+    )
+    update = strategy.intercepted[0]
+    assert update.protocol == "fedsgd"
+    assert update.num_examples == 4
+    assert same_tensors(update.received, gradient | buffers)
+    update.check(Toy())
+
+
+def test_a_first_round_shifts_the_numbers() -> None:
+    rounds: list[int] = []
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS), first_round=3, clients=CLIENTS)
+
+    def answer(question: Message) -> Message:
+        rounds.append(int(question.content["config"]["server-round"]))
+        return sends_weights(question, weights(1), 1)
+
+    strategy.start(FakeGrid(NODES, answer), records.to_record(weights(0)), num_rounds=2)
+    assert sorted(set(rounds)) == [3, 4]
+    assert {update.round for update in strategy.intercepted} == {3, 4}
+
+
+def test_a_seeded_sample_depends_on_the_round_alone() -> None:
+    def sampled(first_round: int, rounds: int) -> list[list[int]]:
+        asked: dict[int, list[int]] = {}
+
+        def answer(question: Message) -> Message:
+            round_ = int(question.content["config"]["server-round"])
+            asked.setdefault(round_, []).append(question.metadata.dst_node_id)
+            return sends_weights(question, weights(1), 1)
+
+        inner = FedAvg(fraction_train=0.3, fraction_evaluate=0.0, min_train_nodes=3)
+        strategy = MaliciousStrategy(inner, seed=1, seeded_sampling=True, first_round=first_round)
+        grid = FakeGrid(list(range(10)), answer)
+        strategy.start(grid, records.to_record(weights(0)), num_rounds=rounds)
+        return [asked[round_] for round_ in sorted(asked)]
+
+    whole = sampled(1, 4)
+    assert sampled(3, 2) == whole[2:]
+    assert len({tuple(nodes) for nodes in whole}) > 1
+
+
+# ------------------------------------------------------------------------------ clients that fail
+
+
+def test_error_and_missing_replies_are_counted_and_reported() -> None:
+    reported: list[tuple[int, int, str]] = []
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), clients=CLIENTS, on_failure=lambda *args: reported.append(args)
+    )
+    one_round(
+        strategy,
+        client0=lambda question: fails(question, "out of memory"),
+        client1=lambda question: None,
+        client2=lambda question: sends_weights(question, weights(2), 1),
+    )
+    assert strategy.failures == 2
+    assert sorted(reported) == [
+        (1, 0, "out of memory"),
+        (1, 1, "it did not answer in time"),
+    ]
+    assert [update.client for update in strategy.intercepted] == [2]
+
+
+def test_a_round_without_any_reply_leaves_the_weights_alone() -> None:
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS), clients=CLIENTS, on_failure=lambda *_: None)
+    seen = []
+    strategy.start(
+        answering_grid(**{f"client{c}": lambda question: None for c in range(3)}),
+        records.to_record(weights(0)),
+        num_rounds=2,
+        evaluate_fn=lambda round_, arrays: seen.append(records.to_tensors(arrays)),
+    )
+    assert strategy.failures == 6
+    assert all(same_tensors(state, weights(0)) for state in seen)
+    assert strategy.intercepted == []
+
+
+def test_replies_of_another_kind_go_to_the_inner_strategy_untouched() -> None:
+    """Flower's own complaint about them comes, not one of the eavesdropper."""
+    strategy = MaliciousStrategy(FedAvg(**SETTINGS), clients=CLIENTS)
+    grid = FakeGrid(NODES, lambda question: None)
+    questions = list(
+        strategy.configure_train(1, records.to_record(weights(0)), ConfigRecord(), grid)
+    )
+    replies = [sends_weights(question, {}, 1) for question in questions]
+    for reply in replies:
+        del reply.content["arrays"]
+    with pytest.raises(Exception, match="exactly one ArrayRecord"):
+        strategy.aggregate_train(1, replies)
+    assert strategy.intercepted == []
+
+
+# -------------------------------------------------------------------------------------- attacks
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+@pytest.mark.parametrize("on_disk", [True, False], ids=["folder", "memory"])
+def test_attacks_run_in_the_round_or_afterwards(when: str, on_disk: bool, tmp_path: Path) -> None:
+    attack, done, events = Peek(), [], []
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[attack], knowledge=knowledge(), clients=CLIENTS,
+        victims=Victims(when=when), folder=tmp_path if on_disk else None,
+        on_attacked=lambda *args: done.append(args), on_progress=lambda a, p: events.append(p),
+    )  # fmt: skip
+    seen_in_evaluation = []
+    strategy.start(
+        answering_grid(**toy_replies()),
+        records.to_record(toy_weights(0)),
+        num_rounds=1,
+        evaluate_fn=lambda round_, arrays: seen_in_evaluation.append(len(done)),
+    )
+    assert seen_in_evaluation == [0, 3 if when == "during" else 0]
+    order = [update.client for _, update, _ in done]
+    assert sorted(order) == [0, 1, 2]
+    assert [(name, key) for name, key, _ in strategy.reconstructions] == [
+        ("peek", f"r0001-c000{client}") for client in order
+    ]
+    assert events == [Progress(1, 1, 0.5)] * 3
+    # The number of samples is what the client says.
+    seen = {problem.name: problem for problem in attack.seen}
+    for client in range(3):
+        problem = seen[f"r0001-c000{client}"]
+        assert problem.knowledge.num_samples == client + 2
+        moved = toy_weights(0)["layer.bias"] - toy_weights(client + 1)["layer.bias"]
+        assert torch.allclose(problem.gradient["layer.bias"], moved / 0.5)
+
+
+def test_attacks_without_knowledge_are_refused() -> None:
+    with pytest.raises(BadInput, match="Expected `knowledge` where `attacks` are given, got none"):
+        MaliciousStrategy(FedAvg(), attacks=[Peek()])
+
+
+def test_knowledge_may_depend_on_the_update() -> None:
+    attack = Peek()
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[attack], clients=CLIENTS,
+        knowledge=lambda update: knowledge(num_samples=update.client + 5),
+    )  # fmt: skip
+    one_round(strategy, **toy_replies())
+    assert sorted(problem.knowledge.num_samples for problem in attack.seen) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_an_update_with_nan_does_not_stop_the_round(when: str, tmp_path: Path) -> None:
+    bad = toy_weights(2)
+    bad["layer.bias"] = bad["layer.bias"].clone()
+    bad["layer.bias"][0] = float("nan")
+    odd = toy_replies() | {"client1": lambda question: sends_weights(question, bad, 3)}
+    reported: list[tuple[int, int, str]] = []
+    strategy = MaliciousStrategy(
+        FedMedian(**SETTINGS), attacks=[Peek()], knowledge=knowledge(), clients=CLIENTS,
+        victims=Victims(when=when), folder=tmp_path,
+        on_failure=lambda *args: reported.append(args),
+    )  # fmt: skip
+    result = strategy.start(answering_grid(**odd), records.to_record(toy_weights(0)), num_rounds=1)
+    alone = FedMedian(**SETTINGS).start(
+        answering_grid(**odd), records.to_record(toy_weights(0)), num_rounds=1
+    )
+    for name, value in records.to_tensors(alone.arrays).items():
+        assert torch.equal(records.to_tensors(result.arrays)[name].isnan(), value.isnan())
+    assert result.arrays["layer.weight"] == alone.arrays["layer.weight"]
+    ((round_, client, reason),) = reported
+    assert (round_, client) == (1, 1)
+    assert "Expected finite numbers, got NaN or infinity in `layer.bias`" in reason
+    keys = {key for _, key, _ in strategy.reconstructions}
+    assert keys == {"r0001-c0000", "r0001-c0002"}
+    assert strategy.failures == 0  # its reply came and was aggregated
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_an_attack_with_a_mistake_does_not_stop_the_training(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Peek()
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[Broken(), other], knowledge=knowledge(), clients=CLIENTS,
+        victims=Victims(when=when),
+    )  # fmt: skip
+    one_round(strategy, **toy_replies())
+    assert len(other.seen) == 3
+    assert "a mistake in the plugin" in caplog.text
+
+
+def test_a_run_is_stopped_in_the_middle_of_an_attack() -> None:
+    def stop(attack: Attack, progress: Progress) -> None:
+        raise Stopped
+
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[Peek()], knowledge=knowledge(), clients=CLIENTS,
+        victims=Victims(when="during"), on_progress=stop,
+    )  # fmt: skip
+    with pytest.raises(Stopped):
+        one_round(strategy, **toy_replies())
+
+
+def test_only_attacks_that_are_wanted_are_made() -> None:
+    attack = Peek()
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[attack], knowledge=knowledge(), clients=CLIENTS,
+        victims=Victims(when="during"), wanted=lambda attack, update: update.client == 1,
+    )  # fmt: skip
+    one_round(strategy, **toy_replies())
+    assert [problem.name for problem in attack.seen] == ["r0001-c0001"]
+
+
+# ------------------------------------------------------------------------------ state of a strategy
+
+
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_strategy_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
+    make: Make, tmp_path: Path
+) -> None:
+    whole, _ = train(make(), weights(0), rounds=(1, 2, 3, 4))
+    first = make()
+    halfway, _ = train(first, weights(0), rounds=(1, 2))
+    path = tmp_path / "unfinished.safetensors"
+    outcome = Outcome(2, 1, {0: {"accuracy": 0.1}, 1: {"accuracy": 0.2}, 2: {"accuracy": 0.3}})
+    write_checkpoint(path, halfway, first, outcome)
+
+    assert read_outcome(path) == outcome
+    assert read_outcome(path).accuracy == 0.3
+    second = make()
+    restored = restore(path, second)
+    assert same_tensors(restored, halfway)
+    in_order = {name: restored[name] for name in weights(0)}
+    again, _ = train(second, in_order, rounds=(3, 4))
+    assert same_tensors(again, whole)
+
+
+def test_without_a_checkpoint_a_federation_is_at_its_beginning(tmp_path: Path) -> None:
+    assert read_outcome(tmp_path / "none") == Outcome()
+    assert Outcome().accuracy is None
+    assert Outcome(1, 0, {1: {"val_acc": 0.5}}).accuracy == 0.5

@@ -1,0 +1,110 @@
+"""Modules as a user might bring them, named by dotted path; Ray's workers import them too."""
+
+import time
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+RAISES, SLEEPS, DEAF = 0, 1, 2
+
+
+class OnlyTrainingStep(pl.LightningModule):
+    """The least that Lightning wants: a training step and an optimiser."""
+
+    def __init__(self, *, side: int = 8, num_classes: int = 4, learning_rate: float = 0.1) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(side * side, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return functional.cross_entropy(self(images), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+
+class Moody(OnlyTrainingStep):
+    """Trouble for the clients whose samples are of certain classes."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self._trainer is not None:  # in a client, not in an attack
+            label = int(batch[1][0])
+            if label == RAISES:
+                raise RuntimeError("the camera is broken")
+            if label == SLEEPS:
+                time.sleep(600)
+            if label == DEAF:
+                _ignore_everything(600)
+        return super().training_step(batch, batch_idx)
+
+
+class Broken(OnlyTrainingStep):
+    """Raises an exception for one client."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self._trainer is not None and int(batch[1][0]) == RAISES:
+            raise RuntimeError("the camera is broken")
+        return super().training_step(batch, batch_idx)
+
+
+class Diverging(OnlyTrainingStep):
+    """Its loss is NaN for one client, and finite in the check before the run."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self._trainer is not None and int(batch[1][0]) == RAISES:
+            return loss * float("nan")
+        return loss
+
+
+class Slow(OnlyTrainingStep):
+    """Takes its time over every step."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self._trainer is not None:
+            time.sleep(0.3)
+        return super().training_step(batch, batch_idx)
+
+
+class Normalising(OnlyTrainingStep):
+    """With batch norm and dropout, so that train and eval mode differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 3, kernel_size=3),
+            nn.BatchNorm2d(3),
+            nn.Sigmoid(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(3 * 6 * 6, 4),
+        )
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        hits = (self(images).argmax(dim=1) == labels).float().mean()
+        self.log("test_acc", hits, batch_size=len(labels))
+
+
+class Quarrelsome(OnlyTrainingStep):
+    """Two layers that do not fit each other, whatever the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Linear(6, 4))
+
+
+def _ignore_everything(seconds: float) -> None:
+    """Sleeps on through exceptions, as a call that never comes back to Python would."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(end - time.monotonic())
+        except BaseException:
+            continue

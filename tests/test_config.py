@@ -1,0 +1,253 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import yaml
+from hypothesis import given
+
+from fedleak.config import Federation, Metrics, RunConfig, Victims, versions
+from fedleak.errors import BadInput
+from fedleak.registry import Plugin
+
+PHOTOS = Plugin("fedleak.data.photos.Photos")
+GUARDED = Plugin("fedleak.models.mlp.SMLP", {"width": 8, "precode": {"bottleneck_size": 4}})
+PLAIN = Plugin("fedleak.models.mlp.SMLP", {"width": 8})
+
+
+def full() -> RunConfig:
+    """Nothing in it is a default."""
+    return RunConfig(
+        data=Plugin("fedleak.data.npz.Npz", {"path": "sets/faces.npz", "mean": [0.5]}),
+        model=GUARDED,
+        attacks=(Plugin("fedleak.attacks.iga.IGA", {"iterations": 3}), Plugin("my.own.Attack")),
+        defenses=(Plugin("fedleak.defenses.pruning.Pruning", {"ratio": 0.5}),),
+        output="runs/full",
+        seed=7,
+        baseline=True,
+        device="meta",
+        federation=Federation(
+            clients=5, rounds=3, protocol="fedavg", batch_size=4, local_epochs=2, mode="eval",
+            partition="dirichlet", alpha=0.1, shards_per_client=3, strategy="FedAdam",
+            strategy_options={"eta": 0.2}, client_evaluation=True, client_timeout=9.5,
+            cpus_per_client=0.5, gpus_per_client=0.25, ray_address="auto",
+        ),
+        victims=Victims(clients=[0, 4], rounds=[1, 3], labels="recovered", when="during"),
+        metrics=Metrics(space="normalised", success_threshold=0.5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [RunConfig(PHOTOS, PLAIN), full()], ids=["bare", "full"])
+def test_comes_back(config: RunConfig, tmp_path: Path) -> None:
+    assert RunConfig.from_dict(config.to_dict()) == config
+    config.save(tmp_path / "config.yaml")
+    loaded = RunConfig.load(tmp_path / "config.yaml")
+    assert loaded == config
+    assert loaded.hash == config.hash
+
+
+def test_plain_values_alone() -> None:
+    """What goes to YAML reads back the same everywhere."""
+    assert json.loads(json.dumps(full().to_dict())) == full().to_dict()
+    tupled = RunConfig.from_dict(
+        full().to_dict()
+        | {"baseline": False, "model": {"class_path": "a.B", "init_args": {"x": (1, (2,))}}}
+    )
+    assert tupled.model.init_args == {"x": [1, [2]]}
+
+
+def test_saved_with_the_versions(tmp_path: Path) -> None:
+    full().save(tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert saved.pop("versions") == versions()
+    assert {"fedleak", "torch", "flwr"} <= set(versions())
+    assert saved == full().to_dict()
+    assert list(saved)[:2] == ["output", "seed"]
+
+
+def test_to_dict_leaves_nothing_out() -> None:
+    assert set(full().to_dict()) == {field.name for field in dataclasses.fields(RunConfig)}
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (("sede",), r"Unknown setting `sede`: .*federation.* Did you mean `seed`\?"),
+        (("federation", "client"), r"setting of federation `client`: .*Did you mean `clients`\?"),
+        (("victims", "label"), r"Unknown setting of victims `label`: .*mean `labels`\?"),
+        (("metrics", "spaces"), r"Unknown setting of metrics `spaces`: .*mean `space`\?"),
+    ],
+)
+def test_unknown_keys(path: tuple[str, ...], text: str) -> None:
+    values = full().to_dict()
+    inner = values
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = 1
+    with pytest.raises(BadInput, match=text):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("name", ["data", "model"])
+@pytest.mark.parametrize("value", [None, {}, {"class_path": ""}, "photos"])
+def test_data_and_model_must_be_given(name: str, value: object) -> None:
+    values = full().to_dict() | {name: value}
+    with pytest.raises(BadInput, match=f"Expected `{name}` to be given, got nothing: see `fedl"):
+        RunConfig.from_dict(values)
+    del values[name]
+    with pytest.raises(BadInput, match=f"Expected `{name}` to be given"):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("clients", 0, "`federation.clients` to be at least 1, got 0"),
+        ("rounds", -2, "`federation.rounds` to be at least 1, got -2"),
+        ("batch_size", 0, "`federation.batch_size` to be at least 1, got 0"),
+        ("local_epochs", 0, "`federation.local_epochs` to be at least 1, got 0"),
+        ("shards_per_client", 0, "`federation.shards_per_client` to be at least 1, got 0"),
+        ("alpha", 0.0, "`federation.alpha` to be positive, got 0.0"),
+        ("alpha", math.nan, "`federation.alpha` to be positive, got nan"),
+        ("client_timeout", 0.0, "`federation.client_timeout` to be positive, got 0.0"),
+        ("cpus_per_client", -1.0, "`federation.cpus_per_client` to be positive, got -1.0"),
+        ("gpus_per_client", -0.5, "`federation.gpus_per_client` to be at least 0, got -0.5"),
+    ],
+)
+def test_federation_out_of_range(name: str, value: float, text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        Federation(**{name: value})
+    values = full().to_dict()
+    values["federation"][name] = value
+    with pytest.raises(BadInput, match=text):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"clients": []}, r"`victims.clients` to be one or more numbers from 0, got \[\]"),
+        (
+            {"clients": [1, -1]},
+            r"`victims.clients` to be one or more numbers from 0, got \[1, -1\]",
+        ),
+        ({"rounds": [0]}, r"`victims.rounds` to be one or more numbers from 1, got \[0\]"),
+        ({"rounds": []}, r"`victims.rounds` to be one or more numbers from 1"),
+    ],
+)
+def test_victims_out_of_range(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        Victims(**settings)
+
+
+def test_victims_beyond_the_federation() -> None:
+    small = Federation(clients=3, rounds=2)
+    RunConfig(PHOTOS, PLAIN, federation=small, victims=Victims(clients=[2], rounds=[2]))
+    with pytest.raises(BadInput, match=r"`victims.clients` to be at most 2, .*3 clients, got \[3"):
+        RunConfig(PHOTOS, PLAIN, federation=small, victims=Victims(clients=[3]))
+    with pytest.raises(BadInput, match=r"`victims.rounds` to be at most 2, .*2 rounds, got \[1, 3"):
+        RunConfig(PHOTOS, PLAIN, federation=small, victims=Victims(rounds=[1, 3]))
+
+
+@pytest.mark.parametrize("value", [-1.01, 1.5, math.nan])
+def test_threshold_out_of_range(value: float) -> None:
+    with pytest.raises(
+        BadInput, match=f"`metrics.success_threshold` to be from -1 to 1, got {value}"
+    ):
+        Metrics(success_threshold=value)
+
+
+def test_negative_seed() -> None:
+    with pytest.raises(BadInput, match="`seed` to be at least 0, got -1"):
+        RunConfig(PHOTOS, PLAIN, seed=-1)
+
+
+@pytest.mark.parametrize("precode", [{}, {"precode": None}])
+def test_a_baseline_needs_a_bottleneck_to_leave_out(precode: dict[str, None]) -> None:
+    model = Plugin("fedleak.models.mlp.SMLP", precode)
+    with pytest.raises(BadInput, match=r"`model.precode` to be set where `baseline` is true"):
+        RunConfig(PHOTOS, model, baseline=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: [", "Expected YAML in .*config.yaml, got"),
+        ("- a\n- b\n", "Expected a mapping in .*config.yaml, got"),
+        ("", "Expected a mapping in .*config.yaml, got None"),
+        ("seed: 1\n", "Expected `data` to be given"),
+    ],
+)
+def test_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    with pytest.raises(BadInput, match=r"configuration of a run at .*, found none"):
+        RunConfig.load(path)
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        RunConfig.load(path)
+
+
+# ---------------------------------------------------------------------------- what follows from it
+
+
+def test_hash_tells_configurations_apart_but_not_their_folders() -> None:
+    config = full()
+    assert dataclasses.replace(config, output="elsewhere").hash == config.hash
+    changes = [
+        {"seed": 8}, {"device": "cpu"}, {"baseline": False}, {"attacks": ()}, {"defenses": ()},
+        {"victims": Victims()}, {"metrics": Metrics()}, {"model": GUARDED, "data": PHOTOS},
+        {"federation": dataclasses.replace(config.federation, batch_size=5)},
+    ]  # fmt: skip
+    hashes = {config.hash, *(dataclasses.replace(config, **change).hash for change in changes)}
+    assert len(hashes) == len(changes) + 1
+
+
+def test_hash_does_not_depend_on_the_order_of_settings() -> None:
+    left = Plugin("a.B", {"x": 1, "y": 2})
+    right = Plugin("a.B", {"y": 2, "x": 1})
+    assert RunConfig(PHOTOS, left).hash == RunConfig(PHOTOS, right).hash
+
+
+def test_variants_of_a_baseline() -> None:
+    config = full()
+    assert list(config.variants) == ["baseline", ""]
+    bare, guarded = config.variants["baseline"], config.variants[""]
+    assert bare.model == PLAIN
+    assert guarded.model == GUARDED
+    assert (bare.baseline, guarded.baseline) == (False, False)
+    assert (bare.model_name, guarded.model_name) == ("smlp", "smlp+precode")
+    assert (bare.seed, bare.federation) == (config.seed, config.federation)
+    assert config.model.init_args == GUARDED.init_args
+
+
+def test_one_variant_without() -> None:
+    config = RunConfig(PHOTOS, GUARDED)
+    assert config.variants == {"": config}
+
+
+def test_names_in_tables() -> None:
+    assert full().data_name == "faces"
+    assert RunConfig(PHOTOS, PLAIN).data_name == "photos"
+    assert RunConfig(PHOTOS, PLAIN).model_name == "smlp"
+    assert RunConfig(PHOTOS, PLAIN).defense_name == "none"
+    assert full().defense_name == "pruning(ratio=0.5)"
+    assert RunConfig(PHOTOS, Plugin("my.module.BigNet")).model_name == "bignet"
+
+
+@given(
+    clients=st.none() | st.lists(st.integers(0, 5), min_size=1),
+    rounds=st.none() | st.lists(st.integers(1, 5), min_size=1),
+    client=st.integers(0, 5),
+    round_=st.integers(1, 5),
+)
+def test_includes(
+    clients: list[int] | None, rounds: list[int] | None, client: int, round_: int
+) -> None:
+    expected = client in (clients or range(6)) and round_ in (rounds or range(1, 6))
+    assert Victims(clients=clients, rounds=rounds).includes(round_, client) == expected
