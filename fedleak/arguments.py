@@ -56,7 +56,7 @@ EXAMPLES = {
         "fedleak attack runs/first --attack iga --attack.iterations 500",
         "--output runs/first-iga",
     ),
-    "sweep": ("fedleak sweep experiments/nra-image/study.yaml --output runs/nra-image",),
+    "sweep": ("fedleak sweep study.yaml --processes 2 --output runs/study",),
     "report": ("fedleak report runs/first",),
     "list": ("fedleak list attacks",),
 }

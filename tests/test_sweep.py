@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from fedleak import cli
+from fedleak.arguments import parse
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.registry import class_path
@@ -519,7 +520,7 @@ def test_command_of_a_run_is_understood(tmp_path):
     for resume in (False, True):
         command = run_command(settings, tmp_path / "cell", resume)
         assert command[:3] == [sys.executable, "-m", "fedleak.cli"]
-        chosen = cli._parse(command[3:]).run
+        chosen = parse(command[3:]).run
         assert chosen.resume is resume
         assert cli._run_config(chosen).output == str(tmp_path / "cell")
 

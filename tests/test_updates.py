@@ -117,7 +117,7 @@ def test_gradient_from_the_weights_of_one_step() -> None:
             score(victim.truth, result, mean=known.mean, std=known.std)[0].psnr
             for victim, result, known in zip(victims, results, facts, strict=True)
         ]
-    assert min(decibels["fedsgd"]) > 25
+    assert min(decibels["fedsgd"]) > 20
     assert decibels["fedavg"] == pytest.approx(decibels["fedsgd"], abs=0.5)
 
 

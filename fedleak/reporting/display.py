@@ -55,10 +55,12 @@ class Display(Observer):
     def __enter__(self) -> "Display":
         if self._live:
             self._bars.start()
+            self._tasks["preparing"] = self._bars.add_task("preparing", total=None, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._live:
+            self._bars.stop()
 
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
         """See :class:`Observer`."""
@@ -129,6 +131,8 @@ class Display(Observer):
 
     def attack_skipped(self, attack: str, model: str, reason: str) -> None:
         """See :class:`Observer`."""
+        if self._attack and self._attack != f"{attack} on {model}":
+            self._clear()
         self._say(f"Attack {attack} on {model} skipped: {_short(reason)}")
 
     def run_ended(self, status: str) -> None:

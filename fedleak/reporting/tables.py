@@ -26,16 +26,19 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
         config: the run's configuration, for the caption.
     """
     federation, victims = config.federation, config.victims
+    rounds = victims.rounds or range(1, federation.rounds + 1)
+    named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
+    untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
             f"{federation.protocol}, batch size {federation.batch_size}, "
-            f"labels {victims.labels}, "
-            f"{'all rounds' if victims.rounds is None else f'rounds {victims.rounds}'} of "
-            f"{federation.rounds} (round 1: untrained), seed {config.seed}. "
+            f"labels {victims.labels}, round {named} of {federation.rounds}{untrained}, "
+            f"seed {config.seed}. "
             f"Means over n samples; success: SSIM >= {config.metrics.success_threshold:g}. "
             f"Metrics on {SPACES[config.metrics.space]}."
         ),
+        caption_justify="left",
     )
     for name in ("attack", "model"):
         table.add_column(name)
