@@ -24,9 +24,7 @@ def mlp_matching_speedup(iterations: int = 60) -> Entry:
     start = torch.randn(1, *knowledge[0].input_shape)
 
     def plain() -> None:
-        reference.attack(
-            model, target, labels, start, knowledge[0].bounds, iterations=iterations
-        )
+        reference.attack(model, target, labels, start, knowledge[0].bounds, iterations=iterations)
 
     def ours() -> None:
         IGA(iterations=iterations)(updates, knowledge)

@@ -1,11 +1,6 @@
-"""The arguments of the command line: short names for plugins, and sentences for mistakes."""
+"""The arguments of the command line, parsed by jsonargparse."""
 
 import argparse
-import inspect
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -18,34 +13,14 @@ from jsonargparse import (
 )
 
 from fedleak.attacks import Attack
-from fedleak.config import Federation, Metrics, RunConfig, Victims
+from fedleak.complaints import complaint
+from fedleak.config import Federation, Metrics, Victims
 from fedleak.data import ImageData
 from fedleak.defenses import Defense
-from fedleak.errors import BadInput, require, unknown_name
-from fedleak.models import LightningModule, Precode
-from fedleak.registry import KINDS, class_path, load_class, names, short_name
+from fedleak.models import LightningModule
+from fedleak.plugin_names import FROM_DATA, PLUGINS, load_yaml, with_class_paths
+from fedleak.registry import KINDS, names
 
-# Settings that name a plugin -> kind; the class that a plugin of the kind has to be.
-PLUGINS = {
-    "data": "data",
-    "model": "models",
-    "attack": "attacks",
-    "attacks": "attacks",
-    "defenses": "defenses",
-}
-BASES: dict[str, type[Any]] = {
-    "data": ImageData,
-    "models": LightningModule,
-    "attacks": Attack,
-    "defenses": Defense,
-}
-SECTIONS: dict[str, type[Any]] = {
-    "federation": Federation,
-    "victims": Victims,
-    "metrics": Metrics,
-}
-LISTS = ("attacks", "defenses")
-FROM_DATA = {"input_shape", "num_classes"}
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
     "run": (
@@ -59,17 +34,6 @@ EXAMPLES = {
     "sweep": ("fedleak sweep study.yaml --processes 2 --output runs/study",),
     "report": ("fedleak report runs/first",),
     "list": ("fedleak list attacks",),
-}
-WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list[int]": "a list of whole numbers (such as [0, 2])",
-    "list[float]": "a list of numbers (such as [0.5, 0.2])",
-    "list": "a list (such as [a, b])",
-    "dict": "a mapping (such as {name: value})",
-    "NoneType": "null",
 }
 
 
@@ -85,9 +49,9 @@ def parse(argv: list[str]) -> Namespace:
     """
     parser = make_parser()
     try:
-        settings = parser.parse_args(_with_class_paths(argv))
+        settings = parser.parse_args(with_class_paths(argv))
     except ArgumentError as error:
-        raise _complaint(parser, argv, str(error)) from error
+        raise complaint(parser, argv, str(error)) from error
     if settings.subcommand is None:
         parser.print_help()
         raise SystemExit(2)
@@ -96,7 +60,7 @@ def parse(argv: list[str]) -> Namespace:
 
 def make_parser() -> ArgumentParser:
     """The parser of all commands."""
-    set_loader("fedleak", _load_yaml, (yaml.YAMLError,))
+    set_loader("fedleak", load_yaml, (yaml.YAMLError,))
     parser = _new_parser("What does federated training leak? Attacks on real federations.")
     parser.prog = "fedleak"
     commands = parser.add_subcommands(
@@ -264,244 +228,3 @@ def _add_flags(parser: ArgumentParser) -> None:
 
 def _choices(kind: str) -> str:
     return f"{', '.join(names(kind))}, or the dotted path of a class"
-
-
-# ------------------------------------------------------------------------------- plugins by name
-
-
-def _with_class_paths(argv: list[str]) -> list[str]:
-    """The arguments with plugins' names replaced by checked dotted paths, and files looked at."""
-    result: list[str] = []
-    pending: str | None = None
-    for argument in argv:
-        if pending is not None:
-            result.append(_value(pending, argument))
-            pending = None
-            continue
-        name, equals, value = argument.partition("=")
-        takes = name == "--config" or name.removesuffix("+").removesuffix(".help") in {
-            f"--{setting}" for setting in PLUGINS
-        }
-        if takes and equals:
-            result.append(f"{name}={_value(name, value)}")
-        else:
-            result.append(argument)
-            pending = name if takes else None
-    return result
-
-
-def _value(option: str, text: str) -> str:
-    """The value of an option that names a plugin or a file."""
-    setting = option.removeprefix("--").removesuffix("+").removesuffix(".help")
-    if text.startswith("--"):
-        raise BadInput(f"Expected a value after `{option}`, got nothing.")
-    if setting == "config":
-        _check_file(Path(text))
-        return text
-    if text.startswith(("[", "{")):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise _no_yaml(f"the value of `{option}`", error) from error
-        _check_plugin(setting, value)
-        return yaml.safe_dump(_named(setting, value), default_flow_style=True, width=10**6).strip()
-    path = _checked_path(setting, text)
-    # One name stands for a list of one, unless it is added to those before.
-    return f"[{{class_path: {path}}}]" if option.removeprefix("--") in LISTS else path
-
-
-def _checked_path(setting: str, name: Any) -> str:
-    """The dotted path behind a name, checked to be that of a plugin of the right kind."""
-    kind = PLUGINS[setting]
-    if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)*", name):
-        got = "nothing" if name is None else f"`{name}`"
-        raise BadInput(
-            f"Expected `{setting}` to name one of {', '.join(names(kind))}, or a class by its "
-            f"dotted path, got {got}."
-        )
-    path = class_path(kind, name)
-    if not issubclass(load_class(path), BASES[kind]):
-        raise BadInput(
-            f"Expected `{setting}` to name a subclass of {BASES[kind].__name__}, got `{path}`: see "
-            f"`fedleak list {kind}`."
-        )
-    return path
-
-
-def _named(setting: str, value: Any) -> Any:
-    """A plugin's entry, or a list of them, with dotted paths in the place of short names."""
-    if isinstance(value, list):
-        return [inner for one in value for inner in _named(setting, one)]
-    if isinstance(value, str):
-        value = {"class_path": value}
-    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
-        value = value | {"class_path": _checked_path(setting, value["class_path"])}
-    # One entry stands for a list of one.
-    return [value] if setting in LISTS and value is not None else value
-
-
-def _load_yaml(text: str) -> Any:
-    """YAML, with plugins' short names replaced by their dotted paths where a config has them."""
-    value = yaml.safe_load(text)
-    if isinstance(value, dict):
-        return {n: _named(n, inner) if n in PLUGINS else inner for n, inner in value.items()}
-    return value
-
-
-# -------------------------------------------------------------------------------- a look at files
-
-
-def _check_file(path: Path) -> None:
-    """Check what can be said of a configuration file better than jsonargparse says it.
-
-    Raises:
-        BadInput: if it cannot be read, is no YAML, or has unknown keys.
-    """
-    require(path.is_file(), f"Expected a YAML file at `{path}`, found none.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"Expected a readable YAML file, got `{path}`: {error}.") from error
-    except yaml.YAMLError as error:
-        raise _no_yaml(f"`{path}`", error) from error
-    if not isinstance(values, dict):
-        got = "nothing" if values is None else f"`{values!s:.40}`"
-        raise BadInput(f"Expected settings as `name: value` in `{path}`, got {got}.")
-    known = [item.name for item in fields(RunConfig)]
-    for name, value in values.items():
-        if name not in [*known, "versions"]:
-            raise unknown_name("setting", str(name), known)
-        if name in PLUGINS:
-            _check_plugin(name, value)
-        elif name in SECTIONS:
-            _check_keys(name, value, [item.name for item in fields(SECTIONS[name])])
-        elif name != "versions":
-            require(value is not None, f"Expected a value for `{name}` in `{path}`, got nothing.")
-
-
-def _check_plugin(setting: str, value: Any) -> None:
-    if setting in LISTS and (value is None or isinstance(value, list)):
-        for inner in value or []:
-            _check_plugin(setting, inner)
-    elif isinstance(value, dict):
-        _check_keys(setting, value, ["class_path", "init_args"])
-        path = _checked_path(setting, value.get("class_path"))
-        given, known = value.get("init_args") or {}, _arguments(path)
-        title = short_name(PLUGINS[setting], path)
-        if known is not None:
-            _check_keys(title, given, known)
-        if isinstance(given, dict) and isinstance(given.get("precode"), dict):
-            _check_keys("precode", given["precode"], _arguments_of(Precode))
-    else:
-        _checked_path(setting, value)
-
-
-def _check_keys(title: str, values: Any, known: Iterable[str]) -> None:
-    if not isinstance(values, dict):
-        raise BadInput(f"Expected settings as `name: value` in `{title}`, got `{values}`.")
-    for name in values:
-        if name not in known:
-            raise unknown_name(f"setting of {title}", str(name), known)
-
-
-def _arguments(path: str) -> list[str] | None:
-    """The settings of the class at a dotted path; none where it takes any."""
-    found = load_class(path)
-    kinds = [parameter.kind for parameter in inspect.signature(found).parameters.values()]
-    return None if inspect.Parameter.VAR_KEYWORD in kinds else _arguments_of(found)
-
-
-def _arguments_of(found: type[Any]) -> list[str]:
-    return [name for name in inspect.signature(found).parameters if name not in FROM_DATA]
-
-
-def _no_yaml(where: str, error: yaml.YAMLError) -> BadInput:
-    problem = " ".join(str(getattr(error, "problem", None) or error).split())
-    mark = getattr(error, "problem_mark", None)
-    place = "" if mark is None else f" in line {mark.line + 1}"
-    return BadInput(f"Expected YAML in {where}, got a mistake{place}: {problem}.")
-
-
-# ------------------------------------------------------------------------ jsonargparse's complaints
-
-
-def _complaint(parser: ArgumentParser, argv: list[str], message: str) -> BadInput:
-    """What jsonargparse complains of, as one sentence with what was expected and what came."""
-    text = " ".join(message.split())
-    # From outside to inside, such as model, precode, beta.
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    name = ".".join(dict.fromkeys(keys))
-    if found := re.search(r"(?:[Oo]ption '|unrecognized arguments: -+)([\w.+-]+)", text):
-        return _unknown_setting(parser, argv, text, keys, found[1].rstrip("+"))
-    if found := re.search(r"unrecognized arguments: (\S+)", text):
-        return BadInput(f"Expected options, such as `--seed 1`, got `{found[1]}`.")
-    if found := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.+?)\)", text):
-        kind = "value" if "subcommand" not in text else "command"
-        if option := re.search(r"argument (--[\w.]+)", text):
-            kind = f"value of `{option[1]}`"
-        return unknown_name(kind, found[1], re.findall(r"[\w.]+", found[2]))
-    if found := re.search(r"argument (--[\w.+]+): expected", text):
-        return BadInput(f"Expected a value after `{found[1]}`, got nothing.")
-    if found := re.search(r"argument (--[\w.+]+): ignored explicit argument '(.+)'", text):
-        return BadInput(f"Expected no value after `{found[1]}`, got `{found[2]}`.")
-    if found := re.search(r"the following arguments are required: ([\w., ]+?)(?: -|$)", text):
-        return _missing(keys, found[1])
-    if found := re.search(r"Expected an? (\S.*?)\.? Got value: (.+?)(?: -|$)", text):
-        return _wrong_type(name, [found[1]], found[2])
-    if found := re.search(r".*Subtypes: \[(.+?)\] Errors:.*?Given value: (.+?)(?: -|$)", text):
-        return _wrong_type(name, re.split(r", (?![^\[]*\])", found[1]), found[2])
-    if found := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
-        return BadInput(f"Expected settings of `{name}` or a YAML file, got `{found[1]}`.")
-    return BadInput(f"{text.rstrip('.')}: see `fedleak --help`.")
-
-
-def _unknown_setting(
-    parser: ArgumentParser, argv: list[str], text: str, keys: list[str], option: str
-) -> BadInput:
-    classes = re.findall(r"given class_path '([\w.]+)'", text)
-    if classes:  # a plugin's own setting
-        title = "precode" if len(classes) > 1 else short_name(PLUGINS.get(keys[0], ""), classes[0])
-        return unknown_name(f"setting of {title}", option, _arguments_of(load_class(classes[-1])))
-    known = _settings(parser, argv)
-    group, _, rest = option.rpartition(".")
-    siblings = [n.removeprefix(f"{group}.") for n in known if n.startswith(f"{group}.")]
-    if group and siblings:
-        return unknown_name(f"setting of {group}", rest, siblings)
-    near = [name for name in known if "." not in name]
-    return unknown_name("setting", option, near)
-
-
-def _settings(parser: ArgumentParser, argv: list[str]) -> list[str]:
-    """The dotted names of all options of the command in the arguments."""
-    commands: Mapping[str, Any] = parser._subcommands_action.choices  # type: ignore[union-attr]
-    chosen = next((commands[name] for name in argv if name in commands), parser)
-    options = [option for action in chosen._actions for option in action.option_strings]
-    return [
-        option.removeprefix("--")
-        for option in options
-        if option.startswith("--") and not option.endswith(("+", ".help", "print_config"))
-    ]
-
-
-def _missing(keys: list[str], required: str) -> BadInput:
-    first = required.split(",")[0].strip().rpartition(".")[2]
-    if keys:
-        option = ".".join([*keys, first])
-        return BadInput(f"Expected a value for `{option}`, got nothing: give `--{option}`.")
-    if first in PLUGINS:
-        kind = PLUGINS[first]
-        return BadInput(
-            f"Expected `--{first}` with one of {', '.join(names(kind))}, got nothing: see "
-            f"`fedleak list {kind}`."
-        )
-    return BadInput(f"Expected a value for `{first}`, got nothing: see `fedleak --help`.")
-
-
-def _wrong_type(name: str, types: list[str], value: str) -> BadInput:
-    found = re.search(r"NestedArg\(key='[\w.]+', val='(.*?)'\)", value)
-    value = found[1] if found else value
-    if choices := re.search(r"Literal\[(.+)\]", types[0]):
-        return unknown_name(f"value of `{name}`", value, re.findall(r"'([^']+)'", choices[1]))
-    kinds = [re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", kind) for kind in types]
-    words = " or ".join(WORDS.get(kind, "settings as `name: value`") for kind in kinds)
-    return BadInput(f"Expected `{name}` to be {words}, got `{value}`.")

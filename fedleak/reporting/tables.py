@@ -80,7 +80,8 @@ def plugin_table(kind: str) -> Table:
     table.add_column("name")
     titles = ("paper", "needs") if kind == "attacks" else ("what it is",)
     for title in titles:
-        table.add_column(title, overflow="fold")
+        # An address of arXiv has 32 characters and should stay in one piece.
+        table.add_column(title, overflow="fold", min_width=32 if title == "paper" else None)
     for name, point in names(kind).items():
         found = load_class(point.value.replace(":", "."))
         if kind == "attacks":
