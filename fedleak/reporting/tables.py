@@ -80,8 +80,9 @@ def plugin_table(kind: str) -> Table:
     table.add_column("name")
     titles = ("paper", "needs") if kind == "attacks" else ("what it is",)
     for title in titles:
-        # An address of arXiv has 32 characters and should stay in one piece.
-        table.add_column(title, overflow="fold", min_width=32 if title == "paper" else None)
+        # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
+        least, most = {"paper": (32, None), "needs": (None, 26)}.get(title, (None, None))
+        table.add_column(title, overflow="fold", min_width=least, max_width=most)
     for name, point in names(kind).items():
         found = load_class(point.value.replace(":", "."))
         if kind == "attacks":
