@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ from fedleak.federation.server import GRACE_SECONDS, Interception, Line, server_
 from fedleak.threads import available_cores, cap_threads
 
 POLL_SECONDS = 0.1
+CONNECT_SECONDS = 5.0
 # How long the engine may take to wind down after the last round.
 HUNG_SECONDS = 5.0
 # How long the server may take to notice that it is to stop.
@@ -152,17 +155,27 @@ def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Li
 
 
 def check_resources(config: RunConfig) -> None:
-    """Check that a private engine could run a client.
+    """Check that there is an engine to run a client on.
 
     Raises:
-        BadInput: if a client wants a GPU and there is none.
+        BadInput: if a client wants a GPU that is not there, or there is no cluster at the address.
     """
     federation, there = config.federation, torch.cuda.device_count()
-    require(
-        federation.gpus_per_client <= there or federation.ray_address is not None,
-        f"Expected `federation.gpus_per_client` to be at most the number of GPUs here, {there}, "
-        f"got {federation.gpus_per_client:g}.",
-    )
+    if federation.ray_address is None:
+        require(
+            federation.gpus_per_client <= there,
+            f"Expected `federation.gpus_per_client` to be at most the number of GPUs here, {there},"
+            f" got {federation.gpus_per_client:g}.",
+        )
+    elif found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", federation.ray_address):
+        # Ray itself would try for many minutes.
+        try:
+            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise BadInput(
+                f"Expected a Ray cluster at `federation.ray_address` {federation.ray_address}, "
+                f"found none ({error}): start one by `ray start --head`, or leave it out."
+            ) from error
 
 
 @contextmanager
