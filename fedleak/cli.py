@@ -155,7 +155,8 @@ def _run_config(chosen: Namespace) -> RunConfig:
 
 def _attack_config(chosen: Namespace) -> RunConfig:
     folder = experiment.source_folder(Path(chosen.source))
-    config = RunConfig.load(folder.config)
+    # Read as `fedleak run --config` reads it, since somebody may have edited it.
+    config = _run_config(parse(["run", "--config", str(folder.config)]).run)
     values = _as_dict(chosen)
     attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
     path = folder.path if folder.path.name else folder.path.resolve()

@@ -253,13 +253,18 @@ class _Work:
                     updates.append(update)
                 except BadInput as error:
                     self.observer.attack_skipped(attack.name, name, str(error))
-            reconstructions = attack(
-                updates,
-                [self._knowledge(variant, update) for update in updates],
-                seed=self.config.seed,
-                device=self.config.device,
-                report=lambda progress: self._report(attack.name, name, progress),
-            )
+            try:
+                reconstructions = attack(
+                    updates,
+                    [self._knowledge(variant, update) for update in updates],
+                    seed=self.config.seed,
+                    device=self.config.device,
+                    report=lambda progress: self._report(attack.name, name, progress),
+                )
+            except BadInput as error:
+                # What was found out too late to refuse the run must not cost what else it does.
+                self.observer.attack_skipped(attack.name, name, str(error))
+                continue
             for update, reconstruction in zip(updates, reconstructions, strict=True):
                 self._record(attack, variant, update, reconstruction)
 

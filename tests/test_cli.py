@@ -534,10 +534,12 @@ def test_updates_of_another_model_are_refused(fedleak: Command, finished: Finish
 def test_a_broken_configuration_of_a_run_is_refused(fedleak: Command, finished: Finished) -> None:
     shutil.copytree(finished.folder.path, "source")
     for text, sentence in (
-        ("model: [", r"Expected YAML in source/config.yaml"),
-        ("- 1", r"Expected a mapping in source/config.yaml"),
+        ("model: [", r"Expected YAML in `source/config.yaml`"),
+        ("- 1", r"Expected settings as `name: value` in `source/config.yaml`"),
         ("sede: 1", r"Unknown setting `sede`"),
-        ("seed: 1", r"Expected `data` to be given, got nothing"),
+        ("seed: 1", r"Expected `--data` with one of"),
+        ("federation: 3", r"Expected settings as `name: value` in `federation`, got `3`"),
+        ("federation: {clients: two}", r"`federation.clients` to be a whole number, got `two`"),
     ):
         Path("source/config.yaml").write_text(text)
         refuses(fedleak("attack", "source", "--attack", "iga", "--output", "out"), sentence)

@@ -251,6 +251,18 @@ def test_a_client_that_diverges_is_skipped_by_the_attacks(data: Path, tmp_path: 
     assert observer.arguments("client_failed") == []
 
 
+def test_an_attack_that_finds_no_labels_is_skipped(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        data, tmp_path / "run", path=f"{MODULES}.Unbiased", model_args={}, labels="recovered",
+        attacks=(attack_plugin("iga"),),
+    )  # fmt: skip
+    observer = Recorder()
+    assert run(config, observer) == []
+    assert status_of(config) == "complete"
+    ((_, _, reason),) = observer.arguments("attack_skipped")
+    assert "to recover labels from" in reason
+
+
 @pytest.mark.parametrize("when", ["during", "after"])
 def test_a_failing_client_is_counted(when: str, data: Path, tmp_path: Path) -> None:
     config = tiny_config(

@@ -92,6 +92,14 @@ class Normalising(OnlyTrainingStep):
         self.log("test_acc", hits, batch_size=len(labels))
 
 
+class Unbiased(OnlyTrainingStep):
+    """A classifier whose labels cannot be recovered from the gradient of its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
+
+
 class Quarrelsome(OnlyTrainingStep):
     """Two layers that do not fit each other, whatever the images."""
 
