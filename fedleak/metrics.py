@@ -117,7 +117,9 @@ def assign(originals: Array, candidates: Array) -> list[int]:
         For each original the position of its candidate.
     """
     flat, other = originals.reshape(len(originals), -1), candidates.reshape(len(candidates), -1)
-    errors = ((flat[:, None] - other[None]) ** 2).mean(axis=2)
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, which never holds all pairs of images at once.
+    products = flat @ other.T
+    errors = (flat**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
     finite = np.nan_to_num(errors, nan=1e9, posinf=1e9)
     return [int(column) for column in linear_sum_assignment(finite)[1]]
 

@@ -189,7 +189,7 @@ def test_every_sample_belongs_to_one_client(configured) -> None:
 
 
 def test_more_clients_than_samples(configured) -> None:
-    with pytest.raises(BadInput, match=r"`num_clients` to be at most .* samples, 20, got 21"):
+    with pytest.raises(BadInput, match=r"`clients` to be at most .* samples, 20, got 21"):
         prepare(configured(federation=Federation(clients=21)))
 
 

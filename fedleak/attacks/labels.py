@@ -46,6 +46,6 @@ def _classifier(model: nn.Module, num_classes: int) -> str:
     if not names:
         raise BadInput(
             f"Expected a linear layer with bias and {num_classes} outputs to recover labels from, "
-            f"found none in {type(model).__name__}: set `knowledge.labels: known`."
+            f"found none in {type(model).__name__}: give the labels (`victims.labels: known`)."
         )
     return names[-1]

@@ -3,8 +3,10 @@
 A new image set is a subclass of :class:`ImageData` with a ``name`` and a ``load`` method.
 """
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedleak.errors import BadInput
+
+
+def located(path: str) -> Path:
+    """Where a data set is that a user names.
+
+    Args:
+        path: a path, in which ``~`` may stand for the home folder; a relative one that is not in
+            the working directory is looked for in the folder that the environment variable
+            FEDLEAK_DATA names.
+
+    Returns:
+        The path, which need not exist.
+    """
+    given, folder = Path(path).expanduser(), os.environ.get("FEDLEAK_DATA")
+    if folder and not given.exists() and (Path(folder) / given).exists():
+        return Path(folder) / given
+    return given
 
 
 def _per_channel(values: Sequence[float], name: str, images: Tensor) -> Tensor:

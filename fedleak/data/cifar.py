@@ -1,12 +1,11 @@
 """CIFAR-10 and CIFAR-100, read by torchvision."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torchvision import datasets
 
-from fedleak.data.base import ImageData, ImageSet
+from fedleak.data.base import ImageData, ImageSet, located
 from fedleak.errors import BadInput
 
 
@@ -53,7 +52,7 @@ class _CIFAR(ImageData):
         return ImageSet(images, labels, mean=self._mean, std=self._std)
 
     def _open(self, train: bool) -> datasets.CIFAR10:
-        root = Path(self.root).expanduser()
+        root = located(self.root)
         try:
             return self._source(root, train=train, download=self.download)
         except (OSError, RuntimeError) as error:

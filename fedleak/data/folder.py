@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import ImageFolder as TorchImageFolder
 
-from fedleak.data.base import ImageData, ImageSet, channel_statistics
+from fedleak.data.base import ImageData, ImageSet, channel_statistics, located
 from fedleak.errors import BadInput, require
 
 _Images = npt.NDArray[np.uint8]
@@ -22,7 +22,7 @@ class ImageFolder(ImageData):
     bytes: the choice is the same every time, and byte duplicates always land in one split.
 
     Args:
-        root: the folder.
+        root: the folder; see :func:`fedleak.data.base.located`.
         size: side to which images are scaled; none: they must all have one size.
         grey: whether to read one channel instead of three.
         test_fraction: share of the images that is held out, above 0 and below 1.
@@ -70,7 +70,7 @@ class ImageFolder(ImageData):
             BadInput: if the folder is missing, has no classes, or holds unreadable images or
                 images of several sizes where ``size`` is not set.
         """
-        root = Path(self.root)
+        root = located(self.root)
         require(root.is_dir(), f"Expected a folder of images at `root`, found none: {root}.")
         if (root / "train").is_dir() and (root / "test").is_dir():
             test = self._files(root / "test")
@@ -164,7 +164,7 @@ class MedicalMNIST(ImageFolder):
             BadInput: if the folder is missing (the message says where to get it) or unusable.
         """
         require(
-            Path(self.root).is_dir(),
+            located(self.root).is_dir(),
             f"Expected Medical MNIST at `root`, found no folder {self.root}: get it from GitHub "
             "(apolanco3225/Medical-MNIST-Classification), unpack it and set `--data.root`.",
         )

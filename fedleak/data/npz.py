@@ -1,6 +1,5 @@
 """Any set of labelled images in one .npz file."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 import torch
 from numpy.lib.npyio import NpzFile
 
-from fedleak.data.base import ImageData, ImageSet, channel_statistics
+from fedleak.data.base import ImageData, ImageSet, channel_statistics, located
 from fedleak.errors import BadInput
 
 _IMAGE_KEYS = ("images", "x", "data")
@@ -30,7 +29,7 @@ class Npz(ImageData):
     (N, C, H, W) or (N, H, W) with 1 or 3 channels, labels whole numbers from 0, (N,) or (N, 1).
 
     Args:
-        path: the file.
+        path: the file; see :func:`fedleak.data.base.located`.
         normalised: whether float images have been normalised with ``mean`` and ``std``; without
             it, images are uint8 pixels or floats in [0, 1].
         mean: one value a channel, on the scale [0, 1]; computed from the training images if left
@@ -110,7 +109,7 @@ class Npz(ImageData):
 
     def _read(self) -> tuple[_Pair, _Pair]:
         """Return images (N, C, H, W) and labels (N,) for training and for testing."""
-        path = Path(self.path).expanduser()
+        path = located(self.path)
         if not path.is_file():
             raise BadInput(
                 f"Expected `path` to be a .npz file, found no file `{path}`; "

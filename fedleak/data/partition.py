@@ -16,7 +16,7 @@ _MAX_DRAWS = 100
 
 def partition(
     labels: npt.ArrayLike,
-    num_clients: int,
+    clients: int,
     *,
     kind: Kind = "iid",
     alpha: float = 0.5,
@@ -27,7 +27,7 @@ def partition(
 
     Args:
         labels: the class of each sample, (N,).
-        num_clients: the number of clients, from 1 to N.
+        clients: the number of clients, from 1 to N.
         kind: ``iid`` deals shuffled samples evenly; ``dirichlet`` draws for every class the share
             of each client from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335); ``shards`` sorts
             by class, cuts equal shards and deals them (McMahan et al., arXiv 1602.05629).
@@ -42,20 +42,20 @@ def partition(
         BadInput: if an argument is out of its range, or if a client would be left empty.
     """
     classes = np.asarray(labels)
-    _validate(classes, num_clients, kind, alpha, shards_per_client, seed)
+    _validate(classes, clients, kind, alpha, shards_per_client, seed)
     rng = np.random.default_rng(seed)
     if kind == "iid":
-        parts = np.array_split(rng.permutation(len(classes)), num_clients)
+        parts = np.array_split(rng.permutation(len(classes)), clients)
     elif kind == "dirichlet":
-        parts = _dirichlet(classes, num_clients, alpha, rng)
+        parts = _dirichlet(classes, clients, alpha, rng)
     else:
-        parts = _shards(classes, num_clients, shards_per_client, rng)
+        parts = _shards(classes, clients, shards_per_client, rng)
     return [np.sort(part).astype(np.int64) for part in parts]
 
 
 def _validate(
     labels: npt.NDArray[np.generic],
-    num_clients: int,
+    clients: int,
     kind: str,
     alpha: float,
     shards_per_client: int,
@@ -65,12 +65,12 @@ def _validate(
         raise unknown_name("kind of partition", kind, get_args(Kind))
     if labels.ndim != 1:
         raise BadInput(f"Expected `labels` to have the shape (N,), got the shape {labels.shape}.")
-    if num_clients < 1:
-        raise BadInput(f"Expected `num_clients` to be 1 or more, got {num_clients}.")
-    if num_clients > len(labels):
+    if clients < 1:
+        raise BadInput(f"Expected `clients` to be 1 or more, got {clients}.")
+    if clients > len(labels):
         raise BadInput(
-            f"Expected `num_clients` to be at most the number of samples, {len(labels)}, "
-            f"got {num_clients}; lower `num_clients`."
+            f"Expected `clients` to be at most the number of samples, {len(labels)}, "
+            f"got {clients}; lower `clients`."
         )
     if seed < 0:
         raise BadInput(f"Expected `seed` to be 0 or more, got {seed}.")
@@ -81,23 +81,23 @@ def _validate(
             raise BadInput(
                 f"Expected `shards_per_client` to be 1 or more, got {shards_per_client}."
             )
-        shards = num_clients * shards_per_client
+        shards = clients * shards_per_client
         if shards > len(labels):
             raise BadInput(
-                "Expected `num_clients` times `shards_per_client` to be at most the number of "
-                f"samples, {len(labels)}, got {num_clients} x {shards_per_client} = {shards}; "
+                "Expected `clients` times `shards_per_client` to be at most the number of "
+                f"samples, {len(labels)}, got {clients} x {shards_per_client} = {shards}; "
                 "lower one of them."
             )
 
 
 def _dirichlet(
-    labels: npt.NDArray[np.generic], num_clients: int, alpha: float, rng: np.random.Generator
+    labels: npt.NDArray[np.generic], clients: int, alpha: float, rng: np.random.Generator
 ) -> list[Indices]:
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(_MAX_DRAWS):
-        shares: list[list[Indices]] = [[] for _ in range(num_clients)]
+        shares: list[list[Indices]] = [[] for _ in range(clients)]
         for samples in members:
-            ends = np.cumsum(rng.dirichlet(np.full(num_clients, alpha))) * len(samples)
+            ends = np.cumsum(rng.dirichlet(np.full(clients, alpha))) * len(samples)
             cuts = ends[:-1].round().astype(np.int64)
             pieces = np.split(rng.permutation(samples), cuts)
             for share, piece in zip(shares, pieces, strict=True):
@@ -106,21 +106,21 @@ def _dirichlet(
         if all(len(part) for part in parts):
             return parts
     raise BadInput(
-        f"Expected every client to get a sample, but `alpha` = {alpha} left one of {num_clients} "
+        f"Expected every client to get a sample, but `alpha` = {alpha} left one of {clients} "
         f"clients without any of the {len(labels)} samples in each of {_MAX_DRAWS} draws; "
-        "raise `alpha` or lower `num_clients`."
+        "raise `alpha` or lower `clients`."
     )
 
 
 def _shards(
     labels: npt.NDArray[np.generic],
-    num_clients: int,
+    clients: int,
     shards_per_client: int,
     rng: np.random.Generator,
 ) -> list[Indices]:
     # Shuffled before the stable sort, so that the order within a class is random.
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    shards = np.array_split(by_class, num_clients * shards_per_client)
-    dealt = rng.permutation(len(shards)).reshape(num_clients, shards_per_client)
+    shards = np.array_split(by_class, clients * shards_per_client)
+    dealt = rng.permutation(len(shards)).reshape(clients, shards_per_client)
     return [np.concatenate([shards[i] for i in row]) for row in dealt]

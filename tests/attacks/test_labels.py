@@ -84,5 +84,5 @@ def test_gradient_stays_as_it_was() -> None:
 def test_no_classifier(model: nn.Module) -> None:
     knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, labels=None)
     name = type(model).__name__
-    with pytest.raises(BadInput, match=f"bias and 4 outputs .* found none in {name}: set `know"):
+    with pytest.raises(BadInput, match=f"bias and 4 outputs .* found none in {name}: give the"):
         recover_labels(model, {}, knowledge)

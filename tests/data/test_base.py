@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -8,6 +10,7 @@ from torchvision.transforms.functional import normalize
 
 import fedleak.data
 from fedleak.data import ImageData, ImageSet, denormalise, normalise, valid_range
+from fedleak.data.base import located
 from fedleak.errors import BadInput
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -273,3 +276,19 @@ def test_catalogue_resolves() -> None:
     assert all(hasattr(fedleak.data, name) for name in fedleak.data.__all__)
     names = {getattr(fedleak.data, name).name for name in ("CIFAR10", "CIFAR100", "Npz", "Photos")}
     assert names == {"cifar10", "cifar100", "npz", "photos"}
+
+
+def test_a_relative_path_is_looked_for_in_the_folder_of_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "set.npz").touch()
+    monkeypatch.chdir(here)
+    assert located("set.npz") == Path("set.npz")
+    monkeypatch.setenv("FEDLEAK_DATA", str(there))
+    assert located("set.npz") == there / "set.npz"
+    assert located("other.npz") == Path("other.npz")  # so that a message names what was given
+    (here / "set.npz").touch()
+    assert located("set.npz") == Path("set.npz")

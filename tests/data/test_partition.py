@@ -19,28 +19,28 @@ def skew(parts: list[np.ndarray], labels: np.ndarray) -> float:
 @settings(max_examples=60, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=1, max_size=80),
-    num_clients=st.integers(1, 12),
+    clients=st.integers(1, 12),
     kind=st.sampled_from(KINDS),
     alpha=st.floats(1e-3, 1e3),
     shards_per_client=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
 def test_each_sample_once_and_no_client_empty(
-    labels, num_clients, kind, alpha, shards_per_client, seed
+    labels, clients, kind, alpha, shards_per_client, seed
 ) -> None:
     settings_ = {"alpha": alpha, "shards_per_client": shards_per_client, "seed": seed}
     try:
-        parts = partition(labels, num_clients, kind=kind, **settings_)
+        parts = partition(labels, clients, kind=kind, **settings_)
     except BadInput:
         # Refused only where a client may have to go empty.
-        wanted = num_clients * (shards_per_client if kind == "shards" else 1)
+        wanted = clients * (shards_per_client if kind == "shards" else 1)
         assert wanted > len(labels) or kind == "dirichlet"
         return
-    assert len(parts) == num_clients
+    assert len(parts) == clients
     assert all(len(part) and part.dtype == np.int64 for part in parts)
     assert all((np.diff(part) > 0).all() for part in parts)
     assert np.sort(np.concatenate(parts)).tolist() == list(range(len(labels)))
-    again = partition(labels, num_clients, kind=kind, **settings_)
+    again = partition(labels, clients, kind=kind, **settings_)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 
@@ -78,14 +78,14 @@ def test_huge_alpha_is_even() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_clients", "shards_per_client"), [(5, 2), (10, 1), (10, 2), (5, 4), (2, 5)]
+    ("clients", "shards_per_client"), [(5, 2), (10, 1), (10, 2), (5, 4), (2, 5)]
 )
-def test_shards_hold_few_classes(num_clients: int, shards_per_client: int) -> None:
+def test_shards_hold_few_classes(clients: int, shards_per_client: int) -> None:
     for seed in range(3):
         parts = partition(
-            BALANCED, num_clients, kind="shards", shards_per_client=shards_per_client, seed=seed
+            BALANCED, clients, kind="shards", shards_per_client=shards_per_client, seed=seed
         )
-        assert {len(part) for part in parts} == {1000 // num_clients}
+        assert {len(part) for part in parts} == {1000 // clients}
         assert max(len(np.unique(BALANCED[part])) for part in parts) <= shards_per_client
 
 
@@ -104,8 +104,8 @@ def test_tensor_labels() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_clients": 0}, "`num_clients` to be 1 or more, got 0"),
-        ({"num_clients": 1001}, "number of samples, 1000, got 1001; lower `num_clients`"),
+        ({"clients": 0}, "`clients` to be 1 or more, got 0"),
+        ({"clients": 1001}, "number of samples, 1000, got 1001; lower `clients`"),
         ({"labels": BALANCED[:, None]}, r"`labels` .* got the shape \(1000, 1\)"),
         ({"kind": "dirichle"}, "`dirichle`: expected one of dirichlet, iid, shards.*Did you mean"),
         ({"seed": -1}, "`seed` to be 0 or more, got -1"),
@@ -113,8 +113,8 @@ def test_tensor_labels() -> None:
         ({"kind": "dirichlet", "alpha": float("nan")}, "`alpha` .* got nan"),
         ({"kind": "dirichlet", "alpha": float("inf")}, "`alpha` .* got inf"),
         (
-            {"kind": "dirichlet", "alpha": 1e-3, "num_clients": 50},
-            "`alpha` = 0.001 left one of 50 clients .* raise `alpha` or lower `num_clients`",
+            {"kind": "dirichlet", "alpha": 1e-3, "clients": 50},
+            "`alpha` = 0.001 left one of 50 clients .* raise `alpha` or lower `clients`",
         ),
         (
             {"kind": "shards", "shards_per_client": 0},
@@ -128,4 +128,4 @@ def test_tensor_labels() -> None:
 )
 def test_bad_input(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        partition(**({"labels": BALANCED, "num_clients": 5} | arguments))
+        partition(**({"labels": BALANCED, "clients": 5} | arguments))
