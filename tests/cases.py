@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import IGA, NRA, Attack, PartialIGA
+from fedleak.attacks import DLG, IDLG, IGA, NRA, Attack, PartialIGA
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
 from tests.toys import OwnClassifier
@@ -88,7 +88,21 @@ ATTACKS = (
         {"iterations": 8, "restarts": 2, "total_variation": 0.0, "decay": False},
         needs_noise=True,
     ),
+    AttackCase(
+        NRA,
+        {
+            "iterations": 8,
+            "optimizer": "lbfgs",
+            "signed": False,
+            "cost": "relative_error",
+            "precision": "float64",
+            "learning_rate": 0.5,
+        },
+        needs_noise=True,
+    ),
     AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
+    AttackCase(DLG, {"iterations": 2}, boxed=False),
+    AttackCase(IDLG, {"iterations": 2}, boxed=False),
 )
 
 MODELS = (
@@ -114,6 +128,8 @@ class Pair:
     @property
     def repeatable(self) -> bool:
         """Whether the reconstruction holds all that its cost was computed from."""
+        if getattr(self.attack.kind, "restores_labels", False):  # those were soft
+            return False
         return not self.precode or self.attack.kind.restores_noise
 
     def __str__(self) -> str:

@@ -31,7 +31,14 @@ def dense_gradient(
 
 
 def cost_of(kind: str, dummy: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-    """Cosine distance or squared error of two gradients laid end to end."""
+    """Cosine distance or squared error of two gradients laid end to end, or the mean of each
+    parameter's relative squared error."""
+    if kind == "relative_error":
+        errors = [
+            (dummy[name] - target[name]).square().sum() / target[name].square().sum()
+            for name in dummy
+        ]
+        return sum(errors) / len(errors)
     ours = torch.cat([dummy[name].flatten() for name in sorted(dummy)])
     theirs = torch.cat([target[name].flatten() for name in sorted(dummy)])
     if kind == "cosine":

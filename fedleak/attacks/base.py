@@ -34,6 +34,8 @@ class Problem:
         generator: where the attack draws from; seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
         name: the update's key, for messages.
+        buffers: what the client returned besides its parameters' gradients or weights, such as
+            batch-norm statistics; empty if nothing.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Problem:
     generator: torch.Generator
     noise_shapes: dict[str, tuple[int, ...]]
     name: str = "update"
+    buffers: Tensors = field(default_factory=dict)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -211,9 +214,16 @@ def _prepare(
         name: value.to(parameters[name], copy=True)
         for name, value in update.gradient(model, knowledge).items()
     }
+    buffers = {n: v.to(device, copy=True) for n, v in update.received.items() if n not in gradient}
     generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client, SALT))
     return Problem(
-        model, gradient, knowledge, generator, _noise_shapes(model, knowledge), update.key
+        model,
+        gradient,
+        knowledge,
+        generator,
+        _noise_shapes(model, knowledge),
+        update.key,
+        buffers,
     )
 
 

@@ -17,6 +17,7 @@ from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedleak.attacks.costs import Products
+from fedleak.attacks.priors import Statistics
 from fedleak.models.noise import inject
 from fedleak.updates import Tensors
 
@@ -49,6 +50,7 @@ class DummyGradient:
         self._holder = _LossModule(model, loss)
         _drop_running_statistics(model)
         self._tap = _LinearTap(model)
+        self._norms = _NormTap(model)
         with inject(model, noise), torch.no_grad():
             self._holder(batch)
         self._probe_shapes = self._tap.finish_probing()
@@ -95,42 +97,61 @@ class DummyGradient:
         Returns:
             Scalars that can be differentiated with respect to inputs and noise.
         """
-        free, layers = self._pass((inputs, labels), noise, self._free)
+        return self.evaluate(inputs, labels, noise, target)[0]
+
+    def evaluate(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        noise: Mapping[str, Tensor],
+        target: Mapping[str, tuple[Tensor, ...]],
+    ) -> tuple[dict[str, Products], Statistics]:
+        """The products, see :meth:`products`, and what entered the model's batch-norm layers.
+
+        Returns:
+            Products by parameter name, and by layer the mean and variance ``(channels,)``, which
+            can be differentiated likewise.
+        """
+        free, layers, statistics = self._pass((inputs, labels), noise, self._free)
         result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
         for layer, (entering, leaving) in layers.items():
             weight, *bias = self._tap.parameters(layer)
             result[weight] = linear_products(entering, leaving, target[weight])
             if bias:
                 result[bias[0]] = _dense_products(leaving.sum(dim=0), *target[bias[0]])
-        return result
+        return result, statistics
 
     def _pass(
         self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors
-    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], Statistics]:
         """Differentiates the loss once.
 
         Returns:
-            Gradients of the free parameters, and of every tapped layer the inputs and the gradients
-            of the outputs, ``(rows, in)`` and ``(rows, out)``.
+            Gradients of the free parameters; of every tapped layer the inputs and the gradients of
+            the outputs, ``(rows, in)`` and ``(rows, out)``; and the batch-norm layers' statistics.
         """
 
         def loss_of(
             probes: dict[str, list[Tensor]], free: Tensors
-        ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], Statistics]]:
             self._tap.start(probes)
+            self._norms.start()
             parameters = {f"model.{name}": value for name, value in free.items()}
             with inject(self._holder.model, noise):
                 loss = functional_call(self._holder, parameters, (batch,))
-            return loss, self._tap.inputs
+            return loss, (self._tap.inputs, self._norms.statistics)
 
         probes = {
             layer: [batch[0].new_zeros(shape) for shape in shapes]
             for layer, shapes in self._probe_shapes.items()
         }
-        (leaving, gradients), entering = grad(loss_of, argnums=(0, 1), has_aux=True)(probes, free)
+        (leaving, gradients), (entering, statistics) = grad(loss_of, argnums=(0, 1), has_aux=True)(
+            probes, free
+        )
         self._tap.stop()
+        self._norms.stop()
         layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
-        return gradients, layers
+        return gradients, layers, statistics
 
     def _untapped(self) -> Tensors:
         tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
@@ -144,9 +165,9 @@ class DummyGradient:
 
         The gradient that their inputs and outputs tell of is not the one that autograd gives.
         """
-        _, layers = self._pass(batch, noise, self._untapped())
+        _, layers, _ = self._pass(batch, noise, self._untapped())
         tapped, self._probe_shapes = self._probe_shapes, {}
-        gradients, _ = self._pass(batch, noise, self._untapped())
+        gradients, _, _ = self._pass(batch, noise, self._untapped())
         self._probe_shapes = tapped
         found = []
         for layer, (entering, leaving) in layers.items():
@@ -295,5 +316,34 @@ class _LinearTap:
             call = len(self.inputs[name])
             self.inputs[name].append(args[0] if args else kwargs["input"])
             return output + self._probes[name][call]
+
+        return hook
+
+
+class _NormTap:
+    """Hooks on batch-norm layers that note mean and variance of what enters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.statistics: Statistics = {}
+        self._active = False
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(self._hook(name))
+
+    def start(self) -> None:
+        self.statistics, self._active = {}, True
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.statistics, self._active = {}, False
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._active:
+                # Channels first: (channels, everything else).
+                rows = args[0].transpose(0, 1).flatten(1)
+                # Unbiased, as the running variance is; a single number has none.
+                variance = rows.var(dim=1, unbiased=rows.shape[1] > 1)
+                self.statistics[name] = (rows.mean(dim=1), variance)
 
         return hook

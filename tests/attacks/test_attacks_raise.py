@@ -1,5 +1,6 @@
 """Bad input to attacks: one sentence that names what was wrong."""
 
+import inspect
 import math
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedleak.attacks import NRA
+from fedleak.attacks import IGA, NRA
 from fedleak.errors import BadInput
 from fedleak.models import LeNet
 from tests.cases import ATTACKS, MODELS, AttackCase, Victim, case_victim
@@ -30,9 +31,21 @@ every_kind = pytest.mark.parametrize("case", KINDS, ids=lambda case: case.kind.n
         ("learning_rate", math.nan, "`learning_rate` to be positive, got nan"),
         ("total_variation", -1e-9, "`total_variation` to be at least 0, got -1e-09"),
         ("cost", "cosin", "Unknown cost `cosin`: .*squared_error.* Did you mean `cosine`"),
+        ("optimizer", "adm", "Unknown optimizer `adm`: .*lbfgs.* Did you mean `adam`"),
+        ("optimizer", "lbfgs", "`signed: false` with `optimizer: lbfgs`"),
+        ("precision", "float16", "Unknown precision `float16`: .*float32, float64"),
+        ("compile", "traced", "Unknown compile `traced`: .* Did you mean `trace`"),
+        ("batch_norm", -1.0, "`batch_norm` to be at least 0, got -1.0"),
+        ("layers", {"*": -1.0}, r"`layers.\*` to be at least 0, got -1.0"),
     ],
 )
 def test_hyperparameter_out_of_range(case: AttackCase, name: str, value: Any, text: str) -> None:
+    if name not in inspect.signature(case.kind).parameters:
+        pytest.skip(f"{case.kind.name} has no `{name}`")
+    if (name, value) == ("optimizer", "lbfgs") and "signed" not in (
+        inspect.signature(case.kind).parameters
+    ):
+        pytest.skip(f"{case.kind.name} signs nothing")
     with pytest.raises(BadInput, match=text):
         case.kind(**{name: value})
 
@@ -126,3 +139,17 @@ def test_labels_cannot_be_recovered_without_a_classifier() -> None:
     facts = replace(victim.knowledge, labels=None, num_classes=7)
     with pytest.raises(BadInput, match="7 outputs to recover labels from, found none in SMLP"):
         NRA(iterations=1)([victim.update], facts)
+
+
+def test_layers_that_are_not_there() -> None:
+    victim = case_victim(MODELS[0], precode=False)
+    with pytest.raises(BadInput, match=r"Unknown parameter in `layers` `clasifier\.\*`: .*weight"):
+        IGA(iterations=2, layers={"clasifier.*": 1.0})([victim.update], victim.knowledge)
+    with pytest.raises(BadInput, match="to leave a parameter to compare"):
+        IGA(iterations=2, layers={"*": 0.0})([victim.update], victim.knowledge)
+
+
+def test_a_prior_without_statistics_to_compare_with() -> None:
+    victim = case_victim(MODELS[0], precode=False)
+    with pytest.raises(BadInput, match="`batch_norm` needs running statistics and SMLP keeps none"):
+        IGA(iterations=2, batch_norm=0.1)([victim.update], victim.knowledge)

@@ -1,13 +1,29 @@
 from dataclasses import replace
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from fedleak.attacks.labels import recover_labels
+from fedleak.attacks import IGA
+from fedleak.attacks.labels import METHODS, recover_labels, refusal
+from fedleak.data.photos import Photos
 from fedleak.errors import BadInput
-from fedleak.models import SMLP, Precode
-from tests.cases import ATTACKS, CLASSES, MODELS, ModelCase, case_victim, make_victim
+from fedleak.metrics import label_recovery_rate
+from fedleak.models import SMLP, LeNet, Precode
+from fedleak.updates import Knowledge, LabelRecovery
+from tests.cases import (
+    ATTACKS,
+    CLASSES,
+    MODELS,
+    ModelCase,
+    Victim,
+    case_victim,
+    client_gradient,
+    make_victim,
+)
 
 
 def recovered(victim) -> list[int]:
@@ -59,10 +75,15 @@ def test_batches_on_an_untrained_perceptron(labels: list[int], precode: bool) ->
 
 def test_an_attack_uses_them() -> None:
     for case in ATTACKS:
-        victim = case_victim(MODELS[0], precode=True, batch=2, labels=[3, 1])
-        blind = replace(victim.knowledge, labels=None)
-        (result,) = case.make(iterations=1)([victim.update], blind)
-        assert result.labels.tolist() == [1, 3]
+        attack = case.make(iterations=1)
+        if getattr(attack, "restores_labels", False):
+            continue  # it has a way of its own
+        for labels in ([3], [3, 1]):
+            victim = case_victim(MODELS[0], precode=True, batch=len(labels), labels=labels)
+            blind = replace(victim.knowledge, labels=None)
+            if len(labels) == 1 or attack.refuses(blind) is None:
+                (result,) = attack([victim.update], blind)
+                assert result.labels.tolist() == sorted(labels)
 
 
 def test_gradient_stays_as_it_was() -> None:
@@ -86,3 +107,211 @@ def test_no_classifier(model: nn.Module) -> None:
     name = type(model).__name__
     with pytest.raises(BadInput, match=f"bias and 4 outputs .* found none in {name}: give the"):
         recover_labels(model, {}, knowledge)
+
+
+# ---------------------------------------------------------------------------- the methods by name
+
+METHOD_NAMES = ["bias_counts", "idlg", "row_minima"]
+PLAIN_CASES = [case for case in MODELS if case.name in ("smlp", "lenet", "lenetr")]
+
+
+def found_by(method: str, victim: Victim) -> list[int]:
+    knowledge = replace(victim.knowledge, labels=None, label_recovery=method)
+    return recover_labels(victim.model, victim.update.received, knowledge).tolist()
+
+
+class Headless(nn.Module):
+    """One hidden layer, and a classifier that has no bias unless it is asked for."""
+
+    def __init__(self, activation: nn.Module, classes: int = 4, *, bias: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), activation)
+            self.head = nn.Linear(16, classes, bias=bias)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return cross_entropy(self.head(self.hidden(batch[0])), batch[1])
+
+
+def headless_victim(activation: nn.Module, labels: list[int], classes: int = 4) -> Victim:
+    model = Headless(activation, classes)
+    return make_victim(model, (1, 8, 8), batch=len(labels), labels=labels, num_classes=classes)
+
+
+def test_the_methods_are_those_that_can_be_chosen() -> None:
+    assert sorted(METHODS) == sorted(METHOD_NAMES) == sorted(get_args(LabelRecovery))
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_method_is_right_about_one_sample(method: str, case: ModelCase, label: int) -> None:
+    assert found_by(method, case_victim(case, precode=False, labels=[label])) == [label]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [3, 1], [2, 0, 3], [3, 2, 1, 0]], ids=str)
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+@pytest.mark.parametrize("method", ["bias_counts", "row_minima"])
+def test_batches_of_distinct_labels(method: str, case: ModelCase, labels: list[int]) -> None:
+    victim = case_victim(case, precode=False, batch=len(labels), labels=labels)
+    assert found_by(method, victim) == sorted(labels)
+
+
+@pytest.mark.parametrize("labels", [[2, 2], [1, 1, 3], [0, 0, 0, 0], [3, 0, 3, 0]], ids=str)
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+def test_repeated_labels_are_for_the_bias_alone(case: ModelCase, labels: list[int]) -> None:
+    """The other method finds none twice, so that of such a batch it cannot but be wrong."""
+    victim = case_victim(case, precode=False, batch=len(labels), labels=labels)
+    assert found_by("bias_counts", victim) == sorted(labels)
+    found = found_by("row_minima", victim)
+    assert len(set(found)) == len(labels) > len(set(labels))
+
+
+def test_counts_are_lost_where_predictions_are_confident() -> None:
+    """What the bias's gradient says of a sample fades as the model learns it."""
+    model = Headless(nn.ReLU(), bias=True)
+    even = make_victim(model, (1, 8, 8), batch=3, labels=[0, 0, 1])
+    assert found_by("bias_counts", even) == [0, 0, 1]
+    with torch.no_grad():
+        model.head.bias[0] += 20
+    confident = make_victim(model, (1, 8, 8), batch=3, labels=[0, 0, 1])
+    assert found_by("bias_counts", confident) != [0, 0, 1]
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_without_a_bias(label: int) -> None:
+    relu = headless_victim(nn.ReLU(), [label])
+    assert found_by("idlg", relu) == [label]
+    assert found_by("row_minima", relu) == [label]
+    with pytest.raises(BadInput, match=r"layer with bias and 4 .*\(`victims.labels: row_minima`"):
+        found_by("bias_counts", relu)
+    # The inner products of rows do not care about the sign of the features.
+    assert found_by("idlg", headless_victim(nn.Tanh(), [label])) == [label]
+
+
+def test_without_a_bias_distinct_labels() -> None:
+    assert found_by("row_minima", headless_victim(nn.Sigmoid(), [3, 1, 0])) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_two_classes_without_a_bias(label: int) -> None:
+    """Their rows are opposite: which is the label's, only nonnegative features tell."""
+    assert found_by("idlg", headless_victim(nn.ReLU(), [label], classes=2)) == [label]
+    with pytest.raises(BadInput, match=r"nonnegative features, or more than 2 classes .* Headless"):
+        found_by("idlg", headless_victim(nn.Tanh(), [label], classes=2))
+
+
+def test_rows_by_hand() -> None:
+    """Features (1, 4) of class 1 and (2, 1) of class 2, predictions 0.5, 0.3 and 0.2 of both."""
+    rows = torch.tensor([[1.5, 2.5], [-0.7 + 0.6, -2.8 + 0.3], [0.2 - 1.6, 0.8 - 0.8]]) / 2
+    holder = nn.ModuleDict({"head": nn.Linear(2, 3, bias=False)})
+    knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, num_classes=3)
+    # The minima are 0.75, -1.25 and -0.7.
+    for samples, expected in ((1, [1]), (2, [1, 2]), (3, [0, 1, 2])):
+        facts = replace(knowledge, num_samples=samples, label_recovery="row_minima")
+        assert recover_labels(holder, {"head.weight": rows}, facts).tolist() == expected
+
+
+def test_features_of_both_signs_mislead_the_minima() -> None:
+    """One sample of class 1 with features (-9, 1), as a bottleneck may give them."""
+    rows = torch.tensor([0.3, -0.7, 0.4]).outer(torch.tensor([-9.0, 1.0]))
+    holder = nn.ModuleDict({"head": nn.Linear(2, 3, bias=False)})
+    knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, num_classes=3)
+    found = {}
+    for method in ("idlg", "row_minima"):
+        facts = replace(knowledge, label_recovery=method)
+        found[method] = recover_labels(holder, {"head.weight": rows}, facts).tolist()
+    assert found == {"idlg": [1], "row_minima": [2]}
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "sentence"),
+    [
+        ("idlg", [0, 1], "idlg recovers the label of one sample, not of 2: try bias_counts or"),
+        ("row_minima", [0, 1, 2, 3, 0], "no label twice and there are 5 samples of 4 classes: try"),
+        ("row_minma", [0], r"Unknown label recovery `row_minma`: expected one of bias_counts, "
+         r"idlg, row_minima\. Did you mean `row_minima`\?$"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_do(method: str, labels: list[int], sentence: str) -> None:
+    victim = case_victim(MODELS[0], precode=False, batch=len(labels), labels=labels)
+    with pytest.raises(BadInput, match=sentence):
+        found_by(method, victim)
+
+
+def test_refusals_of_batches() -> None:
+    for method in METHOD_NAMES:
+        assert refusal(method, num_samples=1, num_classes=2) is None
+    assert refusal("bias_counts", num_samples=9, num_classes=2) is None
+    assert refusal("row_minima", num_samples=2, num_classes=2) is None
+    assert "try bias_counts" in str(refusal("row_minima", num_samples=3, num_classes=2))
+    assert "not of 2" in str(refusal("idlg", num_samples=2, num_classes=2))
+
+
+def test_an_attack_uses_the_method_that_is_named() -> None:
+    """The model has no bias, with which the default method can do nothing."""
+    victim = headless_victim(nn.ReLU(), [3, 1])
+    blind = replace(victim.knowledge, labels=None)
+    attack = IGA(iterations=1)
+    (result,) = attack([victim.update], replace(blind, label_recovery="row_minima"))
+    assert result.labels.tolist() == [1, 3]
+    with pytest.raises(BadInput, match="linear layer with bias and 4 outputs"):
+        attack([victim.update], blind)
+
+
+# ------------------------------------------------------------------------------------- the rates
+
+
+def photo_rates(
+    batch: int, *, distinct: bool, batches: int = 100
+) -> dict[str, tuple[float, float]]:
+    """Recovery from an untrained LeNet's gradients of random photos of the training set.
+
+    Returns:
+        Method -> share of the labels that it recovers, and of the batches that it recovers whole.
+    """
+    data = Photos()
+    data.setup()
+    truth = data.train_set.labels.numpy()
+    draw = np.random.default_rng(batch)
+    rates: dict[str, list[float]] = {name: [] for name in METHOD_NAMES}
+    for number in range(batches):
+        classes = draw.permutation(8)[:batch] if distinct else draw.integers(0, 8, batch)
+        chosen = [int(draw.choice(np.flatnonzero(truth == label))) for label in classes]
+        images, labels = data.train_set.batch(chosen)
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            model = LeNet(input_shape=(3, 32, 32), num_classes=8)
+        gradient, _ = client_gradient(model, images, labels)
+        for method in METHOD_NAMES:
+            if refusal(method, num_samples=batch, num_classes=8) is None:
+                facts = Knowledge(model, (3, 32, 32), 8, num_samples=batch, label_recovery=method)
+                found = recover_labels(model, gradient, facts)
+                rates[method].append(label_recovery_rate(labels, found))
+    return {
+        name: (float(np.mean(found)), float(np.mean([rate == 1 for rate in found])))
+        for name, found in rates.items()
+        if found
+    }
+
+
+@pytest.mark.slow
+def test_rates_on_photos(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for distinct in (True, False):
+        for batch in (1, 4, 8):
+            rates = photo_rates(batch, distinct=distinct)
+            kind = "distinct" if distinct else "random"
+            for name, (share, whole) in rates.items():
+                lines.append(f"{kind:8} batch {batch} {name:11} {share:.3f} {whole:.3f}")
+            assert ("idlg" in rates) == (batch == 1)
+            if batch == 1:
+                assert set(rates.values()) == {(1.0, 1.0)}
+            if distinct and batch == 8:
+                # All eight classes: there is nothing to be wrong about.
+                assert rates["row_minima"] == (1.0, 1.0)
+            if not distinct and batch > 1:
+                assert rates["bias_counts"][0] > rates["row_minima"][0]
+    with capsys.disabled():
+        print("\nlabels batch method recovered whole-batches", *lines, sep="\n")

@@ -1,0 +1,81 @@
+"""DLG and iDLG, the attacks that began it all: plain distance of gradients and L-BFGS."""
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fedleak.attacks.base import Problem
+from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.matching import GradientMatching
+from fedleak.attacks.optimizers import OptimizerName
+
+
+class DLG(GradientMatching):
+    """L-BFGS on the squared distance of gradients, over dummy inputs and dummy labels together.
+
+    The labels are the softmax of free numbers that start from N(0, 1); what the server knows of
+    labels is not used. No prior, no box. The paper's victims have sigmoid activations and weights
+    drawn uniformly from (-0.5, 0.5).
+
+    Args:
+        iterations: number of L-BFGS steps, of up to 20 evaluations each.
+        learning_rate: see :class:`GradientMatching`.
+        optimizer: see :class:`GradientMatching`.
+        restarts: see :class:`GradientMatching`.
+        patience: see :class:`GradientMatching`.
+        at_once: see :class:`GradientMatching`.
+        precision: see :class:`GradientMatching`.
+    """
+
+    name: ClassVar[str] = "dlg"
+    paper: ClassVar[str] = (
+        "Zhu et al., Deep Leakage from Gradients, NeurIPS 2019, https://arxiv.org/abs/1906.08935"
+    )
+    needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
+    restores_labels: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 300,
+        learning_rate: float = 1.0,
+        optimizer: OptimizerName = "lbfgs",
+        restarts: int = 1,
+        patience: int | None = None,
+        at_once: int = 16,
+        precision: Literal["float32", "float64"] | None = None,
+    ) -> None:
+        super().__init__(
+            iterations=iterations,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            restarts=restarts,
+            patience=patience,
+            at_once=at_once,
+            precision=precision,
+            total_variation=0.0,
+            cost="squared_error",
+            signed=False,
+            box=False,
+            decay=False,
+        )
+
+
+class IDLG(DLG):
+    """DLG with the label from the sign of the classifier's gradient.
+
+    It finds the label itself, even where the server knows it, as the paper has it for one sample;
+    of a batch it counts the labels in the gradient of the classifier's bias.
+    """
+
+    name: ClassVar[str] = "idlg"
+    paper: ClassVar[str] = "Zhao, Mopuri, Bilen, iDLG, 2020, https://arxiv.org/abs/2001.02610"
+    needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
+    restores_labels: ClassVar[bool] = False
+
+    def labels_of(self, problem: Problem) -> Tensor:
+        """See :meth:`GradientMatching.labels_of`."""
+        alone = problem.knowledge.num_samples == 1
+        facts = replace(problem.knowledge, label_recovery="idlg" if alone else "bias_counts")
+        return recover_labels(problem.model, problem.gradient, facts)

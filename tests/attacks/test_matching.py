@@ -1,0 +1,245 @@
+"""The engine's options: layers, optimisers, the batch-norm prior, tracing."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks import DLG, IDLG, IGA, NRA, Reconstruction
+from fedleak.attacks.base import _prepare
+from fedleak.attacks.costs import COSTS, Products, layer_weights
+from fedleak.attacks.optimizers import OPTIMIZERS
+from fedleak.attacks.priors import batch_norm_distance
+from fedleak.attacks.statistics import expected_statistics
+from fedleak.metrics import label_recovery_rate
+from fedleak.models import LeNet
+from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim
+from tests.reference import cost_of, dense_gradient
+
+SHAPE = (1, 8, 8)
+
+
+class Normed(nn.Module):
+    """A small classifier with batch norm and a dropout that draws outside the noise slots."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Dropout(dropout),
+            nn.Flatten(), nn.Linear(256, CLASSES),
+        )  # fmt: skip
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(self.body(batch[0]), batch[1])
+
+
+def normed(dropout: float = 0.0) -> Normed:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Normed(dropout)
+
+
+# ---------------------------------------------------------------------------------- the layers
+
+
+def test_the_last_pattern_that_fits_counts() -> None:
+    names = ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert layer_weights(names, None) == dict.fromkeys(names, 1.0)
+    assert layer_weights(names, {"*": 2, "*.bias": 0}) == {"a.weight": 2, "b.weight": 2}
+    assert layer_weights(names, {"b.*": 3}) == {"b.weight": 3, "b.bias": 3}
+
+
+def test_weights_by_hand() -> None:
+    def products(dummy: list[float], target: list[float]) -> Products:
+        ours, theirs = torch.tensor([dummy, target], dtype=torch.float64)
+        return Products((ours * theirs).sum(), ours.square().sum(), theirs.square().sum())
+
+    both = {"a": products([3, 4], [0, 5]), "b": products([1], [2])}
+    weights = {"a": 2.0, "b": 3.0}
+    assert COSTS["squared_error"](both, weights) == pytest.approx(2 * 10 + 3 * 1)
+    inner, ours, theirs = 2 * 20 + 3 * 2, 2 * 25 + 3 * 1, 2 * 25 + 3 * 4
+    assert COSTS["cosine"](both, weights) == pytest.approx(1 - inner / math.sqrt(ours * theirs))
+    assert COSTS["relative_error"](both, weights) == pytest.approx((2 * 10 / 25 + 3 * 1 / 4) / 5)
+
+
+def test_layers_left_out_do_not_count() -> None:
+    victim = case_victim(MODELS[2], precode=False, dtype=torch.float64)
+    attack = IGA(iterations=4, layers={"features.*": 1}, total_variation=0.0)
+    (result,) = attack([victim.update], victim.knowledge)
+    dummy = dense_gradient(victim.model, result.inputs, result.labels, {})
+    compared = {n: g for n, g in dummy.items() if n.startswith("features.")}
+    assert len(compared) < len(dummy)
+    assert result.cost == pytest.approx(
+        float(cost_of("cosine", compared, victim.update.received)), rel=1e-9
+    )
+
+
+# ------------------------------------------------------------------------------ the optimisers
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rows_are_moved_as_if_each_were_alone(name: str) -> None:
+    """Minimises a different quadratic in each row; L-BFGS needs few steps, SGD as by hand."""
+    targets = torch.tensor([[1.0, -2.0], [30.0, 5.0], [0.0, 0.25]], dtype=torch.float64)
+
+    def run(rows: list[int]) -> Tensor:
+        values = {"x": torch.zeros(len(rows), 2, dtype=torch.float64)}
+        optimizer = OPTIMIZERS[name](values, learning_rate=0.1)
+
+        def evaluate(row: int) -> tuple[dict[str, Tensor], Tensor]:
+            away = values["x"][row] - targets[rows[row]]
+            return {"x": 2 * away[None]}, away.square().sum()
+
+        for _ in range(5):
+            optimizer.step({"x": 2 * (values["x"] - targets[rows])}, evaluate)
+        return values["x"]
+
+    together = run([0, 1, 2])
+    for row in range(3):
+        assert torch.equal(together[row], run([row])[0])
+    if name == "sgd":
+        torch.testing.assert_close(together, targets * (1 - 0.8**5))
+    if name == "lbfgs":
+        torch.testing.assert_close(together, targets, rtol=1e-6, atol=1e-8)
+
+
+def smooth_victim() -> Victim:
+    """A client of DLG's own setting: sigmoid, weights from (-0.5, 0.5)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LeNet(input_shape=SHAPE, num_classes=CLASSES)
+        for value in model.parameters():
+            nn.init.uniform_(value, -0.5, 0.5)
+    return make_victim(model, SHAPE)
+
+
+@pytest.mark.parametrize("kind", [DLG, IDLG])
+def test_dlg_reconstructs_in_its_papers_setting(kind: type[DLG]) -> None:
+    victim = smooth_victim()
+    attack = kind(iterations=25, precision="float64", restarts=2)
+    (result,) = attack([victim.update], victim.knowledge)
+    assert label_recovery_rate(victim.truth.labels, result.labels) == 1
+    error = (result.inputs - victim.truth.inputs).square().mean()
+    assert error < 1e-3 * victim.truth.inputs.var()
+
+
+# ------------------------------------------------------------------------- the batch-norm prior
+
+
+def after_one_step(victim: Victim) -> Victim:
+    """With the buffers that a client returns whose model was in train mode."""
+    model = normed()
+    model.load_state_dict(victim.update.sent)
+    model.train()
+    model.batch_loss((victim.truth.inputs, victim.truth.labels))
+    parameters = dict(model.named_parameters())
+    found = {n: v for n, v in model.state_dict().items() if n not in parameters}
+    victim.update.received.update(found)
+    return victim
+
+
+def test_returned_buffers_tell_the_batchs_own_statistics() -> None:
+    victim = after_one_step(make_victim(normed(), SHAPE, batch=3))
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    found = expected_statistics(problem, problem.model)
+    entering = victim.model.body[0](victim.truth.inputs).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found["body.1"][0], entering.mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["body.1"][1], entering.var(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_without_them_the_running_statistics_count() -> None:
+    victim = make_victim(normed(), SHAPE, batch=3, training=False)
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    found = expected_statistics(problem, problem.model)
+    assert torch.equal(found["body.1"][0], torch.zeros(4))
+    assert torch.equal(found["body.1"][1], torch.ones(4))
+
+
+def test_distance_of_statistics_by_hand() -> None:
+    ours = {"a": (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))}
+    theirs = {"a": (torch.tensor([4.0, 6.0]), torch.tensor([1.0, 3.0]))}
+    assert batch_norm_distance(ours, theirs) == pytest.approx(5 + 2)
+    same = ours["a"][0].clone().requires_grad_(True)
+    batch_norm_distance({"a": (same, ours["a"][1])}, ours).backward()
+    assert same.grad.isfinite().all()
+
+
+def test_the_prior_draws_towards_the_expected_statistics() -> None:
+    victim = after_one_step(make_victim(normed(), SHAPE, batch=2))
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    wanted = expected_statistics(problem, problem.model)["body.1"]
+
+    def distance(weight: float) -> float:
+        attack = IGA(iterations=60, batch_norm=weight, learning_rate=0.05)
+        (result,) = attack([victim.update], victim.knowledge)
+        entering = victim.model.body[0](result.inputs).transpose(0, 1).flatten(1)
+        found = {"x": (entering.mean(dim=1), entering.var(dim=1))}
+        return float(batch_norm_distance(found, {"x": wanted}))
+
+    assert distance(10.0) < 0.5 * distance(0.0)
+
+
+# -------------------------------------------------------------------------------- the computation
+
+
+@pytest.mark.parametrize("precode", [False, True], ids=["iga", "nra"])
+def test_tracing_changes_nothing(precode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    victim = case_victim(MODELS[2], precode=precode)
+    results = []
+    for way in ("off", "trace"):
+        attack = (NRA if precode else IGA)(iterations=12, compile=way, restarts=2)
+        results += attack([victim.update], victim.knowledge)
+    assert torch.equal(results[0].inputs, results[1].inputs)
+    assert results[0].costs == results[1].costs
+
+
+def test_tracing_keeps_the_draws_of_iga_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that is drawn anew in every iteration must not be recorded once and for all."""
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    victim = case_victim(MODELS[0], precode=True)
+    results = [
+        IGA(iterations=12, compile=way)([victim.update], victim.knowledge)[0]
+        for way in ("off", "trace")
+    ]
+    assert torch.equal(results[0].inputs, results[1].inputs)
+
+
+@pytest.mark.parametrize("way", ["off", "trace"])
+def test_a_plain_dropout_draws_anew(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    victim = make_victim(normed(dropout=0.5), SHAPE)
+    attack = IGA(iterations=30, compile=way, signed=False, learning_rate=1e-9, box=False)
+    (result,) = attack([victim.update], victim.knowledge)
+    # The inputs hardly move, so another cost is another mask.
+    assert result.costs[-1][1] < result.costs[0][1] - 1e-4
+
+
+def test_double_precision_on_request() -> None:
+    victim = case_victim(MODELS[2], precode=False)
+    single, double = (
+        IGA(iterations=20, precision=kind)([victim.update], victim.knowledge)[0]
+        for kind in ("float32", "float64")
+    )
+    assert double.inputs.dtype == single.inputs.dtype == torch.float32
+    assert not torch.equal(double.inputs, single.inputs)
+    assert double.cost == pytest.approx(single.cost, rel=0.1)
+
+
+def test_of_equal_costs_the_last_iterate_is_kept() -> None:
+    """Where the cost is lost in rounding, the total variation goes on to smooth the picture."""
+    victim = case_victim(MODELS[2], precode=False)
+    attack = IGA(iterations=300)
+    (alone,) = attack([victim.update], victim.knowledge)
+    other = case_victim(MODELS[2], precode=False, client=1)
+    together = attack([victim.update, other.update], [victim.knowledge, other.knowledge])[0]
+    early = IGA(iterations=300, patience=1)([victim.update], victim.knowledge)[0]
+    assert abs(alone.cost) < 1e-5
+
+    def error(result: Reconstruction) -> float:
+        return float((result.inputs - victim.truth.inputs).square().mean())
+
+    assert error(together) == pytest.approx(error(alone), rel=0.2)
+    assert error(alone) <= error(early)
