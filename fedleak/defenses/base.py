@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +21,14 @@ class Outgoing:
         update: by parameter name: the gradient (fedsgd), or the change of the weights (fedavg).
         model: the client's model with the weights that the server sent.
         batch: the batch ``(inputs, labels)`` of the gradient; none for several local steps.
+        noise: noise slot -> what it drew for the batch, ``(batch, ...)``, so that a defence that
+            passes the batch through the model again passes it as the client did.
     """
 
     update: Tensors
     model: nn.Module
     batch: tuple[Tensor, Tensor] | None = None
+    noise: Tensors = field(default_factory=dict)
 
 
 class Defense(ABC):
@@ -42,6 +45,8 @@ class Defense(ABC):
     """Authors, venue, address."""
     needs_batch: ClassVar[bool] = False
     """Whether it works on the gradient of one batch only, that is with the protocol fedsgd."""
+    starts_anew: ClassVar[bool] = False
+    """Whether it computes its update from the batch alone, and so undoes defences before it."""
 
     @abstractmethod
     def protect(
@@ -62,6 +67,10 @@ class Defense(ABC):
         """Why the defence makes no sense with a protocol; none if it does."""
         if self.needs_batch and protocol != "fedsgd":
             return f"{self.name} works on the gradient of one batch, which {protocol} does not send"
+        return None
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """Why the defence cannot work on a model; none if it can."""
         return None
 
 

@@ -1,5 +1,6 @@
 """Soteria: hide the features that tell most of the input."""
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from torch.func import vjp, vmap
 
 from fedleak.defenses.base import Defense, Outgoing, check_range
 from fedleak.errors import BadInput
+from fedleak.models.noise import inject
 from fedleak.updates import Tensors
 
 CHUNK = 64
@@ -35,17 +37,24 @@ class Soteria(Defense):
         check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
         self.ratio = ratio
 
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """See :meth:`Defense.refuses_model`."""
+        return None if _linear_layers(model) else "it has no linear layer"
+
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
     ) -> Tensors:
         """See :meth:`Defense.protect`."""
         if outgoing.batch is None:
             raise BadInput("Expected the gradient of one batch for soteria, got several steps.")
-        linear = [n for n, m in outgoing.model.named_modules() if isinstance(m, nn.Linear)]
+        linear = _linear_layers(outgoing.model)
         if not linear:
             raise BadInput("Expected a model with a linear layer for soteria, found none.")
         weight = f"{linear[-1]}.weight"
-        revealing = feature_sensitivity(outgoing.model, linear[-1], outgoing.batch[0]).sum(dim=0)
+        sensitivity = feature_sensitivity(
+            outgoing.model, linear[-1], outgoing.batch[0], outgoing.noise
+        )
+        revealing = sensitivity.sum(dim=0)
         hidden = revealing.argsort(descending=True)[: int(self.ratio * len(revealing))]
         result = dict(outgoing.update)
         result[weight] = result[weight].clone()
@@ -53,13 +62,20 @@ class Soteria(Defense):
         return result
 
 
-def feature_sensitivity(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def feature_sensitivity(
+    model: nn.Module, layer: str, inputs: Tensor, noise: Tensors | None = None
+) -> Tensor:
     """``|r_i| / |dr_i/dx|`` of the features that enter a layer, sample by sample.
 
     Args:
         model: the model; its mode and random state are left as they were.
         layer: the layer's path.
         inputs: ``(batch, ...)``.
+        noise: noise slot -> what the client's own pass drew, ``(batch, ...)``; other slots draw.
 
     Returns:
         ``(batch, features)``; 0 for features that are 0.
@@ -71,17 +87,18 @@ def feature_sensitivity(model: nn.Module, layer: str, inputs: Tensor) -> Tensor:
     training = model.training
     model.eval()
 
-    def features(sample: Tensor) -> Tensor:
+    def features(sample: Tensor, drawn: Tensors) -> Tensor:
         seen.clear()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a layer's noise, if any, is the same in both directions
+        with torch.random.fork_rng(devices=[]), inject(model, drawn):
+            torch.manual_seed(0)  # what else is drawn, if anything, is the same every time
             model(sample[None])
         return seen[-1][0]
 
     try:
         rows = []
-        for sample in inputs:
-            values, pull, *_ = vjp(features, sample)
+        for position, sample in enumerate(inputs):
+            drawn = {n: value[position : position + 1] for n, value in (noise or {}).items()}
+            values, pull, *_ = vjp(partial(features, drawn=drawn), sample)
             parts = torch.eye(len(values), dtype=values.dtype).split(CHUNK)
             slopes = torch.cat([vmap(pull)(part)[0].flatten(1).norm(dim=1) for part in parts])
             ratio = values.abs() / slopes

@@ -1,6 +1,7 @@
 """The state of a federation between two rounds, so that it can be resumed."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedleak.federation.memory import MemoryFolder
 from fedleak.updates import Tensors
 
 Array = npt.NDArray[Any]
@@ -60,6 +62,17 @@ def read_outcome(path: Path) -> Outcome:
         header = json.loads(file.metadata()["outcome"])
     metrics = {int(round_): values for round_, values in header["metrics"].items()}
     return Outcome(header["rounds"], header["failures"], metrics)
+
+
+def client_memories(path: Path) -> MemoryFolder:
+    """Where the clients keep their part of the state: a folder beside the checkpoint."""
+    return MemoryFolder(path.with_suffix("").resolve())
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if there is one, and what the clients keep beside it."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(client_memories(path).path, ignore_errors=True)
 
 
 def restore(path: Path, strategy: Strategy) -> Tensors:

@@ -24,8 +24,9 @@ from fedleak.data import ImageData
 from fedleak.defenses import Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.federation import records
+from fedleak.federation.memory import MemoryFolder
 from fedleak.models.noise import record
-from fedleak.parts import client_samples, make_data, make_defenses
+from fedleak.parts import client_samples, make_data, make_defenses, make_mods
 from fedleak.registry import build
 from fedleak.seeds import derive_seed
 from fedleak.threads import cap_threads
@@ -49,7 +50,9 @@ class TruthFolder:
         truth.save(self.path / f"{update_key(round_, client)}.safetensors")
 
 
-def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp:
+def client_app(
+    config: RunConfig, truth: TruthFolder | None = None, memories: MemoryFolder | None = None
+) -> ClientApp:
     """The ClientApp of a configuration, for simulations and deployments.
 
     It answers ``query`` with the client's number, ``train`` with a gradient or weights and the
@@ -58,6 +61,8 @@ def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp
     Args:
         config: the run's configuration, which travels to the workers.
         truth: where to leave the ground truth of the victims; none in a deployment.
+        memories: where defences keep what they need in later rounds; none: in the client's state,
+            which Flower keeps as long as the client lives.
     """
     app = ClientApp()
 
@@ -69,13 +74,16 @@ def client_app(config: RunConfig, truth: TruthFolder | None = None) -> ClientApp
             reply_to=message,
         )
 
-    @app.train()
+    # Around the training alone: Flower's mods expect weights in every message that they see.
+    @app.train(mods=make_mods(config))
     def train(message: Message, context: Context) -> Message:
         client, round_ = _who_and_when(message, context)
         with _worker(config):
-            memory = _memory(context)
+            memory = _memory(context) if memories is None else memories.read(client)
             content = _train(config, _sent(message), client, round_, truth, memory)
-            if memory:
+            if memory and memories is not None:
+                memories.write(round_, client, memory)
+            elif memory:
                 context.state[records.DEFENSES] = records.to_record(memory)
         return Message(content, reply_to=message)
 
@@ -192,9 +200,9 @@ def _train(
         trainer = quiet_trainer(callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
     inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
+    # Noise of several steps has no one value that an attack could be compared with.
+    drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
     if truth is not None and config.victims.includes(round_, client):
-        # Noise of several steps has no one value that an attack could be compared with.
-        drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -202,7 +210,11 @@ def _train(
     update = capture.gradient if one_step else {n: state[n] - sent[n] for n in changed}
     if config.defenses:
         model.load_state_dict(sent)
-        outgoing = Outgoing(update, model, (inputs, labels) if one_step else None)
+        # With one batch, the noise is the batch's own.
+        outgoing = (
+            Outgoing(update, model, (inputs, labels), drawn) if one_step
+            else Outgoing(update, model)
+        )  # fmt: skip
         seed = derive_seed(config.seed, round_, client, len(config.defenses))
         update, effect = protect(make_defenses(config), outgoing, seed=seed, memory=memory)
         figures |= effect

@@ -30,7 +30,7 @@ from fedleak.config import RunConfig
 from fedleak.data import ImageData
 from fedleak.errors import BadInput, require
 from fedleak.events import Observer
-from fedleak.federation.checkpoint import Outcome, read_outcome
+from fedleak.federation.checkpoint import Outcome, client_memories, read_outcome
 from fedleak.federation.client import TruthFolder, client_app
 from fedleak.federation.quiet import quiet
 from fedleak.federation.server import GRACE_SECONDS, Interception, Line, server_app
@@ -66,7 +66,7 @@ def simulate(
         data: its data, for the server's evaluation.
         interception: the malicious side of the server.
         truth: folder for the victims' ground truth.
-        checkpoint: file that holds the state between rounds.
+        checkpoint: file that holds the state between rounds; the clients' own is kept beside it.
         observer: told of what happens.
 
     Returns:
@@ -85,7 +85,9 @@ def simulate(
     turns = ceil(federation.clients / max(1, int(_cpus(config) / federation.cpus_per_client)))
     patience = turns * federation.client_timeout + GRACE_SECONDS
     server = server_app(config, data, interception, checkpoint, outcome, observer, line, patience)
-    client = client_app(config, TruthFolder(truth.resolve()))
+    memories = client_memories(checkpoint)
+    memories.rewind(outcome.rounds)  # the round that was interrupted is run again
+    client = client_app(config, TruthFolder(truth.resolve()), memories)
     cap_threads(1)  # the cores belong to the clients while they train
     try:
         run_on_ray(config, server, client, line)

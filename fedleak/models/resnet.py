@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from torch import nn
-from torchvision.models import resnet18
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from fedleak.models.bottleneck import Precode
 from fedleak.models.classifier import ImageClassifier
@@ -33,7 +33,8 @@ class ResNet18(ImageClassifier):
         optimizer: Literal["sgd", "adam"] = "sgd",
         learning_rate: float = 0.1,
     ) -> None:
-        network = resnet18(norm_layer=nn.BatchNorm2d if norm == "batch" else _group_norm)
+        layer = nn.BatchNorm2d if norm == "batch" else _group_norm
+        network = ResNet(_Block, [2, 2, 2, 2], norm_layer=layer)
         network.conv1 = nn.Conv2d(input_shape[0], 64, kernel_size=3, padding=1, bias=False)
         network.maxpool = nn.Identity()
         network.fc = nn.Identity()
@@ -46,6 +47,17 @@ class ResNet18(ImageClassifier):
             optimizer=optimizer,
             learning_rate=learning_rate,
         )
+
+
+class _Block(BasicBlock):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's block; its sum is not in place, which the hooks of Opacus (DP-SGD) forbid."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature maps of shape ``(batch, channels, height, width)``."""
+        shortcut = images if self.downsample is None else self.downsample(images)
+        inner = self.relu(self.bn1(self.conv1(images)))
+        summed: Tensor = self.relu(self.bn2(self.conv2(inner)) + shortcut)
+        return summed
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -1,6 +1,7 @@
 """Everything of a run in TensorBoard."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ PICTURES = ".pictures"
 class TensorBoard(Observer):
     """Writes event files to a run's folder.
 
-    Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, ``MODEL/ATTACK/cost/KEY``
-    by iteration, ``MODEL/ATTACK/ssim`` by victim, ``reconstructions`` (original | each attack) by
-    victim, ``config`` as text, and the hyperparameters with the final metrics.
+    Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over
+    the clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
+    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` by victim, ``reconstructions``
+    (original | each attack) by victim, ``config`` as text, and the hyperparameters with the final
+    metrics.
 
     Args:
         config: the run's configuration.
@@ -42,6 +45,7 @@ class TensorBoard(Observer):
         self._folder = RunFolder(Path(config.output))
         self._open: SummaryWriter | None = None
         self._victims: dict[tuple[str, str], int] = {}
+        self._answers: dict[str, list[float]] = {}
 
     @property
     def _writer(self) -> SummaryWriter:
@@ -63,9 +67,13 @@ class TensorBoard(Observer):
         """See :class:`Observer`."""
         for name, value in (metrics or {}).items():
             self._write("add_scalar", f"{model}/client {client}/{name}", value, round_)
+            self._answers.setdefault(name, []).append(value)
 
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
-        """See :class:`Observer`."""
+        """See :class:`Observer`; the clients of a round have answered by then."""
+        for name, values in self._answers.items():
+            self._write("add_scalar", f"{model}/clients/{name}", _mean(values), round_)
+        self._answers = {}
         for name, value in metrics.items():
             self._write("add_scalar", f"{model}/global/{name}", value, round_)
 
@@ -133,6 +141,12 @@ class TensorBoard(Observer):
             self._writer._get_file_writer().add_summary(part)
         for name, value in metrics.items():
             self._write("add_scalar", name, value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is finite: an update that a defence left alone has an infinite snr_db."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else values[0]
 
 
 def panel_strip(panel: Panel) -> Picture:

@@ -5,11 +5,20 @@ import math
 import pytest
 import torch
 
-from fedleak.defenses import Clipping, Defense, NoisyGradients, Outgoing, Pruning, Sign, Soteria
+from fedleak.defenses import (
+    DPSGD,
+    Clipping,
+    Defense,
+    NoisyGradients,
+    Outgoing,
+    Pruning,
+    Sign,
+    Soteria,
+)
 from fedleak.defenses import protect as apply
 from fedleak.defenses.soteria import feature_sensitivity
 from fedleak.errors import BadInput
-from fedleak.models import SMLP, Precode
+from fedleak.models import SMLP, Precode, inject
 from fedleak.registry import load_class, names
 from tests.cases import client_gradient, pictures
 
@@ -22,6 +31,7 @@ CASES = [
     Sign(),
     Sign(scaled=False),
     Soteria(ratio=0.3),
+    DPSGD(max_norm=0.1, noise_multiplier=0.5),
 ]
 SHAPE = (1, 6, 6)
 
@@ -35,8 +45,8 @@ def outgoing() -> Outgoing:
     torch.manual_seed(0)
     model = SMLP(input_shape=SHAPE, num_classes=4, width=20, precode=Precode(bottleneck_size=5))
     inputs, labels = pictures(3, SHAPE).float(), torch.tensor([0, 2, 3])
-    gradient, _ = client_gradient(model, inputs, labels)
-    return Outgoing(gradient, model, (inputs, labels))
+    gradient, noise = client_gradient(model, inputs, labels)
+    return Outgoing(gradient, model, (inputs, labels), noise)
 
 
 def test_the_table_has_every_registered_defence():
@@ -152,9 +162,30 @@ def test_soteria_hides_the_features_that_a_literal_computation_names():
     assert torch.equal(after["features.1.weight"], gradient["features.1.weight"])
 
 
+def test_soteria_looks_at_the_features_of_the_clients_own_pass(outgoing):
+    inputs, noise = outgoing.batch[0], outgoing.noise
+    literal = torch.zeros(3, 20)
+    for sample in range(3):
+        x = inputs[sample : sample + 1].clone().requires_grad_(True)
+        own = {slot: value[sample : sample + 1] for slot, value in noise.items()}
+        with inject(outgoing.model, own):
+            features = outgoing.model.bottleneck(outgoing.model.features(x))[0]
+        for index, feature in enumerate(features):
+            slope = torch.autograd.grad(feature, x, retain_graph=True)[0].norm()
+            literal[sample, index] = feature.detach().abs() / slope
+    found = feature_sensitivity(outgoing.model, "classifier", inputs, noise)
+    torch.testing.assert_close(found, literal, rtol=1e-4, atol=1e-6)
+    after, _ = apply([Soteria(ratio=0.25)], outgoing, seed=0, memory={})
+    hidden = literal.sum(dim=0).topk(5).indices
+    assert not bool(after["classifier.weight"][:, hidden].any())
+    assert sum(bool(column.any()) for column in after["classifier.weight"].T) == 15
+
+
 def test_soteria_needs_a_batch_and_a_linear_layer(outgoing):
     assert Soteria().refuses("fedsgd") is None
     assert "fedavg" in Soteria().refuses("fedavg")
+    assert Soteria().refuses_model(outgoing.model) is None
+    assert "linear layer" in Soteria().refuses_model(torch.nn.Conv2d(1, 1, 1))
     with pytest.raises(BadInput, match="one batch"):
         apply([Soteria()], Outgoing(outgoing.update, outgoing.model), seed=0, memory={})
     with pytest.raises(BadInput, match="linear layer"):
@@ -173,6 +204,9 @@ def test_soteria_needs_a_batch_and_a_linear_layer(outgoing):
         (lambda: Pruning(ratio=1.0), "`ratio` of pruning"),
         (lambda: Clipping(max_norm=0), "`max_norm` of clipping"),
         (lambda: Soteria(ratio=-0.1), "`ratio` of soteria"),
+        (lambda: DPSGD(max_norm=0), "`max_norm` of dp_sgd"),
+        (lambda: DPSGD(max_norm=math.inf), "`max_norm` of dp_sgd"),
+        (lambda: DPSGD(noise_multiplier=-1), "`noise_multiplier` of dp_sgd"),
     ],
 )
 def test_values_out_of_range(make, message):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Message, MessageType
 
+from fedleak import experiment
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.federation import client_app, records
@@ -81,6 +82,37 @@ def test_error_feedback_is_kept_in_the_clients_own_state(data):
     for name, value in total.items():
         torch.testing.assert_close(value + kept[f"0/{name}"], raw[0][name] + raw[1][name])
     assert any(bool(value.any()) for value in kept.values())
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_dp_sgd_meets_the_noise_that_the_client_drew(data, mode):
+    args = {"width": 12, "precode": {"bottleneck_size": 6}}
+    exact = defense("dp_sgd.DPSGD", max_norm=1e6, noise_multiplier=0.0)
+    settings = {"model_args": args, "batch_size": 4, "mode": mode}
+    plain, defended = config_of(data, **settings), config_of(data, exact, **settings)
+    sent = sent_by(plain)
+    first, second = (
+        records.to_tensors(ask(client_app(config), 1, sent)[records.GRADIENT])
+        for config in (plain, defended)
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_what_starts_anew_comes_first(data):
+    dp_sgd = defense("dp_sgd.DPSGD")
+    assert len(make_defenses(config_of(data, dp_sgd, PRUNING))) == 2
+    with pytest.raises(BadInput, match="Expected dp_sgd before the other `defenses`, as it comput"):
+        make_defenses(config_of(data, PRUNING, dp_sgd))
+
+
+def test_a_model_that_cannot_be_defended_is_refused_before_anything_is_written(data):
+    config = config_of(
+        data, defense("dp_sgd.DPSGD"), path="fedleak.models.resnet.ResNet18", model_args={}
+    )
+    with pytest.raises(BadInput, match="model that dp_sgd can defend, but its batch norm `feature"):
+        experiment.run(config)
+    assert not Path(config.output).exists()
 
 
 def test_defences_that_do_not_fit_the_protocol_are_refused(data):

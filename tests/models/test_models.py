@@ -1,11 +1,13 @@
 """What every model owes to clients and attacks, and the sizes that the papers give."""
 
+import functools
 import inspect
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,6 +21,7 @@ from fedleak.models import (
     LeNet,
     LeNetR,
     Precode,
+    ResNet18,
     VariationalBottleneck,
     inject,
     kl_penalty,
@@ -245,6 +248,22 @@ class WithBottleneck(pl.LightningModule):
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
         hidden = self.guard(self.inlet(batch[0].flatten(1)).relu())
         return functional.cross_entropy(self.outlet(hidden), batch[1]) + kl_penalty(self)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_resnet_computes_what_torchvisions_does(norm: str) -> None:
+    own = ResNet18(input_shape=(3, 16, 16), num_classes=CLASSES, norm=norm)
+    layer = None if norm == "batch" else functools.partial(nn.GroupNorm, 32)
+    twin = torchvision.models.resnet18(norm_layer=layer, num_classes=CLASSES)
+    twin.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    twin.maxpool = nn.Identity()
+    twin.load_state_dict({
+        n.removeprefix("features.").replace("classifier.", "fc."): value
+        for n, value in own.state_dict().items()
+    })  # fmt: skip
+    images = pictures(3, (3, 16, 16)).float()
+    assert torch.equal(own(images), twin(images))
+    assert torch.equal(own.eval()(images), twin.eval()(images))
 
 
 def test_a_users_module_is_asked_for_its_training_step() -> None:
