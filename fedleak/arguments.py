@@ -14,7 +14,7 @@ from jsonargparse import (
 
 from fedleak.attacks import Attack
 from fedleak.complaints import complaint
-from fedleak.config import Federation, Metrics, Victims
+from fedleak.config import Federation, Labels, Metrics, Victims
 from fedleak.data import ImageData
 from fedleak.defenses import Defense
 from fedleak.models import LightningModule
@@ -136,7 +136,7 @@ def _attack_parser() -> ArgumentParser:
         attack.add_argument(f"--{name}", type=kind | None, default=None, help="As in the source.")
     attack.add_argument(
         "--labels",
-        type=Literal["known", "recovered"] | None,
+        type=Labels | None,
         default=None,
         help="As in the source.",
     )

@@ -6,14 +6,15 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.registry import Plugin, load_class, short_name
-from fedleak.updates import Protocol
+from fedleak.updates import LabelRecovery, Protocol
 
+Labels = Literal["known", "recovered", LabelRecovery]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
 
 
@@ -37,6 +38,8 @@ class Federation:
         strategy: the honest part of the server: a class of flwr.serverapp.strategy or a dotted
             path.
         strategy_options: keyword arguments of that class, such as eta for FedAdam.
+        mods: Flower's own client mods around the training (fedavg), the first one outermost; each
+            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args.
         client_evaluation: whether clients evaluate the global model too, each on its own share of
             the test samples; the server does so on all of them in any case.
         client_timeout: seconds after which a client counts as failed, positive.
@@ -59,6 +62,7 @@ class Federation:
     shards_per_client: int = 2
     strategy: str = "FedAvg"
     strategy_options: dict[str, Any] = field(default_factory=dict)
+    mods: list[dict[str, Any]] = field(default_factory=list)
     client_evaluation: bool = False
     client_timeout: float = 600.0
     cpus_per_client: float = 1.0
@@ -76,6 +80,17 @@ class Federation:
             self.gpus_per_client >= 0,
             f"Expected `federation.gpus_per_client` to be at least 0, got {self.gpus_per_client}.",
         )
+        for mod in self.mods:
+            require(
+                _is_plugin(mod),
+                f"Expected `federation.mods` to hold mappings of class_path and init_args, "
+                f"got {mod}.",
+            )
+        require(
+            not self.mods or self.protocol == "fedavg",
+            "Expected `federation.protocol` to be fedavg where `federation.mods` are given, as "
+            f"Flower's mods work on weights, got {self.protocol}: set it, or use `defenses`.",
+        )
 
 
 @dataclass(frozen=True)
@@ -86,16 +101,18 @@ class Victims:
         clients: numbers of the clients, from 0; none: all.
         rounds: numbers of the rounds, from 1; none: all.
         labels: known: the attacks are given the true labels, as the papers assume; recovered: they
-            find them from the update.
+            find them from the update, by bias_counts; a method's name: by that method. bias_counts
+            finds repeated labels too, idlg is for one sample, row_minima needs no bias in the
+            classifier and finds no label twice in a batch.
         when: after: attack once the federation has ended; during: in the round itself.
 
     Raises:
-        BadInput: if a list is empty or a number out of its range.
+        BadInput: if a list is empty, a number out of its range, or there is no such method.
     """
 
     clients: list[int] | None = None
     rounds: list[int] | None = None
-    labels: Literal["known", "recovered"] = "known"
+    labels: Labels = "known"
     when: Literal["after", "during"] = "after"
 
     def __post_init__(self) -> None:
@@ -106,6 +123,22 @@ class Victims:
                 f"Expected `victims.{name}` to be one or more numbers from {lowest}, "
                 f"got {numbers}.",
             )
+        # The command line sees to this itself; a file that somebody has edited does not.
+        if self.labels not in get_args(Labels):
+            raise unknown_name("value of `victims.labels`", self.labels, get_args(Labels))
+
+    @property
+    def label_recovery(self) -> LabelRecovery:
+        """The method by which labels are recovered, where they are not known."""
+        if self.labels == "known" or self.labels == "recovered":
+            return "bias_counts"
+        return self.labels
+
+    @property
+    def labels_text(self) -> str:
+        """Where the labels come from, in a reader's words."""
+        own = self.labels in ("known", "recovered")
+        return self.labels if own else f"recovered by {self.labels}"
 
     def includes(self, round_: int, client: int) -> bool:
         """Whether this client's update in this round is kept and attacked."""
@@ -122,6 +155,8 @@ class Metrics:
         space: pixels: images scaled back to [0, 1], data range 1; normalised: images as the model
             sees them, data range 2, as the PRECODE paper's code measures.
         success_threshold: SSIM from which a reconstruction counts as a success, -1 to 1.
+        lpips: whether to measure the perceptual similarity LPIPS too, on pixels, in one more
+            column. It needs AlexNet's weights in torch hub's folder; nothing is downloaded.
 
     Raises:
         BadInput: if the threshold is out of its range.
@@ -129,6 +164,7 @@ class Metrics:
 
     space: Literal["pixels", "normalised"] = "pixels"
     success_threshold: float = 0.6
+    lpips: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -188,9 +224,19 @@ class RunConfig:
         return f"{name}+precode" if self.model.init_args.get("precode") else name
 
     @property
+    def mods(self) -> tuple[Plugin, ...]:
+        """Flower's mods around the clients' training."""
+        return tuple(_plugin(mod) for mod in self.federation.mods)
+
+    @property
     def defense_name(self) -> str:
-        """The defences' names and settings in tables, such as ``pruning(ratio=0.9)``, or none."""
-        return "+".join(_signature("defenses", plugin) for plugin in self.defenses) or "none"
+        """The defences' names and settings in tables, such as ``pruning(ratio=0.9)``, or none.
+
+        Flower's mods come last, the innermost first, as they act on what is left to be sent.
+        """
+        names = [_signature("defenses", plugin) for plugin in self.defenses]
+        names += [_signature("mods", plugin) for plugin in reversed(self.mods)]
+        return "+".join(names) or "none"
 
     @property
     def data_name(self) -> str:
@@ -233,6 +279,11 @@ class RunConfig:
     def hash(self) -> str:
         """Tells runs of different configurations apart, wherever their folder is."""
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
+        # Left out where it is off, so that a run from before there was such a setting can resume.
+        if not self.metrics.lpips:
+            del plain["metrics"]["lpips"]
+        if not self.federation.mods:
+            del plain["federation"]["mods"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
@@ -271,6 +322,15 @@ def _signature(kind: str, plugin: Plugin) -> str:
     )
     name = short_name(kind, plugin.class_path)
     return f"{name}({settings})" if settings else name
+
+
+def _is_plugin(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("class_path"), str)
+        and isinstance(value.get("init_args") or {}, dict)
+        and set(value) <= {"class_path", "init_args"}
+    )
 
 
 def _plugin(value: dict[str, Any]) -> Plugin:

@@ -48,6 +48,7 @@ def run(
         KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
+    from fedleak.federation.checkpoint import remove_checkpoint
     from fedleak.federation.server import make_strategy
     from fedleak.federation.simulation import FederationError, check_resources, simulate
 
@@ -76,7 +77,7 @@ def run(
                 work.federation["accuracy"] = outcome.accuracy
         work.attack_all()
         for variant in config.variants:
-            work.folder.checkpoint(variant).unlink(missing_ok=True)
+            remove_checkpoint(work.folder.checkpoint(variant))
     return work.summary
 
 

@@ -1,5 +1,6 @@
 """The parts of a run, made from its configuration and checked before anything is written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack
+from fedleak.attacks.labels import refusal
 from fedleak.config import RunConfig
 from fedleak.data import ImageData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require
+from fedleak.metrics import Lpips, require_lpips_channels
 from fedleak.registry import build
 from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
@@ -40,12 +43,23 @@ def prepare(config: RunConfig) -> Parts:
     """
     _check_device(config.device)
     attacks = make_attacks(config)
-    make_defenses(config)
+    defenses = make_defenses(config)
+    make_mods(config)
     data = make_data(config)
-    client_samples(config, data)
+    _check_recovery(config, data, client_samples(config, data))
+    if config.metrics.lpips:
+        require_lpips_channels(data.input_shape[0])
+        Lpips()
     models = {variant: make_model(part, data) for variant, part in config.variants.items()}
     for variant, part in config.variants.items():
         check_model(models[variant], part, data)
+        for defense in defenses:
+            reason = defense.refuses_model(models[variant])
+            require(
+                reason is None,
+                f"Expected a model that {defense.name} can defend, but {reason}: choose another "
+                "`model` or other `defenses`.",
+            )
     for attack in attacks:
         reasons = [
             attack.refuses(knowledge_of(config, data, model, labels=None))
@@ -101,7 +115,7 @@ def make_defenses(config: RunConfig) -> list[Defense]:
     """A configuration's defences.
 
     Raises:
-        BadInput: if one is no defence, or its settings or the protocol do not fit.
+        BadInput: if one is no defence, its settings, the protocol or their order do not fit.
     """
     defenses: list[Defense] = []
     for plugin in config.defenses:
@@ -112,8 +126,38 @@ def make_defenses(config: RunConfig) -> list[Defense]:
         )
         reason = defense.refuses(config.federation.protocol)
         require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
+        require(
+            not (defense.starts_anew and defenses),
+            f"Expected {defense.name} before the other `defenses`, as it computes the gradient "
+            "anew and would undo them, got it after them: change their order.",
+        )
         defenses.append(defense)
     return defenses
+
+
+def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
+    """Flower's mods around a client's training, the first one outermost.
+
+    Raises:
+        BadInput: if one cannot be called, or its settings do not fit.
+    """
+    mods: list[Callable[..., Any]] = []
+    for plugin in config.mods:
+        try:
+            mod = build("mods", plugin)
+        except ValueError as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(
+                f"Expected settings that `{plugin.class_path}` takes, got {plugin.init_args}: "
+                f"{error}"
+            ) from error
+        require(
+            callable(mod),
+            f"Expected `federation.mods` to hold mods of Flower, got `{plugin.class_path}`.",
+        )
+        mods.append(mod)
+    return mods
 
 
 def make_model(config: RunConfig, data: ImageData) -> nn.Module:
@@ -239,7 +283,20 @@ def knowledge_of(
         learning_rate=local_learning_rate(model),
         local_steps=steps,
         training=federation.mode == "train",
+        label_recovery=config.victims.label_recovery,
     )
+
+
+def _check_recovery(config: RunConfig, data: ImageData, samples: list[list[int]]) -> None:
+    """Refuse a method of recovering labels that can be used on no client's batch."""
+    if config.victims.labels == "known":
+        return
+    # A client that sends weights has used all its samples; some clients may have few enough.
+    smallest = min(map(len, samples))
+    count = config.federation.batch_size if config.federation.protocol == "fedsgd" else smallest
+    method = config.victims.label_recovery
+    reason = refusal(method, num_samples=count, num_classes=data.num_classes)
+    require(reason is None, f"Expected `victims.labels` to fit the batches, but {reason}.")
 
 
 def _check_device(name: str) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from PIL import Image
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.metrics import score, to_space
+from fedleak.metrics import Lpips, score, to_space
 from fedleak.updates import GroundTruth, InterceptedUpdate, update_key
 
 COLUMNS = (
@@ -25,6 +25,8 @@ COLUMNS = (
     "mse", "psnr", "ssim", "success", "noise_mse", "cost", "iterations", "seconds",
 )  # fmt: skip
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
+LPIPS = "lpips"
+"""A last column, in the files of runs with ``metrics.lpips`` alone."""
 
 Status = Literal["running", "interrupted", "failed", "complete"]
 Row = dict[str, Any]
@@ -122,6 +124,9 @@ class Recorder:
         config: the run's configuration.
         mean: mean of each channel of the data.
         std: deviation of each channel.
+
+    Raises:
+        BadInput: if the configuration asks for LPIPS and its weights are not there.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class Recorder:
         self._config = config
         self._mean = mean
         self._std = std
+        self._lpips = Lpips() if config.metrics.lpips else None
         self.done = repair_results(folder.results)
 
     def record(
@@ -159,6 +165,9 @@ class Recorder:
             "cost": reconstruction.cost, "iterations": reconstruction.iterations,
             "seconds": reconstruction.seconds / batch,
         }  # fmt: skip
+        if self._lpips is not None:
+            # The file has the column then, whether or not there is a truth.
+            shared[LPIPS] = None
         rows: list[Row] = []
         order = range(batch)
         if truth is None:
@@ -167,11 +176,13 @@ class Recorder:
             scores = score(
                 truth, reconstruction, mean=self._mean, std=self._std,
                 space=self._config.metrics.space,
-                threshold=self._config.metrics.success_threshold,
+                threshold=self._config.metrics.success_threshold, lpips=self._lpips,
             )  # fmt: skip
             order = [item.match for item in scores]  # type: ignore[assignment]
             for item in scores:
                 values = {n: getattr(item, n) for n in ("mse", "psnr", "ssim", "noise_mse")}
+                if self._lpips is not None:
+                    values[LPIPS] = item.lpips
                 rows.append(shared | values | {"sample": item.sample, "success": int(item.success)})
         for row, position in zip(rows, order, strict=True):
             self._picture(reconstruction, position, self._folder.reconstruction(row))
@@ -190,16 +201,46 @@ def to_picture(pixels: npt.NDArray[np.float64]) -> Picture:
     return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
 
-def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows to results.csv and force them to disk."""
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The columns of a results.csv that holds these rows: the usual ones, or one more."""
+    return (*COLUMNS, LPIPS) if any(LPIPS in row for row in rows) else COLUMNS
+
+
+def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Append rows to results.csv and force them to disk.
+
+    Args:
+        path: results.csv; a new one gets a header.
+        rows: the rows; what they lack stays empty.
+        columns: those of a new file; none: as the rows have them. Another file keeps its own.
+
+    Raises:
+        ValueError: if a row has a value that the file has no column for.
+    """
     new = not path.exists()
+    columns = (columns or columns_of(rows)) if new else read_columns(path)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_columns(path: Path) -> tuple[str, ...]:
+    """The columns of a results.csv: the usual ones, or those and ``lpips``.
+
+    Raises:
+        BadInput: if the file has others.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        found = csv.DictReader(file).fieldnames
+    if found is None or tuple(found) not in (COLUMNS, (*COLUMNS, LPIPS)):
+        raise BadInput(
+            f"Expected the columns {', '.join(COLUMNS)} (and {LPIPS}) in {path}, got {found}."
+        )
+    return tuple(found)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -210,12 +251,9 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
+    read_columns(path)
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
-            raise BadInput(
-                f"Expected the columns {', '.join(COLUMNS)} in {path}, got {reader.fieldnames}."
-            )
         return [{name: _value(name, text) for name, text in row.items()} for row in reader]
 
 
@@ -244,7 +282,7 @@ def repair_results(path: Path) -> Done:
     if any(_key(row) not in done for row in rows):
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        append_rows(part, [row for row in rows if _key(row) in done])
+        append_rows(part, [row for row in rows if _key(row) in done], read_columns(path))
         part.replace(path)
     return done
 
@@ -257,8 +295,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Returns:
         Entries with attack, defense, model, dataset, n (samples scored), and the means of mse,
-        psnr, ssim, success (as asr) and seconds; none where nothing was scored.
+        psnr, ssim, success (as asr) and seconds, and of lpips where rows have it; none where
+        nothing was scored.
     """
+    means = (*MEANS, LPIPS) if LPIPS in columns_of(rows) else MEANS
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = tuple(str(row[name]) for name in ("attack", "defense", "model", "dataset"))
@@ -269,8 +309,8 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "attack": attack, "defense": defense, "model": model, "dataset": dataset,
             "n": len(members),
         }  # fmt: skip
-        for name in MEANS:
-            values = [row[name] for row in members if row[name] not in (None, "")]
+        for name in means:
+            values = [row[name] for row in members if row.get(name) not in (None, "")]
             entry[name if name != "success" else "asr"] = _mean(values)
         entries.append(entry)
     return entries

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedleak.errors import BadInput, require
 
 Protocol = Literal["fedsgd", "fedavg"]
+LabelRecovery = Literal["bias_counts", "idlg", "row_minima"]
 Tensors = dict[str, Tensor]
 
 UPDATE_FORMAT = "fedleak-update-1"
@@ -119,6 +120,8 @@ class Knowledge:
         training: whether the client's model was in train mode (dropout on, batch norm using the
             batch's own statistics) or in eval mode.
         loss: the loss of a batch, given model and batch.
+        label_recovery: how an attack finds labels that are not known; see
+            :mod:`fedleak.attacks.labels`.
     """
 
     model: nn.Module
@@ -133,6 +136,7 @@ class Knowledge:
     local_steps: int = 1
     training: bool = True
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
+    label_recovery: LabelRecovery = "bias_counts"
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,8 @@ def test_help_names_the_settings_and_what_they_mean(fedleak: Command) -> None:
     text = " ".join(fedleak("run", "--help").out.split())
     for words in (
         "--federation.clients CLIENTS number of clients, at least 1. (type: int, default: 8)",
-        "--victims.labels {known,recovered}", "--model NAME The model: dmlp,", "--resume", "photos",
+        "--victims.labels {known,recovered,bias_counts,idlg,row_minima}", "--metrics.lpips {true,",
+        "--model NAME The model: dmlp,", "--resume", "photos",
     ):  # fmt: skip
         assert words in text
 
@@ -277,7 +278,7 @@ OPTIONS: list[tuple[str, str]] = [
      r"bottleneck_size\. Did you mean `beta`\?$"),
     ("--attacks.iteratons 3", r"Unknown setting of iga `iteratons`: .*, iterations, .* Did you "
      r"mean `iterations`\?$"),
-    ("--attacks+ igga", r"Unknown attack `igga`: expected one of iga, .*nra.* mean `iga`\?$"),
+    ("--attacks+ igga", r"Unknown attack `igga`: expected one of .*iga.*nra.* mean `iga`\?$"),
     ("--attacks [igga]", r"Unknown attack `igga`"),
     ("--attacks [{class_path:iga}]", r"Unknown setting of attacks `class_path:iga`"),
     ("--model smpl", r"Unknown model `smpl`: expected one of .*smlp.* Did you mean `smlp`\?$"),
@@ -326,6 +327,10 @@ OPTIONS: list[tuple[str, str]] = [
     ("--federation.protocol fedsdg", r"Unknown value of `federation.protocol` `fedsdg`: expected "
      r"one of fedavg, fedsgd\. Did you mean `fedsgd`\?$"),
     ("--victims.labels knwn", r"Unknown value of `victims.labels` `knwn`: .*`known`\?$"),
+    ("--victims.labels row_minma", r"`victims.labels` `row_minma`: .* mean `row_minima`\?$"),
+    ("--victims.labels idlg --federation.batch_size 2", r"Expected `victims.labels` to fit the "
+     r"batches, but idlg recovers the label of one sample, not of 2: try bias_counts"),
+    ("--metrics.lpips maybe", r"Expected `metrics.lpips` to be true or false, got `maybe`\.$"),
     ("--model.optimizer sdg", r"Unknown value of `model.optimizer` `sdg`: .* adam, sgd"),
     ("--attacks.cost cosin", r"Unknown value of `attacks.cost` `cosin`: .* mean `cosine`\?$"),
     ("--federation.strategy_options 5", r"`federation.strategy_options` to be a mapping"),
@@ -368,7 +373,8 @@ FILES: list[tuple[str, Any, str]] = [
      r"Unknown setting of model `int_args`: .* Did you mean `init_args`\?$"),
     ("settings in the wrong place", {"model": {"class_path": "smlp", "width": 3}},
      r"Unknown setting of model `width`: expected one of class_path, init_args\.$"),
-    ("no class path", {"attacks": [{"init_args": {}}]}, r"Expected `attacks` to name one of iga, .*"
+    ("no class path", {"attacks": [{"init_args": {}}]},
+      r"Expected `attacks` to name one of .*iga, .*"
      r"got nothing\.$"),
     ("a number for a plugin", {"data": 4}, r"Expected `data` to name one of .*photos.*, got `4`\."),
     ("a number for a section", {"federation": 3}, r"Expected settings as `name: value` in "
@@ -484,6 +490,17 @@ def test_attack_one_update_without_known_labels(
     assert [row["client"] for row in read_rows(Path("out/results.csv"))] == [3, 3]
 
 
+def test_attack_with_a_method_for_labels(fedleak: Command, finished: Finished) -> None:
+    update = finished.folder.updates() / "r0001-c0003.safetensors"
+    said = fedleak(
+        "attack", update, "--attack=iga", "--attack.iterations=4", "--labels", "row_minima",
+        "--output", "out",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert RunConfig.load(Path("out/config.yaml")).victims.labels == "row_minima"
+    assert "labels recovered by row_minima" in " ".join(said.out.split())
+
+
 def test_attack_here(fedleak: Command, finished: Finished, monkeypatch: Any) -> None:
     shutil.copytree(finished.folder.path, "source")
     monkeypatch.chdir("source")
@@ -495,11 +512,12 @@ def test_attack_here(fedleak: Command, finished: Finished, monkeypatch: Any) -> 
     ("arguments", "sentence"),
     [
         ([], r"Expected a value for `source`, got nothing"),
-        (["SOURCE"], r"Expected `--attack` with one of iga, .*, got nothing: see `fedleak list"),
+        (["SOURCE"], r"Expected `--attack` with one of .*iga, .*, got nothing: see `fedleak list"),
         (["SOURCE", "--attack", "igga"], r"Unknown attack `igga`: .* Did you mean `iga`\?$"),
         (["SOURCE", "--attack", "iga", "--attack.iterations", "0"], r"`iterations` to be at least"),
         (["SOURCE", "--attack", "iga", "--attack.iter", "1"], r"Unknown setting of iga `iter`"),
         (["SOURCE", "--attack", "iga", "--labels", "some"], r"Unknown value of `labels` `some`"),
+        (["SOURCE", "--attack", "iga", "--labels", "idlg"], r"`victims.labels` to fit the batches"),
         (["SOURCE", "--attack", "iga", "--output", "SOURCE"], r"another folder than that of the"),
         (["elsewhere", "--attack", "iga"], r"Expected the folder of a run or an update file"),
         (["SOURCE/updates/r0009-c0000.safetensors", "--attack", "iga"], r"Expected saved updates"),

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -32,11 +33,13 @@ def full() -> RunConfig:
         federation=Federation(
             clients=5, rounds=3, protocol="fedavg", batch_size=4, local_epochs=2, mode="eval",
             partition="dirichlet", alpha=0.1, shards_per_client=3, strategy="FedAdam",
-            strategy_options={"eta": 0.2}, client_evaluation=True, client_timeout=9.5,
+            strategy_options={"eta": 0.2},
+            mods=[{"class_path": "flwr.clientapp.mod.LocalDpMod", "init_args": {"delta": 0.5}}],
+            client_evaluation=True, client_timeout=9.5,
             cpus_per_client=0.5, gpus_per_client=0.25, ray_address="auto",
         ),
         victims=Victims(clients=[0, 4], rounds=[1, 3], labels="recovered", when="during"),
-        metrics=Metrics(space="normalised", success_threshold=0.5),
+        metrics=Metrics(space="normalised", success_threshold=0.5, lpips=True),
     )  # fmt: skip
 
 
@@ -47,6 +50,38 @@ def test_comes_back(config: RunConfig, tmp_path: Path) -> None:
     loaded = RunConfig.load(tmp_path / "config.yaml")
     assert loaded == config
     assert loaded.hash == config.hash
+
+
+@pytest.mark.parametrize(
+    ("labels", "method", "text"),
+    [
+        ("known", "bias_counts", "known"),
+        ("recovered", "bias_counts", "recovered"),
+        ("bias_counts", "bias_counts", "recovered by bias_counts"),
+        ("idlg", "idlg", "recovered by idlg"),
+        ("row_minima", "row_minima", "recovered by row_minima"),
+    ],
+)
+def test_where_labels_come_from(labels: Any, method: str, text: str) -> None:
+    victims = Victims(labels=labels)
+    assert (victims.label_recovery, victims.labels_text) == (method, text)
+
+
+def test_a_method_that_is_not_there() -> None:
+    sentence = r"Unknown value of `victims.labels` `row_min`: .* Did you mean `row_minima`\?$"
+    with pytest.raises(BadInput, match=sentence):
+        Victims(labels="row_min")  # type: ignore[arg-type]
+
+
+def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
+    """A run from before there was such a setting can be resumed."""
+    plain = RunConfig(PHOTOS, PLAIN)
+    before = {name: value for name, value in plain.to_dict().items() if name != "output"}
+    assert before["metrics"].pop("lpips") is False
+    assert before["federation"].pop("mods") == []  # the same goes for this one
+    text = json.dumps(before, sort_keys=True)
+    assert plain.hash == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert dataclasses.replace(plain, metrics=Metrics(lpips=True)).hash != plain.hash
 
 
 def test_plain_values_alone() -> None:
@@ -146,6 +181,21 @@ def test_victims_out_of_range(settings: dict[str, Any], text: str) -> None:
         Victims(**settings)
 
 
+@pytest.mark.parametrize(
+    "mod",
+    ["my.Mod", {}, {"class_path": 3}, {"class_path": "my.Mod", "init_args": 3},
+     {"class_path": "my.Mod", "args": {}}],
+)  # fmt: skip
+def test_mods_are_mappings(mod: object) -> None:
+    with pytest.raises(BadInput, match=r"`federation.mods` to hold mappings of class_path and"):
+        Federation(protocol="fedavg", mods=[mod])
+
+
+def test_mods_need_weights() -> None:
+    with pytest.raises(BadInput, match=r"`federation.protocol` to be fedavg where .*mods` are gi"):
+        Federation(mods=[{"class_path": "my.Mod"}])
+
+
 def test_victims_beyond_the_federation() -> None:
     small = Federation(clients=3, rounds=2)
     RunConfig(PHOTOS, PLAIN, federation=small, victims=Victims(clients=[2], rounds=[2]))
@@ -236,7 +286,7 @@ def test_names_in_tables() -> None:
     assert RunConfig(PHOTOS, PLAIN).data_name == "photos"
     assert RunConfig(PHOTOS, PLAIN).model_name == "smlp"
     assert RunConfig(PHOTOS, PLAIN).defense_name == "none"
-    assert full().defense_name == "pruning(ratio=0.5)"
+    assert full().defense_name == "pruning(ratio=0.5)+localdpmod(delta=0.5)"
     assert RunConfig(PHOTOS, Plugin("my.module.BigNet")).model_name == "bignet"
 
 

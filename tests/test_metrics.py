@@ -8,7 +8,7 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structu
 from torch import Tensor
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import Score, assign, psnr, score, ssim, to_space
+from fedleak.metrics import Score, assign, label_recovery_rate, psnr, score, ssim, to_space
 from fedleak.updates import GroundTruth
 from tests.cases import pictures
 
@@ -216,3 +216,27 @@ def test_numbers_and_shapes_must_agree() -> None:
         scored(images, images[:1])
     with pytest.raises(ValueError, match=r"shape \(2, 1, 6, 6\), got \(2, 1, 6, 5\)"):
         scored(images, images[..., :5])
+
+
+# ------------------------------------------------------------------------------- the labels
+
+
+@pytest.mark.parametrize(
+    ("recovered", "rate"),
+    [
+        ([3, 1, 1, 0], 1.0),
+        ([0, 1, 1, 3], 1.0),
+        ([0, 1, 2, 3], 0.75),  # 1 is there twice
+        ([1, 1, 1, 1], 0.5),
+        ([2, 4, 5, 6], 0.0),
+    ],
+    ids=str,
+)
+def test_share_of_the_labels_recovered(recovered: list[int], rate: float) -> None:
+    assert label_recovery_rate(torch.tensor([3, 1, 1, 0]), torch.tensor(recovered)) == rate
+
+
+@pytest.mark.parametrize(("labels", "recovered"), [([1, 2], [1]), ([], [])], ids=str)
+def test_as_many_labels_as_there_are(labels: list[int], recovered: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"got {len(labels)} and {len(recovered)}\."):
+        label_recovery_rate(torch.tensor(labels), torch.tensor(recovered))

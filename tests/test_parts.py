@@ -215,7 +215,42 @@ def test_device_that_is_not_here(configured, name: str) -> None:
         prepare(configured(device=name))
 
 
+@pytest.mark.parametrize(
+    ("labels", "federation", "sentence"),
+    [
+        ("idlg", Federation(clients=4, batch_size=2), "label of one sample, not of 2: try bias"),
+        ("row_minima", Federation(clients=2, batch_size=5), "are 5 samples of 4 classes: try bias"),
+        # Weights that come back were trained on all that a client has.
+        ("idlg", Federation(clients=4, protocol="fedavg"), "label of one sample, not of 5: try"),
+        ("row_minima", Federation(clients=3, protocol="fedavg"), "are 6 samples of 4 classes"),
+    ],
+)
+def test_a_method_that_no_batch_suits(
+    configured, labels: Any, federation: Federation, sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=f"`victims.labels` to fit the batches, but .*{sentence}"):
+        prepare(configured(federation=federation, victims=Victims(labels=labels)))
+    for other in ("known", "recovered", "bias_counts"):
+        prepare(configured(federation=federation, victims=Victims(labels=other)))
+
+
+@pytest.mark.parametrize("labels", ["idlg", "row_minima"])
+def test_a_method_that_suits_the_batches(configured, labels: Any) -> None:
+    prepare(configured(federation=Federation(clients=4), victims=Victims(labels=labels)))
+
+
 # -------------------------------------------------------------------------------- what is known
+
+
+@pytest.mark.parametrize(
+    ("labels", "method"),
+    [("known", "bias_counts"), ("recovered", "bias_counts"), ("row_minima", "row_minima")],
+)
+def test_knowledge_names_the_method(configured, labels: Any, method: str) -> None:
+    config = configured(victims=Victims(labels=labels))
+    model = SMLP(input_shape=(3, 8, 6), num_classes=4, width=2)
+    found = knowledge_of(config, make_data(config), model, labels=None)
+    assert found.label_recovery == method
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(SMLP, 0.07), (Scheduled, 0.03), (Several, 0.02)])

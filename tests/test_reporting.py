@@ -1,6 +1,7 @@
 """What a person sees: event files, figures, tables, the display."""
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from fedleak import experiment
 from fedleak.attacks import Progress
 from fedleak.config import Federation, Metrics, Victims
-from fedleak.registry import KINDS, names
+from fedleak.registry import KINDS, Plugin, names
 from fedleak.reporting import (
     Display,
     Figures,
@@ -94,6 +95,54 @@ def test_training_curves_of_clients_and_of_the_global_model(
     assert [step for step, _ in curve(events, "smlp/global/test/loss")] == [0, 1, 2]
     curves = {tag for tag in events.Tags()["scalars"] if "/client " in tag or "/global/" in tag}
     assert curves == set(expected)
+
+
+def test_the_clients_metrics_are_averaged(finished: Finished, events: EventAccumulator) -> None:
+    for model in ("smlp", "smlp+precode"):
+        answers = [a for a in finished.events.arguments("client_answered") if a[0] == model]
+        for round_, mean in curve(events, f"{model}/clients/train/loss"):
+            values = [metrics["train/loss"] for _, r, _, metrics in answers if r == round_]
+            assert len(values) == 4
+            assert mean == pytest.approx(sum(values) / 4)
+        assert [step for step, _ in curve(events, f"{model}/clients/train/loss")] == [1, 2]
+
+
+def test_what_each_defence_did_by_client_and_averaged(tmp_path: Path) -> None:
+    config = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", clients=3, rounds=2,
+        defenses=(
+            Plugin("fedleak.defenses.pruning.Pruning", {"ratio": 0.5}),
+            Plugin("fedleak.defenses.clipping.Clipping", {"max_norm": 1e6}),
+        ),
+    )  # fmt: skip
+    recorder = Recorder()
+    with in_process():
+        experiment.run(config, [TensorBoard(config, *SCALING), recorder])
+    found = read_events(tmp_path / "run" / "tensorboard")
+    for figure in ("norm", "sparsity", "snr_db"):
+        name = f"defense/pruning/{figure}"
+        each = {c: curve(found, f"smlp/client {c}/{name}") for c in range(3)}
+        for _, round_, client, metrics in recorder.arguments("client_answered"):
+            assert each[client][round_ - 1] == (round_, pytest.approx(metrics[name], rel=1e-5))
+        mean = [sum(each[c][i][1] for c in each) / 3 for i in range(2)]
+        averaged = curve(found, f"smlp/clients/{name}")
+        assert averaged == [(i + 1, pytest.approx(mean[i], rel=1e-5)) for i in range(2)]
+    # The bound is far away: nothing is clipped, and the update is as it was before.
+    endless = [(1, math.inf), (2, math.inf)]
+    assert curve(found, "smlp/client 0/defense/clipping/snr_db") == endless
+    assert curve(found, "smlp/clients/defense/clipping/snr_db") == endless
+
+
+def test_a_mean_leaves_out_clients_whose_update_was_not_changed(tmp_path: Path) -> None:
+    config = tiny_config(tiny_data(tmp_path), tmp_path / "run")
+    board = TensorBoard(config, *SCALING)
+    for client, value in enumerate([10.0, math.inf, 30.0]):
+        board.client_answered("smlp", 1, client, {"defense/clipping/snr_db": value})
+    board.round_evaluated("smlp", 1, {})
+    board._writer.close()
+    found = read_events(tmp_path / "run" / "tensorboard")
+    assert curve(found, "smlp/clients/defense/clipping/snr_db") == [(1, 20.0)]
+    assert curve(found, "smlp/client 1/defense/clipping/snr_db") == [(1, math.inf)]
 
 
 def test_attack_cost_against_iteration(finished: Finished, events: EventAccumulator) -> None:

@@ -115,6 +115,6 @@ def _caption(config: RunConfig) -> str:
     federation = config.federation
     return (
         f"{config.data_name}, {federation.protocol}, batch size {federation.batch_size}, "
-        f"labels {config.victims.labels}, seed {config.seed}; "
+        f"labels {config.victims.labels_text}, seed {config.seed}; "
         f"SSIM on {'pixels in [0, 1]' if config.metrics.space == 'pixels' else 'normalised images'}"
     )

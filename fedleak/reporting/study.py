@@ -11,7 +11,7 @@ from typing import Any
 from fedleak.config import RunConfig
 from fedleak.registry import short_name
 from fedleak.reporting.tables import SPACES
-from fedleak.results import RunFolder
+from fedleak.results import LPIPS, RunFolder
 from fedleak.sweep import Study, SweepFolder, finished_rows, load_study
 
 KEYS = ("dataset", "model", "defense", "attack")
@@ -30,11 +30,11 @@ METRICS = {
 TITLES = {
     "dataset": "data set", "model": "model", "defense": "defence", "attack": "attack",
     "ssim": "SSIM", "psnr": "PSNR dB", "mse": "MSE", "asr": "ASR", "noise_mse": "noise MSE",
-    "seconds": "seconds", "iterations": "iterations",
+    "seconds": "seconds", "iterations": "iterations", "lpips": "LPIPS",
 }  # fmt: skip
 FORMS = {
     "ssim": ".4f", "psnr": ".2f", "mse": ".2e", "asr": ".0%", "noise_mse": ".2e",
-    "seconds": ".1f", "iterations": ".0f",
+    "seconds": ".1f", "iterations": ".0f", "lpips": ".4f",
 }  # fmt: skip
 
 Entry = dict[str, Any]
@@ -77,18 +77,21 @@ def write_tables(output: Path) -> list[Path]:
     rounds = len({row["round"] for cell in cells for row in cell.rows}) > 1
     entries = _entries(cells, splits, rounds=rounds)
     names = [_column(name) for name in [*splits, *(["round"] if rounds else [])]]
+    metrics = list(METRICS)
+    if any(cell.config.metrics.lpips for cell in cells):
+        metrics.append(LPIPS)
     readable, plain = output / "results.md", output / "table.csv"
     lines = [
         f"# What the updates leak: {output.resolve().name}",
         "",
-        *_markdown(entries, names),
+        *_markdown(entries, names, metrics),
         "",
         *_caption(cells),
         *_missing(folder.read_summary()),
     ]
     readable.write_text("\n".join(lines) + "\n", encoding="utf-8")
     columns = [*KEYS, *names, "n"]
-    for metric in METRICS:
+    for metric in metrics:
         columns += [metric] if metric == "asr" else [f"{metric}_mean", f"{metric}_std"]
     with plain.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
@@ -208,8 +211,9 @@ def _entries(cells: Sequence[Measured], splits: Sequence[str], *, rounds: bool) 
     entries = []
     for key in sorted(groups, key=_order(list(groups))):
         entry: Entry = dict(zip(names, key, strict=True)) | {"n": len(groups[key])}
-        for metric, column in METRICS.items():
-            mean, deviation = _moments([row[column] for row in groups[key]])
+        for metric, column in {**METRICS, LPIPS: LPIPS}.items():
+            # Not every cell has LPIPS.
+            mean, deviation = _moments([row.get(column, "") for row in groups[key]])
             entry[metric] = entry[f"{metric}_mean"] = mean
             entry[f"{metric}_std"] = deviation
         entries.append(entry)
@@ -245,13 +249,13 @@ def _moments(texts: Sequence[str]) -> tuple[float | None, float | None]:
     return statistics.fmean(values), deviation
 
 
-def _markdown(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
-    titles = [*(TITLES[key] for key in KEYS), *names, "n", *(TITLES[m] for m in METRICS)]
-    rule = ["---"] * (len(KEYS) + len(names)) + ["---:"] * (1 + len(METRICS))
+def _markdown(entries: Sequence[Entry], names: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    titles = [*(TITLES[key] for key in KEYS), *names, "n", *(TITLES[m] for m in metrics)]
+    rule = ["---"] * (len(KEYS) + len(names)) + ["---:"] * (1 + len(metrics))
     lines = [_line(titles), _line(rule)]
     for entry in entries:
         texts = [str(entry[name]) for name in [*KEYS, *names, "n"]]
-        lines.append(_line([*texts, *(_figure(entry, metric) for metric in METRICS)]))
+        lines.append(_line([*texts, *(_figure(entry, metric) for metric in metrics)]))
     return lines
 
 
@@ -274,6 +278,7 @@ def _caption(cells: Sequence[Measured]) -> list[str]:
     common = setting([cell.config for cell in cells])
     space = common.pop("metrics.space", None)
     threshold = common.pop("metrics.success_threshold", None)
+    common.pop("metrics.lpips", None)  # a column says it
     metrics = f"Metrics on {SPACES[space]}" if space else "Metrics on different spaces"
     success = "" if threshold is None else f" with SSIM >= {threshold:g}"
     lines = [
@@ -298,7 +303,7 @@ def _missing(summary: Mapping[str, Any]) -> list[str]:
 
 def _column(name: str) -> str:
     """The name of an axis's column, which may not be that of another one."""
-    return f"{name} setting" if name in (*KEYS, *METRICS, "n") else name
+    return f"{name} setting" if name in (*KEYS, *METRICS, LPIPS, "n") else name
 
 
 def _short(value: Any) -> str:

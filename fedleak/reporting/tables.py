@@ -33,7 +33,7 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
         title=f"What the updates leak: {config.data_name}",
         caption=(
             f"{federation.protocol}, batch size {federation.batch_size}, "
-            f"labels {victims.labels}, round {named} of {federation.rounds}{untrained}, "
+            f"labels {victims.labels_text}, round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
             f"Means over n samples; success: SSIM >= {config.metrics.success_threshold:g}. "
             f"Metrics on {SPACES[config.metrics.space]}."
@@ -42,7 +42,9 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     )
     for name in ("attack", "model"):
         table.add_column(name)
-    for name in ("n", "SSIM", "PSNR dB", "MSE", "success", "seconds"):
+    perceived = any("lpips" in entry for entry in summary["attacks"])
+    optional = ["LPIPS"] if perceived else []
+    for name in ("n", "SSIM", *optional, "PSNR dB", "MSE", "success", "seconds"):
         table.add_column(name, justify="right")
     for entry in summary["attacks"]:
         table.add_row(
@@ -50,6 +52,7 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
             entry["model"],
             str(entry["n"]),
             _number(entry["ssim"], ".4f"),
+            *([_number(entry["lpips"], ".4f")] if perceived else []),
             _number(entry["psnr"], ".2f"),
             _number(entry["mse"], ".2e"),
             _number(entry["asr"], ".0%"),

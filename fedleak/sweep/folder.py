@@ -18,7 +18,7 @@ import yaml
 
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.results import COLUMNS, RunFolder
+from fedleak.results import RunFolder, columns_of
 from fedleak.sweep.study import Cell, Study
 
 # What the rows of one update share; each has its batch's size, which tells whether all are there.
@@ -163,11 +163,12 @@ class SweepFolder:
 
     def write_results(self, cells: Sequence[Cell]) -> None:
         """Replace results.csv, in one step, by the finished updates of all cells."""
+        rows = [row for cell in cells for row in finished_rows(self.run(cell.name).results)]
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        # Of cells with and without LPIPS, the latter's stay empty.
+        writer = csv.DictWriter(text, columns_of(rows), restval="", lineterminator="\n")
         writer.writeheader()
-        for cell in cells:
-            writer.writerows(finished_rows(self.run(cell.name).results))
+        writer.writerows(rows)
         _write(self.results, text.getvalue())
 
     def _write_cells(self, cells: Sequence[Cell]) -> None:

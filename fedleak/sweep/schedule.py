@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedleak.errors import require
+from fedleak.metrics import require_alexnet
 from fedleak.results import Status
 from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
 from fedleak.sweep.observer import SweepObserver, SweepProgress
@@ -83,6 +84,8 @@ def run_sweep(
         f"Expected `processes` to be a number from 1, got {processes}.",
     )
     cells = expand(study, resolve)
+    if any(cell.config.metrics.lpips for cell in cells):
+        require_alexnet()
     folder, hash_ = SweepFolder(output), study_hash(cells)
     with folder.open(study, cells, hash_, resume=resume, overwrite=overwrite):
         sweep = _Sweep(folder, cells, hash_, observer or SweepObserver(), command)
