@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 PIP   := $(RUN) -m pip --disable-pip-version-check
 
 # Extra arguments for the command behind a target: make test ARGS="-m slow -k nra"
@@ -19,7 +20,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint lint-code lint-format lint-types lint-imports format clean
+.PHONY: help setup demo test bench bench-peers lint lint-code lint-format lint-types lint-imports format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' Makefile
@@ -32,8 +33,11 @@ demo: $(STAMP) ## the main job on embedded photographs: attack a federation, sho
 test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
 	$(RUN) -m pytest $(ARGS)
 
-bench: $(STAMP) ## the benchmarks; writes benchmarks/results.json
+bench: $(STAMP) ## the benchmarks but for the peers'; writes benchmarks/results.json
 	$(RUN) -m benchmarks.run $(ARGS)
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## speed beside breaching's, in .venv-peers, made once
+	$(RUN) -m benchmarks.run --peers $(ARGS)
 
 lint: lint-code lint-format lint-types lint-imports ## all checks: ruff, mypy, the rules of the house
 
@@ -54,7 +58,7 @@ format: $(STAMP) ## mend what ruff can mend, and lay out the code
 	$(RUN) -m ruff format .
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -73,3 +77,10 @@ $(STAMP): $(VENV)/.requirements setup.cfg pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "$(VENV) is ready."
+
+# The peer's packages are kept out of .venv: they have needs of their own.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt | $(STAMP)
+	@echo "Setting up $(PEERS), once. Some minutes: PyTorch is a large download."
+	@$(RUN) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@

@@ -1,92 +1,59 @@
 """How fast gradient matching runs, against the plain loop and against itself one by one."""
 
-import time
 from collections.abc import Callable
 
 import torch
 
 from benchmarks import reference
+from benchmarks.common import Entry, best_seconds, make_victims, threads_text
 from fedleak.attacks import IGA
-from fedleak.data import Photos
-from fedleak.models import SMLP, ImageClassifier, LeNet
-from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
-
-Entry = dict[str, object]
+from fedleak.models import SMLP, LeNet
 
 
 def mlp_matching_speedup(iterations: int = 60) -> Entry:
     """Iterations per second on one SMLP victim, over those of the plain autograd loop."""
-    updates, knowledge = _victims(SMLP, 1)
-    model = knowledge[0].model
+    updates, knowledge, _ = make_victims(SMLP, 1)
     target = tuple(updates[0].received.values())
     labels = knowledge[0].labels
     assert labels is not None
     start = torch.randn(1, *knowledge[0].input_shape)
 
     def plain() -> None:
-        reference.attack(model, target, labels, start, knowledge[0].bounds, iterations=iterations)
+        reference.attack(
+            knowledge[0].model, target, labels, start, knowledge[0].bounds, iterations=iterations
+        )
 
     def ours() -> None:
         IGA(iterations=iterations)(updates, knowledge)
 
-    value = _ratio(plain, ours)
     return {
-        "value": value,
+        "value": _ratio(plain, ours),
         "unit": "times the iterations per second of the plain loop",
-        "setting": f"IGA, SMLP 2x1024, photos 3x32x32, 1 victim, {iterations} iterations, "
-        f"{torch.get_num_threads()} thread(s), best of 3 each",
+        "setting": "IGA, SMLP 2x1024 (untrained), photos 3x32x32, 1 victim, batch size 1, labels "
+        f"known, {iterations} iterations, {threads_text()}, best of 3 each; compared with the same "
+        "attack as a plain autograd loop (benchmarks/reference.py)",
     }
 
 
 def lenet_batched_speedup(victims: int = 32, iterations: int = 30) -> Entry:
     """Victim-iterations per second of victims attacked together, over one by one."""
-    updates, knowledge = _victims(LeNet, victims)
+    updates, knowledge, _ = make_victims(LeNet, victims)
+    few = min(4, victims)
 
     def single() -> None:
-        IGA(iterations=iterations, at_once=1)(updates[:4], knowledge[:4])
+        IGA(iterations=iterations, at_once=1)(updates[:few], knowledge[:few])
 
     def together() -> None:
         IGA(iterations=iterations, at_once=victims)(updates, knowledge)
 
     return {
-        "value": _ratio(single, together) * victims / 4,
+        "value": _ratio(single, together) * victims / few,
         "unit": "times the victim-iterations per second of one by one",
-        "setting": f"IGA, LeNet (sigmoid), photos 3x32x32, {victims} victims at once against 4 one "
-        f"by one, {iterations} iterations, {torch.get_num_threads()} thread(s), best of 3 each",
+        "setting": "IGA, LeNet with sigmoid (untrained), photos 3x32x32, batch size 1, labels "
+        f"known, {iterations} iterations, {threads_text()}, best of 3 each; {victims} victims at "
+        f"once compared with {few} one by one",
     }
 
 
-def _victims(
-    kind: type[ImageClassifier], count: int
-) -> tuple[list[InterceptedUpdate], list[Knowledge]]:
-    data = Photos()
-    torch.manual_seed(0)
-    model = kind(input_shape=data.input_shape, num_classes=data.num_classes)
-    updates, knowledge = [], []
-    sent = {name: value.clone() for name, value in model.state_dict().items()}
-    for index in range(count):
-        images, labels = data.train_set.batch([index * 97 % len(data.train_set)])
-        gradient = torch.autograd.grad(batch_loss(model, (images, labels)), model.parameters())
-        names = [name for name, _ in model.named_parameters()]
-        received = dict(zip(names, gradient, strict=True))
-        updates.append(InterceptedUpdate(1, index, "fedsgd", 1, "bench", sent, received))
-        knowledge.append(
-            Knowledge(
-                model=model, input_shape=data.input_shape, num_classes=data.num_classes,
-                mean=data.mean, std=data.std, labels=labels,
-            )
-        )  # fmt: skip
-    return updates, knowledge
-
-
 def _ratio(slow: Callable[[], None], fast: Callable[[], None]) -> float:
-    return _best(slow) / _best(fast)
-
-
-def _best(work: Callable[[], None], times: int = 3) -> float:
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return best_seconds(slow) / best_seconds(fast)

@@ -1,4 +1,7 @@
-"""``make bench``: run all benchmarks and write benchmarks/results.json."""
+"""``make bench``: run the benchmarks and write benchmarks/results.json.
+
+``make bench-peers`` runs those that need a peer's environment besides.
+"""
 
 import argparse
 import json
@@ -7,28 +10,43 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.matching import Entry, lenet_batched_speedup, mlp_matching_speedup
+from benchmarks.bandwidth import bandwidth_share
+from benchmarks.common import Entry
+from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
+from benchmarks.peers.compare import peer_breaching_speedup, peer_breaching_speedup_smlp
+from benchmarks.sweep import sweep_two_process_speedup
 
 BENCHMARKS: dict[str, Callable[[], Entry]] = {
     "mlp_matching_speedup": mlp_matching_speedup,
     "lenet_batched_speedup": lenet_batched_speedup,
+    "bandwidth_share": bandwidth_share,
+    "sweep_two_process_speedup": sweep_two_process_speedup,
+}
+PEERS: dict[str, Callable[[], Entry]] = {
+    "peer_breaching_speedup": peer_breaching_speedup,
+    "peer_breaching_speedup_smlp": peer_breaching_speedup_smlp,
 }
 RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all, and merge them into the results."""
+    known = BENCHMARKS | PEERS
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
+    parser.add_argument(
+        "names", nargs="*", choices=[*known, []], help="default: all but the peers'"
+    )
+    parser.add_argument("--peers", action="store_true", help="by default, all of the peers'")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to merge into")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in arguments.names or BENCHMARKS:
-        results[name] = BENCHMARKS[name]()
+    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    for name in arguments.names or (PEERS if arguments.peers else BENCHMARKS):
+        results[name] = known[name]()
         entry = results[name]
         print(f"{name}: {entry['value']:.2f} {entry['unit']}\n  {entry['setting']}", flush=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.results.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

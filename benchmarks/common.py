@@ -1,0 +1,89 @@
+"""What the benchmarks share: victims, stop-watches, and the form of a result."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedleak.data import ImageData, Npz, Photos
+from fedleak.models import ImageClassifier
+from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+
+# value, unit, and the setting: data, model, batch size, iterations, threads, what is compared.
+Entry = dict[str, object]
+
+VICTIMS_FILE = "victims_cifar10.npz"
+VICTIMS_MEAN = [0.49146724, 0.48226175, 0.44677013]
+VICTIMS_STD = [0.24703224, 0.24348514, 0.26158786]
+
+
+def published_victims() -> tuple[ImageData, str]:
+    """The victims of the PRECODE paper where FEDLEAK_DATA has them, or else the photographs.
+
+    Returns:
+        The data, and what to call them in a setting.
+    """
+    folder = os.environ.get("FEDLEAK_DATA")
+    if folder and (Path(folder) / VICTIMS_FILE).is_file():
+        data = Npz(
+            path=str(Path(folder) / VICTIMS_FILE),
+            normalised=True, mean=VICTIMS_MEAN, std=VICTIMS_STD, test_fraction=0,
+        )  # fmt: skip
+        return data, f"{VICTIMS_FILE} (CIFAR-10, 3x32x32)"
+    return Photos(), "photos 3x32x32"
+
+
+def make_victims(
+    kind: type[ImageClassifier], count: int, data: ImageData | None = None
+) -> tuple[list[InterceptedUpdate], list[Knowledge], list[torch.Tensor]]:
+    """Clients of one sample each, with one untrained model; labels known.
+
+    Args:
+        kind: the model's class; PyTorch's default initialisation from seed 0.
+        count: number of clients.
+        data: where their samples come from; none: the photographs.
+
+    Returns:
+        For every client its update (a gradient), what the server knows, and the truth
+        ``(1, C, H, W)``, normalised.
+    """
+    data = data or Photos()
+    torch.manual_seed(0)
+    model = kind(input_shape=data.input_shape, num_classes=data.num_classes)
+    updates, knowledge, truths = [], [], []
+    sent = {name: value.clone() for name, value in model.state_dict().items()}
+    for index in range(count):
+        # A stride that is prime goes through all classes of data that are sorted by class.
+        images, labels = data.train_set.batch([index * 97 % len(data.train_set)])
+        gradient = torch.autograd.grad(batch_loss(model, (images, labels)), model.parameters())
+        names = [name for name, _ in model.named_parameters()]
+        received = dict(zip(names, gradient, strict=True))
+        updates.append(InterceptedUpdate(1, index, "fedsgd", 1, "bench", sent, received))
+        knowledge.append(
+            Knowledge(
+                model=model, input_shape=data.input_shape, num_classes=data.num_classes,
+                mean=data.mean, std=data.std, labels=labels,
+            )
+        )  # fmt: skip
+        truths.append(images)
+    return updates, knowledge, truths
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def best_seconds(work: Callable[[], object], times: int = 3) -> float:
+    """Wall time of the fastest of several calls: what disturbs a machine only ever adds."""
+    return min(seconds_of(work) for _ in range(times))
+
+
+def threads_text() -> str:
+    """Number of torch's threads, in words."""
+    number = torch.get_num_threads()
+    return f"{number} thread{'' if number == 1 else 's'}"

@@ -1,0 +1,193 @@
+"""fedleak beside breaching 0.1.2: the same victims, weights and hyperparameters, one thread.
+
+breaching has an environment of its own, which ``make bench-peers`` makes. Victims go there as .npz
+and reconstructions come back likewise. The victims take turns, first the one library and then the
+other, so that both see the machine in the same state.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import reference
+from benchmarks.common import (
+    Entry,
+    best_seconds,
+    make_victims,
+    published_victims,
+    seconds_of,
+    threads_text,
+)
+from fedleak.attacks import IGA, Reconstruction
+from fedleak.metrics import score
+from fedleak.models import SMLP, ImageClassifier, LeNet
+from fedleak.sweep.schedule import THREAD_VARIABLES
+from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, batch_loss
+
+ROOT = Path(__file__).parents[2]
+INTERPRETER = ROOT / ".venv-peers" / "bin" / "python"
+SCRIPT = Path(__file__).with_name("breaching_run.py")
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """What breaching made of an update.
+
+    Args:
+        inputs: the reconstruction ``(1, C, H, W)``, normalised.
+        seconds: time of its call, without start-up and warm-up.
+        cost: its cosine distance.
+        versions: of breaching, torch and torchvision.
+    """
+
+    inputs: Tensor
+    seconds: float
+    cost: float
+    versions: dict[str, str]
+
+
+def peer_breaching_speedup(victims: int = 4, iterations: int = 7000, batched: int = 32) -> Entry:
+    """Iterations per second on one LeNet victim, over breaching's."""
+    return _compare(LeNet, "LeNet with sigmoid", victims, iterations, batched)
+
+
+def peer_breaching_speedup_smlp(
+    victims: int = 2, iterations: int = 1000, batched: int = 16
+) -> Entry:
+    """Iterations per second on one SMLP victim, over breaching's; fewer, as it is slow there."""
+    return _compare(SMLP, "SMLP 2x1024", victims, iterations, batched)
+
+
+def attack_with_breaching(
+    update: InterceptedUpdate, knowledge: Knowledge, *, iterations: int, seed: int = 0
+) -> PeerResult:
+    """Attack one update in the peer's environment, with as many threads as here.
+
+    Args:
+        update: a gradient of an untrained LeNet or SMLP without a bottleneck.
+        knowledge: what the server knows, labels included.
+        iterations: number of iterations.
+        seed: seed of its start.
+
+    Raises:
+        RuntimeError: if the environment is not there, the peer fails, or it does not work on the
+            same model, cost and number of iterations.
+    """
+    if not INTERPRETER.exists():
+        raise RuntimeError(f"Expected the peer's environment at {INTERPRETER}: `make bench-peers`.")
+    assert knowledge.labels is not None
+    probe = (
+        torch.randn(2, *knowledge.input_shape, generator=torch.Generator().manual_seed(seed)),
+        torch.tensor([0, knowledge.num_classes - 1]),
+    )
+    threads = torch.get_num_threads()
+    settings = {
+        "model": type(knowledge.model).__name__.lower(),
+        "input_shape": list(knowledge.input_shape), "num_classes": knowledge.num_classes,
+        "mean": list(knowledge.mean), "std": list(knowledge.std),
+        "iterations": iterations, "seed": seed, "threads": threads,
+    }  # fmt: skip
+    names = [name for name, _ in knowledge.model.named_parameters()]
+    arrays = {
+        "settings": np.array(json.dumps(settings)),
+        "labels": knowledge.labels.numpy(),
+        "probe": probe[0].numpy(),
+        "probe_labels": probe[1].numpy(),
+    }
+    for place, name in enumerate(names):
+        arrays[f"parameter{place}"] = update.sent[name].numpy()
+        arrays[f"gradient{place}"] = update.received[name].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        job, result = Path(folder) / "job.npz", Path(folder) / "result"
+        np.savez(job, **arrays)
+        done = subprocess.run(
+            [INTERPRETER, SCRIPT, job, result],
+            capture_output=True,
+            text=True,
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            cwd=folder,
+        )
+        if done.returncode:
+            raise RuntimeError(f"breaching failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        facts = json.loads(result.with_suffix(".json").read_text())
+        with np.load(result.with_suffix(".npz"), allow_pickle=False) as found:
+            tensors = {name: torch.from_numpy(found[name]) for name in found.files}
+    peer = PeerResult(tensors["inputs"], facts["seconds"], facts["cost"], facts["versions"])
+    if (facts["iterations"], facts["threads"]) != (iterations, threads):
+        raise RuntimeError(f"Expected {iterations} iterations, {threads} thread(s), got {facts}.")
+    here = torch.autograd.grad(batch_loss(knowledge.model, probe), knowledge.model.parameters())
+    for place, value in enumerate(here):
+        if not torch.allclose(tensors[f"probe{place}"], value, rtol=1e-3, atol=1e-6):
+            raise RuntimeError(f"Expected the same gradient of `{names[place]}`: another model?")
+    cost = _cosine_distance(update, knowledge, peer.inputs)
+    if abs(cost - peer.cost) > 1e-4:
+        raise RuntimeError(f"Expected breaching's cost to be {cost}, got {peer.cost}: another one?")
+    return peer
+
+
+def _compare(
+    kind: type[ImageClassifier], name: str, victims: int, iterations: int, batched: int
+) -> Entry:
+    data, source = published_victims()
+    updates, knowledge, truths = make_victims(kind, max(victims, batched), data)
+    theirs, ours, results = [], [], []
+    IGA(iterations=20)(updates[:1], knowledge[:1])  # a warm-up, as breaching has one
+    for index in range(victims):
+        chosen = updates[index : index + 1], knowledge[index : index + 1]
+        peer = attack_with_breaching(*chosen[0], *chosen[1], iterations=iterations, seed=index)
+        found: list[Reconstruction] = []
+        ours.append(seconds_of(lambda: found.extend(IGA(iterations=iterations)(*chosen))))  # noqa: B023
+        theirs.append(peer.seconds)
+        results.append((peer, found[0]))
+    few = max(20, iterations // 50)
+    together = IGA(iterations=few, at_once=batched)
+    seconds = best_seconds(lambda: together(updates[:batched], knowledge[:batched]), times=2)
+    similarity = [
+        [_ssim(truths[index], pair[side], knowledge[index]) for side in (0, 1)]
+        for index, pair in enumerate(results)
+    ]
+    costs = [
+        [_cosine_distance(updates[index], knowledge[index], item.inputs) for item in pair]
+        for index, pair in enumerate(results)
+    ]
+    versions = results[0][0].versions
+    return {
+        "value": min(theirs) / min(ours),
+        "unit": "times the iterations per second of breaching",
+        "setting": f"IGA with the PRECODE paper's settings (cosine, signed Adam 0.01, total "
+        f"variation 1e-6, box, decay), {name} (untrained), {source}, batch size 1, labels known, "
+        f"{iterations} iterations, {threads_text()}; fedleak on one victim "
+        f"({iterations / min(ours):.0f} iterations/s) compared with breaching "
+        f"{versions['breaching']} (its configuration `invertinggradients` with these settings, "
+        f"torch {versions['torch']}; {iterations / min(theirs):.0f} iterations/s), the fastest of "
+        f"{victims} victims each, in turns. Mean SSIM of the reconstructions: fedleak "
+        f"{mean(pair[1] for pair in similarity):.4f}, breaching "
+        f"{mean(pair[0] for pair in similarity):.4f}; mean final cosine distance: fedleak "
+        f"{mean(pair[1] for pair in costs):.3g}, breaching {mean(pair[0] for pair in costs):.3g}; "
+        f"each draws its own starts. {batched} victims at once in fedleak ({few} iterations): "
+        f"{batched * few / seconds:.0f} victim-iterations/s, "
+        f"{batched * few / seconds * min(theirs) / iterations:.1f} times breaching's",
+    }
+
+
+def _cosine_distance(update: InterceptedUpdate, knowledge: Knowledge, inputs: Tensor) -> float:
+    """The cost of a reconstruction, by plain differentiation."""
+    assert knowledge.labels is not None
+    dummy = reference.dummy_gradient(knowledge.model, inputs, knowledge.labels, {})
+    target = tuple(update.received[name] for name, _ in knowledge.model.named_parameters())
+    return float(reference.cosine_distance(dummy, target).detach())
+
+
+def _ssim(truth: Tensor, found: PeerResult | Reconstruction, knowledge: Knowledge) -> float:
+    assert knowledge.labels is not None
+    original = GroundTruth(inputs=truth, labels=knowledge.labels)
+    reconstruction = Reconstruction(inputs=found.inputs, labels=knowledge.labels)
+    return score(original, reconstruction, mean=knowledge.mean, std=knowledge.std)[0].ssim
