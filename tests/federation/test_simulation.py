@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_figures_on_ray(protocol: str, tmp_path: Pa
 def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.federation.simulation.GRACE_SECONDS", 4.0)
+    monkeypatch.setattr("fedleak.federation.simulation.GRACE_SECONDS", 10.0)
     monkeypatch.setattr("fedleak.federation.simulation.HUNG_SECONDS", 1.0)
     monkeypatch.setattr("fedleak.federation.simulation.ALARM_SECONDS", 1.0)
     config = tiny_config(

@@ -1,0 +1,50 @@
+"""The notebooks of experiments/, run in small by nbmake; as committed, they hold their outputs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "experiments").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_both_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["nra", "precode"]
+
+
+@every_notebook
+def test_it_runs(path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbmake",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(path),
+    ]
+    settings = os.environ | {"FEDLEAK_SMOKE": "1", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=settings, cwd=ROOT
+    )
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-2000:]
+
+
+@every_notebook
+def test_it_is_committed_with_its_outputs(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert {"image/png", "text/markdown"} <= kinds
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    text = path.read_text()
+    assert "/tmp/" not in text
+    assert "/home/" not in text
+    assert "site-packages" not in text
