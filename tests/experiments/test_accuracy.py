@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,7 @@ def test_what_cannot_be_packed_is_refused(script, images, train, stray, message)
 def test_both_studies_have_the_same_levels_of_the_same_defences():
     accuracy = expand(load_study(ACCURACY / "study.yaml"), cli._resolve)
     levels = expand(load_study(LEVELS / "study.yaml"), cli._resolve)
-    trained = {
-        (cell.axes["model"], cell.axes["defence"]): cell.config
-        for cell in accuracy
-        if cell.axes["training"] == "federated"
-    }
+    trained = {(cell.axes["model"], cell.axes["defence"]): cell.config for cell in accuracy}
     assert {cell.config.model.init_args["optimizer"] for cell in accuracy} == {"adam"}
     for cell in levels:
         config = trained[cell.axes["model"], cell.axes["defence"]]
@@ -119,6 +116,18 @@ def test_both_studies_have_the_same_levels_of_the_same_defences():
         assert bottleneck == cell.config.model.init_args.get("precode")
     for kind in ("noise", "pruning"):
         assert len({c.axes["defence"] for c in levels if kind in c.axes["defence"]}) >= 5
+
+
+def test_the_centralised_study_differs_in_clients_and_rounds_alone():
+    trained = {}
+    for name in ("study", "centralised"):
+        for cell in expand(load_study(ACCURACY / f"{name}.yaml"), cli._resolve):
+            federation = replace(cell.config.federation, clients=1, rounds=1)
+            plain = replace(cell.config, federation=federation)
+            trained.setdefault((cell.axes["model"], cell.axes["defence"]), []).append(plain)
+    both = [configs for configs in trained.values() if len(configs) == 2]
+    assert len(both) == 8
+    assert all(federated == central for federated, central in both)
 
 
 # ------------------------------------------------------------------------------------ the scripts
@@ -160,7 +169,7 @@ def sweeps(tmp_path):
 
 
 def test_curves_are_those_of_the_finished_cells(script, sweeps, tmp_path, capsys):
-    script("curves").main([str(sweeps[0]), str(tmp_path / "results")])
+    script("curves").main([str(sweeps[0]), "--output", str(tmp_path / "results")])
     rows = read(tmp_path / "results" / "curves.csv")
     found = [(r["training"], r["defence"], r["round"], float(r["accuracy"])) for r in rows]
     assert found == [
@@ -168,14 +177,14 @@ def test_curves_are_those_of_the_finished_cells(script, sweeps, tmp_path, capsys
         *[("federated", "noise 10", str(n), value) for n, value in enumerate([0.1, 0.2, 0.25])],
         *[("centralised", "none", str(n), value) for n, value in enumerate([0.1, 0.6])],
     ]
-    assert "federated none lenet: 0.5000 after round 2" in capsys.readouterr().out
+    assert "| federated | none | 50.0 |" in capsys.readouterr().out
     picture = np.asarray(Image.open(tmp_path / "results" / "curves.png"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
-def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps, tmp_path):
+def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps, tmp_path, capsys):
     results = tmp_path / "results"
-    script("curves").main([str(sweeps[0]), str(results)])
+    script("curves").main([str(sweeps[0]), "--output", str(results)])
     script("compare").main([str(sweeps[1]), str(results / "curves.csv"), str(results)])
     plain, noisy = read(results / "levels.csv")
     assert (plain["defence"], plain["asr"], plain["accuracy"]) == ("none", "0.7500", "0.5000")
@@ -184,13 +193,14 @@ def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps,
     assert float(plain["ssim_std"]) == pytest.approx(np.std([0.9, 0.8, 0.7, 0.5], ddof=1), rel=1e-5)
     assert (noisy["defence"], noisy["asr"], noisy["accuracy"]) == ("noise 10", "0.0000", "0.2500")
     assert len(read(results / "results.csv")) == 8
+    assert "| lenet | none | 3 of 4 | 0.7250 ± 0.1708 |" in capsys.readouterr().out
     picture = np.asarray(Image.open(results / "levels.png"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 60, [0, 20, 40, 60]), (0, 4, [0, 1, 2, 3, 4]), (-8, 112, [0, 50, 100])],
+    [(0, 60, [0, 20, 40, 60]), (0, 4, [0, 1, 2, 3, 4]), (-8, 112, [0, 25, 50, 75, 100])],
 )
 def test_ticks_are_round_numbers_within_the_axis(script, low, high, expected):
     assert script("plot").ticks(low, high) == pytest.approx(expected)
@@ -199,7 +209,7 @@ def test_ticks_are_round_numbers_within_the_axis(script, low, high, expected):
 def test_scripts_say_so_where_nothing_has_ended(script, sweeps, tmp_path, capsys):
     (sweeps[0] / "cells.csv").write_text("cell,training,defence,model,folder\n")
     with pytest.raises(SystemExit):
-        script("curves").main([str(sweeps[0]), str(tmp_path / "results")])
+        script("curves").main([str(sweeps[0]), "--output", str(tmp_path / "results")])
     assert "at least one finished cell" in capsys.readouterr().err
 
 
@@ -218,7 +228,7 @@ def test_the_smoke_studies_run_and_their_results_can_be_drawn(tmp_path):
     for folder in (ACCURACY, LEVELS):
         study = folder / "smoke.yaml"
         run("-m", "fedleak.cli", "sweep", study, "--output", tmp_path / folder.name)
-    run(ACCURACY / "curves.py", tmp_path / ACCURACY.name, results)
+    run(ACCURACY / "curves.py", tmp_path / ACCURACY.name, "--output", results)
     run(LEVELS / "compare.py", tmp_path / LEVELS.name, results / "curves.csv", results)
     assert {row["round"] for row in read(results / "curves.csv")} == {"0", "1", "2"}
     levels = read(results / "levels.csv")

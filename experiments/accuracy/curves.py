@@ -1,0 +1,144 @@
+r"""Collects the accuracy after every round of the cells of sweeps, and draws it.
+
+    python experiments/accuracy/curves.py runs/accuracy runs/accuracy-centralised \
+        --output experiments/accuracy/results
+
+It reads what the finished cells have left for TensorBoard and writes curves.csv (a row for each
+round of each cell) and curves.png into the last folder, and prints the last round's accuracy as a
+table in Markdown. It can be run while a sweep is at work.
+"""
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from plot import COLOURS, Line, Panel, draw
+
+from fedleak.reporting.charts import read_scalars
+
+AXES = ("training", "defence", "model")
+COLUMNS = (*AXES, "round", "accuracy", "loss")
+
+Row = dict[str, str]
+
+
+def collect(sweep: Path) -> list[Row]:
+    """The rows of curves.csv.
+
+    Args:
+        sweep: the folder of a sweep with the axes training, defence and model.
+
+    Raises:
+        ValueError: if a finished cell has no test accuracy in its event files.
+    """
+    rows: list[Row] = []
+    for cell in read(sweep / "cells.csv"):
+        folder = sweep / cell["folder"]
+        if not is_complete(folder):
+            continue
+        metrics: dict[str, dict[int, float]] = {"accuracy": {}, "loss": {}}
+        for tag, points in read_scalars(folder / "tensorboard").items():
+            match = re.fullmatch(r".+/global/(?:.+/)?(accuracy|loss)", tag)
+            if match:
+                metrics[match[1]] = {int(step): value for step, value in points}
+        if not metrics["accuracy"]:
+            raise ValueError(f"Expected the test accuracy in {folder}/tensorboard, found none.")
+        for step, accuracy in metrics["accuracy"].items():
+            loss = metrics["loss"].get(step)
+            rows.append({axis: cell[axis] for axis in AXES} | {
+                "round": str(step), "accuracy": f"{accuracy:.4f}",
+                "loss": "" if loss is None else f"{loss:.4f}",
+            })  # fmt: skip
+    return rows
+
+
+def shared(cells: Sequence[Row]) -> list[str]:
+    """The defences that the study has for every model, in its order."""
+    models = {cell["model"] for cell in cells}
+    found: dict[str, set[str]] = {}
+    for cell in cells:
+        found.setdefault(cell["defence"], set()).add(cell["model"])
+    return [defence for defence, having in found.items() if having == models]
+
+
+def panels(rows: Sequence[Row], defences: Sequence[str]) -> list[Panel]:
+    """A panel for each model: accuracy in per cent by round, centralised training dashed."""
+    found = []
+    highest = max(float(row["accuracy"]) for row in rows)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        lines = []
+        for training in dict.fromkeys(row["training"] for row in rows):
+            for index, defence in enumerate(defences):
+                points = [
+                    (float(row["round"]), 100 * float(row["accuracy"]))
+                    for row in rows
+                    if [row[axis] for axis in AXES] == [training, defence, model]
+                ]
+                if points:
+                    name, colour = f"{defence}, {training}", COLOURS[index % len(COLOURS)]
+                    dashed = training == "centralised"
+                    lines.append(Line(name, points, colour, dashed=dashed))
+        last = max([x for line in lines for x, _ in line.points], default=1.0)
+        across, up = (0.0, max(last, 1.0)), (0.0, 10.0 * (int(10 * highest) + 1))
+        found.append(Panel(model, "round (0: untrained)", "test accuracy, %", lines, across, up))
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The accuracy after the last round in per cent, a row for each training and defence."""
+    last = {tuple(row[axis] for axis in AXES): row["accuracy"] for row in rows}
+    models = list(dict.fromkeys(model for _, _, model in last))
+    lines = [["training", "defence", *models], ["---"] * (2 + len(models))]
+    for training, defence in dict.fromkeys(key[:2] for key in last):
+        found = [last.get((training, defence, model)) for model in models]
+        lines.append([training, defence, *(f"{100 * float(a):.1f}" if a else "-" for a in found)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has ended well."""
+    file = folder / "summary.json"
+    return file.is_file() and json.loads(file.read_text("utf-8"))["status"] == "complete"
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Write rows as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        argv: the arguments; none: those of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sweep", type=Path, nargs="+", help="the sweeps' folders")
+    parser.add_argument("--output", type=Path, required=True, help="folder of curves.csv and .png")
+    chosen = parser.parse_args(argv)
+    sweeps = [sweep for sweep in chosen.sweep if (sweep / "cells.csv").is_file()]
+    rows = [row for sweep in sweeps for row in collect(sweep)]
+    if not rows:
+        parser.error("Expected at least one finished cell, found none.")
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    write(chosen.output / "curves.csv", COLUMNS, rows)
+    found = panels(rows, shared(read(sweeps[0] / "cells.csv")))
+    note = "Test accuracy over all test images; a round of a centralised training is an epoch."
+    draw(found, note=note).save(chosen.output / "curves.png", optimize=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
