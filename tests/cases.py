@@ -88,21 +88,9 @@ ATTACKS = (
         {"iterations": 8, "restarts": 2, "total_variation": 0.0, "decay": False},
         needs_noise=True,
     ),
-    AttackCase(
-        NRA,
-        {
-            "iterations": 8,
-            "optimizer": "lbfgs",
-            "signed": False,
-            "cost": "relative_error",
-            "precision": "float64",
-            "learning_rate": 0.5,
-        },
-        needs_noise=True,
-    ),
     AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
     AttackCase(DLG, {"iterations": 2}, boxed=False),
-    AttackCase(IDLG, {"iterations": 2}, boxed=False),
+    AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}, boxed=False),
 )
 
 MODELS = (
