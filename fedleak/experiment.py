@@ -174,15 +174,6 @@ class _Work:
             "accuracy": None,
         }
         self.summary: dict[str, Any] = {}
-        self._recorder: Recorder | None = None
-
-    @property
-    def recorder(self) -> Recorder:
-        """Made once the folder is open, since it looks at what is done there."""
-        if self._recorder is None:
-            data = self.parts.data
-            self._recorder = Recorder(self.folder, self.config, data.mean, data.std)
-        return self._recorder
 
     @property
     def is_complete(self) -> bool:
@@ -196,7 +187,8 @@ class _Work:
     def status(self) -> Iterator[None]:
         """Keeps summary.json true, whatever happens in the block."""
         # A killed run may have left half a row: the recorder mends the table before it is read.
-        self._recorder = self.recorder
+        data = self.parts.data
+        self.recorder = Recorder(self.folder, self.config, data.mean, data.std)
         self._write("running")
         try:
             yield

@@ -43,6 +43,9 @@ def prepare(config: RunConfig) -> Parts:
     """
     _check_device(config.device)
     attacks = make_attacks(config)
+    for attack in attacks:
+        reason = attack.refuses_device(config.device)
+        require(reason is None, f"Expected settings of {attack.name} that fit, but {reason}.")
     defenses = make_defenses(config)
     make_mods(config)
     data = make_data(config)

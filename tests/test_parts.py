@@ -215,6 +215,12 @@ def test_device_that_is_not_here(configured, name: str) -> None:
         prepare(configured(device=name))
 
 
+def test_an_attack_that_cannot_compute_there(configured) -> None:
+    graphs = Plugin("fedleak.attacks.iga.IGA", {"compile": "cuda_graphs"})
+    with pytest.raises(BadInput, match=r"settings of iga .* `device: cuda` and it is `cpu`"):
+        prepare(configured(attacks=(graphs,)))
+
+
 @pytest.mark.parametrize(
     ("labels", "federation", "sentence"),
     [

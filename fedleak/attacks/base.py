@@ -151,7 +151,7 @@ class Attack(ABC):
                 for update, facts in zip(updates, known, strict=True)
             ]
             for problem in problems:
-                reason = self.refuses(problem.knowledge)
+                reason = self.refuses(problem.knowledge) or self.refuses_device(device)
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
             started = time.perf_counter()
             results = self.run_many(problems, report or (lambda _: None)) if problems else []
@@ -182,6 +182,14 @@ class Attack(ABC):
         """
         if self.restores_noise and not noise_slots(knowledge.model):
             return f"{self.name} restores noise and {type(knowledge.model).__name__} draws none"
+        return None
+
+    def refuses_device(self, device: str) -> str | None:
+        """Why the attack cannot compute there as it is set; none if it can.
+
+        Args:
+            device: a device that torch can use.
+        """
         return None
 
     def __repr__(self) -> str:

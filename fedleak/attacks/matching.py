@@ -1,23 +1,23 @@
 """Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction, Report
 from fedleak.attacks.costs import COSTS, layer_weights
 from fedleak.attacks.gradients import DummyGradient
+from fedleak.attacks.iterates import BestIterates, Kept, rounding_of
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
 from fedleak.attacks.priors import batch_norm_distance, total_variation
 from fedleak.attacks.statistics import expected_statistics, has_statistics
+from fedleak.attacks.tracing import Compiler, Step, Traced
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.updates import Knowledge, Tensors
 
@@ -26,14 +26,8 @@ DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 REPORT_EVERY = 50
 # Tracing takes about as long as some hundred iterations of a small model.
 TRACE_FROM = 400
-# Costs that differ by less than so many units in the last place are equal: sums over all weights
-# are taken in another order for every batch.
-ROUNDING = 16
-COMPILERS = ("off", "trace", "inductor", "cuda_graphs")
-
-# Variables that are optimised, variables that are not, and what they are compared with: gradients
-# with respect to the first, and (objective, cost).
-Step = Callable[[Tensors, Tensors, dict[str, Any]], tuple[Tensors, tuple[Tensor, Tensor]]]
+# Marks the noise slots among the variables.
+NOISE = "noise/"
 
 
 class GradientMatching(Attack):
@@ -94,11 +88,12 @@ class GradientMatching(Attack):
         layers: dict[str, float] | None = None,
         batch_norm: float = 0.0,
         precision: Literal["float32", "float64"] | None = None,
-        compile: Literal["off", "trace", "inductor", "cuda_graphs"] = "trace",
+        compile: Compiler = "trace",
     ) -> None:
         for kind, value, choices in (
             ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
-            ("precision", precision, (None, "float32", "float64")), ("compile", compile, COMPILERS),
+            ("precision", precision, (None, "float32", "float64")),
+            ("compile", compile, get_args(Compiler)),
         ):  # fmt: skip
             if value not in choices:
                 raise unknown_name(kind, str(value), [name for name in choices if name])
@@ -158,6 +153,12 @@ class GradientMatching(Attack):
             return f"`batch_norm` needs running statistics and {kind} keeps none"
         return super().refuses(knowledge)
 
+    def refuses_device(self, device: str) -> str | None:
+        """See :meth:`Attack.refuses_device`."""
+        if self.compile == "cuda_graphs" and torch.device(device).type != "cuda":
+            return f"`compile: cuda_graphs` needs `device: cuda` and it is `{device}`"
+        return None
+
     def compared(self, problem: Problem) -> list[str]:
         """The parameters whose gradients are compared: all, unless a plugin leaves some out."""
         return list(problem.gradient)
@@ -185,7 +186,7 @@ class GradientMatching(Attack):
         if self.box:
             torch.clamp(state["inputs"], low, high, out=state["inputs"])
         drop_at = {int(self.iterations * share) for share in DECAY_AT} if self.decay else set()
-        best = _Best(state, _rounding(self.cost, target["gradient"]), self.patience)
+        best = BestIterates(state, rounding_of(self.cost, target["gradient"]), self.patience)
         iteration = 0
         for iteration in range(self.iterations + 1):
             for name in fixed:
@@ -209,16 +210,22 @@ class GradientMatching(Attack):
             optimizer.step(gradients, evaluate_row)
             if self.box:
                 torch.clamp(state["inputs"], low, high, out=state["inputs"])
-        found = best.reconstructions(self.restarts, iteration, self.restores_noise)
-        like = next(iter(first.gradient.values()))
         return [
-            replace(
-                item,
-                inputs=item.inputs.to(like),
-                noise={name: value.to(like) for name, value in item.noise.items()},
-            )
-            for item in found
+            self._reconstruction(kept, first.gradient)
+            for kept in best.kept(self.restarts, iteration)
         ]
+
+    def _reconstruction(self, kept: Kept, gradient: Tensors) -> Reconstruction:
+        like = next(iter(gradient.values()))
+        labels = kept.variables["labels"]
+        noise = _noise(kept.variables) if self.restores_noise else {}
+        return Reconstruction(
+            inputs=kept.variables["inputs"].to(like),
+            labels=labels.argmax(dim=-1) if self.restores_labels else labels,
+            noise={name: value.to(like) for name, value in noise.items()},
+            costs=kept.costs,
+            iterations=kept.iterations,
+        )
 
     def _is_optimised(self, name: str) -> bool:
         if name == "labels":
@@ -246,7 +253,7 @@ class GradientMatching(Attack):
         """The computation of one iteration, and what it compares with, row by row."""
         first = problems[0]
         kind = self._kind(first)
-        # The statistics are read before the dummy gradient takes them from its own copy.
+        # The dummy gradient works on a copy, for it takes the running statistics away.
         model = copy.deepcopy(first.model).to(kind)
         example = {name: value[0] for name, value in state.items()}
         dummy = DummyGradient(
@@ -298,7 +305,10 @@ class GradientMatching(Attack):
                 f"Expected a model that torch.func can differentiate twice and batch, but "
                 f"{type(first.model).__name__} fails there: {str(error).splitlines()[0]}"
             ) from error
-        return self._faster(step, (free, fixed, target)), target
+        evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
+        if self.compile != "off" and evaluations >= TRACE_FROM:
+            step = Traced(step, self.compile)
+        return step, target
 
     def _kind(self, problem: Problem) -> torch.dtype:
         if self.precision is not None:
@@ -307,40 +317,6 @@ class GradientMatching(Attack):
 
     def _as_target(self, labels: Tensor) -> Tensor:
         return labels.softmax(dim=-1) if self.restores_labels else labels
-
-    def _faster(self, step: Step, example: tuple[Tensors, Tensors, dict[str, Any]]) -> Step:
-        """The same computation without Python's share in it."""
-        evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
-        if self.compile == "off" or evaluations < TRACE_FROM:
-            return step
-        if self.optimizer == "lbfgs":
-            # It evaluates row by row, for which the record of all rows is of no use.
-            free, fixed, target = example
-            example = _row(free, 0), _row(fixed, 0), _row(target, 0)
-        graph = make_fx(step)(*example)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        traced: Any = graph
-        if self.compile == "inductor":
-            traced = torch.compile(graph)
-        elif self.compile == "cuda_graphs":
-            traced = torch.compile(graph, mode="reduce-overhead")
-        rows = len(example[0]["inputs"])
-        if self.optimizer != "lbfgs":
-            whole: Step = traced
-            return whole
-
-        def either(
-            free: Tensors, fixed: Tensors, target: dict[str, Any]
-        ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
-            chosen = traced if len(free["inputs"]) == rows else step
-            found: tuple[Tensors, tuple[Tensor, Tensor]] = chosen(free, fixed, target)
-            return found
-
-        return either
-
-
-NOISE = "noise/"
 
 
 def _noise(values: Mapping[str, Tensor]) -> Tensors:
@@ -351,78 +327,6 @@ def _row(values: Any, row: int) -> Any:
     return tree_map(lambda value: value[row : row + 1], values)
 
 
-def _rounding(cost: str, target: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
-    """How far costs of equal gradients may lie apart in the arithmetic that is used, row by row."""
-    norms = torch.stack([values[-1] for values in target.values()])
-    scale = norms.sum(dim=0) if cost == "squared_error" else torch.ones_like(norms[0])
-    return ROUNDING * torch.finfo(norms.dtype).eps * scale
-
-
-class _Best:
-    """The iterates of lowest cost, row by row, without a look at a number on the way."""
-
-    def __init__(self, state: Tensors, rounding: Tensor, patience: int | None) -> None:
-        inputs = state["inputs"]
-        self._rounding = rounding
-        rows = len(inputs)
-        self.costs = inputs.new_full((rows,), float("inf"))
-        self._state = {name: value.clone() for name, value in state.items()}
-        self._patience = patience
-        self._settled = torch.zeros(rows, dtype=torch.bool, device=inputs.device)
-        self._mark = self.costs.clone()
-        self._since = torch.zeros(rows, dtype=torch.long, device=inputs.device)
-        self._stopped = torch.full((rows,), -1, dtype=torch.long, device=inputs.device)
-        self._history: list[tuple[int, Tensor]] = []
-
-    def update(self, iteration: int, costs: Tensor, state: Tensors) -> None:
-        better = (costs < self.costs + self._rounding) & ~self._settled
-        self.costs = torch.where(better, costs.minimum(self.costs), self.costs)
-        self._state = {n: _choose(better, state[n], old) for n, old in self._state.items()}
-        if self._patience is not None:
-            fallen = self.costs < 0.99 * self._mark
-            self._mark = torch.where(fallen, self.costs, self._mark)
-            self._since = torch.where(fallen, iteration, self._since)
-            settled = iteration - self._since >= self._patience
-            self._stopped = torch.where(settled & ~self._settled, iteration, self._stopped)
-            self._settled |= settled
-
-    def note(self, iteration: int) -> None:
-        self._history.append((iteration, self.costs.clone()))
-
-    def all_settled(self) -> bool:
-        return self._patience is not None and bool(self._settled.all())
-
-    def reconstructions(
-        self, starts: int, iteration: int, with_noise: bool
-    ) -> list[Reconstruction]:
-        results = []
-        labels = self._state["labels"]
-        if labels.is_floating_point():
-            labels = labels.argmax(dim=-1)
-        for first in range(0, len(self.costs), starts):
-            # A cost that is NaN never became the best, so the infinite ones are the failures.
-            row = first + int(self.costs[first : first + starts].argmin())
-            stopped = int(self._stopped[row])
-            last = iteration if stopped < 0 else stopped
-            results.append(
-                Reconstruction(
-                    inputs=self._state["inputs"][row],
-                    labels=labels[row],
-                    noise={n: v[row] for n, v in _noise(self._state).items()} if with_noise else {},
-                    costs=[
-                        *((at, float(cost[row])) for at, cost in self._history if at < last),
-                        (last, float(self.costs[row])),
-                    ],
-                    iterations=last,
-                )
-            )
-        return results
-
-
 def _starts(problems: Sequence[Problem], shape: Sequence[int], starts: int) -> Tensor:
     """Normal draws ``(updates * starts, *shape)``, each update's from its own generator."""
     return torch.cat([problem.normal((starts, *shape)) for problem in problems])
-
-
-def _choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(rows.reshape(-1, *[1] * (yes.dim() - 1)), yes, no)

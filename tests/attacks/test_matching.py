@@ -1,6 +1,8 @@
 """The engine's options: layers, optimisers, the batch-norm prior, tracing."""
 
 import math
+from shutil import which
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from fedleak.attacks.costs import COSTS, Products, layer_weights
 from fedleak.attacks.optimizers import OPTIMIZERS
 from fedleak.attacks.priors import batch_norm_distance
 from fedleak.attacks.statistics import expected_statistics
+from fedleak.attacks.tracing import Step, Traced
+from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
 from fedleak.models import LeNet
+from fedleak.updates import Tensors
 from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim
 from tests.reference import cost_of, dense_gradient
 
@@ -144,7 +149,7 @@ def test_returned_buffers_tell_the_batchs_own_statistics() -> None:
     victim = after_one_step(make_victim(normed(), SHAPE, batch=3))
     problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
     found = expected_statistics(problem, problem.model)
-    entering = victim.model.body[0](victim.truth.inputs).transpose(0, 1).flatten(1)
+    entering = victim.model.body[0](victim.truth.inputs).detach().transpose(0, 1).flatten(1)
     torch.testing.assert_close(found["body.1"][0], entering.mean(dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["body.1"][1], entering.var(dim=1), rtol=1e-4, atol=1e-5)
 
@@ -174,7 +179,7 @@ def test_the_prior_draws_towards_the_expected_statistics() -> None:
     def distance(weight: float) -> float:
         attack = IGA(iterations=60, batch_norm=weight, learning_rate=0.05)
         (result,) = attack([victim.update], victim.knowledge)
-        entering = victim.model.body[0](result.inputs).transpose(0, 1).flatten(1)
+        entering = victim.model.body[0](result.inputs).detach().transpose(0, 1).flatten(1)
         found = {"x": (entering.mean(dim=1), entering.var(dim=1))}
         return float(batch_norm_distance(found, {"x": wanted}))
 
@@ -215,6 +220,45 @@ def test_a_plain_dropout_draws_anew(way: str, monkeypatch: pytest.MonkeyPatch) -
     (result,) = attack([victim.update], victim.knowledge)
     # The inputs hardly move, so another cost is another mask.
     assert result.costs[-1][1] < result.costs[0][1] - 1e-4
+
+
+@pytest.mark.slow  # The compiler takes half a minute.
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_or_not_is_equal_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    victim = case_victim(MODELS[2], precode=True)
+    plain, compiled = (
+        NRA(iterations=5, compile=way, signed=False)([victim.update], victim.knowledge)[0]
+        for way in ("off", "inductor")
+    )
+    torch.testing.assert_close(compiled.inputs, plain.inputs, rtol=1e-4, atol=1e-4)
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    victim = case_victim(MODELS[0], precode=False)
+    with pytest.raises(BadInput, match=r"`compile: cuda_graphs` needs `device: cuda`.* `cpu`"):
+        IGA(iterations=1, compile="cuda_graphs")([victim.update], victim.knowledge)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_each_number_of_rows_has_its_record(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L-BFGS evaluates all rows at the start of a step, and then one by one."""
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    recorded: list[int] = []
+    record = Traced._record
+
+    def noted(self: Traced, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
+        recorded.append(len(free["inputs"]))
+        return record(self, free, fixed, target)
+
+    monkeypatch.setattr(Traced, "_record", noted)
+    victim = case_victim(MODELS[0], precode=False)
+    IGA(iterations=2, optimizer=optimizer, signed=False, restarts=2)(
+        [victim.update], victim.knowledge
+    )
+    assert recorded == ([2, 1] if optimizer == "lbfgs" else [2])
 
 
 def test_double_precision_on_request() -> None:
