@@ -14,7 +14,7 @@ from jsonargparse import (
 
 from fedleak.attacks import Attack
 from fedleak.complaints import complaint
-from fedleak.config import Federation, Labels, Metrics, Victims
+from fedleak.config import Federation, Labels, Metrics, Space, Victims
 from fedleak.data import ImageData
 from fedleak.defenses import Defense
 from fedleak.models import LightningModule
@@ -132,14 +132,11 @@ def _attack_parser() -> ArgumentParser:
     attack.add_argument(
         "--output", type=str | None, default=None, help="Default: the source's folder-ATTACK."
     )
-    for name, kind in (("seed", int), ("device", str)):
+    for name, kind in (
+        ("seed", int), ("device", str), ("labels", Labels), ("metrics.space", Space),
+        ("metrics.success_threshold", float), ("metrics.lpips", bool),
+    ):  # fmt: skip
         attack.add_argument(f"--{name}", type=kind | None, default=None, help="As in the source.")
-    attack.add_argument(
-        "--labels",
-        type=Labels | None,
-        default=None,
-        help="As in the source.",
-    )
     _add_flags(attack)
     return attack
 

@@ -162,6 +162,7 @@ def _attack_config(chosen: Namespace) -> RunConfig:
     path = folder.path if folder.path.name else folder.path.resolve()
     output = chosen.output or f"{path}-{short_name('attacks', attack.class_path)}"
     victims = replace(config.victims, when="after")
+    metrics = {name: value for name, value in values["metrics"].items() if value is not None}
     return replace(
         config,
         attacks=(attack,),
@@ -169,6 +170,7 @@ def _attack_config(chosen: Namespace) -> RunConfig:
         seed=config.seed if chosen.seed is None else chosen.seed,
         device=chosen.device or config.device,
         victims=replace(victims, labels=chosen.labels) if chosen.labels else victims,
+        metrics=replace(config.metrics, **metrics),
     )
 
 

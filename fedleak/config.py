@@ -15,6 +15,7 @@ from fedleak.registry import Plugin, load_class, short_name
 from fedleak.updates import LabelRecovery, Protocol
 
 Labels = Literal["known", "recovered", LabelRecovery]
+Space = Literal["pixels", "normalised"]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
 
 
@@ -162,7 +163,7 @@ class Metrics:
         BadInput: if the threshold is out of its range.
     """
 
-    space: Literal["pixels", "normalised"] = "pixels"
+    space: Space = "pixels"
     success_threshold: float = 0.6
     lpips: bool = False
 

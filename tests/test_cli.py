@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -467,10 +468,14 @@ def test_a_refused_run_leaves_the_figures_of_another_one_alone(
 
 def test_attack_a_run(fedleak: Command, finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder.path, "source")
-    said = fedleak("attack", "source", "--attack", "iga", "--attack.iterations", 4, "--seed", 9)
+    said = fedleak(
+        "attack", "source", "--attack", "iga", "--attack.iterations", 4, "--seed", 9,
+        "--metrics.space", "normalised",
+    )  # fmt: skip
     assert said.code == 0, said.err
     config = RunConfig.load(Path("source-iga/config.yaml"))
     assert config.seed == 9
+    assert config.metrics == replace(finished.config.metrics, space="normalised")
     assert config.output == "source-iga"
     assert [plugin.init_args["iterations"] for plugin in config.attacks] == [4]
     assert len(read_rows(Path("source-iga/results.csv"))) == 2 * 8 * 2
@@ -517,6 +522,8 @@ def test_attack_here(fedleak: Command, finished: Finished, monkeypatch: Any) -> 
         (["SOURCE", "--attack", "iga", "--attack.iterations", "0"], r"`iterations` to be at least"),
         (["SOURCE", "--attack", "iga", "--attack.iter", "1"], r"Unknown setting of iga `iter`"),
         (["SOURCE", "--attack", "iga", "--labels", "some"], r"Unknown value of `labels` `some`"),
+        (["SOURCE", "--attack", "iga", "--metrics.space", "pixel"], r"Did you mean `pixels`\?$"),
+        (["SOURCE", "--attack", "iga", "--metrics.success_threshold", "2"], r"to be from -1 to 1"),
         (["SOURCE", "--attack", "iga", "--labels", "idlg"], r"`victims.labels` to fit the batches"),
         (["SOURCE", "--attack", "iga", "--output", "SOURCE"], r"another folder than that of the"),
         (["elsewhere", "--attack", "iga"], r"Expected the folder of a run or an update file"),

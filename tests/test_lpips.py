@@ -18,6 +18,7 @@ import torch
 import torchmetrics
 import yaml
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models import alexnet
@@ -29,7 +30,7 @@ from fedleak.data import ImageData, ImageSet
 from fedleak.errors import BadInput
 from fedleak.metrics import Lpips, _lpips_network, require_alexnet, score
 from fedleak.registry import Plugin
-from fedleak.reporting import results_table, write_report, write_tables
+from fedleak.reporting import TensorBoard, results_table, write_report, write_tables
 from fedleak.results import (
     COLUMNS,
     Recorder,
@@ -40,6 +41,7 @@ from fedleak.results import (
     read_rows,
     repair_results,
     summarise,
+    write_summary,
 )
 from fedleak.sweep import SweepFolder, expand, load_study, run_sweep
 from fedleak.sweep.study import study_hash
@@ -364,8 +366,30 @@ def test_a_whole_attack(finished: Finished, tmp_path: Path, weights: Path) -> No
     assert f"{summary['attacks'][0]['lpips']:.4f}" in wide
     assert "LPIPS" not in plain_text
     # The page is made of both kinds of file.
-    for name in ("out", "bare"):
-        assert write_report(RunFolder(tmp_path / name)).is_file()
+    pages = {
+        name: write_report(RunFolder(tmp_path / name)).read_text(encoding="utf-8")
+        for name in ("out", "bare")
+    }
+    for entry in summary["attacks"]:
+        assert f">{entry['lpips']:.4f} ± " in pages["out"]
+    assert "LPIPS" not in pages["bare"]
+
+
+def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
+    settings = config(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(settings, resume=False, overwrite=False)
+    board = TensorBoard(settings, (0.0,) * 3, (1.0,) * 3)
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
+    truth = GroundTruth(pictures(1, (3, 32, 32), seed=0).float(), torch.tensor([0]))
+    found = Reconstruction((truth.inputs + 0.05).clamp(0, 1), truth.labels)
+    rows = Recorder(folder, settings, (0.0,) * 3, (1.0,) * 3).record("iga", update, truth, found)
+    board.victim_attacked("iga", "smlp", update, truth, found, rows)
+    write_summary(folder, settings, "complete", {"accuracy": None})
+    board.run_ended("complete")
+    events = EventAccumulator(str(folder.tensorboard)).Reload()
+    for tag in ("smlp/iga/lpips", "hparam/lpips iga on smlp"):
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx([rows[0]["lpips"]])
 
 
 def test_an_attack_that_was_cut_goes_on(finished: Finished, tmp_path: Path, weights: Path) -> None:

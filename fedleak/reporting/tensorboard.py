@@ -15,7 +15,7 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import Picture, RunFolder, read_rows
+from fedleak.results import LPIPS, Picture, RunFolder, read_rows
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 GRID = "reconstructions"
@@ -29,9 +29,9 @@ class TensorBoard(Observer):
 
     Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over
     the clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
-    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` by victim, ``reconstructions``
-    (original | each attack) by victim, ``config`` as text, and the hyperparameters with the final
-    metrics.
+    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` (and ``/lpips``, if measured) by
+    victim, ``reconstructions`` (original | each attack) by victim, ``config`` as text, and the
+    hyperparameters with the final metrics.
 
     Args:
         config: the run's configuration.
@@ -93,7 +93,9 @@ class TensorBoard(Observer):
         first = self._count(attack, model, len(rows))
         for victim, row in enumerate(rows, start=first):
             if truth is not None:
-                self._write("add_scalar", f"{name}/ssim", row["ssim"], victim)
+                for metric in ("ssim", LPIPS):
+                    if metric in row:
+                        self._write("add_scalar", f"{name}/{metric}", row[metric], victim)
 
     def _count(self, attack: str, model: str, new: int) -> int:
         """The number of the first of some new victims; a resumed run goes on counting."""
@@ -133,7 +135,8 @@ class TensorBoard(Observer):
         metrics = {
             f"hparam/{name} {entry['attack']} on {entry['model']}": entry[name]
             for entry in summary["attacks"]
-            for name in ("ssim", "psnr", "mse", "asr")
+            for name in ("ssim", "psnr", "mse", "asr", LPIPS)
+            if name in entry
         } | {"hparam/accuracy": summary["federation"]["accuracy"]}
         metrics = {name: value for name, value in metrics.items() if value is not None}
         # SummaryWriter.add_hparams would open a run of its own beside this one.
