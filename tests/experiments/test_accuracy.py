@@ -3,8 +3,6 @@
 import csv
 import importlib
 import json
-import os
-import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -17,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak import cli
 from fedleak.data import Npz
-from fedleak.sweep import expand, load_study
+from fedleak.sweep import expand, load_study, run_sweep
+from fedleak.sweep.schedule import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCURACY = ROOT / "experiments" / "accuracy"
@@ -216,20 +215,26 @@ def test_scripts_say_so_where_nothing_has_ended(script, sweeps, tmp_path, capsys
 # ------------------------------------------------------------------------------------ in small
 
 
-@pytest.mark.slow
-def test_the_smoke_studies_run_and_their_results_can_be_drawn(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]:
+    """A cell whose clients share its process, which saves the start of an engine."""
+    code = (
+        "import sys; from fedleak import cli; from tests.federation.runs import in_process\n"
+        "with in_process(): cli.main(sys.argv[1:])"
+    )
+    return [sys.executable, "-c", code, *run_command(settings, folder, resume)[3:]]
+
+
+def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     results = tmp_path / "results"
-
-    def run(*arguments: object) -> None:
-        command = [sys.executable, *map(str, arguments)]
-        subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300)
-
     for folder in (ACCURACY, LEVELS):
-        study = folder / "smoke.yaml"
-        run("-m", "fedleak.cli", "sweep", study, "--output", tmp_path / folder.name)
-    run(ACCURACY / "curves.py", tmp_path / ACCURACY.name, "--output", results)
-    run(LEVELS / "compare.py", tmp_path / LEVELS.name, results / "curves.csv", results)
+        study = load_study(folder / "smoke.yaml")
+        summary = run_sweep(
+            study, tmp_path / folder.name, cli._resolve, command=command_without_ray
+        )
+        assert summary["status"] == "complete"
+    script("curves").main([str(tmp_path / ACCURACY.name), "--output", str(results)])
+    script("compare").main([str(tmp_path / LEVELS.name), str(results / "curves.csv"), str(results)])
     assert {row["round"] for row in read(results / "curves.csv")} == {"0", "1", "2"}
     levels = read(results / "levels.csv")
     (noisy,) = [row for row in levels if row["victims"]]
