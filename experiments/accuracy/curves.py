@@ -11,16 +11,23 @@ table in Markdown. It can be run while a sweep is at work.
 import argparse
 import csv
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from plot import COLOURS, Line, Panel, draw
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 
 from fedleak.reporting.charts import read_scalars
 
 AXES = ("training", "defence", "model")
 COLUMNS = (*AXES, "round", "accuracy", "loss")
+
+# Okabe and Ito's colours, which the colour-blind tell apart.
+COLOURS = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F",
+)  # fmt: skip
 
 Row = dict[str, str]
 
@@ -64,27 +71,42 @@ def shared(cells: Sequence[Row]) -> list[str]:
     return [defence for defence, having in found.items() if having == models]
 
 
-def panels(rows: Sequence[Row], defences: Sequence[str]) -> list[Panel]:
+def figure(rows: Sequence[Row], defences: Sequence[str]) -> Figure:
     """A panel for each model: accuracy in per cent by round, centralised training dashed."""
-    found = []
-    highest = max(float(row["accuracy"]) for row in rows)
-    for model in dict.fromkeys(row["model"] for row in rows):
-        lines = []
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    drawing = Figure(figsize=(8.4, 3.3 * math.ceil(len(models) / 2) + 0.8), layout="constrained")
+    panels = drawing.subplots(math.ceil(len(models) / 2), 2, sharey=True, squeeze=False).flat
+    for model, panel in zip(models, panels, strict=False):
         for training in dict.fromkeys(row["training"] for row in rows):
             for index, defence in enumerate(defences):
                 points = [
-                    (float(row["round"]), 100 * float(row["accuracy"]))
+                    (int(row["round"]), 100 * float(row["accuracy"]))
                     for row in rows
                     if [row[axis] for axis in AXES] == [training, defence, model]
                 ]
                 if points:
-                    name, colour = f"{defence}, {training}", COLOURS[index % len(COLOURS)]
-                    dashed = training == "centralised"
-                    lines.append(Line(name, points, colour, dashed=dashed))
-        last = max([x for line in lines for x, _ in line.points], default=1.0)
-        across, up = (0.0, max(last, 1.0)), (0.0, 10.0 * (int(10 * highest) + 1))
-        found.append(Panel(model, "round (0: untrained)", "test accuracy, %", lines, across, up))
-    return found
+                    panel.plot(
+                        *zip(*points, strict=True),
+                        color=COLOURS[index % len(COLOURS)],
+                        linestyle="--" if training == "centralised" else "-",
+                        label=f"{defence}, {training}",
+                    )
+        panel.set(title=model, xlabel="round (0: untrained)", ylabel="test accuracy, %", ylim=0)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.label_outer()
+        panel.grid(axis="y", alpha=0.3)
+    for panel in panels:
+        panel.axis("off")
+    entries: dict[str, Artist] = {}
+    for panel in drawing.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    drawing.legend(entries.values(), entries, loc="outside lower center", ncols=3, frameon=False)
+    drawing.suptitle(
+        "Test accuracy over all test images; a round of a centralised training is an epoch",
+        size="medium",
+    )
+    return drawing
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -134,9 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("Expected at least one finished cell, found none.")
     chosen.output.mkdir(parents=True, exist_ok=True)
     write(chosen.output / "curves.csv", COLUMNS, rows)
-    found = panels(rows, shared(read(sweeps[0] / "cells.csv")))
-    note = "Test accuracy over all test images; a round of a centralised training is an epoch."
-    draw(found, note=note).save(chosen.output / "curves.png", optimize=True)
+    drawing = figure(rows, shared(read(sweeps[0] / "cells.csv")))
+    drawing.savefig(chosen.output / "curves.png", dpi=120)
     print(table(rows))
 
 

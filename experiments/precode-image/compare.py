@@ -10,26 +10,28 @@ gap in the table and missing in the figure.
 """
 
 import argparse
-import statistics
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "accuracy"))
-from curves import Row, is_complete, read, write
-from plot import COLOURS, Line, Panel, draw
+from curves import COLOURS, Row, is_complete, read, write
+from matplotlib.figure import Figure
 
 COLUMNS = (
     "model", "defence", "victims", "successes", "asr", "ssim", "ssim_std", "psnr", "psnr_std",
     "mse", "mse_std", "accuracy",
 )  # fmt: skip
 METRICS = ("ssim", "psnr", "mse")
-# Kind of defence -> colour and marker; the kind is the first word of a level's name.
+# Kind of defence, the first word of a level's name -> colour, marker, and where its levels' numbers
+# stand: points right of and above the marker, alignment.
 LOOKS = {
-    "none": (COLOURS[0], "square"),
-    "precode": (COLOURS[1], "diamond"),
-    "noise": (COLOURS[2], "circle"),
-    "pruning": (COLOURS[3], "triangle"),
+    "none": (COLOURS[0], "s", (0, 0), "center"),
+    "precode": (COLOURS[1], "D", (0, 0), "center"),
+    "noise": (COLOURS[2], "o", (8, 0), "left"),
+    "pruning": (COLOURS[3], "^", (0, -11), "center"),
 }
 
 
@@ -64,8 +66,8 @@ def join(sweep: Path, curves: Path) -> tuple[list[Row], list[Row]]:
             level["asr"] = f"{successes / len(rows):.4f}"
         for name in METRICS if rows else ():
             values = [float(row[name]) for row in rows]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            level |= {name: f"{statistics.fmean(values):.6g}", f"{name}_std": f"{spread:.6g}"}
+            spread = stdev(values) if len(values) > 1 else 0.0
+            level |= {name: f"{fmean(values):.6g}", f"{name}_std": f"{spread:.6g}"}
         if key in accuracy:
             level["accuracy"] = f"{accuracy[key]:.4f}"
         levels.append(level)
@@ -74,27 +76,58 @@ def join(sweep: Path, curves: Path) -> tuple[list[Row], list[Row]]:
     return levels, victims
 
 
-def panels(levels: Sequence[Row]) -> list[Panel]:
+def figure(levels: Sequence[Row]) -> Figure:
     """A panel for each model: attack success rate by accuracy, both in per cent."""
     whole = [level for level in levels if level["asr"] and level["accuracy"]]
-    highest = max([float(level["accuracy"]) for level in whole], default=0.1)
-    found = []
-    for model in dict.fromkeys(level["model"] for level in levels):
-        lines = []
-        for kind, (colour, marker) in LOOKS.items():
+    models = list(dict.fromkeys(level["model"] for level in levels))
+    drawing = Figure(figsize=(4.6 * len(models), 4.2), layout="constrained")
+    panels = drawing.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    for model, panel in zip(models, panels, strict=True):
+        for kind, (colour, marker, offset, align) in LOOKS.items():
             chosen = [
                 level
                 for level in whole
                 if level["model"] == model and level["defence"].split()[0] == kind
             ]
             points = [(100 * float(row["accuracy"]), 100 * float(row["asr"])) for row in chosen]
-            labels = [level["defence"].removeprefix(kind).strip() for level in chosen]
-            if points:
-                joined = len(points) > 1
-                lines.append(Line(kind, points, colour, marker, joined=joined, labels=labels))
-        across = (0.0, 100 * highest * 1.1)
-        x, y = "test accuracy of the federation, %", "attack success rate (IGA), %"
-        found.append(Panel(model, x, y, lines, across, (-8.0, 112.0)))
+            if not points:
+                continue
+            across, up = zip(*points, strict=True)
+            panel.plot(across, up, marker + "-", color=colour, label=kind, alpha=0.8)
+            for (x, y), text in together(points, [row["defence"] for row in chosen]):
+                panel.annotate(
+                    text, (x, y), offset, textcoords="offset points", color=colour,
+                    ha=align, va="center", size=8,
+                )  # fmt: skip
+        panel.set(title=model, xlabel="test accuracy of the federation, %", ylim=(-16, 116))
+        panel.set_xlim(0, 118 * max([float(level["accuracy"]) for level in whole], default=1.0))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("attack success rate (IGA), %")
+    panels[0].legend(loc="center left", frameon=False)
+    drawing.suptitle(
+        "Success: SSIM of at least 0.6 on pixels in [0, 1]. Numbers: level of the defence",
+        size="medium",
+    )
+    return drawing
+
+
+def together(
+    points: Sequence[tuple[float, float]], defences: Sequence[str], near: float = 2.5
+) -> list[tuple[tuple[float, float], str]]:
+    """Where a level's number stands; neighbours in both directions share a place."""
+    groups: list[list[int]] = []
+    for index, (x, y) in enumerate(points):
+        for group in groups:
+            if all(math.dist((x, y / 4), (points[i][0], points[i][1] / 4)) < near for i in group):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    found = []
+    for group in groups:
+        middle = (fmean(points[i][0] for i in group), fmean(points[i][1] for i in group))
+        names = [defences[i].partition(" ")[2] for i in group]
+        found.append((middle, ", ".join(filter(None, names))))
     return found
 
 
@@ -140,8 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen.results.mkdir(parents=True, exist_ok=True)
     write(chosen.results / "levels.csv", COLUMNS, levels)
     write(chosen.results / "results.csv", list(victims[0]), victims)
-    note = "Success: SSIM of at least 0.6 on pixels in [0, 1]. Numbers: level of the defence."
-    draw(panels(levels), note=note).save(chosen.results / "levels.png", optimize=True)
+    figure(levels).savefig(chosen.results / "levels.png", dpi=120)
     print(table(levels))
 
 

@@ -197,12 +197,12 @@ def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps,
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 60, [0, 20, 40, 60]), (0, 4, [0, 1, 2, 3, 4]), (-8, 112, [0, 25, 50, 75, 100])],
-)
-def test_ticks_are_round_numbers_within_the_axis(script, low, high, expected):
-    assert script("plot").ticks(low, high) == pytest.approx(expected)
+def test_numbers_of_neighbours_stand_together(script):
+    points = [(40.0, 100.0), (41.0, 100.0), (41.0, 0.0), (20.0, 0.0)]
+    levels = ["noise 0.1", "noise 1", "noise 10", "noise 30"]
+    assert script("compare").together(points, levels) == [
+        ((40.5, 100.0), "0.1, 1"), ((41.0, 0.0), "10"), ((20.0, 0.0), "30"),
+    ]  # fmt: skip
 
 
 def test_scripts_say_so_where_nothing_has_ended(script, sweeps, tmp_path, capsys):
