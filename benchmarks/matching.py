@@ -10,7 +10,7 @@ from fedleak.attacks import IGA
 from fedleak.models import SMLP, LeNet
 
 
-def mlp_matching_speedup(iterations: int = 60) -> Entry:
+def mlp_matching_speedup(iterations: int = 500) -> Entry:
     """Iterations per second on one SMLP victim, over those of the plain autograd loop."""
     updates, knowledge, _ = make_victims(SMLP, 1)
     target = tuple(updates[0].received.values())
@@ -35,7 +35,7 @@ def mlp_matching_speedup(iterations: int = 60) -> Entry:
     }
 
 
-def lenet_batched_speedup(victims: int = 32, iterations: int = 30) -> Entry:
+def lenet_batched_speedup(victims: int = 32, iterations: int = 500) -> Entry:
     """Victim-iterations per second of victims attacked together, over one by one."""
     updates, knowledge, _ = make_victims(LeNet, victims)
     few = min(4, victims)

@@ -295,8 +295,21 @@ class GradientMatching(Attack):
                 total = total + self.batch_norm * distance
             return total, (total, cost)
 
-        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row.
-        step: Step = vmap(grad(objective, has_aux=True), randomness="different")
+        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row. A row
+        # that is alone needs no batching, which takes about a fifth of the time of a small model.
+        one_row = grad(objective, has_aux=True)
+        many_rows: Step = vmap(one_row, randomness="different")
+
+        def step(
+            free: Tensors, fixed: Tensors, target: dict[str, Any]
+        ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+            if len(free["inputs"]) > 1:
+                return many_rows(free, fixed, target)
+            gradients, costs = one_row(*tree_map(lambda value: value[0], (free, fixed, target)))
+            alone: tuple[Tensors, tuple[Tensor, Tensor]]
+            alone = tree_map(lambda value: value[None], (gradients, costs))
+            return alone
+
         fixed = {name: value for name, value in state.items() if name not in free}
         try:
             step(free, fixed, target)
