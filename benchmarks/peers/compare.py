@@ -147,7 +147,7 @@ def _compare(
         ours.append(seconds_of(lambda: found.extend(IGA(iterations=iterations)(*chosen))))  # noqa: B023
         theirs.append(peer.seconds)
         results.append((peer, found[0]))
-    few = max(20, iterations // 50)
+    few = min(iterations, 500)
     together = IGA(iterations=few, at_once=batched)
     seconds = best_seconds(lambda: together(updates[:batched], knowledge[:batched]), times=2)
     similarity = [

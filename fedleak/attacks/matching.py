@@ -295,8 +295,8 @@ class GradientMatching(Attack):
                 total = total + self.batch_norm * distance
             return total, (total, cost)
 
-        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row. A row
-        # that is alone needs no batching, which takes about a fifth of the time of a small model.
+        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row.
+        # A row that is alone needs no batching, which is a fifth of the time of a small model.
         one_row = grad(objective, has_aux=True)
         many_rows: Step = vmap(one_row, randomness="different")
 

@@ -104,6 +104,14 @@ def test_rows_are_moved_as_if_each_were_alone(name: str) -> None:
     together = run([0, 1, 2])
     for row in range(3):
         assert torch.equal(together[row], run([row])[0])
+    if name == "adam":
+        expected = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([expected], lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (expected - targets).square().sum().backward()
+            optimizer.step()
+        assert torch.equal(together, expected)
     if name == "sgd":
         torch.testing.assert_close(together, targets * (1 - 0.8**5))
     if name == "lbfgs":
