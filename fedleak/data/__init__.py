@@ -1,4 +1,4 @@
-"""The private data: image sets, and how they are split over clients."""
+"""The private data: image and recommender sets, and how they are split over clients."""
 
 from fedleak.data.base import (
     ImageData,
@@ -10,22 +10,37 @@ from fedleak.data.base import (
 )
 from fedleak.data.cifar import CIFAR10, CIFAR100
 from fedleak.data.folder import ImageFolder, MedicalMNIST
+from fedleak.data.interactions import FoldInSet, InteractionSet, UserSplit, split_users
+from fedleak.data.lastfm import LastFM
+from fedleak.data.movielens import MovieLens
 from fedleak.data.npz import Npz
 from fedleak.data.partition import partition
 from fedleak.data.photos import Photos
+from fedleak.data.planted import PlantedGroups
+from fedleak.data.recommender import RecommenderData
+from fedleak.data.steam import Steam
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "FoldInSet",
     "ImageData",
     "ImageFolder",
     "ImageSet",
+    "InteractionSet",
+    "LastFM",
     "MedicalMNIST",
+    "MovieLens",
     "Npz",
     "Photos",
+    "PlantedGroups",
+    "RecommenderData",
+    "Steam",
+    "UserSplit",
     "channel_statistics",
     "denormalise",
     "normalise",
     "partition",
+    "split_users",
     "valid_range",
 ]

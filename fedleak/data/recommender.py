@@ -1,0 +1,124 @@
+"""What every recommender data set of fedleak is: users to train on, and users held out.
+
+A new one is a subclass of :class:`RecommenderData` with a ``name`` and a ``load`` method.
+"""
+
+from abc import abstractmethod
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fedleak.data.interactions import FoldInSet, Ids, InteractionSet, UserSplit, split_users
+from fedleak.errors import require
+
+
+class RecommenderData(pl.LightningDataModule):
+    """Interactions of users with items, split by users; a sample is a user's vector in {0, 1}.
+
+    A subclass sets ``name`` and implements :meth:`load`. Properties load the data when they are
+    first read, so no Trainer is needed.
+
+    Args:
+        held_out: number of users held out for validation, and for the test again, at least 1.
+        batch_size: users a batch in all loaders, at least 1.
+        split_seed: seed of the split.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    name: str  # set by each subclass; Lightning declares it, so it cannot be a ClassVar
+
+    def __init__(self, *, held_out: int, batch_size: int = 64, split_seed: int = 98765) -> None:
+        super().__init__()
+        require(held_out >= 1, f"Expected `held_out` to be at least 1, got {held_out}.")
+        require(batch_size >= 1, f"Expected `batch_size` to be at least 1, got {batch_size}.")
+        self.held_out = held_out
+        self.batch_size = batch_size
+        self.split_seed = split_seed
+        self._split: UserSplit | None = None
+
+    @abstractmethod
+    def load(self) -> tuple[Ids, Ids]:
+        """A user's and an item's id for every interaction, each int64 ``(n,)``; called once.
+
+        Raises:
+            BadInput: if the data is missing or not usable.
+        """
+
+    def item_names(self) -> list[str]:
+        """A name for every item, column by column: its number in the file, if nothing better."""
+        return [str(item) for item in self.split.items]
+
+    @property
+    def split(self) -> UserSplit:
+        """The users for training, validation and test."""
+        if self._split is None:
+            users, items = self.load()
+            self._split = split_users(users, items, held_out=self.held_out, seed=self.split_seed)
+        return self._split
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data; every call but the first does nothing.
+
+        Args:
+            stage: Lightning's stage; all stages use the same split.
+
+        Raises:
+            BadInput: if the data is missing or not usable.
+        """
+        _ = self.split
+
+    @property
+    def train_set(self) -> InteractionSet:
+        """The training users, each of them a client of a federation."""
+        return self.split.train
+
+    @property
+    def validation_set(self) -> FoldInSet:
+        """Users held out for choosing settings."""
+        return self.split.validation
+
+    @property
+    def test_set(self) -> FoldInSet:
+        """Users held out for the figures."""
+        return self.split.test
+
+    @property
+    def input_shape(self) -> tuple[int]:
+        """The number of items, as the shape of a user's vector."""
+        return (len(self.split.items),)
+
+    @property
+    def num_users(self) -> int:
+        """The number of users, those held out included."""
+        return len(self.train_set) + len(self.validation_set) + len(self.test_set)
+
+    @property
+    def num_interactions(self) -> int:
+        """The number of pairs of a user and an item, those held out included."""
+        held_out = (self.validation_set, self.test_set)
+        return int(self.train_set.matrix.nnz) + sum(
+            int(part.given.nnz + part.hidden.nnz) for part in held_out
+        )
+
+    def describe(self) -> str:
+        """The counts in a line."""
+        return (
+            f"{self.name}: {self.num_users:,} users, {self.input_shape[0]:,} items, "
+            f"{self.num_interactions:,} interactions; {self.held_out} users held out for "
+            f"validation, {self.held_out} for the test"
+        )
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Shuffled batches of training users."""
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=0)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the users held out for validation, in order: given and hidden items."""
+        return DataLoader(self.validation_set, batch_size=self.batch_size, num_workers=0)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches of the users held out for the test, in order: given and hidden items."""
+        return DataLoader(self.test_set, batch_size=self.batch_size, num_workers=0)

@@ -1,0 +1,147 @@
+"""Numbers from large text files, piece by piece; a row that is not as it should be is named."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedleak.errors import BadInput, require
+
+PIECE = 500_000  # lines read at once: some tens of megabytes
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is read.
+
+    Args:
+        name: what it is called in the result and in messages.
+        position: its place in a row, from 0.
+        kind: numpy's name of its type, such as ``i8`` or ``f4``.
+    """
+
+    name: str
+    position: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a file are written.
+
+    Args:
+        columns: the columns that are read; a row may have more.
+        delimiter: what stands between them.
+        header: whether the first line names them.
+    """
+
+    columns: Sequence[Column]
+    delimiter: str
+    header: bool = False
+
+    def describe(self) -> str:
+        """Such as ``userID, artistID, weight between tabs``."""
+        names = ", ".join(column.name for column in self.columns)
+        between = {"\t": "tabs", ",": "commas"}.get(self.delimiter, f"`{self.delimiter}`")
+        return f"numbers for {names} between {between}"
+
+
+def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
+    """Read a file in pieces, so that its text is never in memory as a whole.
+
+    Args:
+        path: the file, text in UTF-8.
+        layout: its columns.
+
+    Yields:
+        Structured arrays with a field for each column.
+
+    Raises:
+        BadInput: if the file cannot be read, or a row is not as the layout says; its line is named.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            number = 0
+            if layout.header:
+                file.readline()
+                number = 1
+            while lines := list(islice(file, PIECE)):
+                if any(line.strip() for line in lines):
+                    yield _parsed(path, lines, number, layout)
+                number += len(lines)
+    except OSError as error:
+        raise BadInput(f"Expected a file at {path}, got: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"Expected text in UTF-8 in {path}, got other bytes.") from error
+
+
+def _parsed(path: Path, lines: list[str], before: int, layout: Layout) -> npt.NDArray[Any]:
+    try:
+        return _numbers(lines, layout)
+    except ValueError:
+        # Only now is it worth while to go line by line.
+        for number, line in enumerate(lines, start=before + 1):
+            try:
+                if line.strip():
+                    _numbers([line], layout)
+            except ValueError:
+                raise BadInput(
+                    f"Expected {layout.describe()} in line {number} of {path}, got "
+                    f"`{line.strip()[:60]}`."
+                ) from None
+        raise
+
+
+def _numbers(lines: list[str], layout: Layout) -> npt.NDArray[Any]:
+    between = layout.delimiter
+    if len(between) > 1:  # numpy splits at one character
+        lines = [line.replace(between, "\t") for line in lines]
+        between = "\t"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows: npt.NDArray[Any] = np.loadtxt(
+            lines,
+            dtype=[(column.name, column.kind) for column in layout.columns],
+            delimiter=between,
+            usecols=[column.position for column in layout.columns],
+            comments=None,
+            ndmin=1,
+        )
+    for column in layout.columns:
+        if not np.isfinite(rows[column.name]).all():
+            raise ValueError(f"{column.name} is not finite")
+    return rows
+
+
+def read_pairs(
+    path: Path, layout: Layout, *, above: float | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Read who has to do with what: the first two columns of a table.
+
+    Args:
+        path: the file.
+        layout: columns of a user, an item and, if ``above`` is given, a value.
+        above: only rows whose value is larger count; none: all.
+
+    Returns:
+        Users and items, each int64 ``(rows,)``.
+
+    Raises:
+        BadInput: as :func:`read_table`, or if no row is left.
+    """
+    users, items = [], []
+    names = [column.name for column in layout.columns]
+    for piece in read_table(path, layout):
+        chosen = piece if above is None else piece[piece[names[2]] > above]
+        users.append(chosen[names[0]].astype(np.int64))
+        items.append(chosen[names[1]].astype(np.int64))
+    require(
+        sum(map(len, users)) > 0,
+        f"Expected at least one row that counts in {path}, found none.",
+    )
+    return np.concatenate(users), np.concatenate(items)
