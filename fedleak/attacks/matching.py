@@ -41,7 +41,8 @@ class GradientMatching(Attack):
     Args:
         iterations: number of optimiser steps, at least 1.
         learning_rate: the optimiser's learning rate, positive.
-        total_variation: weight of the images' total variation in the objective, at least 0.
+        total_variation: weight of the images' total variation in the objective, at least 0; inputs
+            that are no images ``(C, H, W)`` have none.
         cost: how the gradients are compared, see :mod:`fedleak.attacks.costs`.
         signed: whether Adam or SGD is given the sign of the inputs' gradient instead of the
             gradient.
@@ -274,6 +275,7 @@ class GradientMatching(Attack):
             }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
         compare = COSTS[self.cost]
+        smoothness = self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0
         weights = layer_weights(self.compared(first), self.layers)
 
         def objective(
@@ -288,8 +290,8 @@ class GradientMatching(Attack):
             )
             cost = compare({name: products[name] for name in weights}, weights)
             total = cost
-            if self.total_variation:
-                total = total + self.total_variation * total_variation(values["inputs"])
+            if smoothness:
+                total = total + smoothness * total_variation(values["inputs"])
             if self.batch_norm:
                 distance = batch_norm_distance(statistics, target["statistics"])
                 total = total + self.batch_norm * distance

@@ -4,14 +4,17 @@ from pytorch_lightning import LightningModule
 
 from fedleak.models.bottleneck import Precode, VariationalBottleneck, kl_penalty
 from fedleak.models.classifier import ImageClassifier
+from fedleak.models.fedvae import FedVAE
 from fedleak.models.lenet import LeNet, LeNetR
 from fedleak.models.mlp import DMLP, SMLP
-from fedleak.models.noise import Noise, NormalNoise, inject, noise_slots, record
+from fedleak.models.noise import DropoutNoise, Noise, NormalNoise, inject, noise_slots, record
 from fedleak.models.resnet import ResNet18
 
 __all__ = [
     "DMLP",
     "SMLP",
+    "DropoutNoise",
+    "FedVAE",
     "ImageClassifier",
     "LeNet",
     "LeNetR",

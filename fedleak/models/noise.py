@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fedleak.errors import unknown_name
+from fedleak.errors import require, unknown_name
 
 
 class Noise(nn.Module, ABC):
@@ -58,6 +58,30 @@ class NormalNoise(Noise):
     def draw(self, like: Tensor) -> Tensor:
         """See :meth:`Noise.draw`."""
         return torch.randn_like(like)
+
+
+class DropoutNoise(Noise):
+    """Masks of an inverted dropout: 0 with the probability given, and else its inverse complement.
+
+    Args:
+        probability: of a 0, from 0 to below 1.
+
+    Raises:
+        BadInput: if it is out of its range.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        require(
+            0 <= probability < 1,
+            f"Expected `dropout` to be from 0 to below 1, got {probability}.",
+        )
+        self.probability = probability
+
+    def draw(self, like: Tensor) -> Tensor:
+        """See :meth:`Noise.draw`."""
+        kept = torch.rand_like(like) >= self.probability
+        return kept.to(like.dtype) / (1 - self.probability)
 
 
 def noise_slots(model: nn.Module) -> dict[str, Noise]:

@@ -1,0 +1,228 @@
+"""The recommender: its loss, its noise, its ranking metrics, and attacks on it."""
+
+import copy
+import logging
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from fedleak.attacks import IGA, NRA
+from fedleak.data import PlantedGroups
+from fedleak.errors import BadInput
+from fedleak.models import FedVAE
+from fedleak.models.noise import DropoutNoise, inject, noise_slots, record
+from fedleak.models.ranking import ndcg, rank_scores, recall
+from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+
+ITEMS = 30
+
+
+def vae(**settings: object) -> FedVAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FedVAE(**({"input_shape": (ITEMS,), "hidden": 8, "code": 4} | settings))  # type: ignore[arg-type]
+
+
+def vectors(count: int = 3, items: int = ITEMS) -> Tensor:
+    random = torch.Generator().manual_seed(1)
+    return (torch.rand(count, items, generator=random) < 0.3).float()
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+def literal_loss(model: FedVAE, inputs: Tensor, mask: Tensor, eps: Tensor) -> float:
+    """Liang et al., equations 2, 5 and 7, number by number."""
+    weights = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
+    losses = []
+    for x, kept, e in zip(inputs.double().numpy(), mask.numpy(), eps.numpy(), strict=True):
+        h = x / math.sqrt((x**2).sum()) * kept
+        h = np.tanh(weights["encoder.0.weight"] @ h + weights["encoder.0.bias"])
+        h = weights["encoder.2.weight"] @ h + weights["encoder.2.bias"]
+        mean, log_variance = h[:4], h[4:]
+        z = mean + e * np.exp(log_variance / 2)
+        h = np.tanh(weights["decoder.0.weight"] @ z + weights["decoder.0.bias"])
+        logits = weights["decoder.2.weight"] @ h + weights["decoder.2.bias"]
+        share = logits - math.log(np.exp(logits).sum())
+        kl = sum((m * m + math.exp(v) - 1 - v) / 2 for m, v in zip(mean, log_variance, strict=True))
+        losses.append(model.beta * kl - (share * x).sum())
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_by_hand(training: bool) -> None:
+    model, inputs = vae(beta=0.3).train(training), vectors()
+    with record(model) as notes:
+        loss = model.batch_loss((inputs, torch.zeros(3, dtype=torch.long)))
+    mask, eps = torch.ones(3, ITEMS), torch.zeros(3, 4)
+    if training:
+        mask, eps = notes["dropout"][0], notes["noise"][0]
+    else:
+        assert not any(notes.values())
+    assert float(loss.detach()) == pytest.approx(literal_loss(model, inputs, mask, eps), rel=1e-5)
+
+
+def test_sizes_are_the_papers() -> None:
+    model = FedVAE(input_shape=(1000,))
+    shapes = {tuple(value.shape) for name, value in model.named_parameters() if "weight" in name}
+    assert shapes == {(600, 1000), (400, 600), (600, 200), (1000, 600)}
+    assert (model.beta, model.dropout.probability) == (0.2, 0.5)
+
+
+def test_masks_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    mask = DropoutNoise(0.3)(torch.ones(200, 500))
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert mask.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_slots() -> None:
+    assert list(noise_slots(vae())) == ["dropout", "noise"]
+    assert list(noise_slots(vae(dropout=0.0))) == ["noise"]
+
+
+def test_noise_put_in_decides_the_loss() -> None:
+    model, inputs = vae().train(), vectors()
+    batch = (inputs, torch.zeros(3, dtype=torch.long))
+    with record(model) as notes:
+        loss = model.batch_loss(batch)
+    with inject(model, {name: drawn[0] for name, drawn in notes.items()}):
+        assert torch.equal(model.batch_loss(batch), loss)
+    assert not torch.equal(model.batch_loss(batch), loss)
+
+
+def test_gradients_under_torch_func_are_autograds() -> None:
+    model, inputs = vae(dropout=0.0).eval().double(), vectors().double()
+    names = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        logits = functional_call(model, parameters, (row[None],))
+        return -(logits.log_softmax(dim=-1) * row).sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(names, inputs)
+    for position, row in enumerate(inputs):
+        logits = model(row[None])
+        expected = torch.autograd.grad(
+            -(logits.log_softmax(dim=-1) * row).sum(), list(names.values()), allow_unused=True
+        )
+        for name, value in zip(names, expected, strict=True):
+            torch.testing.assert_close(found[name][position], value)
+
+
+def test_beta_rises_and_stays() -> None:
+    model = vae(beta=0.4, anneal_steps=8)
+    assert [model.beta_at(step) for step in (0, 4, 8, 100)] == pytest.approx([0, 0.2, 0.4, 0.4])
+    assert vae(beta=0.4).beta_at(0) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"hidden": 0}, "`model.hidden` to be at least 1, got 0"),
+        ({"code": 0}, "`model.code` to be at least 1, got 0"),
+        ({"anneal_steps": -1}, "`model.anneal_steps` to be at least 0, got -1"),
+        ({"beta": -0.1}, "`model.beta` to be at least 0, got -0.1"),
+        ({"dropout": 1.0}, "`dropout` to be from 0 to below 1, got 1.0"),
+        ({"learning_rate": 0.0}, "`model.learning_rate` to be positive, got 0.0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        vae(**settings)
+
+
+# ---------------------------------------------------------------------------- the ranking metrics
+
+
+def literal_metrics(scores: Tensor, hidden: Tensor, k: int) -> tuple[float, float]:
+    """NDCG and recall of one user, from the definitions."""
+    order = sorted(range(len(scores)), key=lambda item: -float(scores[item]))[:k]
+    relevant = {item for item in range(len(scores)) if hidden[item] > 0}
+    gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(order) if item in relevant)
+    best = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(relevant))))
+    return gain / best, len(relevant & set(order)) / min(k, len(relevant))
+
+
+@pytest.mark.parametrize("k", [1, 4, 100])
+def test_ranking_metrics_by_hand(k: int) -> None:
+    random = torch.Generator().manual_seed(3)
+    scores = torch.randn(5, ITEMS, generator=random)
+    given, hidden = vectors(5), vectors(5).flip(1)
+    hidden = hidden * (given == 0)
+    ranked = rank_scores(scores, given)
+    expected = [literal_metrics(*pair, k) for pair in zip(ranked, hidden, strict=True)]
+    assert ndcg(ranked, hidden, k).tolist() == pytest.approx([pair[0] for pair in expected])
+    assert recall(ranked, hidden, k).tolist() == pytest.approx([pair[1] for pair in expected])
+
+
+def test_given_items_are_never_recommended() -> None:
+    scores = torch.tensor([[9.0, 1.0, 2.0, 3.0]])
+    given, hidden = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 1.0]])
+    ranked = rank_scores(scores, given)
+    assert ndcg(ranked, hidden, 1).item() == 1
+    assert recall(ranked, hidden, 1).item() == 1
+
+
+def test_training_finds_the_planted_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "level", logging.ERROR)
+    data = PlantedGroups()
+    torch.manual_seed(0)
+    model = FedVAE(input_shape=data.input_shape, hidden=64, code=16)
+    trainer = pl.Trainer(
+        max_epochs=40, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(model, data)
+    (found,) = trainer.test(model, data, verbose=False)
+    given = torch.stack([pair[0] for pair in data.test_set])
+    hidden = torch.stack([pair[1] for pair in data.test_set])
+    popular = torch.from_numpy(data.train_set.matrix.sum(axis=0)).float()
+    ranked = rank_scores(popular.expand(len(given), -1), given)
+    assert found["test/recall@20"] > 2 * recall(ranked, hidden, 20).mean()
+    assert found["test/ndcg@100"] > 1.3 * ndcg(ranked, hidden, 100).mean()
+
+
+# ------------------------------------------------------------------------------------ the attacks
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_noise_restoring_attack_reads_a_users_items(dropout: float) -> None:
+    model, inputs = vae(dropout=dropout).train(), vectors(1)
+    labels = torch.zeros(1, dtype=torch.long)
+    sent = copy.deepcopy(model.state_dict())
+    torch.manual_seed(5)
+    gradient = torch.autograd.grad(batch_loss(model, (inputs, labels)), model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    update = InterceptedUpdate(
+        1, 0, "fedsgd", 1, "fedvae", sent, dict(zip(names, gradient, strict=True))
+    )
+    knowledge = Knowledge(model=model, input_shape=(ITEMS,), num_classes=1, labels=labels)
+    (found,) = NRA(iterations=600, restarts=4)([update], knowledge)
+    assert torch.equal((found.inputs >= 0.6).float(), inputs)
+    assert set(found.noise) == ({"dropout", "noise"} if dropout else {"noise"})
+    (blind,) = IGA(iterations=600, restarts=4)([update], knowledge)
+    assert found.cost < 0.1 * blind.cost
+
+
+def test_vectors_have_no_total_variation() -> None:
+    model, inputs = vae(dropout=0.0).eval(), vectors(1)
+    labels = torch.zeros(1, dtype=torch.long)
+    gradient = torch.autograd.grad(batch_loss(model, (inputs, labels)), model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    update = InterceptedUpdate(
+        1, 0, "fedsgd", 1, "fedvae", dict(model.state_dict()),
+        dict(zip(names, gradient, strict=True)),
+    )  # fmt: skip
+    knowledge = Knowledge(
+        model=model, input_shape=(ITEMS,), num_classes=1, labels=labels, training=False
+    )
+    found = [
+        IGA(iterations=20, total_variation=weight)([update], knowledge)[0].inputs
+        for weight in (0.0, 10.0)
+    ]
+    assert torch.equal(*found)
