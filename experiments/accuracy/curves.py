@@ -91,10 +91,10 @@ def figure(rows: Sequence[Row], defences: Sequence[str]) -> Figure:
                         linestyle="--" if training == "centralised" else "-",
                         label=f"{defence}, {training}",
                     )
-        panel.set(title=model, xlabel="round (0: untrained)", ylabel="test accuracy, %", ylim=0)
+        panel.set(title=model, xlabel="round (0: untrained)", ylim=0)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.label_outer()
         panel.grid(axis="y", alpha=0.3)
+    drawing.supylabel("test accuracy, %", size="medium")
     for panel in panels:
         panel.axis("off")
     entries: dict[str, Artist] = {}

@@ -10,7 +10,6 @@ gap in the table and missing in the figure.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +29,8 @@ METRICS = ("ssim", "psnr", "mse")
 LOOKS = {
     "none": (COLOURS[0], "s", (0, 0), "center"),
     "precode": (COLOURS[1], "D", (0, 0), "center"),
-    "noise": (COLOURS[2], "o", (8, 0), "left"),
-    "pruning": (COLOURS[3], "^", (0, -11), "center"),
+    "noise": (COLOURS[2], "o", (7, 4), "left"),
+    "pruning": (COLOURS[3], "^", (4, -11), "right"),
 }
 
 
@@ -100,7 +99,7 @@ def figure(levels: Sequence[Row]) -> Figure:
                     ha=align, va="center", size=8,
                 )  # fmt: skip
         panel.set(title=model, xlabel="test accuracy of the federation, %", ylim=(-16, 116))
-        panel.set_xlim(0, 118 * max([float(level["accuracy"]) for level in whole], default=1.0))
+        panel.set_xlim(0, 122 * max([float(level["accuracy"]) for level in whole], default=1.0))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("attack success rate (IGA), %")
     panels[0].legend(loc="center left", frameon=False)
@@ -112,13 +111,13 @@ def figure(levels: Sequence[Row]) -> Figure:
 
 
 def together(
-    points: Sequence[tuple[float, float]], defences: Sequence[str], near: float = 2.5
+    points: Sequence[tuple[float, float]], defences: Sequence[str], near: float = 4.0
 ) -> list[tuple[tuple[float, float], str]]:
-    """Where a level's number stands; neighbours in both directions share a place."""
+    """Where a level's number stands; neighbours of one height share a place."""
     groups: list[list[int]] = []
     for index, (x, y) in enumerate(points):
         for group in groups:
-            if all(math.dist((x, y / 4), (points[i][0], points[i][1] / 4)) < near for i in group):
+            if all(abs(x - points[i][0]) < near and y == points[i][1] for i in group):
                 group.append(index)
                 break
         else:
