@@ -30,7 +30,7 @@ LOOKS = {
     "none": (COLOURS[0], "s", (0, 0), "center"),
     "precode": (COLOURS[1], "D", (0, 0), "center"),
     "noise": (COLOURS[2], "o", (7, 4), "left"),
-    "pruning": (COLOURS[3], "^", (4, -11), "right"),
+    "pruning": (COLOURS[3], "^", (-6, -11), "center"),
 }
 
 
