@@ -180,8 +180,11 @@ class _Work:
         """Whether the folder holds this run from beginning to end; then ``summary`` is read."""
         if not self.folder.summary.is_file():
             return False
-        self.summary = json.loads(self.folder.summary.read_text(encoding="utf-8"))
-        return bool(self.summary["status"] == "complete")
+        try:
+            self.summary = json.loads(self.folder.summary.read_text(encoding="utf-8"))
+            return bool(self.summary["status"] == "complete")
+        except (ValueError, TypeError, KeyError):
+            return False  # it is damaged, and will be written anew
 
     @contextmanager
     def status(self) -> Iterator[None]:

@@ -71,7 +71,8 @@ def prepare(config: RunConfig) -> Parts:
         if None not in reasons:
             raise BadInput(
                 f"Expected a model that {attack.name} can attack, but {reasons[0]}: "
-                "set `model.precode`, or leave the attack out."
+                "choose another `model` (`model.precode` makes one draw noise) or other settings, "
+                "or leave the attack out."
             )
     return Parts(data, models, attacks)
 

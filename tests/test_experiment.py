@@ -439,6 +439,18 @@ def test_resuming_a_complete_run_does_nothing(finished: Finished) -> None:
     assert changed <= {"config.yaml", finished.folder.path.name}
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}"])
+def test_a_damaged_summary_is_written_anew(finished: Finished, tmp_path: Path, text: str) -> None:
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    config = replace(finished.config, output=str(tmp_path / "run"))
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(text, encoding="utf-8")
+    experiment.run(config, resume=True)
+    again = json.loads(summary.read_text(encoding="utf-8"))
+    assert again["status"] == "complete"
+    assert again["attacks"] == finished.summary["attacks"]
+
+
 def test_overwriting_begins_again(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run", rounds=2, attacks=(attack_plugin("iga"),))
     run(config)

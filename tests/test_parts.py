@@ -153,7 +153,7 @@ def test_no_data_set(configured) -> None:
 def test_an_attack_that_makes_no_sense_on_any_model(configured) -> None:
     attack = Plugin("fedleak.attacks.nra.NRA")
     with pytest.raises(
-        BadInput, match=r"model that nra can attack, but .* draws none: set `model.p"
+        BadInput, match=r"model that nra can attack, but .* draws none: choose .*`model.p"
     ):
         prepare(configured(attacks=(attack,)))
     guarded = Plugin(PERCEPTRON, {"width": 6, "precode": {"bottleneck_size": 3}})

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,19 @@ class Problem:
         like = next(iter(self.gradient.values()))
         return torch.randn(shape, generator=self.generator, dtype=like.dtype).to(like.device)
 
+    def noise(self, slot: str, shape: Sequence[int]) -> Tensor:
+        """A draw of a slot's own noise from the problem's generator.
+
+        Args:
+            slot: the slot's path, one of ``noise_shapes``.
+            shape: shape of the draw.
+        """
+        like = next(iter(self.gradient.values()))
+        drawn = noise_slots(self.model)[slot].draw(
+            torch.empty(*shape, dtype=like.dtype), self.generator
+        )
+        return drawn.to(like.device)
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -79,8 +92,8 @@ class Reconstruction:
 
     @property
     def cost(self) -> float:
-        """The lowest cost, that of the reconstruction; NaN for an attack that has none."""
-        return min((cost for _, cost in self.costs), default=float("nan"))
+        """The cost of the reconstruction, with which its course ends; NaN if there is none."""
+        return self.costs[-1][1] if self.costs else float("nan")
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class Attack(ABC):
             len(known) == len(updates),
             f"Expected `knowledge` once or for each of {len(updates)} updates, got {len(known)}.",
         )
-        with _random_state_kept(seed):
+        with _random_state_kept(seed), _full_precision():
             models: list[_Loaded] = []
             problems = [
                 _prepare(update, facts, seed, device, models)
@@ -289,6 +302,23 @@ def _random_state_kept(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Within the block, a GPU computes in float32 where float32 is asked for, and not in TF32.
+
+    Costs end at a millionth and below, which the ten bits of TF32 cannot tell apart.
+    """
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def _packed(result: Reconstruction, seconds: float) -> Reconstruction:

@@ -65,17 +65,19 @@ def relative_error(
     """Mean over the parameters of squared distance over squared norm of the target: 0 or more.
 
     Every parameter counts alike, however small its gradient, so that large layers do not drown the
-    others.
+    others; but for one of next to no gradient, which is all rounding.
 
     Args:
         products: products by parameter name.
         weights: of each parameter in the mean.
     """
     errors, shares = [], []
+    whole = torch.stack([target for _, _, target in products.values()]).sum()
+    limits = torch.finfo(whole.dtype)
+    least = (limits.eps * whole).clamp_min(limits.tiny)
     for name, (inner, dummy, target) in products.items():
-        tiny = torch.finfo(target.dtype).tiny
         share = (weights or {}).get(name, 1.0)
-        errors.append(share * (dummy - 2 * inner + target) / target.clamp_min(tiny))
+        errors.append(share * (dummy - 2 * inner + target) / torch.maximum(target, least))
         shares.append(share)
     return torch.stack(errors).sum() / sum(shares)
 

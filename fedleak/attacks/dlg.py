@@ -25,7 +25,8 @@ class DLG(GradientMatching):
         restarts: see :class:`GradientMatching`.
         patience: see :class:`GradientMatching`.
         at_once: see :class:`GradientMatching`.
-        precision: see :class:`GradientMatching`.
+        precision: see :class:`GradientMatching`; in float32 the squared distance is lost in
+            rounding, and the line search with it, long before the picture is there.
     """
 
     name: ClassVar[str] = "dlg"
@@ -44,7 +45,7 @@ class DLG(GradientMatching):
         restarts: int = 1,
         patience: int | None = None,
         at_once: int = 16,
-        precision: Literal["float32", "float64"] | None = None,
+        precision: Literal["float32", "float64"] | None = "float64",
     ) -> None:
         super().__init__(
             iterations=iterations,

@@ -18,7 +18,8 @@ class Kept(NamedTuple):
 
     Args:
         variables: the variables of the best iterate.
-        costs: the lowest cost so far, at some iterations, the last included.
+        costs: the lowest cost so far, at some iterations; last, the cost of the best iterate, which
+            is higher by rounding at most.
         iterations: the number of iterations that were done.
     """
 
@@ -41,7 +42,8 @@ class BestIterates:
     def __init__(self, state: Tensors, rounding: Tensor, patience: int | None) -> None:
         inputs = state["inputs"]
         rows = len(inputs)
-        self.costs = inputs.new_full((rows,), float("inf"))
+        self.costs = inputs.new_full((rows,), float("inf"))  # the lowest ones
+        self._kept_costs = self.costs.clone()  # those of the iterates that are kept
         self._rounding = rounding
         self._patience = patience
         self._variables = {name: value.clone() for name, value in state.items()}
@@ -55,9 +57,14 @@ class BestIterates:
         """Take the rows of ``state`` whose costs ``(rows,)`` are none higher than before."""
         better = (costs < self.costs + self._rounding) & ~self._settled
         self.costs = torch.where(better, costs.minimum(self.costs), self.costs)
+        self._kept_costs = torch.where(better, costs, self._kept_costs)
         self._variables = {n: _choose(better, state[n], old) for n, old in self._variables.items()}
         if self._patience is not None:
-            fallen = self.costs < 0.99 * self._mark
+            # A cost may be below 0, by rounding; then a share of it is nothing to go by.
+            least = torch.maximum(0.01 * self._mark.abs(), self._rounding)
+            fallen = self.costs.isfinite() & (
+                self._mark.isinf() | (self._mark - self.costs > least)
+            )
             self._mark = torch.where(fallen, self.costs, self._mark)
             self._since = torch.where(fallen, iteration, self._since)
             settled = iteration - self._since >= self._patience
@@ -81,23 +88,26 @@ class BestIterates:
             stopped = int(self._stopped[row])
             last = iteration if stopped < 0 else stopped
             costs = [(at, float(cost[row])) for at, cost in self._history if at < last]
-            costs.append((last, float(self.costs[row])))
+            costs.append((last, float(self._kept_costs[row])))
             variables = {name: value[row] for name, value in self._variables.items()}
             results.append(Kept(variables, costs, last))
         return results
 
 
-def rounding_of(cost: str, target: Mapping[str, tuple[Tensor, ...]]) -> Tensor:
+def rounding_of(
+    cost: str, target: Mapping[str, tuple[Tensor, ...]], weights: Mapping[str, float]
+) -> Tensor:
     """How far costs of equal gradients may lie apart in the arithmetic that is used.
 
     Args:
         cost: the cost's name.
         target: for each parameter, tensors whose last ``(rows,)`` is the target's squared norm.
+        weights: of the parameters that are compared.
 
     Returns:
         A difference for each row.
     """
-    norms = torch.stack([values[-1] for values in target.values()])
+    norms = torch.stack([weight * target[name][-1] for name, weight in weights.items()])
     scale = norms.sum(dim=0) if cost == "squared_error" else torch.ones_like(norms[0])
     return ROUNDING * torch.finfo(norms.dtype).eps * scale
 

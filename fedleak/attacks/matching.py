@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -152,6 +153,11 @@ class GradientMatching(Attack):
         if self.batch_norm and not has_statistics(knowledge.model):
             kind = type(knowledge.model).__name__
             return f"`batch_norm` needs running statistics and {kind} keeps none"
+        names = [name for name, _ in knowledge.model.named_parameters()]
+        for pattern in self.layers or {}:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                kind = type(knowledge.model).__name__
+                return f"`layers.{pattern}` fits no parameter of {kind}"
         return super().refuses(knowledge)
 
     def refuses_device(self, device: str) -> str | None:
@@ -163,6 +169,12 @@ class GradientMatching(Attack):
     def compared(self, problem: Problem) -> list[str]:
         """The parameters whose gradients are compared: all, unless a plugin leaves some out."""
         return list(problem.gradient)
+
+    def _weights(self, problem: Problem) -> dict[str, float]:
+        """Weights of what is compared; parameters that a client does not train tell nothing."""
+        names, model = self.compared(problem), problem.knowledge.model
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        return layer_weights([n for n in names if n in trained] or names, self.layers)
 
     def labels_of(self, problem: Problem) -> Tensor:
         """The labels ``(num_samples,)`` that the server knows or recovers."""
@@ -187,13 +199,14 @@ class GradientMatching(Attack):
         if self.box:
             torch.clamp(state["inputs"], low, high, out=state["inputs"])
         drop_at = {int(self.iterations * share) for share in DECAY_AT} if self.decay else set()
-        best = BestIterates(state, rounding_of(self.cost, target["gradient"]), self.patience)
+        rounding = rounding_of(self.cost, target["gradient"], self._weights(first))
+        best = BestIterates(state, rounding, self.patience)
         iteration = 0
         for iteration in range(self.iterations + 1):
             for name in fixed:
                 if name.startswith(NOISE):
                     # Whoever ignores the noise draws afresh every time.
-                    drawn = _starts(problems, state[name].shape[1:], self.restarts)
+                    drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
             gradients, (_, costs) = step(free, fixed, target)
             best.update(iteration, costs, state)
@@ -244,9 +257,17 @@ class GradientMatching(Attack):
         else:
             labels = torch.stack([self.labels_of(problem) for problem in problems])
             state["labels"] = labels.repeat_interleave(starts, dim=0)
-        for slot, shape in first.noise_shapes.items():
-            state[NOISE + slot] = _starts(problems, shape, starts).to(kind)
+        for slot in first.noise_shapes:
+            state[NOISE + slot] = self._noise_starts(problems, slot).to(kind)
         return state
+
+    def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
+        """Noise of a slot, row by row: what it draws, or a normal start where it is restored."""
+        shape = problems[0].noise_shapes[slot]
+        if self.restores_noise:
+            return _starts(problems, shape, self.restarts)
+        rows = (self.restarts, *shape)
+        return torch.cat([problem.noise(slot, rows) for problem in problems])
 
     def _step(
         self, problems: Sequence[Problem], state: Tensors, free: Tensors
@@ -276,7 +297,7 @@ class GradientMatching(Attack):
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
         compare = COSTS[self.cost]
         smoothness = self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0
-        weights = layer_weights(self.compared(first), self.layers)
+        weights = self._weights(first)
 
         def objective(
             free: Tensors, fixed: Tensors, target: dict[str, Any]

@@ -30,14 +30,14 @@ def batch_norm_distance(
 
     Args:
         statistics: of the dummy batch: mean and variance ``(channels,)`` by batch-norm layer.
-        target: the expected ones, by the same names.
+        target: the expected ones, of some or all of these layers.
 
     Returns:
         A scalar: the Euclidean distances of means and of variances, summed over the layers.
     """
     total = []
-    for name, values in statistics.items():
-        for value, wanted in zip(values, target[name], strict=True):
+    for name, expected in target.items():
+        for value, wanted in zip(statistics[name], expected, strict=True):
             # The root's slope at 0 is infinite, which the smallest number above 0 mends.
             squares = (value - wanted).square().sum()
             total.append((squares + torch.finfo(squares.dtype).tiny).sqrt())

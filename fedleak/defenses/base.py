@@ -86,9 +86,9 @@ def protect(
         memory: what the defences kept of earlier rounds, by ``position/name``; changed in place.
 
     Returns:
-        The update to be sent, and for each defence ``defense/NAME/`` norm (of the update after
-        it), sparsity (share of zeros), and snr_db (squared norm before over that of the change, in
-        dB; infinite if it changed nothing).
+        The update to be sent, and for each defence ``defense/NAME/`` (``NAME 2`` for the second one
+        of that name) norm (of the update after it), sparsity (share of zeros), and snr_db (squared
+        norm before over that of the change, in dB; infinite if it changed nothing).
     """
     generator = torch.Generator().manual_seed(seed)
     report: dict[str, float] = {}
@@ -98,8 +98,10 @@ def protect(
         before = outgoing.update
         after = defense.protect(outgoing, generator=generator, memory=own)
         memory.update({f"{prefix}{name}": value for name, value in own.items()})
+        earlier = sum(other.name == defense.name for other in defenses[:position])
+        name = f"{defense.name} {earlier + 1}" if earlier else defense.name
         for figure, value in _effect(before, after).items():
-            report[f"defense/{defense.name}/{figure}"] = value
+            report[f"defense/{name}/{figure}"] = value
         outgoing = replace(outgoing, update=after)
     return outgoing.update, report
 

@@ -170,7 +170,9 @@ class _Capture(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.max_steps == 1:
             self.gradient = {
-                name: torch.zeros_like(value) if value.grad is None else value.grad.detach().clone()
+                name: (torch.zeros_like(value) if value.grad is None else value.grad.detach())
+                .cpu()
+                .clone()
                 for name, value in module.named_parameters()
             }
 

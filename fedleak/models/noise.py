@@ -27,8 +27,13 @@ class Noise(nn.Module, ABC):
         self._recorded: list[Tensor] | None = None
 
     @abstractmethod
-    def draw(self, like: Tensor) -> Tensor:
-        """A fresh draw of the shape, type and device of ``like``, from torch's global generator."""
+    def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A fresh draw of the shape, type and device of ``like``.
+
+        Args:
+            like: any tensor.
+            generator: where to draw from; none: torch's global generator.
+        """
 
     def forward(self, like: Tensor) -> Tensor:
         """The slot's noise for a tensor of shape ``(batch, ...)``.
@@ -55,9 +60,11 @@ class Noise(nn.Module, ABC):
 class NormalNoise(Noise):
     """Standard normal noise, N(0, 1)."""
 
-    def draw(self, like: Tensor) -> Tensor:
+    def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Noise.draw`."""
-        return torch.randn_like(like)
+        if generator is None:
+            return torch.randn_like(like)
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 class DropoutNoise(Noise):
@@ -78,9 +85,13 @@ class DropoutNoise(Noise):
         )
         self.probability = probability
 
-    def draw(self, like: Tensor) -> Tensor:
+    def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Noise.draw`."""
-        kept = torch.rand_like(like) >= self.probability
+        if generator is None:
+            even = torch.rand_like(like)
+        else:
+            even = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        kept = even >= self.probability
         return kept.to(like.dtype) / (1 - self.probability)
 
 

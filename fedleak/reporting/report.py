@@ -22,6 +22,7 @@ from PIL import Image
 
 from fedleak.config import RunConfig
 from fedleak.data import ImageData
+from fedleak.errors import BadInput, require
 from fedleak.parts import make_data
 from fedleak.registry import load_class, short_name
 from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
@@ -112,7 +113,7 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
         BadInput: if the folder is not a run's, or a file in it is damaged.
     """
     config = RunConfig.load(folder.config)
-    summary = json.loads(folder.summary.read_text("utf-8")) if folder.summary.is_file() else {}
+    summary = _summary(folder)
     with TemporaryDirectory() as scratch:
         rows = _whole_rows(folder, Path(scratch) / "all.csv")
         samples = sorted({_sample(row) for row in rows})
@@ -140,6 +141,22 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
     part = folder.path / "report.part"
     part.write_text(page, encoding="utf-8")
     return part.replace(part.with_suffix(".html"))
+
+
+def _summary(folder: RunFolder) -> dict[str, Any]:
+    if not folder.summary.is_file():
+        return {}
+    try:
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(
+            f"Expected JSON in {folder.summary}, got: {error}; `fedleak run --resume` writes it."
+        ) from error
+    require(
+        isinstance(summary, dict),
+        f"Expected a run's summary in {folder.summary}, got another file.",
+    )
+    return summary  # type: ignore[no-any-return]
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -29,11 +29,14 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     rounds = victims.rounds or range(1, federation.rounds + 1)
     named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
     untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
+    guard = config.defense_name
+    defended = "" if guard == "none" else f"defended by {guard}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
             f"{federation.protocol}, batch size {federation.batch_size}, "
-            f"labels {victims.labels_text}, round {named} of {federation.rounds}{untrained}, "
+            f"labels {victims.labels_text}, clients in {federation.mode} mode, {defended}"
+            f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
             f"Means over n samples; success: SSIM >= {config.metrics.success_threshold:g}. "
             f"Metrics on {SPACES[config.metrics.space]}."

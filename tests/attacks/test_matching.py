@@ -4,6 +4,7 @@ import math
 from shutil import which
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from torch.nn import functional
 from fedleak.attacks import DLG, IDLG, IGA, NRA, Reconstruction
 from fedleak.attacks.base import _prepare
 from fedleak.attacks.costs import COSTS, Products, layer_weights
+from fedleak.attacks.iterates import BestIterates, rounding_of
 from fedleak.attacks.optimizers import OPTIMIZERS
 from fedleak.attacks.priors import batch_norm_distance
 from fedleak.attacks.statistics import expected_statistics
 from fedleak.attacks.tracing import Step, Traced
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
-from fedleak.models import LeNet
+from fedleak.models import DropoutNoise, LeNet
 from fedleak.updates import Tensors
 from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim
 from tests.reference import cost_of, dense_gradient
@@ -131,7 +133,7 @@ def smooth_victim() -> Victim:
 @pytest.mark.parametrize("kind", [DLG, IDLG])
 def test_dlg_reconstructs_in_its_papers_setting(kind: type[DLG]) -> None:
     victim = smooth_victim()
-    attack = kind(iterations=25, precision="float64", restarts=2)
+    attack = kind(iterations=25, restarts=2)
     (result,) = attack([victim.update], victim.knowledge)
     assert label_recovery_rate(victim.truth.labels, result.labels) == 1
     error = (result.inputs - victim.truth.inputs).square().mean()
@@ -267,6 +269,153 @@ def test_each_number_of_rows_has_its_record(
         [victim.update], victim.knowledge
     )
     assert recorded == ([2, 1] if optimizer == "lbfgs" else [2])
+
+
+class Branching(nn.Module):
+    """A classifier whose loss looks at a number, as many do to find NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, CLASSES)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+        if not torch.isfinite(loss):
+            raise ValueError("diverged")
+        return loss
+
+
+class Outside(Branching):
+    """A classifier that draws where torch does not see it."""
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        noisy = batch[0] + float(DRAWS.normal())
+        return functional.cross_entropy(self.layer(noisy.flatten(1)), batch[1])
+
+
+DRAWS = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("kind", [Branching, Outside])
+def test_what_cannot_be_recorded_is_computed_as_it_is(
+    kind: type[Branching], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        victim = make_victim(kind(), SHAPE)
+    attack = IGA(iterations=60, compile="trace", signed=False, learning_rate=1e-9, box=False)
+    (result,) = attack([victim.update], victim.knowledge)
+    # The inputs hardly move: another cost is another draw.
+    assert (result.cost < result.costs[0][1] - 1e-4) == (kind is Outside)
+
+
+def test_frozen_parameters_are_not_compared() -> None:
+    def run(frozen: bool, layers: dict[str, float] | None) -> Reconstruction:
+        victim = case_victim(MODELS[2], precode=False)
+        for name, value in victim.model.named_parameters():
+            if name.startswith("features.0"):
+                value.requires_grad_(not frozen)
+                # A client that does not train a layer has no gradient of it to send.
+                victim.update.received[name] = torch.zeros_like(value)
+        return IGA(iterations=5, layers=layers)([victim.update], victim.knowledge)[0]
+
+    left_out = run(False, {"*": 1, "features.0.*": 0})
+    assert torch.equal(run(True, None).inputs, left_out.inputs)
+    assert not torch.equal(run(False, None).inputs, left_out.inputs)
+
+
+def test_who_ignores_noise_draws_what_the_slot_draws() -> None:
+    class Dropping(Branching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = DropoutNoise(0.75)
+
+        def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            inputs = batch[0].flatten(1)
+            return functional.cross_entropy(self.layer(inputs * self.mask(inputs)), batch[1])
+
+    victim = make_victim(Dropping(), SHAPE)
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    drawn = IGA()._noise_starts([problem], "mask")
+    assert drawn.shape == (1, 1, 64)
+    assert drawn.unique().tolist() == [0, 4]
+    assert NRA()._noise_starts([problem], "mask").unique().numel() == 64
+
+
+@pytest.mark.parametrize(
+    ("cost", "weights", "expected"),
+    [
+        ("cosine", {"a": 1.0, "b": 1.0}, 1.0),
+        ("squared_error", {"a": 1.0, "b": 1.0}, 104.0),
+        ("squared_error", {"a": 0.5}, 2.0),
+    ],
+)
+def test_rounding_counts_what_is_compared(
+    cost: str, weights: dict[str, float], expected: float
+) -> None:
+    target = {"a": (torch.zeros(1, 2), torch.tensor([4.0])), "b": (torch.tensor([100.0]),)}
+    found = rounding_of(cost, target, weights)
+    assert found.item() == pytest.approx(16 * 2**-23 * expected)
+
+
+def test_patience_ends_where_costs_are_below_nothing() -> None:
+    """By rounding the cosine distance may be negative, and a share of it no progress at all."""
+    state = {"inputs": torch.zeros(1, 2), "labels": torch.zeros(1)}
+    best = BestIterates(state, torch.tensor([1e-6]), patience=10)
+    for iteration in range(40):
+        best.update(iteration, torch.tensor([1.0 if iteration < 5 else -4e-7]), state)
+        best.note(iteration)
+    assert best.all_settled()
+    assert best.kept(1, 39)[0].iterations == 15
+
+
+def test_the_cost_is_that_of_the_iterate_that_is_kept() -> None:
+    state = {"inputs": torch.zeros(1, 1), "labels": torch.zeros(1)}
+    best = BestIterates(state, torch.tensor([0.5]), patience=None)
+    for iteration, cost in enumerate((3.0, 1.0, 1.25, 9.0)):
+        state["inputs"][:] = iteration
+        best.update(iteration, torch.tensor([cost]), state)
+    (kept,) = best.kept(1, 3)
+    assert kept.variables["inputs"].item() == 2
+    assert kept.costs == [(3, 1.25)]
+
+
+def test_a_parameter_without_gradient_does_not_drown_the_others() -> None:
+    def products(dummy: float, target: float) -> Products:
+        return Products(*(torch.tensor(v) for v in (dummy * target, dummy**2, target**2)))
+
+    both = {"a": products(2.0, 1.0), "b": products(1e-6, 0.0)}
+    assert COSTS["relative_error"](both, None) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_layer_without_statistics_is_no_matter() -> None:
+    model = normed()
+    model.body.append(nn.BatchNorm1d(CLASSES, track_running_stats=False))
+    victim = make_victim(model, SHAPE, batch=2)
+    (result,) = IGA(iterations=2, batch_norm=0.1)([victim.update], victim.knowledge)
+    assert result.inputs.isfinite().all()
+
+
+def test_layers_that_fit_nothing_are_refused() -> None:
+    victim = case_victim(MODELS[2], precode=False)
+    reason = IGA(layers={"*": 1, "head.*": 2}).refuses(victim.knowledge)
+    assert "`layers.head.*` fits no parameter of LeNet" in str(reason)
+
+
+def test_a_gpu_would_compute_in_full_precision() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    seen: list[bool] = []
+
+    class Looking(IGA):
+        def run_many(self, *arguments: Any) -> list[Reconstruction]:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return super().run_many(*arguments)
+
+    victim = case_victim(MODELS[0], precode=False)
+    Looking(iterations=1)([victim.update], victim.knowledge)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_double_precision_on_request() -> None:

@@ -88,6 +88,14 @@ def test_reported_effect_by_hand():
     assert unchanged["defense/clipping/snr_db"] == math.inf
 
 
+def test_two_of_a_name_are_told_apart():
+    outgoing = Outgoing({"a": torch.tensor([3.0, -4.0])}, torch.nn.Linear(1, 1))
+    defenses = [Clipping(max_norm=2.5), Clipping(max_norm=1.0)]
+    _, report = apply(defenses, outgoing, seed=0, memory={})
+    assert report["defense/clipping/norm"] == pytest.approx(2.5)
+    assert report["defense/clipping 2/norm"] == pytest.approx(1.0)
+
+
 def test_defences_act_one_after_the_other():
     outgoing = Outgoing({"a": torch.tensor([3.0, -4.0, 0.1, 0.2])}, torch.nn.Linear(1, 1))
     after, report = apply([Pruning(ratio=0.5), Clipping(max_norm=1)], outgoing, seed=0, memory={})

@@ -613,3 +613,11 @@ def test_data_files_are_beside_the_module():
     folder = Path(sys.modules["fedleak.reporting.report"].__file__).parent
     assert (folder / "report_template.html").is_file()
     assert (folder / "report_style.css").is_file()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_summary_is_named(tmp_path, text):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    folder.summary.write_text(text)
+    with pytest.raises(BadInput, match=r"in .*summary.json, got"):
+        write_report(folder)
