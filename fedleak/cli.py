@@ -30,11 +30,12 @@ from fedleak.reporting import (
     paths_line,
     plugin_table,
     results_table,
+    rounds_table,
     write_picture,
     write_report,
     write_tables,
 )
-from fedleak.results import RunFolder
+from fedleak.results import RunFolder, read_rows
 from fedleak.sweep import load_study, run_sweep
 
 # Seconds that the first signal gives to come to an orderly end; the next one after them ends all.
@@ -114,6 +115,9 @@ def _command(settings: Namespace, console: Console) -> None:
             summary = experiment.attack(Path(chosen.source), config, observers, **flags)
     if summary["attacks"]:
         console.print(results_table(summary, config))
+    by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results))
+    if by_round is not None:
+        console.print(by_round)
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)

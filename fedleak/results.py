@@ -316,6 +316,28 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return entries
 
 
+def summarise_rounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table of means round by round, since a trained model leaks otherwise than an untrained.
+
+    Args:
+        rows: rows of results.csv.
+
+    Returns:
+        The entries of :func:`summarise`, each with its round, attack by attack; none if only one
+        round was attacked.
+    """
+    rounds = sorted({row["round"] for row in rows})
+    if len(rounds) < 2:
+        return []
+    entries = [
+        {"round": round_} | entry
+        for round_ in rounds
+        for entry in summarise([row for row in rows if row["round"] == round_])
+    ]
+    order = [(entry["attack"], entry["model"]) for entry in summarise(rows)]
+    return sorted(entries, key=lambda entry: order.index((entry["attack"], entry["model"])))
+
+
 def write_summary(
     folder: RunFolder, config: RunConfig, status: Status, federation: dict[str, Any]
 ) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from fedleak.reporting import (
     paths_line,
     plugin_table,
     results_table,
+    rounds_table,
     write_figures,
 )
 from fedleak.reporting.figures import CELL, GAP, LINE, draw_page
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import RunFolder, read_rows
+from fedleak.results import RunFolder, read_rows, summarise_rounds
 from tests.federation.runs import (
     Finished,
     Recorder,
@@ -160,6 +161,11 @@ def test_ssim_by_victim(finished: Finished, events: EventAccumulator) -> None:
         mine = [row["ssim"] for row in rows if (row["attack"], row["model"]) == (attack, model)]
         points = curve(events, f"{model}/{attack}/ssim")
         assert points == [(step, pytest.approx(ssim)) for step, ssim in enumerate(mine)]
+        by_round = [
+            (entry["round"], pytest.approx(entry["ssim"])) for entry in summarise_rounds(rows)
+            if (entry["attack"], entry["model"]) == (attack, model)
+        ]  # fmt: skip
+        assert curve(events, f"{model}/{attack}/ssim by round") == by_round
         assert len(points) == 16
 
 
@@ -372,6 +378,24 @@ def test_the_results_table_fits_a_terminal(finished: Finished) -> None:
         ]  # fmt: skip
     for words in ("What the updates leak: tiny", "fedsgd, batch size 2, labels known", "[0, 1]"):
         assert words in text
+
+
+def test_rounds_stand_side_by_side(finished: Finished) -> None:
+    rows = read_rows(finished.folder.results)
+    entries = summarise_rounds(rows)
+    assert [entry["round"] for entry in entries] == [1, 2] * (len(entries) // 2)
+    for entry in entries:
+        own = [
+            row["ssim"] for row in rows
+            if all(row[name] == entry[name] for name in ("round", "attack", "model"))
+        ]  # fmt: skip
+        assert (entry["n"], entry["ssim"]) == (len(own), pytest.approx(np.mean(own)))
+    table = rounds_table(rows)
+    assert table is not None
+    lines = printed(table)
+    assert max(map(len, lines)) <= 80
+    assert sum(f"{entry['ssim']:.4f}" in "".join(lines) for entry in entries) == len(entries)
+    assert rounds_table([row for row in rows if row["round"] == 2]) is None
 
 
 def test_a_table_with_long_names_and_large_numbers_fits_too(finished: Finished) -> None:

@@ -4,8 +4,8 @@ r"""Collects the accuracy after every round of the cells of sweeps, and draws it
         --output experiments/accuracy/results
 
 It reads what the finished cells have left for TensorBoard and writes curves.csv (a row for each
-round of each cell) and curves.png into the last folder, and prints the last round's accuracy as a
-table in Markdown. It can be run while a sweep is at work.
+round of each cell), curves.png and, of trainings by fedsgd, fedsgd.png into the last folder. It
+prints the last round's accuracy as a table in Markdown, and can be run while a sweep is at work.
 """
 
 import argparse
@@ -156,8 +156,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("Expected at least one finished cell, found none.")
     chosen.output.mkdir(parents=True, exist_ok=True)
     write(chosen.output / "curves.csv", COLUMNS, rows)
-    drawing = figure(rows, shared(read(sweeps[0] / "cells.csv")))
-    drawing.savefig(chosen.output / "curves.png", dpi=120)
+    # A round of fedsgd is a single step, so its curves have axes of their own.
+    for name, one_step in (("curves.png", False), ("fedsgd.png", True)):
+        chosen_rows = [row for row in rows if (row["training"] == "fedsgd") == one_step]
+        if chosen_rows:
+            defences = dict.fromkeys(row["defence"] for row in chosen_rows)
+            cells = [cell for sweep in sweeps for cell in read(sweep / "cells.csv")]
+            both = [d for d in defences if one_step or d in shared(cells)]
+            figure(chosen_rows, both).savefig(chosen.output / name, dpi=120)
     print(table(rows))
 
 

@@ -6,7 +6,7 @@ from fedleak.reporting.report import write_report
 from fedleak.reporting.study import write_tables
 from fedleak.reporting.study_picture import write_picture
 from fedleak.reporting.sweep_display import SweepDisplay
-from fedleak.reporting.tables import paths_line, plugin_table, results_table
+from fedleak.reporting.tables import paths_line, plugin_table, results_table, rounds_table
 from fedleak.reporting.tensorboard import TensorBoard
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "paths_line",
     "plugin_table",
     "results_table",
+    "rounds_table",
     "write_figures",
     "write_picture",
     "write_report",

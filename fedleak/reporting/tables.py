@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fedleak.config import RunConfig
 from fedleak.registry import SINGULAR, load_class, names
-from fedleak.results import RunFolder
+from fedleak.results import Row, RunFolder, summarise_rounds
 
 SPACES = {
     "pixels": "images scaled back to [0, 1], data range 1",
@@ -60,6 +60,34 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
             _number(entry["mse"], ".2e"),
             _number(entry["asr"], ".0%"),
             _number(entry["seconds"], ".1f"),
+        )
+    return table
+
+
+def rounds_table(rows: Sequence[Row]) -> Table | None:
+    """The means round by round; none if only one round was attacked.
+
+    Args:
+        rows: rows of results.csv.
+    """
+    entries = summarise_rounds(rows)
+    if not entries:
+        return None
+    table = Table(title="Round by round")
+    for name in ("attack", "model"):
+        table.add_column(name)
+    for name in ("round", "n", "SSIM", "PSNR dB", "success"):
+        table.add_column(name, justify="right")
+    for before, entry in zip([None, *entries], entries, strict=False):
+        same = before and (before["attack"], before["model"]) == (entry["attack"], entry["model"])
+        table.add_row(
+            "" if same else entry["attack"],
+            "" if same else entry["model"],
+            str(entry["round"]),
+            str(entry["n"]),
+            _number(entry["ssim"], ".4f"),
+            _number(entry["psnr"], ".2f"),
+            _number(entry["asr"], ".0%"),
         )
     return table
 

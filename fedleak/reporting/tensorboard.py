@@ -15,7 +15,7 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import LPIPS, Picture, RunFolder, read_rows
+from fedleak.results import LPIPS, Picture, RunFolder, read_rows, summarise_rounds
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 GRID = "reconstructions"
@@ -27,11 +27,12 @@ PICTURES = ".pictures"
 class TensorBoard(Observer):
     """Writes event files to a run's folder.
 
-    Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over
-    the clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
+    Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over the
+    clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
     ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` (and ``/lpips``, if measured) by
-    victim, ``reconstructions`` (original | each attack) by victim, ``config`` as text, and the
-    hyperparameters with the final metrics.
+    victim, ``MODEL/ATTACK/ssim by round`` if several rounds are attacked, ``reconstructions``
+    (original | each attack) by victim, ``config`` as text, and the hyperparameters with the final
+    metrics.
 
     Args:
         config: the run's configuration.
@@ -111,7 +112,7 @@ class TensorBoard(Observer):
     def run_ended(self, status: str) -> None:
         """See :class:`Observer`; grids and hyperparameters need the whole run."""
         if status == "complete":
-            self._hyperparameters()
+            self._conclusions()
         self._writer.close()
         for file in self._folder.tensorboard.glob(f"*{PICTURES}"):
             file.unlink()
@@ -122,7 +123,7 @@ class TensorBoard(Observer):
                 for victim, panel in enumerate(panels):
                     writer.add_image(GRID, panel_strip(panel), victim, dataformats="HWC")
 
-    def _hyperparameters(self) -> None:
+    def _conclusions(self) -> None:
         federation = self._config.federation
         settings = {
             "data": self._config.data_name, "model": self._config.model_name,
@@ -132,6 +133,10 @@ class TensorBoard(Observer):
             "seed": self._config.seed,
         }  # fmt: skip
         summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
+        for entry in summarise_rounds(read_rows(self._folder.results)):
+            if entry["ssim"] is not None:
+                tag = f"{entry['model']}/{entry['attack']}/ssim by round"
+                self._write("add_scalar", tag, entry["ssim"], entry["round"])
         metrics = {
             f"hparam/{name} {entry['attack']} on {entry['model']}": entry[name]
             for entry in summary["attacks"]
