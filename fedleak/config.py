@@ -40,7 +40,9 @@ class Federation:
             path.
         strategy_options: keyword arguments of that class, such as eta for FedAdam.
         mods: Flower's own client mods around the training (fedavg), the first one outermost; each
-            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args.
+            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. That one adds its
+            noise to batch-norm statistics too, of which a variance below 0 makes NaN: give
+            resnet18 `norm: group` with it.
         client_evaluation: whether clients evaluate the global model too, each on its own share of
             the test samples; the server does so on all of them in any case.
         client_timeout: seconds after which a client counts as failed, positive.

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, final
 
 import torch
@@ -64,10 +65,17 @@ class Problem:
             shape: shape of the draw.
         """
         like = next(iter(self.gradient.values()))
-        drawn = noise_slots(self.model)[slot].draw(
-            torch.empty(*shape, dtype=like.dtype), self.generator
-        )
-        return drawn.to(like.device)
+        empty = torch.empty(*shape, dtype=like.dtype, device=like.device)
+        return noise_slots(self.model)[slot].draw(empty, self._generator_there)
+
+    @cached_property
+    def _generator_there(self) -> torch.Generator:
+        """A generator where the attack computes: a draw in every iteration must not wait for it."""
+        device = next(iter(self.gradient.values())).device
+        if device.type == "cpu":
+            return self.generator
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        return torch.Generator(device).manual_seed(seed)
 
 
 @dataclass(frozen=True)

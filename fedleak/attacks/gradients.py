@@ -165,9 +165,16 @@ class DummyGradient:
 
         The gradient that their inputs and outputs tell of is not the one that autograd gives.
         """
-        _, layers, _ = self._pass(batch, noise, self._untapped())
+
+        def once() -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], Statistics]:
+            # A plain dropout must drop the same both times.
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return self._pass(batch, noise, self._untapped())
+
+        _, layers, _ = once()
         tapped, self._probe_shapes = self._probe_shapes, {}
-        gradients, _, _ = self._pass(batch, noise, self._untapped())
+        gradients, _, _ = once()
         self._probe_shapes = tapped
         found = []
         for layer, (entering, leaving) in layers.items():

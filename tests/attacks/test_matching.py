@@ -13,6 +13,7 @@ from torch.nn import functional
 from fedleak.attacks import DLG, IDLG, IGA, NRA, Reconstruction
 from fedleak.attacks.base import _prepare
 from fedleak.attacks.costs import COSTS, Products, layer_weights
+from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, rounding_of
 from fedleak.attacks.optimizers import OPTIMIZERS
 from fedleak.attacks.priors import batch_norm_distance
@@ -21,7 +22,7 @@ from fedleak.attacks.tracing import Step, Traced
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
 from fedleak.models import DropoutNoise, LeNet
-from fedleak.updates import Tensors
+from fedleak.updates import Tensors, batch_loss
 from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim
 from tests.reference import cost_of, dense_gradient
 
@@ -416,6 +417,13 @@ def test_a_gpu_would_compute_in_full_precision() -> None:
     Looking(iterations=1)([victim.update], victim.knowledge)
     assert seen == [False]
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_plain_dropout_does_not_slow_the_linear_layers() -> None:
+    model = normed(dropout=0.5).train()
+    batch = (torch.zeros(2, *SHAPE).normal_(), torch.tensor([0, 1]))
+    dummy = DummyGradient(model.requires_grad_(False), batch_loss, batch, {})
+    assert list(dummy._probe_shapes) == ["body.5"]
 
 
 def test_double_precision_on_request() -> None:
