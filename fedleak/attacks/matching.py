@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
 
@@ -157,7 +158,10 @@ class GradientMatching(Attack):
         for pattern in self.layers or {}:
             if not any(fnmatchcase(name, pattern) for name in names):
                 kind = type(knowledge.model).__name__
-                return f"`layers.{pattern}` fits no parameter of {kind}"
+                nearest = get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+                return (
+                    f"`layers.{pattern}` fits no parameter of {kind}, the nearest being `{nearest}`"
+                )
         return super().refuses(knowledge)
 
     def refuses_device(self, device: str) -> str | None:
