@@ -15,7 +15,7 @@ from jsonargparse import (
 from fedleak.attacks import Attack
 from fedleak.complaints import complaint
 from fedleak.config import Federation, Labels, Metrics, Space, Victims
-from fedleak.data import ImageData
+from fedleak.data import PrivateData
 from fedleak.defenses import Defense
 from fedleak.models import LightningModule
 from fedleak.plugin_names import FROM_DATA, PLUGINS, load_yaml, with_class_paths
@@ -89,7 +89,7 @@ def _run_parser() -> ArgumentParser:
     run.add_argument("--config", action="config", help="YAML file with any settings.")
     run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
     run.add_argument("--seed", type=int, default=0, help="Seed of every random draw.")
-    _add_plugin(run, "data", ImageData, "The data set")
+    _add_plugin(run, "data", PrivateData, "The data set")
     _add_plugin(run, "model", LightningModule, "The model", skip=FROM_DATA)
     run.add_argument(
         "--baseline",

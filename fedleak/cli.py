@@ -36,6 +36,7 @@ from fedleak.reporting import (
     write_tables,
 )
 from fedleak.results import RunFolder, read_rows
+from fedleak.scoring import scoring_class
 from fedleak.sweep import load_study, run_sweep
 
 # Seconds that the first signal gives to come to an orderly end; the next one after them ends all.
@@ -103,7 +104,7 @@ def _command(settings: Namespace, console: Console) -> None:
         config = _attack_config(chosen)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     data = make_data(config)
-    with Display(console) as display:
+    with Display(console, scoring_class(config).headline) as display:
         observers = [
             display,
             TensorBoard(config, data.mean, data.std),
@@ -115,7 +116,7 @@ def _command(settings: Namespace, console: Console) -> None:
             summary = experiment.attack(Path(chosen.source), config, observers, **flags)
     if summary["attacks"]:
         console.print(results_table(summary, config))
-    by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results))
+    by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results), config)
     if by_round is not None:
         console.print(by_round)
     if summary["federation"]["accuracy"] is not None:

@@ -25,6 +25,8 @@ class Federation:
 
     Args:
         clients: number of clients, at least 1.
+        clients_per_round: number of clients that train in a round, at least 1, drawn anew in every
+            round; none: all, or what ``strategy_options`` say.
         rounds: number of rounds, at least 1.
         protocol: fedsgd: a client sends the gradient of one batch; fedavg: it sends its weights
             after its local epochs.
@@ -32,19 +34,24 @@ class Federation:
         local_epochs: epochs of local training in a round (fedavg), at least 1.
         mode: whether clients train with their model in train mode (dropout on, batch norm using
             the batch's statistics) or in eval mode.
-        partition: how the training samples are shared out: iid, dirichlet (over the labels), or
-            shards (of samples sorted by label).
+        partition: how the training samples are shared out: iid, dirichlet (over the labels),
+            shards (of samples sorted by label), or one_each (sample i is all that client i has, as
+            where every client is a user; further samples are left out).
         alpha: concentration of the Dirichlet partition, positive; small is uneven.
         shards_per_client: number of shards that a client gets.
         strategy: the honest part of the server: a class of flwr.serverapp.strategy or a dotted
             path.
         strategy_options: keyword arguments of that class, such as eta for FedAdam.
+        learning_rate_decay: factor by which the server's learning rate (eta of FedAdam and its kin,
+            server_learning_rate of FedAvgM) is multiplied after every round, above 0 and at most 1.
         mods: Flower's own client mods around the training (fedavg), the first one outermost; each
             with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. That one adds its
             noise to batch-norm statistics too, of which a variance below 0 makes NaN: give
             resnet18 `norm: group` with it.
         client_evaluation: whether clients evaluate the global model too, each on its own share of
             the test samples; the server does so on all of them in any case.
+        evaluate_every: the server evaluates the global model before the first round, after every so
+            many rounds, at least 1, and after the last.
         client_timeout: seconds after which a client counts as failed, positive.
         cpus_per_client: CPUs that a client occupies; 0.5 runs two clients on each.
         gpus_per_client: GPUs that a client occupies.
@@ -55,27 +62,43 @@ class Federation:
     """
 
     clients: int = 8
+    clients_per_round: int | None = None
     rounds: int = 1
     protocol: Protocol = "fedsgd"
     batch_size: int = 1
     local_epochs: int = 1
     mode: Literal["train", "eval"] = "train"
-    partition: Literal["iid", "dirichlet", "shards"] = "iid"
+    partition: Literal["iid", "dirichlet", "shards", "one_each"] = "iid"
     alpha: float = 0.5
     shards_per_client: int = 2
     strategy: str = "FedAvg"
     strategy_options: dict[str, Any] = field(default_factory=dict)
+    learning_rate_decay: float = 1.0
     mods: list[dict[str, Any]] = field(default_factory=list)
     client_evaluation: bool = False
+    evaluate_every: int = 1
     client_timeout: float = 600.0
     cpus_per_client: float = 1.0
     gpus_per_client: float = 0.0
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clients", "rounds", "batch_size", "local_epochs", "shards_per_client"):
+        for name in (
+            "clients", "rounds", "batch_size", "local_epochs", "shards_per_client",
+            "evaluate_every",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value >= 1, f"Expected `federation.{name}` to be at least 1, got {value}.")
+        require(
+            self.clients_per_round is None or 1 <= self.clients_per_round <= self.clients,
+            f"Expected `federation.clients_per_round` to be from 1 to {self.clients}, the number "
+            f"of clients, got {self.clients_per_round}.",
+        )
+        require(
+            0 < self.learning_rate_decay <= 1,
+            "Expected `federation.learning_rate_decay` to be above 0 and at most 1, "
+            f"got {self.learning_rate_decay}.",
+        )
         for name in ("alpha", "client_timeout", "cpus_per_client"):
             value = getattr(self, name)
             require(value > 0, f"Expected `federation.{name}` to be positive, got {value}.")
@@ -160,20 +183,28 @@ class Metrics:
         success_threshold: SSIM from which a reconstruction counts as a success, -1 to 1.
         lpips: whether to measure the perceptual similarity LPIPS too, on pixels, in one more
             column. It needs AlexNet's weights in torch hub's folder; nothing is downloaded.
+        item_threshold: value from which an item of a reconstructed interaction vector counts as
+            found, above 0 and at most 1. The settings above are of images.
 
     Raises:
-        BadInput: if the threshold is out of its range.
+        BadInput: if a threshold is out of its range.
     """
 
     space: Space = "pixels"
     success_threshold: float = 0.6
     lpips: bool = False
+    item_threshold: float = 0.6
 
     def __post_init__(self) -> None:
         require(
             -1 <= self.success_threshold <= 1,
             "Expected `metrics.success_threshold` to be from -1 to 1, "
             f"got {self.success_threshold}.",
+        )
+        require(
+            0 < self.item_threshold <= 1,
+            "Expected `metrics.item_threshold` to be above 0 and at most 1, "
+            f"got {self.item_threshold}.",
         )
 
 
@@ -282,11 +313,15 @@ class RunConfig:
     def hash(self) -> str:
         """Tells runs of different configurations apart, wherever their folder is."""
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
-        # Left out where it is off, so that a run from before there was such a setting can resume.
-        if not self.metrics.lpips:
-            del plain["metrics"]["lpips"]
-        if not self.federation.mods:
-            del plain["federation"]["mods"]
+        # Left out where they are as before there were such settings, so that such a run can resume.
+        for section, names in (
+            ("metrics", ("lpips", "item_threshold")),
+            ("federation", ("mods", "evaluate_every", "clients_per_round", "learning_rate_decay")),
+        ):
+            chosen = getattr(self, section)
+            for name in names:
+                if getattr(chosen, name) == getattr(type(chosen)(), name):
+                    del plain[section][name]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:

@@ -14,6 +14,7 @@ from fedleak.errors import BadInput, require
 from fedleak.events import Observer, Observers
 from fedleak.parts import Parts, knowledge_of, prepare
 from fedleak.results import Recorder, RunFolder, Status, write_summary
+from fedleak.scoring import make_scoring
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ class _Work:
     def status(self) -> Iterator[None]:
         """Keeps summary.json true, whatever happens in the block."""
         # A killed run may have left half a row: the recorder mends the table before it is read.
-        data = self.parts.data
-        self.recorder = Recorder(self.folder, self.config, data.mean, data.std)
+        scoring = make_scoring(self.config, self.parts.data)
+        self.recorder = Recorder(self.folder, self.config, scoring)
         self._write("running")
         try:
             yield

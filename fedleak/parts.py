@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Attack
 from fedleak.attacks.labels import refusal
 from fedleak.config import RunConfig
-from fedleak.data import ImageData, partition
+from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require
 from fedleak.metrics import Lpips, require_lpips_channels
@@ -30,7 +30,7 @@ class Parts:
         attacks: the attacks, in their order.
     """
 
-    data: ImageData
+    data: PrivateData
     models: dict[str, nn.Module]
     attacks: list[Attack]
 
@@ -51,6 +51,10 @@ def prepare(config: RunConfig) -> Parts:
     data = make_data(config)
     _check_recovery(config, data, client_samples(config, data))
     if config.metrics.lpips:
+        require(
+            data.kind == "images",
+            f"Expected images for `metrics.lpips`, got {config.data_name}: leave it out.",
+        )
         require_lpips_channels(data.input_shape[0])
         Lpips()
     models = {variant: make_model(part, data) for variant, part in config.variants.items()}
@@ -77,16 +81,16 @@ def prepare(config: RunConfig) -> Parts:
     return Parts(data, models, attacks)
 
 
-def make_data(config: RunConfig) -> ImageData:
+def make_data(config: RunConfig) -> PrivateData:
     """The data set of a configuration, loaded.
 
     Raises:
-        BadInput: if it is no image set, or cannot be loaded.
+        BadInput: if it is no data set of fedleak, or cannot be loaded.
     """
     data = build("data", config.data)
     require(
-        isinstance(data, ImageData),
-        f"Expected `data` to be an ImageData, got `{config.data.class_path}`.",
+        isinstance(data, PrivateData),
+        f"Expected `data` to be a PrivateData, got `{config.data.class_path}`.",
     )
     data.prepare_data()
     data.setup()
@@ -164,7 +168,7 @@ def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
     return mods
 
 
-def make_model(config: RunConfig, data: ImageData) -> nn.Module:
+def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
     """The untrained global model of a configuration, the same for the same seed.
 
     Raises:
@@ -184,22 +188,23 @@ def make_model(config: RunConfig, data: ImageData) -> nn.Module:
     return model
 
 
-def check_model(model: nn.Module, config: RunConfig, data: ImageData) -> None:
-    """Check that a model takes the images of a data set.
+def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
+    """Check that a model takes the samples of a data set.
 
     Raises:
         BadInput: if it fails on them; the message has both shapes where the model knows its own.
     """
-    images, labels = data.train_set.batch([0, 0])
+    batch = data.train_set.batch([0, 0])
     own = getattr(model, "input_shape", None)
-    sentence = f"Expected a model for images of shape {data.input_shape} ({config.data_name}), "
+    title = f"{data.kind} of shape {data.input_shape}"
+    sentence = f"Expected a model for {title} ({config.data_name}), "
     if own is not None and tuple(own) != data.input_shape:
-        raise BadInput(f"{sentence}got {config.model_name} for images of shape {tuple(own)}.")
+        raise BadInput(f"{sentence}got {config.model_name} for samples of shape {tuple(own)}.")
     training = model.training
     state = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            batch_loss(model, (images, labels))
+            batch_loss(model, batch)
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, BadInput):
             raise
@@ -210,7 +215,7 @@ def check_model(model: nn.Module, config: RunConfig, data: ImageData) -> None:
         model.train(training)
 
 
-def client_samples(config: RunConfig, data: ImageData) -> list[list[int]]:
+def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     """Positions in the training set of every client's samples.
 
     Raises:
@@ -255,7 +260,7 @@ def local_learning_rate(model: nn.Module) -> float:
 
 def knowledge_of(
     config: RunConfig,
-    data: ImageData,
+    data: PrivateData,
     model: nn.Module,
     *,
     labels: Tensor | None,
@@ -267,11 +272,15 @@ def knowledge_of(
         config: the run's configuration.
         data: gives shape, classes and scaling.
         model: the architecture.
-        labels: the true labels, if the setting is that the server knows them.
+        labels: the true labels, if the setting is that the server knows them; where there are no
+            classes, all are 0.
         update: the update; without one, that of a client with a single batch is presumed.
     """
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
+    if data.num_classes == 1:
+        # There is nothing to be known or recovered.
+        labels = torch.zeros(samples, dtype=torch.int64)
     steps = 1
     if federation.protocol == "fedavg":
         steps = federation.local_epochs * ceil(samples / federation.batch_size)
@@ -291,9 +300,9 @@ def knowledge_of(
     )
 
 
-def _check_recovery(config: RunConfig, data: ImageData, samples: list[list[int]]) -> None:
+def _check_recovery(config: RunConfig, data: PrivateData, samples: list[list[int]]) -> None:
     """Refuse a method of recovering labels that can be used on no client's batch."""
-    if config.victims.labels == "known":
+    if config.victims.labels == "known" or data.num_classes == 1:
         return
     # A client that sends weights has used all its samples; some clients may have few enough.
     smallest = min(map(len, samples))

@@ -11,7 +11,7 @@ import yaml
 
 from fedleak.attacks import Attack
 from fedleak.config import Federation, Metrics, RunConfig, Victims
-from fedleak.data import ImageData
+from fedleak.data import PrivateData
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.models import LightningModule, Precode
@@ -26,7 +26,7 @@ PLUGINS = {
     "defenses": "defenses",
 }
 BASES: dict[str, type[Any]] = {
-    "data": ImageData,
+    "data": PrivateData,
     "models": LightningModule,
     "attacks": Attack,
     "defenses": Defense,

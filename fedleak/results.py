@@ -10,14 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.metrics import Lpips, score, to_space
+from fedleak.scoring import EXTRA_COLUMNS, Scoring
 from fedleak.updates import GroundTruth, InterceptedUpdate, update_key
 
 COLUMNS = (
@@ -25,12 +21,9 @@ COLUMNS = (
     "mse", "psnr", "ssim", "success", "noise_mse", "cost", "iterations", "seconds",
 )  # fmt: skip
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
-LPIPS = "lpips"
-"""A last column, in the files of runs with ``metrics.lpips`` alone."""
 
 Status = Literal["running", "interrupted", "failed", "complete"]
 Row = dict[str, Any]
-Picture = npt.NDArray[np.uint8]
 Done = set[tuple[str, str, int, int]]
 
 
@@ -105,10 +98,12 @@ class RunFolder:
         self.tensorboard.mkdir(parents=True, exist_ok=True)
         config.save(self.config)
 
-    def reconstruction(self, row: Row) -> Path:
-        """Path of the picture of one reconstructed sample."""
+    def reconstruction(self, row: Row, suffix: str = ".png") -> Path:
+        """Path of what one reconstructed sample looks like: a picture, or a table of items."""
+        # A sweep's rows are text.
         key = update_key(int(row["round"]), int(row["client"]))
-        return self.reconstructions / f"{row['model']}-{row['attack']}-{key}-{row['sample']}.png"
+        name = f"{row['model']}-{row['attack']}-{key}-{row['sample']}{suffix}"
+        return self.reconstructions / name
 
     def read_truth(self, variant: str, round_: int, client: int) -> GroundTruth | None:
         """The truth behind an update; none where it is not known, as in a deployment."""
@@ -122,21 +117,13 @@ class Recorder:
     Args:
         folder: the run's folder.
         config: the run's configuration.
-        mean: mean of each channel of the data.
-        std: deviation of each channel.
-
-    Raises:
-        BadInput: if the configuration asks for LPIPS and its weights are not there.
+        scoring: how its samples are scored.
     """
 
-    def __init__(
-        self, folder: RunFolder, config: RunConfig, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, folder: RunFolder, config: RunConfig, scoring: Scoring) -> None:
         self._folder = folder
         self._config = config
-        self._mean = mean
-        self._std = std
-        self._lpips = Lpips() if config.metrics.lpips else None
+        self._scoring = scoring
         self.done = repair_results(folder.results)
 
     def record(
@@ -146,7 +133,7 @@ class Recorder:
         truth: GroundTruth | None,
         reconstruction: Reconstruction,
     ) -> list[Row]:
-        """Score one update's reconstruction and append its rows and pictures.
+        """Score one update's reconstruction, append its rows and keep what can be looked at.
 
         Args:
             attack: the attack's name.
@@ -165,45 +152,28 @@ class Recorder:
             "cost": reconstruction.cost, "iterations": reconstruction.iterations,
             "seconds": reconstruction.seconds / batch,
         }  # fmt: skip
-        if self._lpips is not None:
-            # The file has the column then, whether or not there is a truth.
-            shared[LPIPS] = None
-        rows: list[Row] = []
-        order = range(batch)
+        # The file has these columns whether or not there is a truth.
+        shared |= dict.fromkeys(self._scoring.extra_columns(self._config.metrics))
         if truth is None:
-            rows = [shared | {"sample": sample} for sample in range(batch)]
+            scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
-            scores = score(
-                truth, reconstruction, mean=self._mean, std=self._std,
-                space=self._config.metrics.space,
-                threshold=self._config.metrics.success_threshold, lpips=self._lpips,
-            )  # fmt: skip
-            order = [item.match for item in scores]  # type: ignore[assignment]
-            for item in scores:
-                values = {n: getattr(item, n) for n in ("mse", "psnr", "ssim", "noise_mse")}
-                if self._lpips is not None:
-                    values[LPIPS] = item.lpips
-                rows.append(shared | values | {"sample": item.sample, "success": int(item.success)})
-        for row, position in zip(rows, order, strict=True):
-            self._picture(reconstruction, position, self._folder.reconstruction(row))
+            scores = self._scoring.scores(truth, reconstruction)
+        rows: list[Row] = []
+        for values in scores:
+            position = values.pop("match")
+            rows.append(shared | values)
+            original = None if truth is None else truth.inputs[values["sample"]]
+            path = self._folder.reconstruction(rows[-1], self._scoring.suffix)
+            self._scoring.keep(reconstruction.inputs[position], original, path)
         append_rows(self._folder.results, rows)
         self.done.add((update.model, attack, update.round, update.client))
         return rows
 
-    def _picture(self, reconstruction: Reconstruction, position: int, path: Path) -> None:
-        pixels = to_space(reconstruction.inputs[position], self._mean, self._std, "pixels")
-        Image.fromarray(np.ascontiguousarray(to_picture(np.nan_to_num(pixels)))).save(path)
-
-
-def to_picture(pixels: npt.NDArray[np.float64]) -> Picture:
-    """Pixels ``(C, H, W)`` in [0, 1] as a picture: ``(H, W, 3)``, or grey ``(H, W)``."""
-    values = (pixels * 255).round().astype(np.uint8)
-    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
-
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The columns of a results.csv that holds these rows: the usual ones, or one more."""
-    return (*COLUMNS, LPIPS) if any(LPIPS in row for row in rows) else COLUMNS
+    """The columns of a results.csv that holds these rows: the usual ones, and what some have."""
+    present = {name for row in rows for name in row}
+    return (*COLUMNS, *(name for name in EXTRA_COLUMNS if name in present))
 
 
 def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
@@ -229,16 +199,17 @@ def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] | None =
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
-    """The columns of a results.csv: the usual ones, or those and ``lpips``.
+    """The columns of a results.csv: the usual ones, and maybe some of the extra ones.
 
     Raises:
         BadInput: if the file has others.
     """
     with path.open(newline="", encoding="utf-8") as file:
         found = csv.DictReader(file).fieldnames
-    if found is None or tuple(found) not in (COLUMNS, (*COLUMNS, LPIPS)):
+    if found is None or tuple(found) != columns_of([dict.fromkeys(found)]):
         raise BadInput(
-            f"Expected the columns {', '.join(COLUMNS)} (and {LPIPS}) in {path}, got {found}."
+            f"Expected the columns {', '.join(COLUMNS)} (and some of {', '.join(EXTRA_COLUMNS)}) "
+            f"in {path}, got {found}."
         )
     return tuple(found)
 
@@ -295,10 +266,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Returns:
         Entries with attack, defense, model, dataset, n (samples scored), and the means of mse,
-        psnr, ssim, success (as asr) and seconds, and of lpips where rows have it; none where
-        nothing was scored.
+        psnr, ssim, success (as asr) and seconds, and of the extra columns that rows have; none
+        where nothing was scored.
     """
-    means = (*MEANS, LPIPS) if LPIPS in columns_of(rows) else MEANS
+    means = (*MEANS, *columns_of(rows)[len(COLUMNS) :])
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = tuple(str(row[name]) for name in ("attack", "defense", "model", "dataset"))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedleak.compact import CompactTensors
 from fedleak.errors import BadInput, require
 
 Protocol = Literal["fedsgd", "fedavg"]
@@ -157,7 +158,7 @@ class InterceptedUpdate:
         num_examples: number of examples that the client says it used.
         model: name of the model, such as ``smlp+precode``.
         sent: the global parameters and buffers that the server sent, by name.
-        received: what the client sent back, by the same names.
+        received: what the client sent back, by the same names; kept compact where it came so.
     """
 
     round: int
@@ -166,7 +167,7 @@ class InterceptedUpdate:
     num_examples: int
     model: str
     sent: Tensors
-    received: Tensors
+    received: Mapping[str, Tensor]
 
     @property
     def key(self) -> str:
@@ -246,7 +247,8 @@ class InterceptedUpdate:
             "num_examples": str(self.num_examples),
             "model": self.model,
         }
-        _write(self.received, path, header)
+        received = self.received
+        _write(received.encoded if isinstance(received, CompactTensors) else received, path, header)
         return path
 
     @classmethod
@@ -271,7 +273,7 @@ class InterceptedUpdate:
         sent, _ = _read(path.with_name(f"r{number:04d}-global.safetensors"), GLOBAL_FORMAT)
         return cls(
             number, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
-            sent, received,
+            sent, CompactTensors(received),
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def full() -> RunConfig:
             partition="dirichlet", alpha=0.1, shards_per_client=3, strategy="FedAdam",
             strategy_options={"eta": 0.2},
             mods=[{"class_path": "flwr.clientapp.mod.LocalDpMod", "init_args": {"delta": 0.5}}],
-            client_evaluation=True, client_timeout=9.5,
+            client_evaluation=True, evaluate_every=7, client_timeout=9.5,
             cpus_per_client=0.5, gpus_per_client=0.25, ray_address="auto",
         ),
         victims=Victims(clients=[0, 4], rounds=[1, 3], labels="recovered", when="during"),
@@ -78,7 +78,13 @@ def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
     plain = RunConfig(PHOTOS, PLAIN)
     before = {name: value for name, value in plain.to_dict().items() if name != "output"}
     assert before["metrics"].pop("lpips") is False
-    assert before["federation"].pop("mods") == []  # the same goes for this one
+    # The same goes for these.
+    assert before["federation"].pop("mods") == []
+    assert before["metrics"].pop("item_threshold") == 0.6
+    for name, value in (
+        ("evaluate_every", 1), ("clients_per_round", None), ("learning_rate_decay", 1.0),
+    ):  # fmt: skip
+        assert before["federation"].pop(name) == value
     text = json.dumps(before, sort_keys=True)
     assert plain.hash == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert dataclasses.replace(plain, metrics=Metrics(lpips=True)).hash != plain.hash

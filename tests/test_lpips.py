@@ -28,7 +28,8 @@ from fedleak.attacks import Reconstruction
 from fedleak.config import Metrics, RunConfig
 from fedleak.data import ImageData, ImageSet
 from fedleak.errors import BadInput
-from fedleak.metrics import Lpips, _lpips_network, require_alexnet, score
+from fedleak.metrics import Lpips, require_alexnet, score
+from fedleak.metrics.lpips import _lpips_network
 from fedleak.registry import Plugin
 from fedleak.reporting import TensorBoard, results_table, write_report, write_tables
 from fedleak.results import (
@@ -43,6 +44,7 @@ from fedleak.results import (
     summarise,
     write_summary,
 )
+from fedleak.scoring import ImageScoring
 from fedleak.sweep import SweepFolder, expand, load_study, run_sweep
 from fedleak.sweep.study import study_hash
 from fedleak.updates import GroundTruth, InterceptedUpdate
@@ -314,7 +316,7 @@ def test_rows_of_an_update(known: bool, tmp_path: Path, weights: Path) -> None:
     labels = torch.tensor([0, 1])
     rough = (images + 0.05).clamp(0, 1)
     update = InterceptedUpdate(1, 0, "fedsgd", 2, "smlp", {}, {})
-    recorder = Recorder(folder, settings, (0.0,) * 3, (1.0,) * 3)
+    recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3))
     truth = GroundTruth(images, labels) if known else None
     rows = recorder.record("iga", update, truth, Reconstruction(rough, labels))
     assert read_columns(folder.results) == ALL
@@ -383,7 +385,8 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
     update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
     truth = GroundTruth(pictures(1, (3, 32, 32), seed=0).float(), torch.tensor([0]))
     found = Reconstruction((truth.inputs + 0.05).clamp(0, 1), truth.labels)
-    rows = Recorder(folder, settings, (0.0,) * 3, (1.0,) * 3).record("iga", update, truth, found)
+    scoring = ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3)
+    rows = Recorder(folder, settings, scoring).record("iga", update, truth, found)
     board.victim_attacked("iga", "smlp", update, truth, found, rows)
     write_summary(folder, settings, "complete", {"accuracy": None})
     board.run_ended("complete")

@@ -75,7 +75,8 @@ def test_models_of_a_seed(configured) -> None:
 def test_model_made_for_other_images(configured) -> None:
     config = configured(Plugin(PERCEPTRON, {"width": 6, "input_shape": [1, 28, 28]}))
     with pytest.raises(
-        BadInput, match=r"images of shape \(3, 8, 6\) \(faces\), got smlp for images of .*1, 28, 28"
+        BadInput,
+        match=r"images of shape \(3, 8, 6\) \(faces\), got smlp for samples of .*1, 28, 28",
     ):
         prepare(config)
 
@@ -146,7 +147,7 @@ def test_two_attacks_of_one_name(configured) -> None:
 
 
 def test_no_data_set(configured) -> None:
-    with pytest.raises(BadInput, match=r"`data` to be an ImageData, got `torch.nn.ReLU`"):
+    with pytest.raises(BadInput, match=r"`data` to be a PrivateData, got `torch.nn.ReLU`"):
         prepare(configured(data=Plugin("torch.nn.ReLU")))
 
 

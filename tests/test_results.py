@@ -21,9 +21,9 @@ from fedleak.results import (
     read_rows,
     repair_results,
     summarise,
-    to_picture,
     write_summary,
 )
+from fedleak.scoring import ImageScoring, to_picture
 from fedleak.updates import GroundTruth, InterceptedUpdate
 from tests.cases import pictures
 
@@ -317,7 +317,7 @@ def recorded(folder: RunFolder, settings: RunConfig, truth: bool = True) -> list
         images.flip(0), labels, {"slot": torch.tensor([[2.5], [1.0]])},
         costs=[(0, 1.0), (50, 0.25)], iterations=50, seconds=3.0,
     )  # fmt: skip
-    recorder = Recorder(folder, settings, (0.0,) * 3, (1.0,) * 3)
+    recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3))
     rows = recorder.record(
         "nra", update, GroundTruth(images, labels, noise) if truth else None, result
     )
@@ -377,7 +377,7 @@ def test_threshold_and_space_of_the_configuration(folder: RunFolder, tmp_path: P
     for space in ("pixels", "normalised"):
         for threshold in (0.05, 0.95):
             settings = config(tmp_path, metrics=Metrics(space, threshold))
-            recorder = Recorder(folder, settings, (0.1,), (0.5,))
+            recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.1,), (0.5,)))
             (item,) = recorder.record(
                 "iga", update, GroundTruth(image, labels), Reconstruction(rough, labels)
             )
@@ -391,7 +391,7 @@ def test_a_broken_reconstruction_is_recorded_all_the_same(
 ) -> None:
     image, labels = pictures(1, (1, 8, 8)), torch.tensor([0])
     update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
-    recorder = Recorder(folder, config(tmp_path), (0.0,), (1.0,))
+    recorder = Recorder(folder, config(tmp_path), ImageScoring(Metrics(), (0.0,), (1.0,)))
     broken = Reconstruction(torch.full_like(image, math.nan), labels)
     (item,) = recorder.record("iga", update, GroundTruth(image, labels), broken)
     assert item["success"] == 0

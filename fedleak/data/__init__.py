@@ -17,6 +17,7 @@ from fedleak.data.npz import Npz
 from fedleak.data.partition import partition
 from fedleak.data.photos import Photos
 from fedleak.data.planted import PlantedGroups
+from fedleak.data.private import PrivateData
 from fedleak.data.recommender import RecommenderData
 from fedleak.data.steam import Steam
 
@@ -34,6 +35,7 @@ __all__ = [
     "Npz",
     "Photos",
     "PlantedGroups",
+    "PrivateData",
     "RecommenderData",
     "Steam",
     "UserSplit",

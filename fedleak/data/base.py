@@ -7,14 +7,14 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from fedleak.data.private import Indices, Kind, PrivateData, TrainSet
 from fedleak.errors import BadInput
 
 
@@ -120,7 +120,7 @@ def channel_statistics(
     return mean, std
 
 
-class ImageSet(Dataset[tuple[Tensor, Tensor]]):
+class ImageSet(TrainSet):
     """Labelled images in memory, handed out normalised.
 
     Args:
@@ -214,13 +214,8 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         """Return one normalised image, float32 (C, H, W), and its label, int64 ()."""
         return self._normalised(self.images[index]), self.labels[index]
 
-    def batch(
-        self, indices: Sequence[int] | Tensor | npt.NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """Return several samples at once.
-
-        Args:
-            indices: B positions in this set.
+    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Return several samples at once; see :meth:`TrainSet.batch`.
 
         Returns:
             Normalised images, float32 (B, C, H, W), and labels, int64 (B,).
@@ -236,16 +231,15 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return normalise(images, self.mean, self.std)
 
 
-class ImageData(pl.LightningDataModule):
+class ImageData(PrivateData):
     """A training and a test set of images of one shape; the base of all image sets.
 
     A subclass sets ``name`` and implements :meth:`load`, and may override ``prepare_data`` for
     what has to happen once a machine, such as a download. Properties prepare and load the data
-    when they are first read, so no Trainer is needed. The training loader shuffles with torch's
-    global generator, as Lightning's ``seed_everything`` expects.
+    when they are first read.
 
     Args:
-        batch_size: images a batch in all loaders.
+        batch_size: see :class:`PrivateData`.
 
     Attributes:
         class_names: names of the classes; ``load`` sets it where they are known.
@@ -254,13 +248,10 @@ class ImageData(pl.LightningDataModule):
         BadInput: if ``batch_size`` is not a positive whole number.
     """
 
-    name: str  # set by each subclass; Lightning declares it, so it cannot be a ClassVar
+    kind: ClassVar[Kind] = "images"
 
     def __init__(self, *, batch_size: int = 64) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise BadInput(f"Expected `batch_size` to be 1 or more, got {batch_size}.")
-        self.batch_size = batch_size
+        super().__init__(batch_size=batch_size)
         self.class_names: Sequence[str] | None = None
         self._sets: tuple[ImageSet, ImageSet] | None = None
 
@@ -355,15 +346,3 @@ class ImageData(pl.LightningDataModule):
     def std(self) -> tuple[float, ...]:
         """Deviation of the pixels of each channel, on the scale [0, 1]."""
         return self.train_set.std
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled batches of the training set."""
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=0)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of the test set, in order; no set is held out for validation."""
-        return self.test_dataloader()
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of the test set, in order."""
-        return DataLoader(self.test_set, batch_size=self.batch_size, num_workers=0)

@@ -1,6 +1,5 @@
 """Who has to do with what: users and items as a sparse matrix, and its split by users."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +8,14 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from fedleak.data.private import Indices, Samples, TrainSet
 from fedleak.errors import require
 
 Ids = npt.NDArray[np.int64]
-Indices = Sequence[int] | Tensor | npt.NDArray[np.int64]
 
 
-class InteractionSet(Dataset[tuple[Tensor, Tensor]]):
+class InteractionSet(TrainSet):
     """Users' interaction vectors, kept sparse and handed out dense, a sample for each user.
 
     Args:
@@ -28,6 +26,8 @@ class InteractionSet(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, matrix: csr_array, users: Ids) -> None:
         self.matrix = matrix
         self.users = users
+        # What takes labels is given one class.
+        self.labels = torch.zeros(len(self), dtype=torch.int64)
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
@@ -37,16 +37,8 @@ class InteractionSet(Dataset[tuple[Tensor, Tensor]]):
         inputs, labels = self.batch([index])
         return inputs[0], labels[0]
 
-    @property
-    def labels(self) -> Tensor:
-        """Zeros ``(users,)``: what takes labels is given one class."""
-        return torch.zeros(len(self), dtype=torch.int64)
-
     def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Several users at once.
-
-        Args:
-            indices: B positions in this set.
+        """Several users at once; see :meth:`TrainSet.batch`.
 
         Returns:
             Vectors, float32 ``(B, items)``, and zeros ``(B,)``.
@@ -54,7 +46,7 @@ class InteractionSet(Dataset[tuple[Tensor, Tensor]]):
         return dense(self.matrix, indices), torch.zeros(len(indices), dtype=torch.int64)
 
 
-class FoldInSet(Dataset[tuple[Tensor, Tensor]]):
+class FoldInSet(Samples):
     """Users that no training saw: what a model is told of them, and what it has to find.
 
     Args:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from fedleak.errors import BadInput, unknown_name
 
-Kind = Literal["iid", "dirichlet", "shards"]
+Kind = Literal["iid", "dirichlet", "shards", "one_each"]
 Indices = npt.NDArray[np.int64]
 
 # Draws of the Dirichlet split before it is given up that no client is empty.
@@ -23,14 +23,15 @@ def partition(
     shards_per_client: int = 2,
     seed: int = 0,
 ) -> list[Indices]:
-    """Share samples out to clients: each sample to exactly one, at least one sample to each.
+    """Share samples out to clients: each sample to one at most, at least one sample to each.
 
     Args:
         labels: the class of each sample, (N,).
         clients: the number of clients, from 1 to N.
         kind: ``iid`` deals shuffled samples evenly; ``dirichlet`` draws for every class the share
             of each client from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335); ``shards`` sorts
-            by class, cuts equal shards and deals them (McMahan et al., arXiv 1602.05629).
+            by class, cuts equal shards and deals them (McMahan et al., arXiv 1602.05629);
+            ``one_each`` gives client i the sample i alone, and what is left to nobody.
         alpha: concentration of ``dirichlet``, above 0; the smaller, the fewer classes a client has.
         shards_per_client: shards that each client gets in ``shards``, 1 or more.
         seed: seed of the draw, 0 or more; the same seed gives the same split.
@@ -44,7 +45,9 @@ def partition(
     classes = np.asarray(labels)
     _validate(classes, clients, kind, alpha, shards_per_client, seed)
     rng = np.random.default_rng(seed)
-    if kind == "iid":
+    if kind == "one_each":
+        parts = np.split(np.arange(clients), clients)
+    elif kind == "iid":
         parts = np.array_split(rng.permutation(len(classes)), clients)
     elif kind == "dirichlet":
         parts = _dirichlet(classes, clients, alpha, rng)

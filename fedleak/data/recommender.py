@@ -4,16 +4,17 @@ A new one is a subclass of :class:`RecommenderData` with a ``name`` and a ``load
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fedleak.data.interactions import FoldInSet, Ids, InteractionSet, UserSplit, split_users
+from fedleak.data.private import Kind, PrivateData
 from fedleak.errors import require
 
 
-class RecommenderData(pl.LightningDataModule):
+class RecommenderData(PrivateData):
     """Interactions of users with items, split by users; a sample is a user's vector in {0, 1}.
 
     A subclass sets ``name`` and implements :meth:`load`. Properties load the data when they are
@@ -21,21 +22,19 @@ class RecommenderData(pl.LightningDataModule):
 
     Args:
         held_out: number of users held out for validation, and for the test again, at least 1.
-        batch_size: users a batch in all loaders, at least 1.
+        batch_size: see :class:`PrivateData`.
         split_seed: seed of the split.
 
     Raises:
         BadInput: if a value is out of its range.
     """
 
-    name: str  # set by each subclass; Lightning declares it, so it cannot be a ClassVar
+    kind: ClassVar[Kind] = "interactions"
 
     def __init__(self, *, held_out: int, batch_size: int = 64, split_seed: int = 98765) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size)
         require(held_out >= 1, f"Expected `held_out` to be at least 1, got {held_out}.")
-        require(batch_size >= 1, f"Expected `batch_size` to be at least 1, got {batch_size}.")
         self.held_out = held_out
-        self.batch_size = batch_size
         self.split_seed = split_seed
         self._split: UserSplit | None = None
 
@@ -91,6 +90,21 @@ class RecommenderData(pl.LightningDataModule):
         return (len(self.split.items),)
 
     @property
+    def num_classes(self) -> int:
+        """See :attr:`PrivateData.num_classes`: users have no classes."""
+        return 1
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """See :attr:`PrivateData.mean`: interactions are 0 or 1 as they are."""
+        return (0.0,)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """See :attr:`PrivateData.std`."""
+        return (1.0,)
+
+    @property
     def num_users(self) -> int:
         """The number of users, those held out included."""
         return len(self.train_set) + len(self.validation_set) + len(self.test_set)
@@ -111,14 +125,6 @@ class RecommenderData(pl.LightningDataModule):
             f"validation, {self.held_out} for the test"
         )
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled batches of training users."""
-        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=0)
-
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches of the users held out for validation, in order: given and hidden items."""
         return DataLoader(self.validation_set, batch_size=self.batch_size, num_workers=0)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of the users held out for the test, in order: given and hidden items."""
-        return DataLoader(self.test_set, batch_size=self.batch_size, num_workers=0)

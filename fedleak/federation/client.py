@@ -1,5 +1,6 @@
 """The client: a Flower ClientApp whose work is done by Lightning."""
 
+import copy
 import logging
 import signal
 import threading
@@ -17,13 +18,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from fedleak.compact import encode
 from fedleak.config import RunConfig
-from fedleak.data import ImageData
+from fedleak.data import PrivateData
 from fedleak.defenses import Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.federation import records
+from fedleak.federation.factors import linear_factors
 from fedleak.federation.memory import MemoryFolder
 from fedleak.models.noise import record
 from fedleak.parts import client_samples, make_data, make_defenses, make_mods
@@ -92,7 +95,7 @@ def client_app(
         client, round_ = _who_and_when(message, context)
         with _worker(config):
             data = _data(config)
-            model = _model(config, data, _sent(message))
+            model = _model(config, _sent(message))
             samples = len(data.test_set)
             # With fewer samples than clients, some clients share one.
             share = range(client % samples, samples, config.federation.clients)
@@ -123,7 +126,7 @@ def quiet_trainer(**settings: Any) -> pl.Trainer:
 
 def evaluate_model(
     model: pl.LightningModule,
-    samples: torch.utils.data.Dataset[tuple[Tensor, Tensor]],
+    samples: Dataset[tuple[Tensor, Tensor]],
     seed: int,
 ) -> dict[str, float]:
     """A model's own test metrics (or validation metrics, if it has no ``test_step``).
@@ -170,11 +173,11 @@ class _Capture(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.max_steps == 1:
             self.gradient = {
-                name: (torch.zeros_like(value) if value.grad is None else value.grad.detach())
-                .cpu()
-                .clone()
+                name: (torch.zeros_like(value) if value.grad is None else value.grad.detach()).cpu()
                 for name, value in module.named_parameters()
             }
+            # Taken out, as the step that would follow is the server's.
+            module.zero_grad(set_to_none=True)
 
 
 def _train(
@@ -187,7 +190,7 @@ def _train(
 ) -> RecordDict:
     federation = config.federation
     data = _data(config)
-    model = _model(config, data, sent)
+    model = _model(config, sent)
     model.train(federation.mode == "train")
     samples = _partition(_key(config))[client]
     pl.seed_everything(derive_seed(config.seed, round_, client), verbose=False)
@@ -197,7 +200,7 @@ def _train(
     one_step = federation.protocol == "fedsgd"
     limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
     capture = _Capture()
-    with record(model) as noise, warnings.catch_warnings():
+    with record(model) as noise, linear_factors(model) as factors, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = quiet_trainer(callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
@@ -228,7 +231,7 @@ def _train(
             records.ARRAYS: records.to_record(state), records.METRICS: metrics
         })  # fmt: skip
     content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-        records.GRADIENT: records.to_record(update),
+        records.GRADIENT: records.to_record(encode(update, factors)),
         records.METRICS: metrics,
     }
     buffers = {name: value for name, value in state.items() if name not in update}
@@ -252,10 +255,8 @@ def _sent(message: Message) -> Tensors:
     return records.to_tensors(message.content.array_records[records.ARRAYS])
 
 
-def _model(config: RunConfig, data: ImageData, state: Tensors) -> pl.LightningModule:
-    model: pl.LightningModule = build(
-        "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
-    )
+def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
+    model = copy.deepcopy(_prototype(_key(config)))
     model.load_state_dict(state)
     return model
 
@@ -269,13 +270,26 @@ def _key(config: RunConfig) -> str:
     return _configs.setdefault(config.hash, config).hash
 
 
-def _data(config: RunConfig) -> ImageData:
+def _data(config: RunConfig) -> PrivateData:
     return _cached_data(_key(config))
 
 
 @lru_cache(maxsize=1)
-def _cached_data(key: str) -> ImageData:
+def _cached_data(key: str) -> PrivateData:
     return make_data(_configs[key])
+
+
+@lru_cache(maxsize=1)
+def _prototype(key: str) -> pl.LightningModule:
+    """The model before any weights, which takes longer to draw than to copy."""
+    data = _cached_data(key)
+    model: pl.LightningModule = build(
+        "models",
+        _configs[key].model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+    )
+    return model
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,15 @@
 """Tensors in Flower's messages, and Flower's messages as updates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedleak.updates import Tensors, gradient_to_weights
+from fedleak.compact import CompactTensors, weighted_sum
+from fedleak.updates import Tensors
 
 ARRAYS = "arrays"
 GRADIENT = "gradient"
@@ -28,6 +32,11 @@ def to_tensors(record: ArrayRecord) -> Tensors:
     return dict(record.to_torch_state_dict())
 
 
+def to_compact(record: ArrayRecord) -> CompactTensors:
+    """Flower's record of a gradient as :func:`fedleak.compact.encode` has made it."""
+    return CompactTensors(to_tensors(record))
+
+
 def to_metrics(metrics: Mapping[str, float], examples: int) -> MetricRecord:
     """Metrics as Flower's record, with the number of examples that they are weighted by."""
     return MetricRecord({**metrics, EXAMPLES: examples})
@@ -36,6 +45,42 @@ def to_metrics(metrics: Mapping[str, float], examples: int) -> MetricRecord:
 def sends_gradient(content: RecordDict) -> bool:
     """Whether a client's reply follows the protocol fedsgd."""
     return GRADIENT in content.array_records
+
+
+class SteppedWeights(Array):
+    """One tensor of the weights after a step with a gradient, computed whenever it is asked for.
+
+    In float64: in float32, a small step is lost in the rounding of the weights, which strategies
+    subtract again.
+
+    Args:
+        sent: what the server had sent.
+        gradient: the client's gradient.
+        name: of the tensor.
+        learning_rate: of the step.
+    """
+
+    def __init__(
+        self, sent: Tensor, gradient: CompactTensors, name: str, learning_rate: float
+    ) -> None:
+        self.dtype, self.shape, self.stype = "float64", tuple(sent.shape), "numpy.ndarray"
+        self._sent, self._gradient, self._name = sent, gradient, name
+        self._learning_rate = learning_rate
+
+    def numpy(self) -> npt.NDArray[np.float64]:
+        """See flwr.app.Array."""
+        return stepped(self._sent, self._gradient[self._name], self._learning_rate)
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """See flwr.app.Array."""
+        return Array(self.numpy()).data
+
+
+def stepped(sent: Tensor, gradient: Tensor, learning_rate: float) -> npt.NDArray[np.float64]:
+    """A tensor of the weights after one step with a gradient, in float64."""
+    result: npt.NDArray[np.float64] = (sent.double() - learning_rate * gradient.double()).numpy()
+    return result
 
 
 def as_weights(reply: Message, sent: Tensors, learning_rate: float) -> None:
@@ -48,9 +93,70 @@ def as_weights(reply: Message, sent: Tensors, learning_rate: float) -> None:
         sent: what the server had sent.
         learning_rate: of the step.
     """
-    gradient = to_tensors(reply.content.array_records[GRADIENT])
-    weights = gradient_to_weights(sent, gradient, learning_rate=learning_rate)
-    if BUFFERS in reply.content.array_records:
-        weights |= to_tensors(reply.content.array_records[BUFFERS])
+    gradient = to_compact(reply.content.array_records[GRADIENT])
+    buffers = reply.content.array_records.get(BUFFERS, ArrayRecord())
+    arrays = {
+        name: buffers[name]
+        if name in buffers
+        else SteppedWeights(value, gradient, name, learning_rate)
+        if name in gradient
+        else Array(value.numpy())
+        for name, value in sent.items()
+    }
     metrics = reply.content.metric_records[METRICS]
-    reply.content = RecordDict({ARRAYS: to_record(weights), METRICS: metrics})
+    reply.content = RecordDict({ARRAYS: ArrayRecord(arrays), METRICS: metrics})
+
+
+def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Message:
+    """The one reply that counts for a weighted mean as much as several fedsgd replies do.
+
+    The mean of the weights after one step is the weights after a step with the mean gradient, which
+    needs none of the clients' gradients in full.
+
+    Args:
+        replies: replies that :func:`sends_gradient`; the first one's content is replaced.
+        sent: what the server had sent.
+        learning_rate: of the steps.
+
+    Returns:
+        A reply with weights, and with the mean of the clients' metrics.
+    """
+    contents = [reply.content for reply in replies]
+    metrics = [content.metric_records[METRICS] for content in contents]
+    examples = [float(cast(float, m[EXAMPLES])) for m in metrics]
+    total = sum(examples)
+    shares = [count / total for count in examples]
+    gradients = [to_compact(content.array_records[GRADIENT]) for content in contents]
+    mean = weighted_sum(gradients, shares)
+    buffers: dict[str, npt.NDArray[np.float64]] = {}
+    for content, share in zip(contents, shares, strict=True):
+        for name, value in content.array_records.get(BUFFERS, ArrayRecord()).items():
+            buffers[name] = buffers.get(name, 0.0) + share * value.numpy().astype(np.float64)
+    arrays = {
+        name: buffers[name]
+        if name in buffers
+        else stepped(value, mean[name], learning_rate)
+        if name in mean
+        else value.numpy()
+        for name, value in sent.items()
+    }
+    pairs = list(zip(metrics, shares, strict=True))
+    averages = {
+        name: sum(share * float(cast(float, m[name])) for m, share in pairs)
+        for name in metrics[0]
+        if name != EXAMPLES and all(name in m for m in metrics)
+    }
+    reply = replies[0]
+    reply.content = RecordDict({
+        ARRAYS: ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()}),
+        METRICS: MetricRecord({**averages, EXAMPLES: total}),
+    })  # fmt: skip
+    return reply
+
+
+def as_sent(record: ArrayRecord, sent: Tensors) -> ArrayRecord:
+    """A strategy's result in the types of the weights that it was computed from."""
+    return to_record({
+        name: value.to(sent[name].dtype) if name in sent else value
+        for name, value in to_tensors(record).items()
+    })  # fmt: skip

@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedleak.attacks.base import Attack, Progress
 from fedleak.config import RunConfig
-from fedleak.data import ImageData
-from fedleak.errors import BadInput, unknown_name
+from fedleak.data import PrivateData
+from fedleak.errors import BadInput, require, unknown_name
 from fedleak.events import Observer
 from fedleak.federation import records
 from fedleak.federation.checkpoint import Outcome, restore, write_checkpoint
@@ -29,6 +29,8 @@ from fedleak.registry import load_class
 from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge
 
+# What strategies call the learning rate of their own step.
+SERVER_RATES = ("eta", "server_learning_rate")
 # Seconds that the server waits beyond the clients' own time limit, for what is on its way.
 GRACE_SECONDS = 30.0
 
@@ -82,13 +84,22 @@ def make_strategy(config: RunConfig) -> Strategy:
     found = load_class(name) if "." in name else known.get(name)
     if found is None:
         raise unknown_name("strategy", name, known)
+    share = federation.clients_per_round
     settings: dict[str, Any] = {
-        "min_train_nodes": 1,
+        "min_train_nodes": share or 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": federation.clients,
         "fraction_evaluate": 1.0 if federation.client_evaluation else 0.0,
     }
     accepted = inspect.signature(found).parameters
+    if share is not None:
+        require(
+            "fraction_train" in accepted and "fraction_train" not in federation.strategy_options,
+            "Expected a strategy that samples clients by `fraction_train`, which is not set, where "
+            f"`federation.clients_per_round` is given, got {name} with the options "
+            f"{federation.strategy_options}.",
+        )
+        settings["fraction_train"] = share / federation.clients
     for option in federation.strategy_options:
         if option not in accepted:
             raise unknown_name(f"option of strategy {name}", option, accepted)
@@ -100,12 +111,17 @@ def make_strategy(config: RunConfig) -> Strategy:
         raise BadInput(f"Expected options that strategy {name} takes: {error}.") from error
     if not isinstance(strategy, Strategy):
         raise BadInput(f"Expected `federation.strategy` to be a Strategy of Flower, got {name}.")
+    require(
+        federation.learning_rate_decay == 1 or any(hasattr(strategy, r) for r in SERVER_RATES),
+        f"Expected a strategy with {' or '.join(SERVER_RATES)} where "
+        f"`federation.learning_rate_decay` is given, got {name}: take FedAdam or FedAvgM.",
+    )
     return strategy
 
 
 def server_app(
     config: RunConfig,
-    data: ImageData,
+    data: PrivateData,
     interception: Interception,
     checkpoint: Path,
     outcome: Outcome,
@@ -171,14 +187,17 @@ def server_app(
             if server_round == 0 and done:
                 return None  # evaluated before the interruption
             state = records.to_tensors(arrays)
-            model.load_state_dict(state)
-            metrics = evaluate_model(model, data.test_set, derive_seed(config.seed, round_))
-            outcome.rounds, outcome.metrics[round_] = round_, metrics
-            outcome.failures = failures + strategy.failures
+            metrics: dict[str, float] = {}
+            if round_ % federation.evaluate_every == 0 or round_ == federation.rounds:
+                model.load_state_dict(state)
+                metrics = evaluate_model(model, data.test_set, derive_seed(config.seed, round_))
+                outcome.metrics[round_] = metrics
+            outcome.rounds, outcome.failures = round_, failures + strategy.failures
             if round_:
+                _decay(inner, federation.learning_rate_decay)
                 write_checkpoint(checkpoint, state, inner, outcome)
             observer.round_evaluated(name, round_, metrics)
-            return MetricRecord(dict(metrics))
+            return MetricRecord(dict(metrics)) if metrics else None
 
         ordered = OrderedGrid(grid, federation.clients, stop=line.stop, on_reply=on_reply)
         strategy = MaliciousStrategy(
@@ -208,6 +227,14 @@ def server_app(
         )
 
     return app
+
+
+def _decay(strategy: Strategy, factor: float) -> None:
+    for name in SERVER_RATES:
+        if factor != 1 and hasattr(strategy, name):
+            setattr(strategy, name, factor * getattr(strategy, name))
+            if hasattr(strategy, "server_opt"):  # FedAvgM looks at its first rate alone
+                strategy.server_opt = True
 
 
 def _in_short(reason: str) -> str:

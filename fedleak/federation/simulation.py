@@ -27,7 +27,7 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
 from fedleak.config import RunConfig
-from fedleak.data import ImageData
+from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
 from fedleak.events import Observer
 from fedleak.federation.checkpoint import Outcome, client_memories, read_outcome
@@ -52,7 +52,7 @@ class FederationError(RuntimeError):
 
 def simulate(
     config: RunConfig,
-    data: ImageData,
+    data: PrivateData,
     *,
     interception: Interception,
     truth: Path,
@@ -82,7 +82,8 @@ def simulate(
         return outcome
     line, broken = Line(), None
     # As many clients train at once as there are slots; the others wait for their turn.
-    turns = ceil(federation.clients / max(1, int(_cpus(config) / federation.cpus_per_client)))
+    training = federation.clients_per_round or federation.clients
+    turns = ceil(training / max(1, int(_cpus(config) / federation.cpus_per_client)))
     patience = turns * federation.client_timeout + GRACE_SECONDS
     server = server_app(config, data, interception, checkpoint, outcome, observer, line, patience)
     memories = client_memories(checkpoint)

@@ -10,9 +10,20 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Result,
+    Strategy,
+)
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction
+from fedleak.compact import CompactTensors
 from fedleak.config import Victims
 from fedleak.errors import BadInput
 from fedleak.federation import records
@@ -169,15 +180,27 @@ class MaliciousStrategy(Strategy):
             client = self._number(reply.metadata.src_node_id)
             if self.victims.includes(round_, client):
                 self._intercept(round_, client, reply)
-            if records.sends_gradient(reply.content):
-                if self.learning_rate is None:
-                    raise BadInput(
-                        "Expected `learning_rate` where clients send gradients, got none."
-                    )
-                records.as_weights(reply, self._sent, self.learning_rate)
+        step = self._inner_steps["aggregate_train"]
         result: tuple[ArrayRecord | None, MetricRecord | None]
-        result = self._inner_steps["aggregate_train"](round_, received)
-        return result
+        if not any(_sends_gradient(reply) for reply in received):
+            result = step(round_, received)
+            return result
+        arrays, metrics = step(round_, self._with_weights(received))
+        return (None if arrays is None else records.as_sent(arrays, self._sent)), metrics
+
+    def _with_weights(self, received: list[Message]) -> list[Message]:
+        """Replies in which there are weights in the place of gradients."""
+        if self.learning_rate is None:
+            raise BadInput("Expected `learning_rate` where clients send gradients, got none.")
+        gradients = [reply for reply in received if _sends_gradient(reply)]
+        if takes_the_mean(self.inner) and all(
+            records.EXAMPLES in reply.content.metric_records[records.METRICS] for reply in gradients
+        ):
+            merged = records.merge(gradients, self._sent, self.learning_rate)
+            return [merged, *(reply for reply in received if reply not in gradients)]
+        for reply in gradients:
+            records.as_weights(reply, self._sent, self.learning_rate)
+        return received
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -235,7 +258,7 @@ class MaliciousStrategy(Strategy):
             num_examples=int(metrics.get(records.EXAMPLES, 1)),
             model=self.model,
             sent=self._sent,
-            received=received,
+            received=CompactTensors(received) if gradient else received,
         )
         self.intercepted.append(update if self.folder is None else update.save(self.folder))
         if self._on_intercept is not None:
@@ -287,6 +310,17 @@ class MaliciousStrategy(Strategy):
         if self.knowledge.labels is not None:
             return self.knowledge
         return replace(self.knowledge, num_samples=update.num_examples)
+
+
+def takes_the_mean(strategy: Strategy) -> bool:
+    """Whether a strategy uses nothing of the replies but their weighted mean."""
+    usual = getattr(strategy, "train_metrics_aggr_fn", None) is aggregate_metricrecords
+    usual = usual and getattr(strategy, "weighted_by_key", None) == records.EXAMPLES
+    return usual and type(strategy) in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedProx, FedYogi)
+
+
+def _sends_gradient(reply: Message) -> bool:
+    return not reply.has_error() and records.sends_gradient(reply.content)
 
 
 def _load(path: Path) -> InterceptedUpdate:

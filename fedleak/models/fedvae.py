@@ -40,7 +40,7 @@ class FedVAE(pl.LightningModule):
         learning_rate: its learning rate, positive.
 
     Raises:
-        BadInput: if a value is out of its range.
+        BadInput: if a value is out of its range, or the data's samples are no vectors.
     """
 
     def __init__(
@@ -72,6 +72,12 @@ class FedVAE(pl.LightningModule):
         self.anneal_steps = anneal_steps
         self.optimizer = optimizer
         self.learning_rate = learning_rate
+        require(
+            len(input_shape) == 1,
+            "Expected the interaction vectors of a recommender's `data`, such as lastfm, got "
+            f"samples of shape {tuple(input_shape)}.",
+        )
+        self.input_shape = tuple(input_shape)
         (items,) = input_shape
         self.dropout = DropoutNoise(dropout) if dropout else None
         self.noise = NormalNoise()

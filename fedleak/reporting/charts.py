@@ -21,7 +21,10 @@ TICKS = 5
 # A cost of a cosine is a rounding error of 1 where it is below this share of the highest.
 LOWEST = 1e-12
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-METRICS = {"accuracy": "test accuracy (share)", "loss": "test loss"}
+METRICS = {
+    "accuracy": "test accuracy (share)", "loss": "test loss", "ndcg@100": "test NDCG@100",
+    "recall@20": "test Recall@20", "recall@50": "test Recall@50",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def read_scalars(folder: Path) -> dict[str, Points]:
 
 
 def training_charts(scalars: Mapping[str, Points]) -> list[Chart]:
-    """Accuracy and loss of the global models by round, where there are two rounds or more.
+    """Accuracy, loss and ranking of the global models by round, of two rounds or more.
 
     Args:
         scalars: tag -> points, see :func:`read_scalars`.

@@ -17,6 +17,7 @@ from rich.progress import (
 from fedleak import attacks
 from fedleak.attacks.base import Reconstruction
 from fedleak.events import Observer
+from fedleak.scoring import ImageScoring
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 # Without a terminal, so often at most is the progress of an attack printed.
@@ -32,7 +33,8 @@ class Display(Observer):
         console: where to print.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, headline: tuple[str, str] = ImageScoring.headline) -> None:
+        self._column, self._title = headline
         self._console = console
         self._live = console.is_terminal
         self._bars = Progress(
@@ -85,7 +87,7 @@ class Display(Observer):
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
         """See :class:`Observer`."""
         figures = ", ".join(f"{name.split('/')[-1]} {v:.4f}" for name, v in metrics.items())
-        self._say(f"  round {round_}: {figures or 'no test metrics'}")
+        self._say(f"  round {round_}: {figures or 'done'}")
         self._update("rounds", completed=round_)
         if "clients" in self._tasks:
             self._bars.reset(self._tasks["clients"], total=self._clients, note="")
@@ -123,11 +125,11 @@ class Display(Observer):
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
         """See :class:`Observer`."""
-        scores = [row["ssim"] for row in rows if "ssim" in row]
+        scores = [row[self._column] for row in rows if row.get(self._column) is not None]
         self._scores += scores
         if not self._attack:  # in a round of the federation
-            self._say(f"  {attack} on {model}: {update.key}{_mean(scores)}")
-        self._update("updates", advance=1, note=_mean(self._scores).strip())
+            self._say(f"  {attack} on {model}: {update.key}{self._mean(scores)}")
+        self._update("updates", advance=1, note=self._mean(self._scores).strip())
 
     def attack_skipped(self, attack: str, model: str, reason: str) -> None:
         """See :class:`Observer`."""
@@ -158,12 +160,11 @@ class Display(Observer):
             self._bars.remove_task(task)
         self._tasks = {}
         if self._attack and self._scores:
-            self._say(f" {_mean(self._scores)} of {_count(len(self._scores), 'sample')}")
+            self._say(f" {self._mean(self._scores)} of {_count(len(self._scores), 'sample')}")
         self._attack, self._scores, self._iteration = "", [], 0
 
-
-def _mean(scores: Sequence[float]) -> str:
-    return f" mean SSIM {sum(scores) / len(scores):.4f}" if scores else ""
+    def _mean(self, scores: Sequence[float]) -> str:
+        return f" mean {self._title} {sum(scores) / len(scores):.4f}" if scores else ""
 
 
 def _count(number: int, noun: str) -> str:

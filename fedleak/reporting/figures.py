@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fedleak.config import RunConfig
 from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import Picture, RunFolder
+from fedleak.results import RunFolder
+from fedleak.scoring import ImageScoring, Picture
 
 CELL = 128  # pixels of the longer side of an image in the figure
 GAP = 12
@@ -50,7 +51,7 @@ def write_figures(
 
     Returns:
         The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; none if
-        nothing has been attacked.
+        nothing has been attacked, or the data are no images.
     """
     panels = read_panels(folder, config, mean, std)
     titles = list(dict.fromkeys(title for panel in panels for title in panel.reconstructions))
@@ -116,5 +117,5 @@ def _caption(config: RunConfig) -> str:
     return (
         f"{config.data_name}, {federation.protocol}, batch size {federation.batch_size}, "
         f"labels {config.victims.labels_text}, seed {config.seed}; "
-        f"SSIM on {'pixels in [0, 1]' if config.metrics.space == 'pixels' else 'normalised images'}"
+        f"SSIM on {ImageScoring.space(config.metrics)}"
     )

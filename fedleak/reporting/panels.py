@@ -8,7 +8,8 @@ from PIL import Image
 
 from fedleak.config import RunConfig
 from fedleak.metrics import to_space
-from fedleak.results import Picture, RunFolder, read_rows, to_picture
+from fedleak.results import RunFolder, read_rows
+from fedleak.scoring import ImageScoring, Picture, scoring_class, to_picture
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Panel:
 def read_panels(
     folder: RunFolder, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> list[Panel]:
-    """All victims of a run, in the order of rounds, clients and samples.
+    """All victims of a run, in the order of rounds, clients and samples; none if not images.
 
     Args:
         folder: the run's folder.
@@ -41,6 +42,8 @@ def read_panels(
         mean: mean of each channel of the data.
         std: deviation of each channel.
     """
+    if scoring_class(config) is not ImageScoring:
+        return []
     variants = {part.model_name: name for name, part in config.variants.items()}
     panels: dict[tuple[int, int, int], Panel] = {}
     # The samples of a batch stand one below the other and share a file.

@@ -21,14 +21,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from fedleak.config import RunConfig
-from fedleak.data import ImageData
+from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
 from fedleak.parts import make_data
 from fedleak.registry import load_class, short_name
 from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
+from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import read_panels
-from fedleak.reporting.tables import SPACES
-from fedleak.results import Picture, Row, RunFolder, append_rows, read_rows
+from fedleak.results import Row, RunFolder, append_rows, read_rows
+from fedleak.scoring import ImageScoring, Picture, Scoring, scoring_class
 from fedleak.updates import GroundTruth, update_key
 
 VICTIMS = 64  # with pictures, at most
@@ -113,28 +114,35 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
         BadInput: if the folder is not a run's, or a file in it is damaged.
     """
     config = RunConfig.load(folder.config)
+    scoring = scoring_class(config)
     summary = _summary(folder)
     with TemporaryDirectory() as scratch:
         rows = _whole_rows(folder, Path(scratch) / "all.csv")
         samples = sorted({_sample(row) for row in rows})
         shown = [row for row in rows if _sample(row) in samples[:VICTIMS]]
-        if scaling is None and any((folder.path / "truth").rglob("*.safetensors")):
+        if scoring is not ImageScoring:
+            scaling = None
+        elif scaling is None and any((folder.path / "truth").rglob("*.safetensors")):
             scaling = _scaling(config)
         view = _View(folder.path, Path(scratch) / "shown.csv", drawable=scaling is not None)
-        append_rows(view.results, [row for row in shown if view.reconstruction(row).is_file()])
+        there = [row for row in shown if view.reconstruction(row, scoring.suffix).is_file()]
+        append_rows(view.results, there)
         panels = read_panels(view, config, *(scaling or ((0.0,), (1.0,))))
+        lists = read_item_lists(view, config)
     scalars = read_scalars(folder.tensorboard)
     page = _template().render(
         config=config,
         settings=config.to_dict(),
         versions=yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("versions") or {},
         summary=summary,
-        space=SPACES[config.metrics.space],
+        scoring=scoring,
+        shown={name: c for name, c in scoring.columns.items() if any(name in row for row in rows)},
         rows=rows,
         outcomes=find_outcomes(rows),
         panels=panels,
+        lists=lists,
         hidden=len(samples[VICTIMS:]),
-        clients=client_rows(rows),
+        clients=client_rows(rows, scoring),
         training=training_charts(scalars),
         costs=cost_charts(scalars, _leaked(rows)),
     )
@@ -177,7 +185,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def is_scored(row: Row) -> bool:
     """Whether a row's success means something: SSIM cannot be had of images below 3 x 3."""
-    return row["success"] is not None and (_finite(row["ssim"]) or not _finite(row["mse"]))
+    comparable = _finite(row["ssim"]) or row.get("f1") is not None
+    return row["success"] is not None and (comparable or not _finite(row["mse"]))
 
 
 def find_outcomes(rows: Iterable[Row]) -> list[Outcome]:
@@ -188,12 +197,16 @@ def find_outcomes(rows: Iterable[Row]) -> list[Outcome]:
     return [Outcome(*key, members) for key, members in groups.items()]
 
 
-def verdict(outcomes: Sequence[Outcome]) -> list[str]:
+def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
     """What the attacks achieved, in sentences: unguarded models first, then each guard.
 
     That a guard stops an attack is said only where the attack succeeded without it and the 95 %
     intervals of the two success rates do not overlap (that it hinders it, where some of it is
     left); never that a guard is safe.
+
+    Args:
+        outcomes: what the attacks did.
+        sample: what a sample is.
     """
     sentences = []
     targets: dict[tuple[str, str], list[Outcome]] = {}
@@ -203,7 +216,7 @@ def verdict(outcomes: Sequence[Outcome]) -> list[str]:
     plain = {model: found for (model, _), found in targets.items() if not found[0].guard}
     for model, found in plain.items():
         parts = [f"{each.title} reconstructs {each.leaked} of {len(each.scored)}" for each in found]
-        parts[0] += f" images of the plain {model}"
+        parts[0] += f" {sample}s of the plain {model}"
         sentences.append(f"{listing(parts)}.")
     for (model, _), found in targets.items():
         if found[0].guard:
@@ -244,9 +257,10 @@ def _guarded(found: Sequence[Outcome], plain: Sequence[Outcome], base: str) -> s
     return f"{'; '.join(parts)}."
 
 
-def client_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
+def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:
     """What leaked of every client in every round, on every model: cells of a table."""
     models = list(dict.fromkeys((row["model"], row["defense"]) for row in rows))
+    headline = scoring.headline[0]
 
     def key(row: Row) -> tuple[int, int, int]:
         return row["client"], row["round"], models.index((row["model"], row["defense"]))
@@ -256,13 +270,13 @@ def client_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
         group = [row for row in members if is_scored(row)]
         seen = {row["sample"] for row in group}
         leaked = {row["sample"] for row in group if row["success"]}
-        comparable = [row for row in group if _finite(row["ssim"])]
-        best = max(comparable, key=lambda row: float(row["ssim"]), default=None)
+        comparable = [row for row in group if _finite(row[headline])]
+        best = max(comparable, key=lambda row: float(row[headline]), default=None)
         found.append(
             {
                 "client": str(client), "round": str(round_), "model": models[position][0],
                 "defense": models[position][1], "attack": best["attack"] if best else "–",
-                "ssim": f"{best['ssim']:.4f}" if best else "–",
+                "score": f"{best[headline]:.4f}" if best else "–",
                 "leaked": f"{len(leaked)} of {len(seen)}" if seen else "not scored",
             }
         )  # fmt: skip
@@ -328,7 +342,7 @@ def _scaling(config: RunConfig) -> Scaling | None:
         settings = settings | {"download": False}
     try:
         # Looked at before it is made: a folder may come from somebody else, and name any class.
-        if not issubclass(load_class(config.data.class_path), ImageData):
+        if not issubclass(load_class(config.data.class_path), PrivateData):
             return None
         data = make_data(replace(config, data=replace(config.data, init_args=settings)))
     except Exception:

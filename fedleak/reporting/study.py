@@ -10,8 +10,8 @@ from typing import Any
 
 from fedleak.config import RunConfig
 from fedleak.registry import short_name
-from fedleak.reporting.tables import SPACES
-from fedleak.results import LPIPS, RunFolder
+from fedleak.results import RunFolder
+from fedleak.scoring import EXTRA_COLUMNS, ImageScoring, scoring_class
 from fedleak.sweep import Study, SweepFolder, finished_rows, load_study
 
 KEYS = ("dataset", "model", "defense", "attack")
@@ -31,10 +31,12 @@ TITLES = {
     "dataset": "data set", "model": "model", "defense": "defence", "attack": "attack",
     "ssim": "SSIM", "psnr": "PSNR dB", "mse": "MSE", "asr": "ASR", "noise_mse": "noise MSE",
     "seconds": "seconds", "iterations": "iterations", "lpips": "LPIPS",
+    "precision": "precision", "recall": "recall", "f1": "F1",
 }  # fmt: skip
 FORMS = {
     "ssim": ".4f", "psnr": ".2f", "mse": ".2e", "asr": ".0%", "noise_mse": ".2e",
     "seconds": ".1f", "iterations": ".0f", "lpips": ".4f",
+    "precision": ".4f", "recall": ".4f", "f1": ".4f",
 }  # fmt: skip
 
 Entry = dict[str, Any]
@@ -77,9 +79,7 @@ def write_tables(output: Path) -> list[Path]:
     rounds = len({row["round"] for cell in cells for row in cell.rows}) > 1
     entries = _entries(cells, splits, rounds=rounds)
     names = [_column(name) for name in [*splits, *(["round"] if rounds else [])]]
-    metrics = list(METRICS)
-    if any(cell.config.metrics.lpips for cell in cells):
-        metrics.append(LPIPS)
+    metrics = _metrics(cells)
     readable, plain = output / "results.md", output / "table.csv"
     lines = [
         f"# What the updates leak: {output.resolve().name}",
@@ -98,6 +98,15 @@ def write_tables(output: Path) -> list[Path]:
         writer.writeheader()
         writer.writerows(entries)
     return [readable, plain]
+
+
+def _metrics(cells: Sequence[Measured]) -> list[str]:
+    """The columns that some cell has something for."""
+    kinds = [(scoring_class(cell.config), cell.config.metrics) for cell in cells]
+    images = any(kind is ImageScoring for kind, _ in kinds)
+    extra = {name for kind, chosen in kinds for name in kind.extra_columns(chosen)}
+    usual = [name for name in METRICS if images or name not in ("ssim", "psnr")]
+    return [*usual, *(name for name in EXTRA_COLUMNS if name in extra)]
 
 
 def read_cells(folder: SweepFolder) -> list[Measured]:
@@ -211,8 +220,8 @@ def _entries(cells: Sequence[Measured], splits: Sequence[str], *, rounds: bool) 
     entries = []
     for key in sorted(groups, key=_order(list(groups))):
         entry: Entry = dict(zip(names, key, strict=True)) | {"n": len(groups[key])}
-        for metric, column in {**METRICS, LPIPS: LPIPS}.items():
-            # Not every cell has LPIPS.
+        for metric, column in (METRICS | {name: name for name in EXTRA_COLUMNS}).items():
+            # Not every cell has the extra ones.
             mean, deviation = _moments([row.get(column, "") for row in groups[key]])
             entry[metric] = entry[f"{metric}_mean"] = mean
             entry[f"{metric}_std"] = deviation
@@ -276,13 +285,15 @@ def _figure(entry: Entry, metric: str) -> str:
 
 def _caption(cells: Sequence[Measured]) -> list[str]:
     common = setting([cell.config for cell in cells])
-    space = common.pop("metrics.space", None)
-    threshold = common.pop("metrics.success_threshold", None)
-    common.pop("metrics.lpips", None)  # a column says it
-    metrics = f"Metrics on {SPACES[space]}" if space else "Metrics on different spaces"
-    success = "" if threshold is None else f" with SSIM >= {threshold:g}"
+    for name in ("space", "success_threshold", "lpips", "item_threshold"):
+        common.pop(f"metrics.{name}", None)  # said here, or by a column
+    kinds = [(scoring_class(cell.config), cell.config.metrics) for cell in cells]
+    spaces, successes = ({getattr(k, n)(m) for k, m in kinds} for n in ("space", "success"))
+    samples = " or ".join(sorted({kind.sample for kind, _ in kinds}))
+    metrics = f"Metrics on {spaces.pop()}" if len(spaces) == 1 else "Metrics on different spaces"
+    success = f" with {successes.pop()}" if len(successes) == 1 else ""
     lines = [
-        f"{metrics}. Means ± standard deviations (of a sample) over n reconstructed images; "
+        f"{metrics}. Means ± standard deviations (of a sample) over n reconstructed {samples}s; "
         f"ASR: share of them{success}."
     ]
     if common:
@@ -303,7 +314,7 @@ def _missing(summary: Mapping[str, Any]) -> list[str]:
 
 def _column(name: str) -> str:
     """The name of an axis's column, which may not be that of another one."""
-    return f"{name} setting" if name in (*KEYS, *METRICS, LPIPS, "n") else name
+    return f"{name} setting" if name in (*KEYS, *METRICS, *EXTRA_COLUMNS, "n") else name
 
 
 def _short(value: Any) -> str:

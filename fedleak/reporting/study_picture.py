@@ -14,7 +14,7 @@ from fedleak.metrics import to_space
 from fedleak.parts import make_data
 from fedleak.registry import short_name
 from fedleak.reporting.study import Measured, read_cells, splitting_axes
-from fedleak.results import Picture, to_picture
+from fedleak.scoring import ImageScoring, Picture, scoring_class, to_picture
 from fedleak.sweep import Study, SweepFolder, load_study
 
 VICTIMS = 6
@@ -64,13 +64,14 @@ def write_picture(output: Path) -> Path | None:
         output: the sweep's folder.
 
     Returns:
-        The file written, picture.png; none if nothing has been attacked.
+        The file written, picture.png; none if no images have been attacked.
 
     Raises:
         BadInput: if a data set, of which the scaling is needed, is no longer there.
     """
     folder = SweepFolder(output)
-    study, cells = load_study(folder.study), read_cells(folder)
+    study = load_study(folder.study)
+    cells = [cell for cell in read_cells(folder) if scoring_class(cell.config) is ImageScoring]
     if not cells:
         return None
     spaces = {cell.config.metrics.space for cell in cells}

@@ -11,11 +11,7 @@ from rich.text import Text
 from fedleak.config import RunConfig
 from fedleak.registry import SINGULAR, load_class, names
 from fedleak.results import Row, RunFolder, summarise_rounds
-
-SPACES = {
-    "pixels": "images scaled back to [0, 1], data range 1",
-    "normalised": "normalised images, data range 2",
-}
+from fedleak.scoring import LPIPS, scoring_class
 
 
 def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
@@ -29,7 +25,7 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     rounds = victims.rounds or range(1, federation.rounds + 1)
     named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
     untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
-    guard = config.defense_name
+    guard, scoring = config.defense_name, scoring_class(config)
     defended = "" if guard == "none" else f"defended by {guard}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
@@ -38,37 +34,34 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
             f"labels {victims.labels_text}, clients in {federation.mode} mode, {defended}"
             f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
-            f"Means over n samples; success: SSIM >= {config.metrics.success_threshold:g}. "
-            f"Metrics on {SPACES[config.metrics.space]}."
+            f"Means over n samples; success: {scoring.success(config.metrics)}. "
+            f"Metrics on {scoring.space(config.metrics)}."
         ),
         caption_justify="left",
     )
     for name in ("attack", "model"):
         table.add_column(name)
-    perceived = any("lpips" in entry for entry in summary["attacks"])
-    optional = ["LPIPS"] if perceived else []
-    for name in ("n", "SSIM", *optional, "PSNR dB", "MSE", "success", "seconds"):
+    shown = _shown(config, summary["attacks"])
+    for name in ("n", *(title for title, _ in shown.values()), "success", "seconds"):
         table.add_column(name, justify="right")
     for entry in summary["attacks"]:
         table.add_row(
             entry["attack"],
             entry["model"],
             str(entry["n"]),
-            _number(entry["ssim"], ".4f"),
-            *([_number(entry["lpips"], ".4f")] if perceived else []),
-            _number(entry["psnr"], ".2f"),
-            _number(entry["mse"], ".2e"),
+            *(_number(entry[name], form) for name, (_, form) in shown.items()),
             _number(entry["asr"], ".0%"),
             _number(entry["seconds"], ".1f"),
         )
     return table
 
 
-def rounds_table(rows: Sequence[Row]) -> Table | None:
+def rounds_table(rows: Sequence[Row], config: RunConfig) -> Table | None:
     """The means round by round; none if only one round was attacked.
 
     Args:
         rows: rows of results.csv.
+        config: the run's configuration.
     """
     entries = summarise_rounds(rows)
     if not entries:
@@ -76,7 +69,9 @@ def rounds_table(rows: Sequence[Row]) -> Table | None:
     table = Table(title="Round by round")
     for name in ("attack", "model"):
         table.add_column(name)
-    for name in ("round", "n", "SSIM", "PSNR dB", "success"):
+    # Two scores are enough here, beside the table of all rounds.
+    shown = dict([item for item in _shown(config, entries).items() if item[0] != LPIPS][:2])
+    for name in ("round", "n", *(title for title, _ in shown.values()), "success"):
         table.add_column(name, justify="right")
     for before, entry in zip([None, *entries], entries, strict=False):
         same = before and (before["attack"], before["model"]) == (entry["attack"], entry["model"])
@@ -85,11 +80,18 @@ def rounds_table(rows: Sequence[Row]) -> Table | None:
             "" if same else entry["model"],
             str(entry["round"]),
             str(entry["n"]),
-            _number(entry["ssim"], ".4f"),
-            _number(entry["psnr"], ".2f"),
+            *(_number(entry[name], form) for name, (_, form) in shown.items()),
             _number(entry["asr"], ".0%"),
         )
     return table
+
+
+def _shown(config: RunConfig, entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Title and format of the scores that a table's entries have."""
+    columns = scoring_class(config).columns
+    return {
+        name: column for name, column in columns.items() if any(name in entry for entry in entries)
+    }
 
 
 def paths_line(folder: RunFolder) -> Text:

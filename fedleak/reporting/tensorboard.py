@@ -14,11 +14,14 @@ from torch.utils.tensorboard.summary import hparams
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.events import Observer
+from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import LPIPS, Picture, RunFolder, read_rows, summarise_rounds
+from fedleak.results import RunFolder, read_rows, summarise_rounds
+from fedleak.scoring import EXTRA_COLUMNS, LPIPS, Picture, scoring_class
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 GRID = "reconstructions"
+LISTS = 16  # users of whom all items are written out, at most
 BORDER = 2
 # Pictures are written anew whenever a run ends, into an event file of their own.
 PICTURES = ".pictures"
@@ -29,10 +32,10 @@ class TensorBoard(Observer):
 
     Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over the
     clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
-    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` (and ``/lpips``, if measured) by
-    victim, ``MODEL/ATTACK/ssim by round`` if several rounds are attacked, ``reconstructions``
-    (original | each attack) by victim, ``config`` as text, and the hyperparameters with the final
-    metrics.
+    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` (``/lpips`` too, if measured; of
+    interaction vectors ``/f1`` instead) by victim, ``MODEL/ATTACK/ssim by round`` if several rounds
+    are attacked, ``reconstructions`` (original | each attack; of the first 16 users the items by
+    name, as text) by victim, ``config`` as text, and the hyperparameters with the final metrics.
 
     Args:
         config: the run's configuration.
@@ -43,6 +46,7 @@ class TensorBoard(Observer):
     def __init__(self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._config = config
         self._mean, self._std = mean, std
+        self._headline = scoring_class(config).headline[0]
         self._folder = RunFolder(Path(config.output))
         self._open: SummaryWriter | None = None
         self._victims: dict[tuple[str, str], int] = {}
@@ -94,7 +98,7 @@ class TensorBoard(Observer):
         first = self._count(attack, model, len(rows))
         for victim, row in enumerate(rows, start=first):
             if truth is not None:
-                for metric in ("ssim", LPIPS):
+                for metric in (self._headline, LPIPS):
                     if metric in row:
                         self._write("add_scalar", f"{name}/{metric}", row[metric], victim)
 
@@ -117,11 +121,15 @@ class TensorBoard(Observer):
         for file in self._folder.tensorboard.glob(f"*{PICTURES}"):
             file.unlink()
         panels = read_panels(self._folder, self._config, self._mean, self._std)
-        if panels:
+        lists = read_item_lists(self._folder, self._config)[:LISTS]
+        if panels or lists:
             folder = str(self._folder.tensorboard)
             with SummaryWriter(folder, filename_suffix=PICTURES) as writer:
                 for victim, panel in enumerate(panels):
                     writer.add_image(GRID, panel_strip(panel), victim, dataformats="HWC")
+                for victim, items in enumerate(lists):
+                    title = f"Round {items.round}, client {items.client}"
+                    writer.add_text(GRID, f"{title}\n\n{items.markdown()}", victim)
 
     def _conclusions(self) -> None:
         federation = self._config.federation
@@ -134,13 +142,13 @@ class TensorBoard(Observer):
         }  # fmt: skip
         summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
         for entry in summarise_rounds(read_rows(self._folder.results)):
-            if entry["ssim"] is not None:
-                tag = f"{entry['model']}/{entry['attack']}/ssim by round"
-                self._write("add_scalar", tag, entry["ssim"], entry["round"])
+            if entry[self._headline] is not None:
+                tag = f"{entry['model']}/{entry['attack']}/{self._headline} by round"
+                self._write("add_scalar", tag, entry[self._headline], entry["round"])
         metrics = {
             f"hparam/{name} {entry['attack']} on {entry['model']}": entry[name]
             for entry in summary["attacks"]
-            for name in ("ssim", "psnr", "mse", "asr", LPIPS)
+            for name in ("ssim", "psnr", "mse", "asr", *EXTRA_COLUMNS)
             if name in entry
         } | {"hparam/accuracy": summary["federation"]["accuracy"]}
         metrics = {name: value for name, value in metrics.items() if value is not None}

@@ -235,7 +235,7 @@ def test_setup_refuses(arguments: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size_is_checked(batch_size: int) -> None:
-    with pytest.raises(BadInput, match=f"`batch_size` to be 1 or more, got {batch_size}"):
+    with pytest.raises(BadInput, match=f"`batch_size` to be at least 1, got {batch_size}"):
         Toy(batch_size=batch_size)
 
 

@@ -95,6 +95,12 @@ def test_shards_do_not_depend_on_the_order_of_the_file() -> None:
     assert not any(part[-1] - part[0] == len(part) - 1 for part in parts)
 
 
+def test_one_sample_each() -> None:
+    assert [part.tolist() for part in partition(BALANCED, 4, kind="one_each")] == [
+        [0], [1], [2], [3],
+    ]  # fmt: skip
+
+
 def test_tensor_labels() -> None:
     parts = partition(torch.from_numpy(BALANCED), 3, kind="dirichlet")
     expected = partition(BALANCED, 3, kind="dirichlet")
@@ -107,7 +113,7 @@ def test_tensor_labels() -> None:
         ({"clients": 0}, "`clients` to be 1 or more, got 0"),
         ({"clients": 1001}, "number of samples, 1000, got 1001; lower `clients`"),
         ({"labels": BALANCED[:, None]}, r"`labels` .* got the shape \(1000, 1\)"),
-        ({"kind": "dirichle"}, "`dirichle`: expected one of dirichlet, iid, shards.*Did you mean"),
+        ({"kind": "dirichle"}, "`dirichle`: expected one of dirichlet, .*shards.*Did you mean"),
         ({"seed": -1}, "`seed` to be 0 or more, got -1"),
         ({"kind": "dirichlet", "alpha": 0.0}, "`alpha` to be finite and above 0, got 0.0"),
         ({"kind": "dirichlet", "alpha": float("nan")}, "`alpha` .* got nan"),

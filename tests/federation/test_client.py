@@ -49,7 +49,7 @@ def trained(config: RunConfig, client: int = 1, round_: int = 1) -> tuple[Any, G
 
 
 def gradient_in(content: Any) -> Tensors:
-    return records.to_tensors(content[records.GRADIENT])
+    return dict(records.to_compact(content[records.GRADIENT]))
 
 
 def weights_in(content: Any) -> Tensors:

@@ -48,7 +48,7 @@ def test_the_gradient_is_defended_and_the_effect_reported(data):
     plain, defended = config_of(data), config_of(data, CLIPPING)
     sent = sent_by(plain)
     contents = [ask(client_app(config), 1, sent) for config in (plain, defended)]
-    first, second = (records.to_tensors(content[records.GRADIENT]) for content in contents)
+    first, second = (dict(records.to_compact(content[records.GRADIENT])) for content in contents)
     assert norm(second) == pytest.approx(1e-3, rel=1e-4)
     factor = 1e-3 / norm(first)
     for name, value in first.items():
@@ -75,9 +75,9 @@ def test_error_feedback_is_kept_in_the_clients_own_state(data):
     for round_ in (1, 2):
         question = train_question(2, sent, round_)
         reply = app(Message(question.content, 2, MessageType.TRAIN), context)
-        for name, value in records.to_tensors(reply.content[records.GRADIENT]).items():
+        for name, value in records.to_compact(reply.content[records.GRADIENT]).items():
             total[name] = total.get(name, 0) + value
-        raw.append(records.to_tensors(ask(client_app(plain), 2, sent, round_=round_)["gradient"]))
+        raw.append(records.to_compact(ask(client_app(plain), 2, sent, round_=round_)["gradient"]))
     kept = records.to_tensors(context.state.array_records[records.DEFENSES])
     for name, value in total.items():
         torch.testing.assert_close(value + kept[f"0/{name}"], raw[0][name] + raw[1][name])
@@ -92,7 +92,7 @@ def test_dp_sgd_meets_the_noise_that_the_client_drew(data, mode):
     plain, defended = config_of(data, **settings), config_of(data, exact, **settings)
     sent = sent_by(plain)
     first, second = (
-        records.to_tensors(ask(client_app(config), 1, sent)[records.GRADIENT])
+        dict(records.to_compact(ask(client_app(config), 1, sent)[records.GRADIENT]))
         for config in (plain, defended)
     )
     for name, value in first.items():

@@ -16,7 +16,7 @@ from fedleak.federation.grid import OrderedGrid
 from fedleak.parts import make_data, make_model
 from fedleak.registry import Plugin
 from tests.federation.fakes import run_in_process
-from tests.federation.runs import Recorder
+from tests.federation.runs import Recorder, in_process, tiny_config, tiny_data
 
 
 def lenet_on_photos(output: Path, clients: int, rounds: int) -> RunConfig:
@@ -76,3 +76,21 @@ def test_accuracy_rises_and_is_that_of_plain_flower(
     assert accuracies[0] == pytest.approx(1 / 8, abs=0.03)
     assert accuracies[-1] > accuracies[0] + 0.15, accuracies
     assert summary["federation"]["accuracy"] == accuracies[-1]
+
+
+def test_the_server_evaluates_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
+    observers = []
+    for every in (1, 3):
+        config = tiny_config(
+            tiny_data(tmp_path), tmp_path / str(every), rounds=5, evaluate_every=every,
+            victim_clients=[0], victim_rounds=[1],
+        )  # fmt: skip
+        observers.append(Recorder())
+        with in_process():
+            summary = experiment.run(config, [observers[-1]])
+    (always, seldom) = (
+        {round_: metrics for _, round_, metrics in observer.arguments("round_evaluated")}
+        for observer in observers
+    )
+    assert seldom == {round_: always[round_] if round_ in (0, 3, 5) else {} for round_ in always}
+    assert summary["federation"]["accuracy"] == always[5]["test/accuracy"]

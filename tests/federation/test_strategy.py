@@ -228,7 +228,12 @@ def test_gradients_arrive_at_the_inner_strategy_as_weights(make: Make) -> None:
         return records.to_tensors(arrays)
 
     malicious = MaliciousStrategy(make(), learning_rate=0.5)
-    assert same_tensors(aggregated(malicious, gradients=True), aggregated(make(), gradients=False))
+    found, expected = aggregated(malicious, gradients=True), aggregated(make(), gradients=False)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Not to the last bit: the step is made in float64.
+        torch.testing.assert_close(found[name], value.to(found[name]), rtol=1e-4, atol=1e-6)
+        assert found[name].dtype == weights(0)[name].dtype
 
 
 def test_learning_rate_comes_from_knowledge_or_is_asked_for() -> None:
