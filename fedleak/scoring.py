@@ -149,8 +149,7 @@ class ItemScoring(Scoring):
     sample: ClassVar[str] = "user"
     headline: ClassVar[tuple[str, str]] = ("f1", "F1")
     columns: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "f1": ("F1", ".4f"), "precision": ("precision", ".4f"), "recall": ("recall", ".4f"),
-        "mse": ("MSE", ".2e"),
+        "f1": ("F1", ".4f"), "precision": ("P", ".4f"), "recall": ("R", ".4f"),
     }  # fmt: skip
     suffix: ClassVar[str] = ".csv"
 
@@ -166,7 +165,9 @@ class ItemScoring(Scoring):
     @classmethod
     def space(cls, metrics: Metrics) -> str:
         """See :meth:`Scoring.space`."""
-        return f"all items, of which those with a value >= {metrics.item_threshold:g} are found"
+        return (
+            f"all items, of which those with a value >= {metrics.item_threshold:g} count as found"
+        )
 
     @classmethod
     def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import DLG, IDLG, IGA, NRA, Attack, PartialIGA
+from fedleak.attacks import DLG, IDLG, IGA, NRA, Analytic, Attack, PartialIGA
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
 from tests.toys import OwnClassifier
@@ -32,6 +32,7 @@ class AttackCase:
         boxed: whether it promises inputs within the valid range.
         iterative: whether it takes ``iterations`` and reports costs.
         needs_noise: whether it refuses models that draw none.
+        reads_one: whether it takes one sample alone, and models that begin with a linear layer.
     """
 
     kind: type[Attack]
@@ -39,6 +40,16 @@ class AttackCase:
     boxed: bool = True
     iterative: bool = True
     needs_noise: bool = False
+    reads_one: bool = False
+
+    @property
+    def batch(self) -> int:
+        """A batch size that it can do with."""
+        return 1 if self.reads_one else 2
+
+    def fits(self, model: "ModelCase") -> bool:
+        """Whether it takes the model, with PRECODE."""
+        return not self.reads_one or model.kind in (SMLP, DMLP)
 
     def make(self, **changes: Any) -> Attack:
         return self.kind(**self.settings | changes)
@@ -91,6 +102,7 @@ ATTACKS = (
     AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
     AttackCase(DLG, {"iterations": 2}, boxed=False),
     AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}, boxed=False),
+    AttackCase(Analytic, {}, iterative=False, reads_one=True),
 )
 
 MODELS = (
@@ -118,6 +130,8 @@ class Pair:
         """Whether the reconstruction holds all that its cost was computed from."""
         if getattr(self.attack.kind, "restores_labels", False):  # those were soft
             return False
+        if not self.attack.iterative:
+            return False
         return not self.precode or self.attack.kind.restores_noise
 
     def __str__(self) -> str:
@@ -129,7 +143,7 @@ PAIRS = [
     for attack in ATTACKS
     for model in LIGHT_MODELS
     for precode in (False, True)
-    if precode or not attack.needs_noise
+    if attack.fits(model) and (precode or not attack.needs_noise)
 ]
 
 

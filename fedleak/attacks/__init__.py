@@ -1,5 +1,6 @@
 """Attacks that reconstruct clients' inputs from what they sent."""
 
+from fedleak.attacks.analytic import Analytic
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction
 from fedleak.attacks.dlg import DLG, IDLG
 from fedleak.attacks.iga import IGA
@@ -12,6 +13,7 @@ __all__ = [
     "IDLG",
     "IGA",
     "NRA",
+    "Analytic",
     "Attack",
     "GradientMatching",
     "PartialIGA",

@@ -21,6 +21,7 @@ from fedleak.attacks.priors import batch_norm_distance, total_variation
 from fedleak.attacks.statistics import expected_statistics, has_statistics
 from fedleak.attacks.tracing import Compiler, Step, Traced
 from fedleak.errors import BadInput, require, unknown_name
+from fedleak.models.noise import noise_slots
 from fedleak.updates import Knowledge, Tensors
 
 # The learning rate is cut to a tenth at these shares of the iterations (Geiping 2020, appendix A).
@@ -66,6 +67,9 @@ class GradientMatching(Attack):
             replayed, with equal results; inductor: the record is compiled by torch.compile, which
             takes a C++ compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs.
             Attacks of fewer than 400 evaluations are not traced.
+        noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
+            which ``*`` stands for anything; those of others are drawn in every iteration. None: all
+            of them if the attack restores noise, and else not one.
 
     Raises:
         BadInput: if a value is out of its range or two do not go together.
@@ -92,6 +96,7 @@ class GradientMatching(Attack):
         batch_norm: float = 0.0,
         precision: Literal["float32", "float64"] | None = None,
         compile: Compiler = "trace",
+        noise_slots: list[str] | None = None,
     ) -> None:
         for kind, value, choices in (
             ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
@@ -130,6 +135,7 @@ class GradientMatching(Attack):
         self.batch_norm = batch_norm
         self.precision = precision
         self.compile = compile
+        self.noise_slots = noise_slots
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """Attack one update; see :meth:`Attack.run`."""
@@ -161,6 +167,13 @@ class GradientMatching(Attack):
                 nearest = get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
                 return (
                     f"`layers.{pattern}` fits no parameter of {kind}, the nearest being `{nearest}`"
+                )
+        slots = list(noise_slots(knowledge.model))
+        for pattern in self.noise_slots or []:
+            if not any(fnmatchcase(name, pattern) for name in slots):
+                return (
+                    f"`noise_slots` {pattern} fits no noise slot of "
+                    f"{type(knowledge.model).__name__}, which has {', '.join(slots) or 'none'}"
                 )
         return super().refuses(knowledge)
 
@@ -236,7 +249,9 @@ class GradientMatching(Attack):
     def _reconstruction(self, kept: Kept, gradient: Tensors) -> Reconstruction:
         like = next(iter(gradient.values()))
         labels = kept.variables["labels"]
-        noise = _noise(kept.variables) if self.restores_noise else {}
+        noise = {
+            slot: value for slot, value in _noise(kept.variables).items() if self._restores(slot)
+        }
         return Reconstruction(
             inputs=kept.variables["inputs"].to(like),
             labels=labels.argmax(dim=-1) if self.restores_labels else labels,
@@ -248,7 +263,12 @@ class GradientMatching(Attack):
     def _is_optimised(self, name: str) -> bool:
         if name == "labels":
             return self.restores_labels
-        return name == "inputs" or self.restores_noise
+        return name == "inputs" or self._restores(name.removeprefix(NOISE))
+
+    def _restores(self, slot: str) -> bool:
+        if self.noise_slots is None:
+            return self.restores_noise
+        return any(fnmatchcase(slot, pattern) for pattern in self.noise_slots)
 
     def _state(self, problems: Sequence[Problem]) -> Tensors:
         """Where every update's every restart begins: rows are (update, restart), side by side."""
@@ -268,7 +288,7 @@ class GradientMatching(Attack):
     def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
         """Noise of a slot, row by row: what it draws, or a normal start where it is restored."""
         shape = problems[0].noise_shapes[slot]
-        if self.restores_noise:
+        if self._restores(slot):
             return _starts(problems, shape, self.restarts)
         rows = (self.restarts, *shape)
         return torch.cat([problem.noise(slot, rows) for problem in problems])

@@ -28,14 +28,14 @@ from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.federation.factors import linear_factors
 from fedleak.federation.memory import MemoryFolder
+from fedleak.federation.seats import client_number
+from fedleak.federation.shared import sent_with
 from fedleak.models.noise import record
 from fedleak.parts import client_samples, make_data, make_defenses, make_mods
 from fedleak.registry import build
 from fedleak.seeds import derive_seed
 from fedleak.threads import cap_threads
 from fedleak.updates import GroundTruth, Tensors, update_key
-
-PARTITION = "partition-id"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def client_app(
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        client = int(context.node_config[PARTITION])
+        client = client_number(message, context)
         return Message(
             RecordDict({records.METRICS: MetricRecord({records.CLIENT: client})}),
             reply_to=message,
@@ -83,7 +83,7 @@ def client_app(
         client, round_ = _who_and_when(message, context)
         with _worker(config):
             memory = _memory(context) if memories is None else memories.read(client)
-            content = _train(config, _sent(message), client, round_, truth, memory)
+            content = _train(config, sent_with(message), client, round_, truth, memory)
             if memory and memories is not None:
                 memories.write(round_, client, memory)
             elif memory:
@@ -95,7 +95,7 @@ def client_app(
         client, round_ = _who_and_when(message, context)
         with _worker(config):
             data = _data(config)
-            model = _model(config, _sent(message))
+            model = _model(config, sent_with(message))
             samples = len(data.test_set)
             # With fewer samples than clients, some clients share one.
             share = range(client % samples, samples, config.federation.clients)
@@ -210,9 +210,16 @@ def _train(
     if truth is not None and config.victims.includes(round_, client):
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    changed = [name for name, _ in model.named_parameters()]
-    update = capture.gradient if one_step else {n: state[n] - sent[n] for n in changed}
+    changed = {name for name, _ in model.named_parameters()}
+    # Of a gradient's sender the buffers alone are wanted.
+    state = {
+        name: value.detach().clone()
+        for name, value in model.state_dict().items()
+        if not (one_step and name in changed)
+    }
+    update = (
+        capture.gradient if one_step else {n: state[n] - sent[n] for n in state if n in changed}
+    )
     if config.defenses:
         model.load_state_dict(sent)
         # With one batch, the noise is the batch's own.
@@ -248,11 +255,7 @@ def _memory(context: Context) -> Tensors:
 
 def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
     settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
-    return int(context.node_config[PARTITION]), int(settings[records.ROUND])
-
-
-def _sent(message: Message) -> Tensors:
-    return records.to_tensors(message.content.array_records[records.ARRAYS])
+    return client_number(message, context), int(settings[records.ROUND])
 
 
 def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:

@@ -3,12 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedleak.federation import records
+from fedleak.federation.seats import SeatedGrid
+from fedleak.federation.shared import SharedFolder
 
 POLL_SECONDS = 0.1
 HANDSHAKE_SECONDS = 300.0
@@ -29,6 +32,7 @@ class OrderedGrid(Grid):
         clients: number of clients to wait for.
         stop: set from outside to make the server give up waiting.
         on_reply: called with the client's number and its reply, as the replies come.
+        shared: where to leave what all clients are sent; none: it goes with every message.
 
     Raises:
         Stopped: if the run was told to stop.
@@ -42,12 +46,17 @@ class OrderedGrid(Grid):
         *,
         stop: threading.Event,
         on_reply: Callable[[int, Message], None],
+        shared: SharedFolder | None = None,
     ) -> None:
         self._grid = grid
         self._stop = stop
         self._on_reply = on_reply
+        self._shared = shared
         self.clients: dict[int, int] = {}
-        self.clients = self._identify(clients)
+        if isinstance(grid, SeatedGrid):
+            self.clients = grid.clients
+        else:
+            self.clients = self._identify(clients)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
@@ -90,7 +99,9 @@ class OrderedGrid(Grid):
         Raises:
             Stopped: if the run was told to stop.
         """
-        replies = self._exchange(messages, timeout)
+        sending = nullcontext(messages) if self._shared is None else self._shared.sending(messages)
+        with sending as ready:
+            replies = self._exchange(ready, timeout)
         return sorted(replies, key=lambda reply: self.clients[reply.metadata.src_node_id])
 
     def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Message]:

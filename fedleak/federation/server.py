@@ -22,6 +22,8 @@ from fedleak.federation.checkpoint import Outcome, restore, write_checkpoint
 from fedleak.federation.client import evaluate_model
 from fedleak.federation.grid import OrderedGrid, Stopped
 from fedleak.federation.quiet import quiet
+from fedleak.federation.seats import SEATS, SeatedGrid
+from fedleak.federation.shared import SharedFolder
 from fedleak.federation.strategy import Attacked, MaliciousStrategy, Wanted
 from fedleak.models import LightningModule
 from fedleak.parts import local_learning_rate, make_model
@@ -116,6 +118,8 @@ def make_strategy(config: RunConfig) -> Strategy:
         f"Expected a strategy with {' or '.join(SERVER_RATES)} where "
         f"`federation.learning_rate_decay` is given, got {name}: take FedAdam or FedAvgM.",
     )
+    if federation.learning_rate_decay != 1 and isinstance(strategy, flower_strategies.FedAvgM):
+        strategy.server_opt = True  # it would look at its first learning rate alone
     return strategy
 
 
@@ -128,6 +132,7 @@ def server_app(
     observer: Observer,
     line: Line,
     patience: float,
+    shared: SharedFolder | None = None,
 ) -> ServerApp:
     """The ServerApp of a configuration.
 
@@ -140,6 +145,7 @@ def server_app(
         observer: told of what happens.
         line: how the server is told to stop, and tells that it has ended.
         patience: seconds that a round may take.
+        shared: where to leave what all clients of a round are sent; none: in the messages.
     """
     app = ServerApp()
     federation, name = config.federation, config.model_name
@@ -199,7 +205,10 @@ def server_app(
             observer.round_evaluated(name, round_, metrics)
             return MetricRecord(dict(metrics)) if metrics else None
 
-        ordered = OrderedGrid(grid, federation.clients, stop=line.stop, on_reply=on_reply)
+        seated = SeatedGrid(grid, federation.clients) if federation.clients > SEATS else grid
+        ordered = OrderedGrid(
+            seated, federation.clients, stop=line.stop, on_reply=on_reply, shared=shared
+        )
         strategy = MaliciousStrategy(
             inner,
             attacks=interception.attacks,
@@ -233,8 +242,6 @@ def _decay(strategy: Strategy, factor: float) -> None:
     for name in SERVER_RATES:
         if factor != 1 and hasattr(strategy, name):
             setattr(strategy, name, factor * getattr(strategy, name))
-            if hasattr(strategy, "server_opt"):  # FedAvgM looks at its first rate alone
-                strategy.server_opt = True
 
 
 def _in_short(reason: str) -> str:

@@ -33,7 +33,9 @@ from fedleak.events import Observer
 from fedleak.federation.checkpoint import Outcome, client_memories, read_outcome
 from fedleak.federation.client import TruthFolder, client_app
 from fedleak.federation.quiet import quiet
+from fedleak.federation.seats import SEATS
 from fedleak.federation.server import GRACE_SECONDS, Interception, Line, server_app
+from fedleak.federation.shared import SharedFolder
 from fedleak.threads import available_cores, cap_threads
 
 POLL_SECONDS = 0.1
@@ -85,8 +87,14 @@ def simulate(
     training = federation.clients_per_round or federation.clients
     turns = ceil(training / max(1, int(_cpus(config) / federation.cpus_per_client)))
     patience = turns * federation.client_timeout + GRACE_SECONDS
-    server = server_app(config, data, interception, checkpoint, outcome, observer, line, patience)
     memories = client_memories(checkpoint)
+    # Flower's mods want the weights in the message.
+    shared = None if config.mods else SharedFolder(memories.path)
+    if shared is not None:
+        shared.clear()
+    server = server_app(
+        config, data, interception, checkpoint, outcome, observer, line, patience, shared
+    )
     memories.rewind(outcome.rounds)  # the round that was interrupted is run again
     client = client_app(config, TruthFolder(truth.resolve()), memories)
     cap_threads(1)  # the cores belong to the clients while they train
@@ -124,7 +132,7 @@ def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Li
             run_simulation(
                 server_app=server,
                 client_app=client,
-                num_supernodes=federation.clients,
+                num_supernodes=min(federation.clients, SEATS),
                 backend_config={
                     "client_resources": {
                         "num_cpus": federation.cpus_per_client,

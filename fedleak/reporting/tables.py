@@ -11,7 +11,7 @@ from rich.text import Text
 from fedleak.config import RunConfig
 from fedleak.registry import SINGULAR, load_class, names
 from fedleak.results import Row, RunFolder, summarise_rounds
-from fedleak.scoring import LPIPS, scoring_class
+from fedleak.scoring import LPIPS, ImageScoring, scoring_class
 
 
 def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
@@ -26,12 +26,13 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
     untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
     guard, scoring = config.defense_name, scoring_class(config)
+    labels = f"labels {victims.labels_text}, " if scoring is ImageScoring else ""
     defended = "" if guard == "none" else f"defended by {guard}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
             f"{federation.protocol}, batch size {federation.batch_size}, "
-            f"labels {victims.labels_text}, clients in {federation.mode} mode, {defended}"
+            f"{labels}clients in {federation.mode} mode, {defended}"
             f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
             f"Means over n samples; success: {scoring.success(config.metrics)}. "

@@ -22,6 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedleak.config import RunConfig
 from fedleak.federation import records
 from fedleak.federation.quiet import quiet
+from fedleak.federation.seats import SEATS
 from fedleak.updates import Tensors
 
 FAILED = 1
@@ -170,7 +171,7 @@ def run_in_process(
     As there, the server runs in a thread of its own, and its exception is raised here.
     """
     caught: list[BaseException] = []
-    grid = client_grid(client, config.federation.clients)
+    grid = client_grid(client, min(config.federation.clients, SEATS))
 
     def serve() -> None:
         try:

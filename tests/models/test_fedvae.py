@@ -209,6 +209,31 @@ def test_the_noise_restoring_attack_reads_a_users_items(dropout: float) -> None:
     assert found.cost < 0.1 * blind.cost
 
 
+def test_the_slots_that_are_restored_can_be_chosen() -> None:
+    model, inputs = vae(dropout=0.5).train(), vectors(1)
+    labels = torch.zeros(1, dtype=torch.long)
+    gradient = torch.autograd.grad(batch_loss(model, (inputs, labels)), model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    update = InterceptedUpdate(
+        1, 0, "fedsgd", 1, "fedvae", dict(model.state_dict()),
+        dict(zip(names, gradient, strict=True)),
+    )  # fmt: skip
+    knowledge = Knowledge(model=model, input_shape=(ITEMS,), num_classes=1, labels=labels)
+    (every,), (chosen,), (one,) = (
+        attack([update], knowledge)
+        for attack in (
+            NRA(iterations=30), IGA(iterations=30, noise_slots=["*"]),
+            NRA(iterations=30, noise_slots=["noi*"]),
+        )
+    )  # fmt: skip
+    assert torch.equal(every.inputs, chosen.inputs)
+    assert set(every.noise) == set(chosen.noise) == {"dropout", "noise"}
+    assert set(one.noise) == {"noise"}
+    assert not torch.equal(one.inputs, every.inputs)
+    with pytest.raises(BadInput, match="`noise_slots` eps fits no noise slot of FedVAE, which has"):
+        NRA(noise_slots=["eps"])([update], knowledge)
+
+
 def test_vectors_have_no_total_variation() -> None:
     model, inputs = vae(dropout=0.0).eval(), vectors(1)
     labels = torch.zeros(1, dtype=torch.long)

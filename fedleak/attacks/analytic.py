@@ -1,0 +1,116 @@
+"""The closed form: what entered a biased linear layer stands in its gradient."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.labels import recover_labels
+from fedleak.updates import Knowledge, Tensors
+
+# So many deviations of the noise count as signal.
+DEVIATIONS = 5.0
+# The ratio of the deviation of normal numbers to their median distance from the median.
+MEDIAN_TO_DEVIATION = 1.4826
+# Of float32, what remains of a sum that should be 0.
+ROUNDING = 1e-5
+
+
+class Analytic(Attack):
+    """Reads one sample out of the gradient of the first linear layer, without any iteration.
+
+    Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, so
+    ``h = W_grad^T b_grad / |b_grad|^2`` over all its rows, whatever follows the layer: the noise
+    of a bottleneck does not change it. Where the layer takes the sample itself, that is the sample.
+
+    A recommender scales a user's vector to unit length and may drop some of it. There the items are
+    those whose entry of h is not 0 and, since the gradient of the output's bias is
+    ``n softmax - x`` of a user with n items, those whose entry of it is negative. Entries count
+    from five deviations of the noise, which is estimated from the entries of all items, as most
+    are none of the user's.
+
+    The cost is the share of the layer's gradient (in norm) that ``b_grad h^T`` does not explain:
+    0 to rounding where the update is what it is taken for.
+    """
+
+    name: ClassVar[str] = "analytic"
+    paper: ClassVar[str] = (
+        "Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III; Balunovic et al., "
+        "ICLR 2022, https://arxiv.org/abs/2111.04706"
+    )
+    needs: ClassVar[str] = "a gradient of one sample; a biased linear layer first"
+
+    def refuses(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`Attack.refuses`."""
+        if knowledge.num_samples > 1:
+            return f"{self.name} reads one sample and the update is of {knowledge.num_samples}"
+        if knowledge.local_steps > 1:
+            return f"{self.name} reads one step and the update is of {knowledge.local_steps}"
+        if _first_layer(knowledge) is None:
+            return (
+                f"{self.name} needs a linear layer with bias that takes the sample first and "
+                f"{type(knowledge.model).__name__} has none"
+            )
+        return super().refuses(knowledge)
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        """See :meth:`Attack.run`."""
+        facts, gradient = problem.knowledge, problem.gradient
+        layer = _first_layer(facts)
+        weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
+        entering = weight.T @ bias / bias.square().sum().clamp_min(torch.finfo(bias.dtype).tiny)
+        unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
+        if len(facts.input_shape) == 1:
+            found = self._items(facts, gradient, entering)
+        else:
+            low, high = (bound.to(entering) for bound in facts.bounds)
+            found = entering.reshape(facts.input_shape).clamp(low, high)
+        labels = facts.labels
+        if labels is None:
+            labels = recover_labels(problem.model, gradient, facts)
+        return Reconstruction(
+            inputs=found[None].to(gradient[f"{layer}.weight"].dtype),
+            labels=labels,
+            costs=[(0, float(unexplained))],
+        )
+
+    def _items(self, facts: Knowledge, gradient: Tensors, entering: Tensor) -> Tensor:
+        """1 at the user's items, else 0."""
+        noise = _deviation(entering)
+        least = max(DEVIATIONS * noise, ROUNDING * float(entering.abs().max()))
+        found = entering.abs() > least
+        output = _output_bias(facts)
+        if output is not None:
+            entries = gradient[output].double()
+            # Without noise the sign is enough: popular items of a trained model are near 0.
+            least = DEVIATIONS * _deviation(entries) if noise else 0.0
+            found |= entries < -least
+        return found.double()
+
+
+def _first_layer(knowledge: Knowledge) -> str | None:
+    """The first layer with weights, if it is linear with bias and takes all entries of a sample."""
+    size = torch.Size(knowledge.input_shape).numel()
+    for name, module in knowledge.model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            fits = isinstance(module, nn.Linear) and module.in_features == size
+            return name if fits and "bias" in _own(module) else None
+    return None
+
+
+def _own(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_parameters(recurse=False)}
+
+
+def _output_bias(knowledge: Knowledge) -> str | None:
+    """The bias of the last linear layer, if it has an output for every entry of a sample."""
+    layers = [(n, m) for n, m in knowledge.model.named_modules() if isinstance(m, nn.Linear)]
+    name, last = layers[-1]
+    fits = (last.out_features,) == tuple(knowledge.input_shape)
+    return f"{name}.bias" if fits and "bias" in _own(last) else None
+
+
+def _deviation(entries: Tensor) -> float:
+    """The deviation of what most entries are: of noise, if few hold a signal."""
+    return MEDIAN_TO_DEVIATION * float((entries - entries.median()).abs().median())
