@@ -14,6 +14,11 @@ from benchmarks.bandwidth import bandwidth_share
 from benchmarks.common import Entry
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers.compare import peer_breaching_speedup, peer_breaching_speedup_smlp
+from benchmarks.recommender import (
+    fedvae_attack_seconds,
+    fedvae_round_peak_gb,
+    fedvae_round_seconds,
+)
 from benchmarks.sweep import sweep_two_process_speedup
 
 BENCHMARKS: dict[str, Callable[[], Entry]] = {
@@ -21,6 +26,9 @@ BENCHMARKS: dict[str, Callable[[], Entry]] = {
     "lenet_batched_speedup": lenet_batched_speedup,
     "bandwidth_share": bandwidth_share,
     "sweep_two_process_speedup": sweep_two_process_speedup,
+    "fedvae_attack_seconds": fedvae_attack_seconds,
+    "fedvae_round_seconds": fedvae_round_seconds,
+    "fedvae_round_peak_gb": fedvae_round_peak_gb,
 }
 PEERS: dict[str, Callable[[], Entry]] = {
     "peer_breaching_speedup": peer_breaching_speedup,

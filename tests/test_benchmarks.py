@@ -17,11 +17,17 @@ from benchmarks.bandwidth import bandwidth_share, needed_bytes, weight_passes
 from benchmarks.common import make_victims
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers import compare
+from benchmarks.recommender import (
+    fedvae_attack_seconds,
+    fedvae_round_peak_gb,
+    fedvae_round_seconds,
+)
 from benchmarks.sweep import sweep_two_process_speedup
 from fedleak.attacks import IGA
 from fedleak.attacks.base import SALT
 from fedleak.models import SMLP, LeNet
 from fedleak.seeds import derive_seed
+from tests.federation.fakes import run_in_process
 
 FAKE = Path(__file__).with_name("fake_run.py")
 PRODUCTS = ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm", "linear", "matmul")
@@ -67,6 +73,18 @@ def test_a_benchmark_tells_a_ratio_and_its_setting(benchmark):
     assert entry["value"] > 0
     for word in ("photos", "untrained", "batch size 1", "iterations", "thread", "compared with"):
         assert word in entry["setting"]
+
+
+def test_the_recommenders_benchmarks_tell_their_setting(monkeypatch):
+    monkeypatch.setattr("fedleak.federation.simulation.run_on_ray", run_in_process)
+    for entry in (
+        fedvae_attack_seconds(iterations=20, plain=1, small=True),
+        fedvae_round_seconds(users=4, small=True), fedvae_round_peak_gb(users=4, small=True),
+    ):  # fmt: skip
+        assert set(entry) == {"value", "unit", "setting"}
+        assert entry["value"] > 0
+        for word in ("FedVAE", "150 made-up users", "plain", "times"):
+            assert word in entry["setting"]
 
 
 @pytest.mark.parametrize("kind", [SMLP, LeNet])

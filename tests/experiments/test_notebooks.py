@@ -13,8 +13,8 @@ NOTEBOOKS = sorted((ROOT / "experiments").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_both_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["nra", "precode"]
+def test_all_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["fedvae", "nra", "precode"]
 
 
 @every_notebook

@@ -1,0 +1,218 @@
+"""One user of a federated recommender under attack, and a round of 128 users."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from benchmarks.common import Entry, seconds_of, threads_text
+from fedleak import experiment
+from fedleak.attacks import NRA
+from fedleak.config import Federation, RunConfig, Victims
+from fedleak.data import LastFM, PlantedGroups, RecommenderData
+from fedleak.events import Observer
+from fedleak.metrics import score_items
+from fedleak.models import FedVAE
+from fedleak.models.noise import inject, record
+from fedleak.registry import Plugin
+from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, batch_loss
+
+LISTENS = "lastfm_user_artists.dat"
+# As many users, items and interactions as Last.fm has.
+SAME_SIZE: dict[str, Any] = {
+    "users": 1877, "items": 16423, "groups": 10, "items_per_user": 49, "held_out": 100,
+}  # fmt: skip
+PAUSE = 0.2
+
+
+def recommender(small: bool) -> tuple[RecommenderData, dict[str, Any], str]:
+    """Last.fm where FEDLEAK_DATA has it, or as many made-up users; or a few of them.
+
+    Returns:
+        The data, the settings that make it, and what to call it.
+    """
+    folder = os.environ.get("FEDLEAK_DATA")
+    if small:
+        settings: dict[str, Any] = {"users": 150, "items": 80, "held_out": 10}
+        return PlantedGroups(**settings), settings, "150 made-up users, 80 items"
+    if folder and (Path(folder) / LISTENS).is_file():
+        settings = {"path": str(Path(folder) / LISTENS)}
+        return LastFM(**settings), settings, "Last.fm (1,877 users, 16,423 items)"
+    return PlantedGroups(**SAME_SIZE), SAME_SIZE, "made-up users, as many as Last.fm has"
+
+
+def fedvae_attack_seconds(iterations: int = 600, plain: int = 5, small: bool = False) -> Entry:
+    """Seconds that NRA takes for one user, beside a plain autograd loop.
+
+    Args:
+        iterations: of the attack.
+        plain: iterations of the plain loop that are timed.
+        small: whether to take a few made-up users.
+    """
+    data, _, name = recommender(small)
+    torch.manual_seed(0)
+    model = FedVAE(input_shape=(data.input_shape[0],), dropout=0.0).train()
+    inputs, labels = data.train_set.batch([0])
+    with record(model) as drawn:
+        loss = batch_loss(model, (inputs, labels))
+    names = [n for n, _ in model.named_parameters()]
+    received = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    sent = {n: value.clone() for n, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "fedvae", sent, received)
+    knowledge = Knowledge(model, data.input_shape, 1, labels=labels)
+    attack = NRA(iterations=iterations, cost="relative_error", decay=False, total_variation=0.0)
+    found: list[Any] = []
+    seconds = seconds_of(lambda: found.extend(attack([update], knowledge)))
+    truth = GroundTruth(inputs, labels, {slot: values[0] for slot, values in drawn.items()})
+    (score,) = score_items(truth, found[0])
+    slow = seconds_of(lambda: _plain_attack(model, update, labels, plain)) / plain * iterations
+    return {
+        "value": seconds,
+        "unit": "seconds a user",
+        "setting": f"NRA (relative error, signed Adam 0.01, {iterations} iterations) on one user "
+        f"of an untrained FedVAE without dropout, {name}, {threads_text()}; F1 {score.f1:.4f}; "
+        f"a plain autograd loop with whole gradients takes {slow / seconds:.1f} times as long "
+        f"(from {plain} iterations)",
+    }
+
+
+def _plain_attack(model: FedVAE, update: InterceptedUpdate, labels: Tensor, steps: int) -> None:
+    target = [update.received[name] for name, _ in model.named_parameters()]
+    inputs = torch.rand(1, target[0].shape[1]).requires_grad_()
+    noise = torch.randn(1, target[-4].shape[1]).requires_grad_()
+    optimizer = torch.optim.Adam([inputs, noise], lr=0.01)
+    for _ in range(steps):
+        with inject(model, {"noise": noise}):
+            loss = batch_loss(model, (inputs, labels))
+        dummy = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        cost = sum(
+            (d - t).square().sum() / t.square().sum() for d, t in zip(dummy, target, strict=True)
+        )
+        gradients = torch.autograd.grad(cost, [inputs, noise])
+        inputs.grad, noise.grad = gradients[0].sign(), gradients[1]
+        optimizer.step()
+        with torch.no_grad():
+            inputs.clamp_(0, 1)
+
+
+class _Clock(Observer):
+    """When the rounds of a federation ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
+        """See :class:`Observer`."""
+        self.ended.append(time.perf_counter())
+
+
+_measured: dict[tuple[int, bool], tuple[float, float, float, str]] = {}
+
+
+def _round(users: int, small: bool) -> tuple[float, float, float, str]:
+    """Seconds of a round, peak in GB, seconds of the plain loop, and the setting; measured once."""
+    key = (users, small)
+    if key not in _measured:
+        data, settings, name = recommender(small)
+        kind = type(data)
+        clock, cores = _Clock(), os.cpu_count() or 1
+        with tempfile.TemporaryDirectory() as folder:
+            config = RunConfig(
+                data=Plugin(f"{kind.__module__}.{kind.__name__}", settings),
+                model=Plugin("fedleak.models.fedvae.FedVAE"),
+                output=str(Path(folder) / "run"),
+                federation=Federation(
+                    clients=len(data.train_set), clients_per_round=users, partition="one_each",
+                    rounds=3, evaluate_every=3, strategy="FedAdam", strategy_options={"eta": 0.001},
+                ),
+                victims=Victims(clients=[0], rounds=[1]),
+            )  # fmt: skip
+            with _peak() as peak:
+                experiment.run(config, [clock])
+        # The workers start in the first round, and the last one is evaluated.
+        seconds = clock.ended[2] - clock.ended[1]
+        plain = seconds_of(lambda: _plain_round(data, users))
+        setting = (
+            f"a round of {users} users by Flower on Ray, FedSGD with FedAdam, FedVAE with dropout "
+            f"0.5, {name}, {cores} cores"
+        )
+        _measured[key] = seconds, peak[0], plain, setting
+    return _measured[key]
+
+
+def fedvae_round_seconds(users: int = 128, small: bool = False) -> Entry:
+    """Wall time of a federated round, beside the same in a plain loop in one process.
+
+    Args:
+        users: number of users of a round.
+        small: whether to take a few made-up users.
+    """
+    seconds, _, plain, setting = _round(users, small)
+    return {
+        "value": seconds,
+        "unit": "seconds a round",
+        "setting": f"{setting}; the second of three rounds, which is not evaluated; "
+        f"{seconds / plain:.1f} times as long as the same gradients one by one, summed, and Adam's "
+        f"step in a plain torch loop ({plain:.1f} s, {threads_text()})",
+    }
+
+
+def fedvae_round_peak_gb(users: int = 128, small: bool = False) -> Entry:
+    """Peak memory of a federation with such rounds, beside that of its replies in full.
+
+    Args:
+        users: number of users of a round.
+        small: whether to take a few made-up users.
+    """
+    _, peak, _, setting = _round(users, small)
+    data, _, _ = recommender(small)
+    model = FedVAE(input_shape=(data.input_shape[0],))
+    whole = users * sum(4 * value.numel() for value in model.parameters()) / 1e9
+    return {
+        "value": peak,
+        "unit": "GB",
+        "setting": f"{setting}: the highest sum of the processes' proportional set sizes over the "
+        f"whole run, looked at every {PAUSE:g} s; {peak / whole:.2f} times what a round's gradients "
+        f"take in a plain loop that keeps them, {whole:.1f} GB",
+    }
+
+
+def _plain_round(data: RecommenderData, users: int) -> None:
+    model = FedVAE(input_shape=(data.input_shape[0],)).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    for user in range(users):
+        (batch_loss(model, data.train_set.batch([user])) / len(data.train_set)).backward()
+    optimizer.step()
+
+
+@contextmanager
+def _peak() -> Iterator[list[float]]:
+    """The peak, in GB, of what this process and its children hold within the block."""
+    peak, done = [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(PAUSE):
+            total = 0
+            me = psutil.Process()
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.Error, AttributeError):
+                    continue
+            peak[0] = max(peak[0], total / 1e9)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()

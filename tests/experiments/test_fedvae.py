@@ -1,0 +1,63 @@
+"""The recommender's study in seconds, and the files of the real one."""
+
+import csv
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedleak import cli
+from fedleak.results import COLUMNS
+from fedleak.scoring import ITEM_COLUMNS
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "fedvae"
+
+
+def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", str(FOLDER / "smoke.yaml"), "--output", "sweep"])
+    assert end.value.code in (0, None)
+    with Path("sweep/results.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames) == (*COLUMNS, *ITEM_COLUMNS)
+        rows = list(reader)
+    cells = {(row["attack"], row["defense"]) for row in rows}
+    assert cells == {
+        (attack, guard) for attack in ("analytic", "nra") for guard in ("none", "pruning")
+    }
+    assert {"results.md", "table.csv"} <= {path.name for path in Path("sweep").iterdir()}
+    assert not Path("sweep/picture.png").exists()  # there are no pictures of items
+    # Undefended, whatever the users drew.
+    exact = [row for row in rows if (row["attack"], row["defense"]) == ("analytic", "none")]
+    assert [float(row["f1"]) for row in exact] == [1.0] * len(exact)
+
+
+def test_every_mean_of_the_table_can_be_computed_again() -> None:
+    with (FOLDER / "results" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (FOLDER / "results" / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert table
+    for attack in {entry["attack"] for entry in table}:
+        entries = [entry for entry in table if entry["attack"] == attack]
+        values = [float(row["f1"]) for row in rows if row["attack"] == attack]
+        assert len(values) == sum(int(entry["n"]) for entry in entries)
+        weighted = sum(int(entry["n"]) * float(entry["f1_mean"]) for entry in entries)
+        assert weighted / len(values) == pytest.approx(statistics.mean(values), abs=1e-4)
+
+
+def test_smoke_attacks_as_the_study_does() -> None:
+    study, smoke = (
+        yaml.safe_load((FOLDER / name).read_text()) for name in ("study.yaml", "smoke.yaml")
+    )
+    kinds = []
+    for grid in (study, smoke):
+        attacks = [
+            item if isinstance(item, str) else item["class_path"]
+            for choice in grid["grid"]["attacks"]
+            for item in choice["set"]["attacks"]
+        ]
+        kinds.append(set(attacks))
+    assert kinds[1] <= kinds[0]
