@@ -135,6 +135,7 @@ def _attack_parser() -> ArgumentParser:
     for name, kind in (
         ("seed", int), ("device", str), ("labels", Labels), ("metrics.space", Space),
         ("metrics.success_threshold", float), ("metrics.lpips", bool),
+        ("metrics.item_threshold", float),
     ):  # fmt: skip
         attack.add_argument(f"--{name}", type=kind | None, default=None, help="As in the source.")
     _add_flags(attack)

@@ -13,9 +13,12 @@ from torch import Tensor
 Encoded = dict[str, Tensor]
 Factors = tuple[Tensor, Tensor]
 
-# What follows a tensor's name in the encoded form; names themselves hold dots and no slashes.
-ROWS, COLUMNS = "/rows", "/columns"
-INDICES, VALUES, SHAPE = "/indices", "/values", "/shape"
+# Rows of a matrix that are compared at once: as many as stay in a cache.
+PIECE = 64
+# What follows a tensor's name in the encoded form: no part of a module's path is empty.
+MARK = ".."
+ROWS, COLUMNS = "..rows", "..columns"
+INDICES, VALUES, SHAPE = "..indices", "..values", "..shape"
 
 
 class CompactTensors(Mapping[str, Tensor]):
@@ -27,7 +30,7 @@ class CompactTensors(Mapping[str, Tensor]):
 
     def __init__(self, encoded: Mapping[str, Tensor]) -> None:
         self.encoded = dict(encoded)
-        self._names = list(dict.fromkeys(name.partition("/")[0] for name in encoded))
+        self._names = list(dict.fromkeys(name.partition(MARK)[0] for name in encoded))
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.encoded:
@@ -40,6 +43,9 @@ class CompactTensors(Mapping[str, Tensor]):
         flat = torch.zeros(shape, dtype=values.dtype).flatten()
         return flat.scatter_(0, self.encoded[name + INDICES].long(), values).reshape(shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -51,7 +57,7 @@ def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None 
     """Tensors in the smallest of three forms; what comes back is equal in every entry.
 
     Args:
-        tensors: by name; no name holds a slash.
+        tensors: by name; no name holds two dots in a row.
         factors: name of a matrix -> two vectors of which it may be the outer product, as the sender
             knows them; they are tried, not trusted.
 
@@ -62,7 +68,7 @@ def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None 
     found: Encoded = {}
     for name, value in tensors.items():
         known = (factors or {}).get(name)
-        if known is not None and torch.equal(torch.outer(*known), value):
+        if known is not None and _is_product(*known, value):
             found |= {name + ROWS: known[0], name + COLUMNS: known[1]}
             continue
         filled = value.flatten() != 0
@@ -77,6 +83,14 @@ def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None 
         else:
             found[name] = value
     return found
+
+
+def _is_product(rows: Tensor, columns: Tensor, value: Tensor) -> bool:
+    """Whether a matrix is this product; looked at piece by piece, without a second whole one."""
+    if value.shape != (len(rows), len(columns)):
+        return False
+    pieces = zip(rows.split(PIECE), value.split(PIECE), strict=True)
+    return all(torch.equal(torch.outer(piece, columns), part) for piece, part in pieces)
 
 
 def weighted_sum(

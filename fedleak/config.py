@@ -322,6 +322,11 @@ class RunConfig:
             for name in names:
                 if getattr(chosen, name) == getattr(type(chosen)(), name):
                     del plain[section][name]
+        for attack in plain["attacks"]:
+            if attack["init_args"].get("noise_slots", 0) is None:
+                attack["init_args"] = {
+                    n: v for n, v in attack["init_args"].items() if n != "noise_slots"
+                }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:

@@ -11,7 +11,7 @@ class Observer:
     """Told of every event of a run; a subclass overrides what it cares about."""
 
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
-        """A federation begins with round ``first`` of ``rounds``."""
+        """A federation with so many clients a round begins with round ``first`` of ``rounds``."""
 
     def client_answered(
         self, model: str, round_: int, client: int, metrics: Mapping[str, float] | None

@@ -14,7 +14,6 @@ from fedleak.errors import BadInput, require
 from fedleak.events import Observer, Observers
 from fedleak.parts import Parts, knowledge_of, prepare
 from fedleak.results import Recorder, RunFolder, Status, write_summary
-from fedleak.scoring import make_scoring
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
 
 if TYPE_CHECKING:
@@ -191,8 +190,7 @@ class _Work:
     def status(self) -> Iterator[None]:
         """Keeps summary.json true, whatever happens in the block."""
         # A killed run may have left half a row: the recorder mends the table before it is read.
-        scoring = make_scoring(self.config, self.parts.data)
-        self.recorder = Recorder(self.folder, self.config, scoring)
+        self.recorder = Recorder(self.folder, self.config, self.parts.scoring)
         self._write("running")
         try:
             yield
@@ -237,6 +235,11 @@ class _Work:
         reason = attack.refuses(knowledge_of(self.config, self.parts.data, model, labels=None))
         if reason is not None:
             self.observer.attack_skipped(attack.name, name, reason)
+            return
+        if not files:
+            self.observer.attack_skipped(
+                attack.name, name, "no victim of `victims` took part in a round that is attacked"
+            )
             return
         left = [path for path in files if not self._is_done(attack, name, path.stem)]
         if not left:

@@ -13,9 +13,10 @@ from fedleak.attacks.labels import refusal
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
-from fedleak.errors import BadInput, require
-from fedleak.metrics import Lpips, require_lpips_channels
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.metrics import require_lpips_channels
 from fedleak.registry import build
+from fedleak.scoring import SCORINGS, Scoring, make_scoring
 from fedleak.seeds import derive_seed
 from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
 
@@ -28,11 +29,13 @@ class Parts:
         data: the data set, loaded.
         models: variant of the run -> untrained model.
         attacks: the attacks, in their order.
+        scoring: how reconstructions are scored.
     """
 
     data: PrivateData
     models: dict[str, nn.Module]
     attacks: list[Attack]
+    scoring: Scoring
 
 
 def prepare(config: RunConfig) -> Parts:
@@ -56,7 +59,7 @@ def prepare(config: RunConfig) -> Parts:
             f"Expected images for `metrics.lpips`, got {config.data_name}: leave it out.",
         )
         require_lpips_channels(data.input_shape[0])
-        Lpips()
+    scoring = make_scoring(config, data)
     models = {variant: make_model(part, data) for variant, part in config.variants.items()}
     for variant, part in config.variants.items():
         check_model(models[variant], part, data)
@@ -78,7 +81,7 @@ def prepare(config: RunConfig) -> Parts:
                 "choose another `model` (`model.precode` makes one draw noise) or other settings, "
                 "or leave the attack out."
             )
-    return Parts(data, models, attacks)
+    return Parts(data, models, attacks, scoring)
 
 
 def make_data(config: RunConfig) -> PrivateData:
@@ -92,6 +95,8 @@ def make_data(config: RunConfig) -> PrivateData:
         isinstance(data, PrivateData),
         f"Expected `data` to be a PrivateData, got `{config.data.class_path}`.",
     )
+    if data.kind not in SCORINGS:
+        raise unknown_name("kind of data", data.kind, SCORINGS)
     data.prepare_data()
     data.setup()
     return data  # type: ignore[no-any-return]
@@ -174,11 +179,20 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
     Raises:
         BadInput: if its settings do not fit, or it is no module.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed))
-        model = build(
-            "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
-        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed))
+            model = build(
+                "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
+            )
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, BadInput) and data.kind == "images":
+            raise
+        text = " ".join(str(error).split())
+        raise BadInput(
+            f"Expected a model for {data.kind} of shape {data.input_shape} ({config.data_name}), "
+            f"but {config.model_name} cannot be made for them: {text}"
+        ) from error
     # Lightning's own class is not imported here; what makes a LightningModule is checked instead.
     if not isinstance(model, nn.Module) or not hasattr(model, "configure_optimizers"):
         raise BadInput(
@@ -235,7 +249,8 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
         len(parts[smallest]) >= federation.batch_size,
         f"Expected every client to have a batch of `federation.batch_size` "
         f"{federation.batch_size}, but client {smallest} has {len(parts[smallest])} of the "
-        f"{len(data.train_set)} samples: lower it or `federation.clients`.",
+        f"{len(data.train_set)} samples: lower it"
+        f"{'.' if federation.partition == 'one_each' else ' or `federation.clients`.'}",
     )
     return [part.tolist() for part in parts]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import Metrics, RunConfig
 from fedleak.data import PrivateData, RecommenderData
+from fedleak.errors import BadInput
 from fedleak.metrics import Lpips, score, score_items, to_space
 from fedleak.registry import load_class
 from fedleak.updates import GroundTruth
@@ -197,8 +198,16 @@ SCORINGS: dict[str, type[Scoring]] = {"images": ImageScoring, "interactions": It
 
 
 def scoring_class(config: RunConfig) -> type[Scoring]:
-    """How the samples of a configuration are scored, without loading them."""
-    return SCORINGS[getattr(load_class(config.data.class_path), "kind", "images")]
+    """How the samples of a configuration are scored, without loading them.
+
+    Images are presumed where the class of the data is not on this machine, as where somebody else's
+    run is looked at.
+    """
+    try:
+        kind = getattr(load_class(config.data.class_path), "kind", "images")
+    except BadInput:
+        return ImageScoring
+    return SCORINGS.get(kind, ImageScoring)
 
 
 def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
@@ -209,10 +218,13 @@ def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
         data: its data, loaded.
 
     Raises:
-        BadInput: if the configuration asks for LPIPS and its weights are not there.
+        BadInput: if the configuration asks for LPIPS and its weights are not there, or if the file
+            of the items' names cannot be read.
     """
-    if isinstance(data, RecommenderData):
-        return ItemScoring(config.metrics, data.item_names())
+    if data.kind == "interactions":
+        if isinstance(data, RecommenderData):
+            return ItemScoring(config.metrics, data.item_names())
+        return ItemScoring(config.metrics, [str(item) for item in range(data.input_shape[0])])
     return ImageScoring(config.metrics, data.mean, data.std)
 
 

@@ -273,7 +273,7 @@ class InterceptedUpdate:
         sent, _ = _read(path.with_name(f"r{number:04d}-global.safetensors"), GLOBAL_FORMAT)
         return cls(
             number, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
-            sent, CompactTensors(received),
+            sent, CompactTensors(received) if protocol == "fedsgd" else received,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def gradients(seed: int, *, dense: bool = True) -> dict[str, Tensor]:
 
     sparse = normal(6, 9) * (torch.rand(6, 9, generator=random) < 0.2)
     found = {"product": torch.outer(normal(7), normal(5)), "sparse": sparse, "bias": normal(4)}
-    return found | ({"whole": normal(3, 2, 2), "number": normal()} if dense else {})
+    return found | ({"a/b.whole": normal(3, 2, 2), "number": normal()} if dense else {})
 
 
 def factors(value: Tensor) -> tuple[Tensor, Tensor]:

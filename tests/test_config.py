@@ -90,6 +90,15 @@ def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
     assert dataclasses.replace(plain, metrics=Metrics(lpips=True)).hash != plain.hash
 
 
+def test_a_new_setting_of_attacks_changes_no_old_hash() -> None:
+    iga = "fedleak.attacks.iga.IGA"
+    old, new, other = (
+        RunConfig(PHOTOS, PLAIN, attacks=(Plugin(iga, {"iterations": 5} | settings),)).hash
+        for settings in ({}, {"noise_slots": None}, {"noise_slots": ["*"]})
+    )
+    assert old == new != other
+
+
 def test_plain_values_alone() -> None:
     """What goes to YAML reads back the same everywhere."""
     assert json.loads(json.dumps(full().to_dict())) == full().to_dict()

@@ -25,10 +25,10 @@ class Analytic(Attack):
     of a bottleneck does not change it. Where the layer takes the sample itself, that is the sample.
 
     A recommender scales a user's vector to unit length and may drop some of it. There the items are
-    those whose entry of h is not 0 and, since the gradient of the output's bias is
-    ``n softmax - x`` of a user with n items, those whose entry of it is negative. Entries count
-    from five deviations of the noise, which is estimated from the entries of all items, as most
-    are none of the user's.
+    those whose entry of h is not 0 and, if the gradient of the output's bias adds up to 0 as that
+    of a multinomial does (it is ``n softmax - x`` of a user with n items), those whose entry of it
+    is negative. Entries count from five deviations of the noise, which is estimated from the
+    entries of all items, as most are none of the user's.
 
     The cost is the share of the layer's gradient (in norm) that ``b_grad h^T`` does not explain:
     0 to rounding where the update is what it is taken for.
@@ -85,7 +85,9 @@ class Analytic(Attack):
             entries = gradient[output].double()
             # Without noise the sign is enough: popular items of a trained model are near 0.
             least = DEVIATIONS * _deviation(entries) if noise else 0.0
-            found |= entries < -least
+            rounding = ROUNDING * float(entries.abs().sum())
+            if abs(float(entries.sum())) <= least * len(entries) ** 0.5 + rounding:
+                found |= entries < -least
         return found.double()
 
 

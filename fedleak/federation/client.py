@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from fedleak.compact import encode
+from fedleak.compact import Factors, encode
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.defenses import Outgoing, protect
@@ -200,7 +200,10 @@ def _train(
     one_step = federation.protocol == "fedsgd"
     limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
     capture = _Capture()
-    with record(model) as noise, linear_factors(model) as factors, warnings.catch_warnings():
+    factors: dict[str, Factors] = {}
+    with record(model) as noise, ExitStack() as stack, warnings.catch_warnings():
+        if one_step:
+            factors = stack.enter_context(linear_factors(model))
         warnings.simplefilter("ignore")
         trainer = quiet_trainer(callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
@@ -210,7 +213,8 @@ def _train(
     if truth is not None and config.victims.includes(round_, client):
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    changed = {name for name, _ in model.named_parameters()}
+    owners = {id(value): name for name, value in model.named_parameters()}
+    changed = {n: owners[id(v)] for n, v in model.named_parameters(remove_duplicate=False)}
     # Of a gradient's sender the buffers alone are wanted.
     state = {
         name: value.detach().clone()
@@ -218,7 +222,9 @@ def _train(
         if not (one_step and name in changed)
     }
     update = (
-        capture.gradient if one_step else {n: state[n] - sent[n] for n in state if n in changed}
+        capture.gradient
+        if one_step
+        else {name: state[name] - sent[name] for name in owners.values()}
     )
     if config.defenses:
         model.load_state_dict(sent)
@@ -230,6 +236,8 @@ def _train(
         seed = derive_seed(config.seed, round_, client, len(config.defenses))
         update, effect = protect(make_defenses(config), outgoing, seed=seed, memory=memory)
         figures |= effect
+    # A tied weight has several names, and the server knows nothing of that.
+    update = {name: update[owner] for name, owner in changed.items()}
     metrics = records.to_metrics(figures, len(inputs))
     if not one_step:
         if config.defenses:

@@ -1,5 +1,6 @@
 """What the weight gradients of linear layers are products of, noted as a client computes them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,24 +21,31 @@ def linear_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
         its gradient is; filled by the backward pass. A layer that is used twice, or by more than
         one sample, has none.
     """
-    inputs: dict[str, list[Tensor]] = {}
+    calls: Counter[str] = Counter()
     found: dict[str, Factors] = {}
     handles = []
 
     def watch(name: str, layer: nn.Linear) -> None:
-        def forward(_layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            seen = inputs.setdefault(name, [])
-            seen.append(arguments[0].detach())
-            if output.requires_grad:
-                output.register_hook(backward)
+        weight = f"{name}.weight"
 
-        def backward(gradient: Tensor) -> None:
-            seen = inputs[name]
-            found.pop(f"{name}.weight", None)
-            if len(seen) == 1 and seen[0].dim() == 2 and len(seen[0]) == 1:
-                found[f"{name}.weight"] = gradient.detach()[0].cpu(), seen[0][0].cpu()
+        def forward(
+            _layer: nn.Module,
+            arguments: tuple[Tensor, ...],
+            named: dict[str, Tensor],
+            output: Tensor,
+        ) -> None:
+            calls[name] += 1
+            found.pop(weight, None)
+            given = arguments[0] if arguments else named["input"]
+            if output.requires_grad and given.dim() == 2 and len(given) == 1:
+                entering = given.detach()[0].cpu()
+                output.register_hook(lambda gradient: backward(gradient, entering))
 
-        handles.append(layer.register_forward_hook(forward))
+        def backward(gradient: Tensor, entering: Tensor) -> None:
+            if calls[name] == 1:
+                found[weight] = gradient.detach()[0].cpu(), entering
+
+        handles.append(layer.register_forward_hook(forward, with_kwargs=True))
 
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):

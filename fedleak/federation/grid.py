@@ -54,6 +54,7 @@ class OrderedGrid(Grid):
         self._shared = shared
         self.clients: dict[int, int] = {}
         if isinstance(grid, SeatedGrid):
+            self._wait_for(1, grid.seats)
             self.clients = grid.clients
         else:
             self.clients = self._identify(clients)
@@ -119,14 +120,19 @@ class OrderedGrid(Grid):
             raise Stopped  # its clients may have been killed, which is no failure of theirs
         return replies
 
-    def _identify(self, clients: int) -> dict[int, int]:
-        """Ask every node for its client's number: node id -> number, ordered by number."""
+    def _wait_for(self, clients: int, grid: Grid) -> list[int]:
+        """The nodes of a grid, once there are as many as clients."""
         deadline = time.monotonic() + HANDSHAKE_SECONDS
-        while len(nodes := list(self._grid.get_node_ids())) < clients:
+        while len(nodes := list(grid.get_node_ids())) < clients:
             if self._stop.wait(POLL_SECONDS):
                 raise Stopped
             if time.monotonic() > deadline:
                 raise RuntimeError(f"only {len(nodes)} of {clients} clients connected")
+        return nodes
+
+    def _identify(self, clients: int) -> dict[int, int]:
+        """Ask every node for its client's number: node id -> number, ordered by number."""
+        nodes = self._wait_for(clients, self._grid)
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         numbers: dict[int, int] = {}
         reason = "they do not answer"

@@ -5,7 +5,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
 from fedleak.compact import CompactTensors, weighted_sum
@@ -95,16 +97,28 @@ def as_weights(reply: Message, sent: Tensors, learning_rate: float) -> None:
     """
     gradient = to_compact(reply.content.array_records[GRADIENT])
     buffers = reply.content.array_records.get(BUFFERS, ArrayRecord())
-    arrays = {
-        name: buffers[name]
-        if name in buffers
-        else SteppedWeights(value, gradient, name, learning_rate)
-        if name in gradient
-        else Array(value.numpy())
-        for name, value in sent.items()
-    }
+    # Put in one by one: a record that is made of a whole mapping copies the numbers.
+    arrays = ArrayRecord()
+    for name, value in sent.items():
+        if name in buffers:
+            arrays[name] = buffers[name]
+        elif name in gradient:
+            arrays[name] = SteppedWeights(value, gradient, name, learning_rate)
+        else:
+            arrays[name] = Array(value.numpy())
     metrics = reply.content.metric_records[METRICS]
-    reply.content = RecordDict({ARRAYS: ArrayRecord(arrays), METRICS: metrics})
+    reply.content = RecordDict({ARRAYS: arrays, METRICS: metrics})
+
+
+def are_alike(replies: Sequence[Message]) -> bool:
+    """Whether fedsgd replies have the same names in all their records, and so can be merged."""
+    names = set()
+    for reply in replies:
+        arrays, metrics = reply.content.array_records, reply.content.metric_records
+        gradient, buffers = to_compact(arrays[GRADIENT]), arrays.get(BUFFERS, ArrayRecord())
+        known = frozenset(metrics[METRICS]) if METRICS in metrics else frozenset[str]()
+        names.add((frozenset(gradient), frozenset(buffers), known))
+    return len(names) == 1 and EXAMPLES in next(iter(names))[2]
 
 
 def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Message:
@@ -114,7 +128,8 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
     needs none of the clients' gradients in full.
 
     Args:
-        replies: replies that :func:`sends_gradient`; the first one's content is replaced.
+        replies: replies that :func:`sends_gradient` and :func:`are_alike`; the first one's content
+            is replaced.
         sent: what the server had sent.
         learning_rate: of the steps.
 
@@ -122,8 +137,7 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
         A reply with weights, and with the mean of the clients' metrics.
     """
     contents = [reply.content for reply in replies]
-    metrics = [content.metric_records[METRICS] for content in contents]
-    examples = [float(cast(float, m[EXAMPLES])) for m in metrics]
+    examples = [float(cast(float, c.metric_records[METRICS][EXAMPLES])) for c in contents]
     total = sum(examples)
     shares = [count / total for count in examples]
     gradients = [to_compact(content.array_records[GRADIENT]) for content in contents]
@@ -140,16 +154,11 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
         else value.numpy()
         for name, value in sent.items()
     }
-    pairs = list(zip(metrics, shares, strict=True))
-    averages = {
-        name: sum(share * float(cast(float, m[name])) for m, share in pairs)
-        for name in metrics[0]
-        if name != EXAMPLES and all(name in m for m in metrics)
-    }
+    metrics = aggregate_metricrecords(contents, EXAMPLES)
     reply = replies[0]
     reply.content = RecordDict({
         ARRAYS: ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()}),
-        METRICS: MetricRecord({**averages, EXAMPLES: total}),
+        METRICS: MetricRecord({**metrics, EXAMPLES: total}),
     })  # fmt: skip
     return reply
 
@@ -157,6 +166,11 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
 def as_sent(record: ArrayRecord, sent: Tensors) -> ArrayRecord:
     """A strategy's result in the types of the weights that it was computed from."""
     return to_record({
-        name: value.to(sent[name].dtype) if name in sent else value
+        name: _as(value, sent[name].dtype) if name in sent else value
         for name, value in to_tensors(record).items()
     })  # fmt: skip
+
+
+def _as(value: Tensor, kind: torch.dtype) -> Tensor:
+    # The mean of equal counts may be a little less.
+    return value.to(kind) if kind.is_floating_point else value.round().to(kind)

@@ -6,6 +6,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedleak.config import RunConfig
 from fedleak.federation import records
 
 SEATS = 64
@@ -21,30 +22,30 @@ class SeatedGrid(Grid):
     message says which client that is. Simulated clients keep nothing in their nodes.
 
     Args:
-        grid: Flower's own grid, whose nodes are all there.
+        grid: Flower's own grid, with at least one node.
         clients: number of clients.
     """
 
     def __init__(self, grid: Grid, clients: int) -> None:
-        self._grid = grid
+        self.seats = grid
         self.clients = {number + 1: number for number in range(clients)}
         self._asked: dict[str, int] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
+        return getattr(self.seats, name)
 
     def set_run(self, run: Any) -> None:
         """See flwr.serverapp.Grid."""
-        self._grid.set_run(run)
+        self.seats.set_run(run)
 
     @property
     def run(self) -> Any:
         """See flwr.serverapp.Grid."""
-        return self._grid.run
+        return self.seats.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """See flwr.serverapp.Grid."""
-        return self._grid.create_message(*args, **kwargs)
+        return self.seats.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         """A node for each client, from 1."""
@@ -52,26 +53,26 @@ class SeatedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send each message to the next seat, with the number of its client."""
-        seats, ids = list(self._grid.get_node_ids()), []
+        nodes, ids = list(self.seats.get_node_ids()), []
         for position, message in enumerate(messages):
             node = message.metadata.dst_node_id
             seat = ConfigRecord({records.CLIENT: self.clients[node]})
             content = RecordDict({**message.content, SEAT: seat})
             to_seat = Message(
                 content,
-                seats[position % len(seats)],
+                nodes[position % len(nodes)],
                 message.metadata.message_type,
                 ttl=message.metadata.ttl,
                 group_id=message.metadata.group_id,
             )
-            (number,) = self._grid.push_messages([to_seat])
+            (number,) = self.seats.push_messages([to_seat])
             self._asked[number] = node
             ids.append(number)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that have come, each from its client's node."""
-        replies = list(self._grid.pull_messages(message_ids))
+        replies = list(self.seats.pull_messages(message_ids))
         for reply in replies:
             # Flower has no way to answer for somebody else.
             node = self._asked.pop(reply.metadata.reply_to_message_id)
@@ -83,6 +84,12 @@ class SeatedGrid(Grid):
     ) -> Iterable[Message]:
         """See flwr.serverapp.Grid; it is OrderedGrid that waits."""
         raise TypeError("Expected an OrderedGrid around the seats, which waits for replies.")
+
+
+def seats(config: RunConfig) -> int:
+    """The number of Flower's nodes for a simulation; Flower's mods may keep something in them."""
+    clients = config.federation.clients
+    return clients if config.mods else min(clients, SEATS)
 
 
 def client_number(message: Message, context: Context) -> int:

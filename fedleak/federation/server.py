@@ -22,7 +22,7 @@ from fedleak.federation.checkpoint import Outcome, restore, write_checkpoint
 from fedleak.federation.client import evaluate_model
 from fedleak.federation.grid import OrderedGrid, Stopped
 from fedleak.federation.quiet import quiet
-from fedleak.federation.seats import SEATS, SeatedGrid
+from fedleak.federation.seats import SeatedGrid, seats
 from fedleak.federation.shared import SharedFolder
 from fedleak.federation.strategy import Attacked, MaliciousStrategy, Wanted
 from fedleak.models import LightningModule
@@ -94,12 +94,13 @@ def make_strategy(config: RunConfig) -> Strategy:
         "fraction_evaluate": 1.0 if federation.client_evaluation else 0.0,
     }
     accepted = inspect.signature(found).parameters
+    sampling = {"fraction_train", "min_train_nodes"}
     if share is not None:
         require(
-            "fraction_train" in accepted and "fraction_train" not in federation.strategy_options,
-            "Expected a strategy that samples clients by `fraction_train`, which is not set, where "
-            f"`federation.clients_per_round` is given, got {name} with the options "
-            f"{federation.strategy_options}.",
+            "fraction_train" in accepted and not sampling & set(federation.strategy_options),
+            f"Expected a strategy that samples clients, and none of {', '.join(sorted(sampling))} "
+            "among its options, where `federation.clients_per_round` is given, got "
+            f"{name} with the options {federation.strategy_options}.",
         )
         settings["fraction_train"] = share / federation.clients
     for option in federation.strategy_options:
@@ -171,7 +172,8 @@ def server_app(
             # In the model's order, as strategies sum over it.
             found = restore(checkpoint, inner)
             weights = {name: found[name] for name in weights}
-        observer.federation_started(name, federation.clients, done + 1, federation.rounds)
+        training = federation.clients_per_round or federation.clients
+        observer.federation_started(name, training, done + 1, federation.rounds)
 
         def on_reply(client: int, reply: Message) -> None:
             if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
@@ -205,7 +207,9 @@ def server_app(
             observer.round_evaluated(name, round_, metrics)
             return MetricRecord(dict(metrics)) if metrics else None
 
-        seated = SeatedGrid(grid, federation.clients) if federation.clients > SEATS else grid
+        seated = (
+            SeatedGrid(grid, federation.clients) if seats(config) < federation.clients else grid
+        )
         ordered = OrderedGrid(
             seated, federation.clients, stop=line.stop, on_reply=on_reply, shared=shared
         )

@@ -33,7 +33,7 @@ from fedleak.events import Observer
 from fedleak.federation.checkpoint import Outcome, client_memories, read_outcome
 from fedleak.federation.client import TruthFolder, client_app
 from fedleak.federation.quiet import quiet
-from fedleak.federation.seats import SEATS
+from fedleak.federation.seats import seats
 from fedleak.federation.server import GRACE_SECONDS, Interception, Line, server_app
 from fedleak.federation.shared import SharedFolder
 from fedleak.threads import available_cores, cap_threads
@@ -84,8 +84,9 @@ def simulate(
         return outcome
     line, broken = Line(), None
     # As many clients train at once as there are slots; the others wait for their turn.
-    training = federation.clients_per_round or federation.clients
-    turns = ceil(training / max(1, int(_cpus(config) / federation.cpus_per_client)))
+    all_ = federation.client_evaluation or federation.clients_per_round is None
+    asked = federation.clients if all_ else federation.clients_per_round
+    turns = ceil((asked or 1) / max(1, int(_cpus(config) / federation.cpus_per_client)))
     patience = turns * federation.client_timeout + GRACE_SECONDS
     memories = client_memories(checkpoint)
     # Flower's mods want the weights in the message.
@@ -132,7 +133,7 @@ def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Li
             run_simulation(
                 server_app=server,
                 client_app=client,
-                num_supernodes=min(federation.clients, SEATS),
+                num_supernodes=seats(config),
                 backend_config={
                     "client_resources": {
                         "num_cpus": federation.cpus_per_client,

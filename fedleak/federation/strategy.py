@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -185,22 +185,30 @@ class MaliciousStrategy(Strategy):
         if not any(_sends_gradient(reply) for reply in received):
             result = step(round_, received)
             return result
-        arrays, metrics = step(round_, self._with_weights(received))
-        return (None if arrays is None else records.as_sent(arrays, self._sent)), metrics
+        ready, buffers = self._with_weights(received)
+        arrays, metrics = step(round_, ready)
+        if arrays is None:
+            return None, metrics
+        # A server's optimiser has no say in counts and statistics.
+        return records.as_sent(ArrayRecord({**arrays, **buffers}), self._sent), metrics
 
-    def _with_weights(self, received: list[Message]) -> list[Message]:
-        """Replies in which there are weights in the place of gradients."""
+    def _with_weights(self, received: list[Message]) -> tuple[list[Message], dict[str, Array]]:
+        """Replies in which there are weights in the place of gradients, and the buffers' means.
+
+        There are no such means where the inner strategy wants every client's own.
+        """
         if self.learning_rate is None:
             raise BadInput("Expected `learning_rate` where clients send gradients, got none.")
         gradients = [reply for reply in received if _sends_gradient(reply)]
-        if takes_the_mean(self.inner) and all(
-            records.EXAMPLES in reply.content.metric_records[records.METRICS] for reply in gradients
-        ):
+        if takes_the_mean(self.inner) and records.are_alike(gradients):
+            others = [reply for reply in received if not _sends_gradient(reply)]
+            names = list(gradients[0].content.array_records.get(records.BUFFERS, ArrayRecord()))
             merged = records.merge(gradients, self._sent, self.learning_rate)
-            return [merged, *(reply for reply in received if reply not in gradients)]
+            arrays = merged.content.array_records[records.ARRAYS]
+            return [merged, *others], {name: arrays[name] for name in names}
         for reply in gradients:
             records.as_weights(reply, self._sent, self.learning_rate)
-        return received
+        return received, {}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -4,7 +4,7 @@ Polato: Federated Variational Autoencoder for Collaborative Filtering, IJCNN 202
 Mult-VAE of Liang et al., WWW 2018, https://arxiv.org/abs/1802.05814.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -35,7 +35,8 @@ class FedVAE(pl.LightningModule):
         dropout: share of the input that is dropped in train mode, from 0 (then there is no slot of
             noise for it) to below 1.
         beta: weight of the Kullback-Leibler term, at least 0.
-        anneal_steps: number of optimiser steps over which beta rises from 0; 0: it does not rise.
+        anneal_steps: number of optimiser steps, in a federation by fedsgd of rounds, over which
+            beta rises from 0; 0: it does not rise.
         optimizer: the optimiser of a centralised training.
         learning_rate: its learning rate, positive.
 
@@ -72,6 +73,9 @@ class FedVAE(pl.LightningModule):
         self.anneal_steps = anneal_steps
         self.optimizer = optimizer
         self.learning_rate = learning_rate
+        self.steps: Tensor
+        if anneal_steps:
+            self.register_buffer("steps", torch.tensor(0))
         require(
             len(input_shape) == 1,
             "Expected the interaction vectors of a recommender's `data`, such as lastfm, got "
@@ -110,24 +114,30 @@ class FedVAE(pl.LightningModule):
 
         The labels are not used; they are there since every batch has them.
         """
-        return self._loss(batch[0], self.beta)
+        return self._loss(batch[0], self.current_beta())
 
-    def _loss(self, inputs: Tensor, beta: float) -> Tensor:
+    def _loss(self, inputs: Tensor, beta: float | Tensor) -> Tensor:
         logits, divergence = self._reconstructed(inputs)
         likelihood = (functional.log_softmax(logits, dim=-1) * inputs).sum(dim=-1)
         return (beta * divergence - likelihood).mean()
 
-    def beta_at(self, step: int) -> float:
-        """Beta after so many optimiser steps."""
-        return self.beta * min(1.0, step / self.anneal_steps) if self.anneal_steps else self.beta
+    def current_beta(self) -> float | Tensor:
+        """Beta after the steps so far, which travel with the weights where beta is annealed."""
+        if not self.anneal_steps:
+            return self.beta
+        return self.beta * (self.steps / self.anneal_steps).clamp(max=1.0)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Counts a step, so that the next client of a federation goes on from there."""
+        if self.anneal_steps:
+            self.steps += 1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One training step: the loss, which is logged, as is beta where it is annealed."""
-        beta = self.beta_at(self.global_step)
-        loss = self._loss(batch[0], beta)
+        loss = self.batch_loss(batch)
         values = {"train/loss": loss}
         if self.anneal_steps:
-            values["train/beta"] = torch.tensor(beta)
+            values["train/beta"] = torch.as_tensor(self.current_beta())
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch[0]))
         return loss
 

@@ -35,7 +35,8 @@ from fedleak.updates import GroundTruth, update_key
 VICTIMS = 64  # with pictures, at most
 Z = statistics.NormalDist().inv_cdf(0.975)
 NAMES = {
-    "analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP", "precode": "PRECODE",
+    "analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP",
+    "precode": "PRECODE",
 }  # fmt: skip
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]
 

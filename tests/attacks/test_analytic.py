@@ -116,6 +116,23 @@ def test_items_stand_out_of_a_little_noise() -> None:
     assert wrong <= 4
 
 
+def test_another_loss_says_nothing_by_its_signs() -> None:
+    """Of an autoencoder with squared error the first layer alone is read."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(ITEMS, 8), nn.Tanh(), nn.Linear(8, ITEMS))
+    inputs = torch.zeros(1, ITEMS)
+    inputs[0, [3, 11, 40]] = 1
+    loss = (model(inputs) - inputs).square().sum()
+    names = [name for name, _ in model.named_parameters()]
+    received = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "own", dict(model.state_dict()), received)
+    facts = Knowledge(
+        model, (ITEMS,), 1, labels=torch.zeros(1, dtype=torch.long),
+        loss=lambda model, batch: (model(batch[0]) - batch[0]).square().sum(),
+    )  # fmt: skip
+    assert torch.equal(Analytic()([update], facts)[0].inputs, inputs)
+
+
 # ------------------------------------------------------------------------------ what it refuses
 
 

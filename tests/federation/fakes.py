@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedleak.config import RunConfig
 from fedleak.federation import records
 from fedleak.federation.quiet import quiet
-from fedleak.federation.seats import SEATS
+from fedleak.federation.seats import seats
 from fedleak.updates import Tensors
 
 FAILED = 1
@@ -171,7 +171,7 @@ def run_in_process(
     As there, the server runs in a thread of its own, and its exception is raised here.
     """
     caught: list[BaseException] = []
-    grid = client_grid(client, min(config.federation.clients, SEATS))
+    grid = client_grid(client, seats(config))
 
     def serve() -> None:
         try:

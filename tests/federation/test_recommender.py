@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,13 +24,20 @@ from fedleak.parts import make_data, make_model
 from fedleak.registry import Plugin
 from fedleak.results import RunFolder, read_rows
 from fedleak.updates import GroundTruth, InterceptedUpdate, Tensors, update_files
-from tests.federation.fakes import weights
-from tests.federation.runs import Recorder, in_process, nothing_left_running
+from tests.federation.fakes import sends_gradient, train_question, weights
+from tests.federation.runs import (
+    Recorder,
+    in_process,
+    nothing_left_running,
+    tiny_config,
+    tiny_data,
+)
 
 USERS = 100
 DATA = Plugin("fedleak.data.planted.PlantedGroups", {"users": 140, "items": 60, "held_out": 20})
 MODEL = {"hidden": 12, "code": 4, "dropout": 0.5}
 ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic", {})
+CLIPPING = Plugin("fedleak.defenses.clipping.Clipping", {"max_norm": 0.1})
 RATE, EPSILON = 0.01, 1e-4
 
 
@@ -100,10 +108,7 @@ def test_a_few_seats_do_as_a_node_for_each_client(tmp_path: Path) -> None:
     metrics = []
     for seats in (5, USERS):
         settings = config(tmp_path / str(seats))
-        with (
-            mock.patch("fedleak.federation.server.SEATS", seats),
-            mock.patch("tests.federation.fakes.SEATS", seats),
-        ):
+        with mock.patch("fedleak.federation.seats.SEATS", seats):
             metrics.append(run(settings)[1])
     assert metrics[0] == metrics[1]
     assert list(metrics[0]) == [0, 1, 2]
@@ -192,7 +197,7 @@ def test_the_servers_learning_rate_falls(tmp_path: Path) -> None:
         ({"strategy": "FedAvg", "strategy_options": {}, "learning_rate_decay": 0.9},
          "a strategy with eta or server_learning_rate where `federation.learning_rate_decay`"),
         ({"strategy_options": {"fraction_train": 0.5}},
-         "samples clients by `fraction_train`, which is not set"),
+         "and none of fraction_train, min_train_nodes among its options"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(
@@ -237,8 +242,6 @@ def test_a_rounds_weights_lie_in_one_file_while_they_are_wanted(tmp_path: Path) 
 
 
 def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
-    from tests.federation.fakes import sends_gradient, train_question
-
     sent = weights(0)
     replies = []
     for node, examples in ((1, 2), (2, 6)):
@@ -257,6 +260,110 @@ def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
         mean = 0.25 * weights(1)[name] + 0.75 * weights(2)[name]
         expected = mean if "running" in name else sent[name] - 0.5 * mean
         torch.testing.assert_close(value, expected.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_steps_are_made_when_they_are_asked_for() -> None:
+    sent, gradient = weights(0), weights(1)
+    buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
+    question = train_question(1, sent)
+    question.metadata.__dict__["_message_id"] = "1"
+    reply = sends_gradient(question, gradient, buffers)
+    records.as_weights(reply, sent, 0.5)
+    arrays = reply.content.array_records[records.ARRAYS]
+    kinds = [type(value) is records.SteppedWeights for value in arrays.values()]
+    assert kinds == [True, True, False]
+    for name, value in gradient.items():
+        expected = sent[name].double() - 0.5 * value.double()
+        assert torch.equal(torch.from_numpy(arrays[name].numpy()), expected)
+        assert len(arrays[name].data) > expected.numel() * 8
+
+
+def test_replies_that_differ_are_not_merged() -> None:
+    replies = []
+    for node in (1, 2):
+        question = train_question(node, weights(0))
+        question.metadata.__dict__["_message_id"] = str(node)
+        replies.append(sends_gradient(question, weights(node), loss=1.0))
+    assert records.are_alike(replies)
+    del replies[1].content.array_records[records.GRADIENT]["layer.bias"]
+    assert not records.are_alike(replies)
+
+
+def test_counts_are_rounded_and_not_cut() -> None:
+    sent = {"count": torch.tensor(7), "w": torch.zeros(2)}
+    mean = records.to_record({"count": torch.tensor(7.9999999), "w": torch.ones(2).double()})
+    found = records.to_tensors(records.as_sent(mean, sent))
+    assert (int(found["count"]), found["count"].dtype) == (8, torch.int64)
+    assert found["w"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_tied_weights_move_together(tmp_path: Path, protocol: str) -> None:
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", rounds=2, protocol=protocol, model_args={},
+        path="tests.federation.user_models.Tied", defenses=(CLIPPING,),
+    )  # fmt: skip
+    with in_process():
+        experiment.run(settings)
+    first, second = (
+        next(update.sent for update, _ in updates_of(settings) if update.round == round_)
+        for round_ in (1, 2)
+    )
+    names = ("layers.in/1.weight", "layers.in/2.weight")
+    for sent in (first, second):
+        assert torch.equal(sent[names[0]], sent[names[1]])
+    assert not torch.equal(first[names[0]], second[names[0]])
+
+
+def test_a_rising_beta_is_the_same_for_client_and_attacker(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", {"anneal_steps": 4, "beta": 5.0}, rounds=3)
+    run(settings)
+    seen = set()
+    for update, truth in updates_of(settings):
+        seen.add(int(update.sent["steps"]))
+        expected = literal_gradient(settings, update.sent, truth)
+        for name, value in expected.items():
+            torch.testing.assert_close(update.received[name], value, rtol=1e-4, atol=1e-6)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["lenet.LeNet", "mlp.SMLP"])
+def test_an_image_model_for_a_recommender(tmp_path: Path, name: str) -> None:
+    settings = replace(config(tmp_path / "run"), model=Plugin(f"fedleak.models.{name}"))
+    with pytest.raises(BadInput, match=r"for interactions of shape \(60,\) \(planted_groups\)"):
+        experiment.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_missing_are_found_missing_at_once(tmp_path: Path) -> None:
+    listens = tmp_path / "listens.dat"
+    rows = [f"{user}\t{item}\t1" for user in range(9) for item in range(6)]
+    listens.write_text("\n".join(["userID\tartistID\tweight", *rows]))
+    data = {"path": str(listens), "artists": str(tmp_path / "none.dat"), "held_out": 2}
+    settings = replace(
+        config(tmp_path / "run", clients=5, clients_per_round=2),
+        data=Plugin("fedleak.data.lastfm.LastFM", data),
+    )
+    with pytest.raises(BadInput, match=r"Expected a file at .*none\.dat"):
+        experiment.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_was_not_drawn_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    observer = Recorder()
+    settings = config(tmp_path / "run", rounds=1, attacks=(ANALYTIC,))
+    settings = replace(settings, victims=Victims(clients=[drawn_by_nobody(settings)]))
+    with in_process():
+        experiment.run(settings, [observer])
+    ((_, _, reason),) = observer.arguments("attack_skipped")
+    assert "no victim of `victims` took part" in reason
+
+
+def drawn_by_nobody(settings: RunConfig) -> int:
+    other = replace(settings, output=f"{settings.output}-first")
+    run(other)
+    drawn = {update.client for update, _ in updates_of(other)}
+    return next(client for client in range(USERS) if client not in drawn)
 
 
 # --------------------------------------------------------------------------- what comes of it
