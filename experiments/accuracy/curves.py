@@ -6,6 +6,7 @@ r"""Collects the accuracy after every round of the cells of sweeps, and draws it
 It reads what the finished cells have left for TensorBoard and writes curves.csv (a row for each
 round of each cell), curves.png and, of trainings by fedsgd, fedsgd.png into the last folder. It
 prints the last round's accuracy as a table in Markdown, and can be run while a sweep is at work.
+Of trainings that none of the sweeps has, the rows stay that an earlier call has collected.
 """
 
 import argparse
@@ -62,12 +63,12 @@ def collect(sweep: Path) -> list[Row]:
     return rows
 
 
-def shared(cells: Sequence[Row]) -> list[str]:
+def shared(rows: Sequence[Row]) -> list[str]:
     """The defences that the study has for every model, in its order."""
-    models = {cell["model"] for cell in cells}
+    models = {row["model"] for row in rows}
     found: dict[str, set[str]] = {}
-    for cell in cells:
-        found.setdefault(cell["defence"], set()).add(cell["model"])
+    for row in rows:
+        found.setdefault(row["defence"], set()).add(row["model"])
     return [defence for defence, having in found.items() if having == models]
 
 
@@ -155,14 +156,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         parser.error("Expected at least one finished cell, found none.")
     chosen.output.mkdir(parents=True, exist_ok=True)
-    write(chosen.output / "curves.csv", COLUMNS, rows)
+    collected = chosen.output / "curves.csv"
+    if collected.is_file():
+        new = {row["training"] for row in rows}
+        rows = [row for row in read(collected) if row["training"] not in new] + rows
+    write(collected, COLUMNS, rows)
     # A round of fedsgd is a single step, so its curves have axes of their own.
     for name, one_step in (("curves.png", False), ("fedsgd.png", True)):
         chosen_rows = [row for row in rows if (row["training"] == "fedsgd") == one_step]
         if chosen_rows:
             defences = dict.fromkeys(row["defence"] for row in chosen_rows)
-            cells = [cell for sweep in sweeps for cell in read(sweep / "cells.csv")]
-            both = [d for d in defences if one_step or d in shared(cells)]
+            both = [d for d in defences if one_step or d in shared(chosen_rows)]
             figure(chosen_rows, both).savefig(chosen.output / name, dpi=120)
     print(table(rows))
 
