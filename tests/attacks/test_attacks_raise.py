@@ -58,7 +58,7 @@ def test_hyperparameter_out_of_range(case: AttackCase, name: str, value: Any, te
 
 @every_kind
 def test_a_hyperparameter_that_does_not_exist(case: AttackCase) -> None:
-    with pytest.raises(TypeError, match="iteration|takes no arguments"):
+    with pytest.raises(TypeError, match=r"iteration|takes no arguments"):
         case.kind(iteration=3)
 
 
