@@ -46,7 +46,8 @@ class MaliciousStrategy(Strategy):
 
     Clients that return weights are passed on as they are. Clients that return a gradient (protocol
     fedsgd) are passed on as the weights after one step with it, so that the inner strategy works
-    unchanged.
+    unchanged; one that takes no more than their mean is given that, as a single reply, and buffers
+    are averaged whatever its optimiser is.
 
     Args:
         inner: the strategy that runs the federation.
