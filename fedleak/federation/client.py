@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fedleak.compact import Factors, encode
@@ -207,6 +207,8 @@ def _train(
         warnings.simplefilter("ignore")
         trainer = quiet_trainer(callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
+    trainer.optimizers = []  # their moments would stay as long as the trainer does
+    gradient, capture.gradient = capture.gradient, {}
     inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
     # Noise of several steps has no one value that an attack could be compared with.
     drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
@@ -222,7 +224,7 @@ def _train(
         if not (one_step and name in changed)
     }
     update = (
-        capture.gradient
+        gradient
         if one_step
         else {name: state[name] - sent[name] for name in owners.values()}
     )
@@ -267,7 +269,19 @@ def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
 
 
 def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
-    model = copy.deepcopy(_prototype(_key(config)))
+    """A model of its own for a client, in the memory where the client before had its weights.
+
+    Lightning's objects refer to each other in circles, so that a model of whose weights each client
+    has a copy stays until Python looks for such circles: gigabytes, with a large one.
+    """
+    prototype = _prototype(_key(config))
+    own: dict[int, Any] = {
+        id(value): nn.Parameter(value.detach(), value.requires_grad)
+        for value in prototype.parameters()
+        if type(value) is nn.Parameter
+    }
+    own |= {id(value): value.detach() for value in prototype.buffers()}
+    model = copy.deepcopy(prototype, own)
     model.load_state_dict(state)
     return model
 
@@ -292,7 +306,7 @@ def _cached_data(key: str) -> PrivateData:
 
 @lru_cache(maxsize=1)
 def _prototype(key: str) -> pl.LightningModule:
-    """The model before any weights, which takes longer to draw than to copy."""
+    """The model, which takes longer to draw than to fill; its weights are the last client's."""
     data = _cached_data(key)
     model: pl.LightningModule = build(
         "models",
