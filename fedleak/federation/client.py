@@ -223,11 +223,7 @@ def _train(
         for name, value in model.state_dict().items()
         if not (one_step and name in changed)
     }
-    update = (
-        gradient
-        if one_step
-        else {name: state[name] - sent[name] for name in owners.values()}
-    )
+    update = gradient if one_step else {name: state[name] - sent[name] for name in owners.values()}
     if config.defenses:
         model.load_state_dict(sent)
         # With one batch, the noise is the batch's own.
