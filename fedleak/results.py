@@ -38,6 +38,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.results = path / "results.csv"
+        self.findings = path / "findings.jsonl"
         self.summary = path / "summary.json"
         self.figures = path / "figures"
         self.tensorboard = path / "tensorboard"
@@ -158,6 +159,11 @@ class Recorder:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
             scores = self._scoring.scores(truth, reconstruction)
+        if reconstruction.findings:
+            # Before the rows: an attack whose rows are there is not made again.
+            found = {name: shared[name] for name in ("model", "attack", "round", "client")}
+            with self._folder.findings.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found | {"findings": reconstruction.findings}) + "\n")
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")

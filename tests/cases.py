@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import DLG, IDLG, IGA, NRA, Analytic, Attack, PartialIGA
+from fedleak.attacks import DLG, IDLG, IGA, NRA, RGAP, Analytic, Attack, ExactNRA, PartialIGA
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
 from tests.toys import OwnClassifier
@@ -32,7 +32,9 @@ class AttackCase:
         boxed: whether it promises inputs within the valid range.
         iterative: whether it takes ``iterations`` and reports costs.
         needs_noise: whether it refuses models that draw none.
-        reads_one: whether it takes one sample alone, and models that begin with a linear layer.
+        reads_one: whether it is for one sample alone.
+        first_linear: whether it takes models alone that begin with a linear layer.
+        no_noise: whether it refuses models that draw noise.
     """
 
     kind: type[Attack]
@@ -41,6 +43,13 @@ class AttackCase:
     iterative: bool = True
     needs_noise: bool = False
     reads_one: bool = False
+    first_linear: bool = False
+    no_noise: bool = False
+
+    @property
+    def precode(self) -> bool:
+        """Whether a model with PRECODE suits it."""
+        return not self.no_noise
 
     @property
     def batch(self) -> int:
@@ -48,8 +57,8 @@ class AttackCase:
         return 1 if self.reads_one else 2
 
     def fits(self, model: "ModelCase") -> bool:
-        """Whether it takes the model, with PRECODE."""
-        return not self.reads_one or model.kind in (SMLP, DMLP)
+        """Whether it takes the model."""
+        return not self.first_linear or model.kind in (SMLP, DMLP)
 
     def make(self, **changes: Any) -> Attack:
         return self.kind(**self.settings | changes)
@@ -102,7 +111,21 @@ ATTACKS = (
     AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
     AttackCase(DLG, {"iterations": 2}, boxed=False),
     AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}, boxed=False),
-    AttackCase(Analytic, {}, iterative=False, reads_one=True),
+    AttackCase(Analytic, {}, iterative=False, reads_one=True, first_linear=True),
+    AttackCase(
+        ExactNRA,
+        {"solver_iterations": 40, "image_iterations": 3, "matching_steps": 1, "nra_iterations": 4},
+        iterative=False,
+        reads_one=True,
+        needs_noise=True,
+    ),
+    AttackCase(
+        RGAP,
+        {"solver_iterations": 40, "image_iterations": 3, "nra_iterations": 4},
+        iterative=False,
+        reads_one=True,
+        no_noise=True,
+    ),
 )
 
 MODELS = (
@@ -143,7 +166,9 @@ PAIRS = [
     for attack in ATTACKS
     for model in LIGHT_MODELS
     for precode in (False, True)
-    if attack.fits(model) and (precode or not attack.needs_noise)
+    if attack.fits(model)
+    and (precode or not attack.needs_noise)
+    and not (precode and attack.no_noise)
 ]
 
 

@@ -3,6 +3,7 @@
 from fedleak.attacks.analytic import Analytic
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction
 from fedleak.attacks.dlg import DLG, IDLG
+from fedleak.attacks.exact import RGAP, ExactNRA
 from fedleak.attacks.iga import IGA
 from fedleak.attacks.matching import GradientMatching
 from fedleak.attacks.nra import NRA
@@ -13,8 +14,10 @@ __all__ = [
     "IDLG",
     "IGA",
     "NRA",
+    "RGAP",
     "Analytic",
     "Attack",
+    "ExactNRA",
     "GradientMatching",
     "PartialIGA",
     "Problem",

@@ -89,6 +89,7 @@ class Reconstruction:
         costs: the course of the cost, as pairs of iteration and cost.
         iterations: number of iterations done.
         seconds: time that it took; of updates attacked together, each one's share.
+        findings: what it found on the way and why it went that way, a sentence each.
     """
 
     inputs: Tensor
@@ -97,6 +98,7 @@ class Reconstruction:
     costs: list[tuple[int, float]] = field(default_factory=list)
     iterations: int = 0
     seconds: float = 0.0
+    findings: tuple[str, ...] = ()
 
     @property
     def cost(self) -> float:

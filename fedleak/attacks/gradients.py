@@ -38,6 +38,7 @@ class DummyGradient:
         loss: the loss of a batch, given model and batch.
         batch: an example ``(inputs, labels)``, for the shapes.
         noise: an example of the noise, by slot.
+        watched: names of modules whose inputs are wanted besides.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class DummyGradient:
         loss: Callable[[nn.Module, Any], Tensor],
         batch: tuple[Tensor, Tensor],
         noise: Mapping[str, Tensor],
+        watched: Sequence[str] = (),
     ) -> None:
         self._holder = _LossModule(model, loss)
         _drop_running_statistics(model)
         self._tap = _LinearTap(model)
         self._norms = _NormTap(model)
+        self._inputs = _InputTap(model, watched)
         with inject(model, noise), torch.no_grad():
             self._holder(batch)
         self._probe_shapes = self._tap.finish_probing()
@@ -105,53 +108,57 @@ class DummyGradient:
         labels: Tensor,
         noise: Mapping[str, Tensor],
         target: Mapping[str, tuple[Tensor, ...]],
-    ) -> tuple[dict[str, Products], Statistics]:
-        """The products, see :meth:`products`, and what entered the model's batch-norm layers.
+    ) -> tuple[dict[str, Products], Statistics, Tensors]:
+        """The products, see :meth:`products`, and what entered layers of the model.
 
         Returns:
-            Products by parameter name, and by layer the mean and variance ``(channels,)``, which
-            can be differentiated likewise.
+            Products by parameter name; by batch-norm layer the mean and variance ``(channels,)``
+            of its input; and by watched module its input; all can be differentiated likewise.
         """
-        free, layers, statistics = self._pass((inputs, labels), noise, self._free)
+        free, layers, (statistics, entered) = self._pass((inputs, labels), noise, self._free)
         result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
         for layer, (entering, leaving) in layers.items():
             weight, *bias = self._tap.parameters(layer)
             result[weight] = linear_products(entering, leaving, target[weight])
             if bias:
                 result[bias[0]] = _dense_products(leaving.sum(dim=0), *target[bias[0]])
-        return result, statistics
+        return result, statistics, entered
 
     def _pass(
         self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors
-    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], Statistics]:
+    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], tuple[Statistics, Tensors]]:
         """Differentiates the loss once.
 
         Returns:
             Gradients of the free parameters; of every tapped layer the inputs and the gradients of
-            the outputs, ``(rows, in)`` and ``(rows, out)``; and the batch-norm layers' statistics.
+            the outputs, ``(rows, in)`` and ``(rows, out)``; and the batch-norm layers' statistics
+            and the watched modules' inputs.
         """
 
         def loss_of(
             probes: dict[str, list[Tensor]], free: Tensors
-        ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], Statistics]]:
+        ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], tuple[Statistics, Tensors]]]:
             self._tap.start(probes)
             self._norms.start()
+            self._inputs.start()
             parameters = {f"model.{name}": value for name, value in free.items()}
             with inject(self._holder.model, noise):
                 loss = functional_call(self._holder, parameters, (batch,))
-            return loss, (self._tap.inputs, self._norms.statistics)
+            seen = self._norms.statistics, self._inputs.entered
+            return loss, (self._tap.inputs, seen)
 
         probes = {
             layer: [batch[0].new_zeros(shape) for shape in shapes]
             for layer, shapes in self._probe_shapes.items()
         }
-        (leaving, gradients), (entering, statistics) = grad(loss_of, argnums=(0, 1), has_aux=True)(
+        (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
             probes, free
         )
         self._tap.stop()
         self._norms.stop()
+        self._inputs.stop()
         layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
-        return gradients, layers, statistics
+        return gradients, layers, seen
 
     def _untapped(self) -> Tensors:
         tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
@@ -166,7 +173,7 @@ class DummyGradient:
         The gradient that their inputs and outputs tell of is not the one that autograd gives.
         """
 
-        def once() -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], Statistics]:
+        def once() -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], object]:
             # A plain dropout must drop the same both times.
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -352,5 +359,29 @@ class _NormTap:
                 # Unbiased, as the running variance is; a single number has none.
                 variance = rows.var(dim=1, unbiased=rows.shape[1] > 1)
                 self.statistics[name] = (rows.mean(dim=1), variance)
+
+        return hook
+
+
+class _InputTap:
+    """Hooks on modules that note what they were given last."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.entered: Tensors = {}
+        self._active = False
+        for name in names:
+            model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+
+    def start(self) -> None:
+        self.entered, self._active = {}, True
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.entered, self._active = {}, False
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._active:
+                self.entered[name] = args[0]
 
         return hook

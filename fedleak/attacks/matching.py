@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
@@ -12,6 +13,8 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction, Report
+from fedleak.attacks.calls import calls_of
+from fedleak.attacks.closed_form import known_inputs
 from fedleak.attacks.costs import COSTS, layer_weights
 from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, Kept, rounding_of
@@ -31,6 +34,21 @@ REPORT_EVERY = 50
 TRACE_FROM = 400
 # Marks the noise slots among the variables.
 NOISE = "noise/"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one update besides its gradient.
+
+    Args:
+        noise: slot -> noise ``(batch, ...)`` that is put in as it is.
+        features: module's path -> its input, see the hyperparameter ``features``.
+        start: inputs to begin with, ``(batch, ...)``; none: a normal draw.
+    """
+
+    noise: Tensors = field(default_factory=dict)
+    features: Tensors = field(default_factory=dict)
+    start: Tensor | None = None
 
 
 class GradientMatching(Attack):
@@ -67,6 +85,9 @@ class GradientMatching(Attack):
             replayed, with equal results; inductor: the record is compiled by torch.compile, which
             takes a C++ compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs.
             Attacks of fewer than 400 evaluations are not traced.
+        features: weight in the cost of the features that are known: inputs of layers, compared by
+            their relative squared error. Of a single sample these are the inputs of all linear
+            layers with bias, in closed form; at least 0.
         noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
             which ``*`` stands for anything; those of others are drawn in every iteration. None: all
             of them if the attack restores noise, and else not one.
@@ -94,6 +115,7 @@ class GradientMatching(Attack):
         optimizer: OptimizerName = "adam",
         layers: dict[str, float] | None = None,
         batch_norm: float = 0.0,
+        features: float = 0.0,
         precision: Literal["float32", "float64"] | None = None,
         compile: Compiler = "trace",
         noise_slots: list[str] | None = None,
@@ -113,6 +135,7 @@ class GradientMatching(Attack):
         require(learning_rate > 0, f"Expected `learning_rate` to be positive, got {learning_rate}.")
         for name, weight in (
             ("total_variation", total_variation), ("batch_norm", batch_norm),
+            ("features", features),
             *((f"layers.{pattern}", value) for pattern, value in (layers or {}).items()),
         ):  # fmt: skip
             require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
@@ -133,6 +156,7 @@ class GradientMatching(Attack):
         self.optimizer = optimizer
         self.layers = layers
         self.batch_norm = batch_norm
+        self.features = features
         self.precision = precision
         self.compile = compile
         self.noise_slots = noise_slots
@@ -144,14 +168,19 @@ class GradientMatching(Attack):
     def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
         """Attack updates in batches of those that share weights and shapes."""
         groups: dict[tuple[object, ...], list[int]] = {}
+        known = [self.known(problem) for problem in problems]
         for index, problem in enumerate(problems):
             shapes = tuple(problem.noise_shapes.items())
-            groups.setdefault((id(problem.model), problem.batch_shape, shapes), []).append(index)
+            names = (tuple(known[index].noise), tuple(known[index].features))
+            kind = (id(problem.model), problem.batch_shape, shapes, names)
+            groups.setdefault(kind, []).append(index)
         results: dict[int, Reconstruction] = {}
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
                 chunk = indices[begin : begin + self.at_once]
-                found = self._match([problems[index] for index in chunk], report)
+                found = self._match(
+                    [problems[index] for index in chunk], [known[index] for index in chunk], report
+                )
                 results.update(zip(chunk, found, strict=True))
         return [results[index] for index in range(len(problems))]
 
@@ -200,12 +229,14 @@ class GradientMatching(Attack):
             return known
         return recover_labels(problem.model, problem.gradient, problem.knowledge)
 
-    def _match(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
+    def _match(
+        self, problems: Sequence[Problem], known: Sequence[Known], report: Report
+    ) -> list[Reconstruction]:
         first = problems[0]
-        state = self._state(problems)
+        state = self._state(problems, known)
         free = {n: v for n, v in state.items() if self._is_optimised(n)}
         fixed = {n: v for n, v in state.items() if n not in free}
-        step, target = self._step(problems, state, free)
+        step, target = self._step(problems, known, state, free)
 
         def evaluate_row(row: int) -> tuple[Tensors, Tensor]:
             found, (objectives, _) = step(*(_row(values, row) for values in (free, fixed, target)))
@@ -221,7 +252,7 @@ class GradientMatching(Attack):
         iteration = 0
         for iteration in range(self.iterations + 1):
             for name in fixed:
-                if name.startswith(NOISE):
+                if name.startswith(NOISE) and name.removeprefix(NOISE) not in known[0].noise:
                     # Whoever ignores the noise draws afresh every time.
                     drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
@@ -265,16 +296,31 @@ class GradientMatching(Attack):
             return self.restores_labels
         return name == "inputs" or self._restores(name.removeprefix(NOISE))
 
+    def known(self, problem: Problem) -> Known:
+        """What is known besides the gradient: the features, if they have a weight."""
+        if not self.features or problem.knowledge.num_samples > 1:
+            return Known()
+        inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
+        labels = torch.zeros(1, dtype=torch.long, device=inputs.device)
+        # A forward pass in train mode moves batch-norm statistics.
+        model = copy.deepcopy(problem.model)
+        calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
+        found = known_inputs(problem.gradient, calls)
+        return Known(features={n: f.value[None] for n, f in found.items() if f.trusted})
+
     def _restores(self, slot: str) -> bool:
         if self.noise_slots is None:
             return self.restores_noise
         return any(fnmatchcase(slot, pattern) for pattern in self.noise_slots)
 
-    def _state(self, problems: Sequence[Problem]) -> Tensors:
+    def _state(self, problems: Sequence[Problem], known: Sequence[Known]) -> Tensors:
         """Where every update's every restart begins: rows are (update, restart), side by side."""
         first, starts = problems[0], self.restarts
         kind = self._kind(first)
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
+        for row, facts in enumerate(known):
+            if facts.start is not None:  # the other restarts begin elsewhere
+                state["inputs"][row * starts] = facts.start.to(kind)
         if self.restores_labels:
             logits = (first.knowledge.num_samples, first.knowledge.num_classes)
             state["labels"] = _starts(problems, logits, starts).to(kind)
@@ -282,7 +328,12 @@ class GradientMatching(Attack):
             labels = torch.stack([self.labels_of(problem) for problem in problems])
             state["labels"] = labels.repeat_interleave(starts, dim=0)
         for slot in first.noise_shapes:
-            state[NOISE + slot] = self._noise_starts(problems, slot).to(kind)
+            if slot in known[0].noise:
+                noise = torch.stack([facts.noise[slot] for facts in known])
+                noise = noise.repeat_interleave(starts, dim=0)
+            else:
+                noise = self._noise_starts(problems, slot)
+            state[NOISE + slot] = noise.to(kind)
         return state
 
     def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
@@ -294,11 +345,16 @@ class GradientMatching(Attack):
         return torch.cat([problem.noise(slot, rows) for problem in problems])
 
     def _step(
-        self, problems: Sequence[Problem], state: Tensors, free: Tensors
+        self,
+        problems: Sequence[Problem],
+        known: Sequence[Known],
+        state: Tensors,
+        free: Tensors,
     ) -> tuple[Step, dict[str, Any]]:
         """The computation of one iteration, and what it compares with, row by row."""
         first = problems[0]
         kind = self._kind(first)
+        features = [facts.features for facts in known]
         # The dummy gradient works on a copy, for it takes the running statistics away.
         model = copy.deepcopy(first.model).to(kind)
         example = {name: value[0] for name, value in state.items()}
@@ -307,6 +363,7 @@ class GradientMatching(Attack):
             first.knowledge.loss,
             (example["inputs"], self._as_target(example["labels"])),
             _noise(example),
+            list(features[0]),
         )
         gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
         target: dict[str, Any] = {"gradient": dummy.targets(gradients, first.knowledge.num_samples)}
@@ -318,6 +375,9 @@ class GradientMatching(Attack):
                 )
                 for layer in found[0]
             }
+        target["features"] = {
+            name: torch.stack([item[name] for item in features]).to(kind) for name in features[0]
+        }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
         compare = COSTS[self.cost]
         smoothness = self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0
@@ -327,13 +387,16 @@ class GradientMatching(Attack):
             free: Tensors, fixed: Tensors, target: dict[str, Any]
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             values = fixed | free
-            products, statistics = dummy.evaluate(
+            products, statistics, entered = dummy.evaluate(
                 values["inputs"],
                 self._as_target(values["labels"]),
                 _noise(values),
                 target["gradient"],
             )
             cost = compare({name: products[name] for name in weights}, weights)
+            for layer, wanted in target["features"].items():
+                missed = (entered[layer] - wanted).square().sum() / wanted.square().sum()
+                cost = cost + self.features / len(target["features"]) * missed
             total = cost
             if smoothness:
                 total = total + smoothness * total_variation(values["inputs"])

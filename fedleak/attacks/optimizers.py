@@ -94,7 +94,10 @@ class LBFGS(RowOptimizer):
     """
 
     def __init__(self, variables: Tensors, *, learning_rate: float) -> None:
-        rows = len(next(iter(variables.values())))
+        first = next(iter(variables.values()))
+        rows = len(first)
+        # torch's defaults, which in float64 would end it with digits to spare.
+        least = torch.finfo(first.dtype).eps
         self._rows = [
             {name: value[row] for name, value in variables.items()} for row in range(rows)
         ]
@@ -105,6 +108,8 @@ class LBFGS(RowOptimizer):
                 max_iter=LBFGS_EVALUATIONS,
                 history_size=100,
                 line_search_fn="strong_wolfe",
+                tolerance_grad=min(1e-7, least),
+                tolerance_change=min(1e-9, least),
             )
             for row in self._rows
         ]

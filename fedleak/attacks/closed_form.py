@@ -1,0 +1,187 @@
+"""What stands in a single sample's gradient in closed form: inputs of linear layers, and noise.
+
+Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, d being that of
+its output. So its input h follows from the two without any search, whatever comes before or after
+it (Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III), and with the inputs of
+the layers around it the noise of a bottleneck is known as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.calls import Call, entering
+from fedleak.models.noise import Noise, inject
+from fedleak.updates import Tensors
+
+Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+
+# An input known worse than this, relative to its own size, is not built upon.
+TRUSTED = 1e-2
+# Of what a restored noise gives, from what it should give.
+AGREEMENT = 1e-3
+
+
+class Known(NamedTuple):
+    """A vector read from a gradient.
+
+    Args:
+        value: the vector, float64.
+        error: the estimated standard error of an entry over the root mean square of all; infinite
+            if nothing is known.
+    """
+
+    value: Tensor
+    error: float
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is known well enough to build on."""
+        return self.error <= TRUSTED
+
+
+def linear_input(weight: Tensor, leaving: Tensor) -> Known:
+    """The input of a linear layer, from the gradient of its weight and that of its output.
+
+    The least squares solution of ``weight = leaving input^T`` over all rows. Rows are weighted by
+    the inverse variance of what a first solution leaves unexplained in them: noise need not be
+    alike in all of them, as in weights that were rounded or pruned.
+
+    Args:
+        weight: gradient of the weight, ``(out, in)``.
+        leaving: gradient of the output, which is that of the bias, ``(out,)``.
+
+    Returns:
+        The input ``(in,)``.
+    """
+    weight, leaving = weight.double(), leaving.double()
+    size = weight.shape[1]
+    if not bool(leaving.any()) or not bool(weight.any()):
+        return Known(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
+    found = weight.T @ leaving / leaving.square().sum()
+    limits = torch.finfo(weight.dtype)
+    # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
+    floor = (limits.eps * weight.square().mean()).clamp_min(limits.tiny)
+    variance = (weight - torch.outer(leaving, found)).square().mean(dim=1) + floor
+    precision = (leaving.square() / variance).sum()
+    found = weight.T @ (leaving / variance) / precision
+    scale = found.square().mean().sqrt().clamp_min(limits.tiny)
+    # Unlike the rows' noise, what speaks against the model as such is common to all of them.
+    unexplained = (weight - torch.outer(leaving, found)).norm() / weight.norm()
+    error = float(precision.rsqrt() / scale)
+    return Known(found, error if float(unexplained) < 1 else float("inf"))
+
+
+def known_inputs(gradient: Tensors, layers: Sequence[Call]) -> dict[str, Known]:
+    """The inputs of all linear layers with bias, by the layers' names.
+
+    Args:
+        gradient: of one sample, by parameter name.
+        layers: the model's calls; a layer that is called more than once is left out.
+    """
+    names = [call.name for call in layers]
+    return {
+        call.name: linear_input(gradient[f"{call.name}.weight"], gradient[f"{call.name}.bias"])
+        for call in layers
+        if type(call.module) is nn.Linear
+        and names.count(call.name) == 1
+        and f"{call.name}.bias" in gradient
+    }
+
+
+class Head:
+    """A model from one of its layers on, whose input is known.
+
+    Args:
+        model: a float64 copy of the model.
+        loss: the loss of a batch.
+        batch: inputs and labels; only the shape of the inputs counts.
+        layer: name of the layer.
+        value: what enters the layer, ``(1, ...)``.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], layer: str, value: Tensor
+    ) -> None:
+        self._model, self._loss, self._batch = model, loss, batch
+        self._layer, self.value = layer, value
+
+    def signal(self, noise: Mapping[str, Tensor]) -> Tensor | None:
+        """The loss's gradient in the layer's input; none if the loss depends on what is before.
+
+        Args:
+            noise: slot -> value ``(1, ...)``.
+        """
+        value = self.value.detach().clone().requires_grad_()
+        inputs = self._batch[0].detach().clone().requires_grad_()
+        with entering(self._model, {self._layer: value}), inject(self._model, noise):
+            loss = self._loss(self._model, (inputs, self._batch[1]))
+        gradients: list[Tensor | None]
+        gradients = list(torch.autograd.grad(loss, [value, inputs], allow_unused=True))
+        found, around = gradients
+        return None if around is not None and bool(around.any()) else found
+
+    def input_of(self, layer: str, noise: Mapping[str, Tensor]) -> Tensor:
+        """What enters another layer, ``(1, ...)``, for noise by slot."""
+        seen: list[Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0].detach())
+
+        handle = self._model.get_submodule(layer).register_forward_pre_hook(note)
+        try:
+            with (
+                torch.no_grad(),
+                entering(self._model, {self._layer: self.value}),
+                inject(self._model, noise),
+            ):
+                self._loss(self._model, self._batch)
+        finally:
+            handle.remove()
+        return seen[0]
+
+
+def restore_noise(
+    head: Head, layers: Sequence[Call], inputs: Mapping[str, Known]
+) -> tuple[Tensors, list[str]]:
+    """The noise of the slots behind a layer whose input is known.
+
+    A slot's noise is read off the input of the next linear layer, where every entry of that is
+    linear in its own entry of the noise, as in ``z = mean + eps * deviation``.
+
+    Args:
+        head: the model from the known layer on.
+        layers: its calls from that layer on.
+        inputs: what is known of the inputs of its linear layers.
+
+    Returns:
+        Slot -> noise ``(1, ...)``, and the slots whose noise cannot be read.
+    """
+    slots = [at for at, call in enumerate(layers) if isinstance(call.module, Noise)]
+    found: Tensors = {}
+    failed: list[str] = []
+    # Those not yet known are held at 0.
+    rest = {layers[at].name: torch.zeros_like(layers[at].leaving) for at in slots}
+    for at in slots:
+        slot = layers[at]
+        behind = next((call for call in layers[at:] if call.name in inputs), None)
+        zero, one = torch.zeros_like(slot.leaving), torch.ones_like(slot.leaving)
+        if behind is None or behind.entering.shape != zero.shape:
+            failed.append(slot.name)
+            continue
+
+        def give(noise: Tensor, name: str = slot.name, layer: str = behind.name) -> Tensor:
+            return head.input_of(layer, rest | found | {name: noise})
+
+        start = give(zero)
+        slope = give(one) - start
+        wanted = inputs[behind.name]
+        noise = (wanted.value[None] - start) / slope
+        missed = (give(noise) - wanted.value[None]).norm() / wanted.value.norm()
+        if wanted.trusted and bool(noise.isfinite().all()) and float(missed) <= AGREEMENT:
+            found[slot.name] = noise
+        else:
+            failed.append(slot.name)
+    return found, failed

@@ -1,0 +1,270 @@
+"""Linear equations for a layer's input, solved by operators alone: no matrix is ever made."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Systems with a known solution that are solved beside the real one.
+PROBES = 1
+POWER_STEPS = 8
+TOLERANCE = 1e-8
+# Gradients are rounded to seven digits.
+NOISE = 1e-7
+# The largest plane that the solver is preconditioned on.
+LARGEST_PLANE = 1024
+
+
+class Equations:
+    """Blocks of equations ``block(x) = target``, linear in x; each is scaled to norm 1.
+
+    Args:
+        blocks: gives the left sides, each ``(batch, ...)``, for a batch ``(batch, ...)`` of x.
+        targets: the right sides, ``(1, ...)`` each.
+        shape: shape of x, ``(1, ...)``.
+        gram: for preconditioning: gives, of every block, the Gram matrix of one channel's plane on
+            average over the channels, ``(H * W, H * W)`` each; none: no preconditioning.
+    """
+
+    def __init__(
+        self,
+        blocks: Callable[[Tensor], Sequence[Tensor]],
+        targets: Sequence[Tensor],
+        shape: Sequence[int],
+        gram: Callable[[], Sequence[Tensor]] | None = None,
+    ) -> None:
+        self.shape = torch.Size(shape)
+        self._gram = gram
+        self._blocks = blocks
+        self._sizes = [target.numel() for target in targets]
+        self._norms = self._estimate_norms(targets[0].dtype)
+        self.target = torch.cat([
+            target.flatten() / norm for target, norm in zip(targets, self._norms, strict=True)
+        ])  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """The number of equations."""
+        return sum(self._sizes)
+
+    def left(self, x: Tensor) -> Tensor:
+        """All left sides for a batch ``(batch, ...)`` of x: ``(batch, count)``."""
+        parts = zip(self._blocks(x), self._norms, strict=True)
+        return torch.cat([block.flatten(1) / norm for block, norm in parts], dim=1)
+
+    def preconditioner(self) -> Tensor | None:
+        """An upper factor R of the blocks' Gram matrices, ``R^T R``; none if there is none."""
+        if self._gram is None:
+            return None
+        parts = zip(self._gram(), self._norms, strict=True)
+        whole = torch.stack([part / norm**2 for part, norm in parts]).sum(dim=0)
+        # Of what the equations do not see at all.
+        whole.diagonal().add_(1e-6 * float(whole.diagonal().mean()))
+        factor: Tensor = torch.linalg.cholesky(whole, upper=True)
+        return factor
+
+    def _estimate_norms(self, kind: torch.dtype) -> list[float]:
+        """The blocks' largest singular values, by the power method from a fixed start."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for block, size in enumerate(self._sizes):
+            x = torch.randn(self.shape, generator=generator, dtype=kind)
+            value = 1.0
+            for _ in range(POWER_STEPS if size else 0):
+                x = (x / x.norm()).requires_grad_()
+                left = self._blocks(x)[block]
+                (x,) = torch.autograd.grad(left, x, left.detach())
+                value = float(x.norm()) ** 0.5
+                if not value:
+                    break
+            found.append(value or 1.0)
+        return found
+
+
+class Solution(NamedTuple):
+    """What the equations tell.
+
+    Args:
+        value: the least squares solution of least norm, ``(1, ...)``.
+        error: standard errors of its entries, ``(1, ...)``: how far off the equations are for
+            random unknowns of the same size that leave as much unexplained.
+        rank: the number of unknowns that they determine, by the same random unknowns.
+        residual: what is left unexplained, as a share of the right sides.
+        condition: the solver's estimate of the condition.
+    """
+
+    value: Tensor
+    error: Tensor
+    rank: int
+    residual: float
+    condition: float
+
+
+def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
+    """Solve equations by LSMR (Fong and Saunders 2011), and see what they determine.
+
+    Beside the real system, others with the same left side and a random solution are solved in the
+    same run: the part of it that does not come back is what the equations do not see.
+
+    Args:
+        equations: the equations.
+        iterations: the most that the solver may take.
+        seed: of the random solutions.
+    """
+    kind = equations.target.dtype
+    generator = torch.Generator().manual_seed(seed)
+    size = equations.shape.numel()
+    hidden = torch.randn(PROBES, *equations.shape[1:], generator=generator, dtype=kind)
+    with torch.no_grad():
+        known = equations.left(hidden)
+    rows = (1 + PROBES, *equations.shape[1:])
+    # One graph serves all products with the transpose, as the map is linear.
+    point = torch.zeros(rows, dtype=kind, requires_grad=True)
+    left = equations.left(point)
+
+    factor = equations.preconditioner()
+
+    def unscaled(vector: np.ndarray[Any, Any], *, transpose: bool = False) -> Tensor:
+        """The unknowns that the solver's own stand for, or the other way with the transpose."""
+        values: Tensor = torch.from_numpy(vector.copy()).reshape(rows)
+        if factor is None:
+            return values
+        planes = values.reshape(-1, len(factor))
+        matrix = factor if transpose else factor.mT
+        solved: Tensor = torch.linalg.solve_triangular(matrix, planes, upper=transpose, left=False)
+        return solved.reshape(rows)
+
+    def times(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            return np.asarray(equations.left(unscaled(vector))).ravel()
+
+    def transposed(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        given = torch.from_numpy(vector.reshape(left.shape))
+        (found,) = torch.autograd.grad(left, point, given, retain_graph=True)
+        return np.asarray(unscaled(found.numpy(), transpose=True)).ravel()
+
+    # All systems alike in size, so that the solver cares for all, and with noise in them.
+    scale = equations.target.norm() / known.norm(dim=1).mean().clamp_min(1e-300)
+    noise = torch.randn(known.shape, generator=generator, dtype=kind)
+    known = known * (1 + NOISE * noise)
+    right = torch.cat([equations.target[None], known * scale])
+    operator = LinearOperator(
+        (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
+    )
+    found, _, _, _, _, _, condition, _ = lsmr(
+        operator, right.numpy().ravel(), atol=TOLERANCE, btol=TOLERANCE, conlim=0,
+        maxiter=iterations,
+    )  # fmt: skip
+    solution = unscaled(found)
+    value = solution[:1]
+    with torch.no_grad():
+        missed = (equations.left(solution) - right).norm(dim=1)
+    norm = equations.target.norm().clamp_min(torch.finfo(kind).tiny)
+    # The probes are scaled to the same norm.
+    noisier = (missed[0] / missed[1:].mean()).nan_to_num(1.0).clamp_min(1.0)
+    # Relative to hidden unknowns of size 1.
+    lost = hidden - solution[1:] / scale
+    spread = value.square().mean().sqrt()
+    return Solution(
+        value=value,
+        error=lost.square().mean(dim=0, keepdim=True).sqrt() * spread * noisier,
+        # The trace of the projection on what is lost, by Hutchinson's estimate.
+        rank=size - round(float((hidden * lost).sum() / PROBES)),
+        residual=float(missed[0] / norm),
+        condition=float(condition),
+    )
+
+
+class ConvolutionMaps:
+    """The two maps that are linear in a convolution's input.
+
+    Args:
+        module: a Conv2d that pads with zeros, if at all.
+
+    Raises:
+        ValueError: if it pads otherwise.
+    """
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        if module.padding_mode != "zeros":
+            raise ValueError(f"it pads by `{module.padding_mode}`")
+        self._module = module
+        # Left, right, top, bottom, as torch itself has it for the likes of padding="same".
+        self._padding = module._reversed_padding_repeated_twice
+
+    def both(self, x: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs without bias, and weight gradients, of inputs ``(batch, in, H, W)``.
+
+        Args:
+            x: the inputs.
+            leaving: the gradient of the outputs, ``(1, out, H', W')``.
+
+        Returns:
+            ``(batch, out, H', W')`` and ``(batch, out, in / groups, kH, kW)``.
+        """
+        module, groups = self._module, self._module.groups
+        left, right, top, bottom = self._padding
+        if (left, top) == (right, bottom):
+            padding = (top, left)
+        else:
+            x, padding = functional.pad(x, self._padding), (0, 0)
+        patches = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+        # (batch * groups, in / groups * kH * kW, H' * W')
+        patches = patches.reshape(len(x) * groups, -1, patches.shape[-1])
+        weight = module.weight.reshape(groups, module.out_channels // groups, -1)
+        gradient = leaving.reshape(groups, module.out_channels // groups, -1)
+        outputs = weight.repeat(len(x), 1, 1).bmm(patches)
+        products = gradient.repeat(len(x), 1, 1).bmm(patches.transpose(-1, -2))
+        return (
+            outputs.reshape(len(x), *leaving.shape[1:]),
+            products.reshape(len(x), *module.weight.shape),
+        )
+
+    def gram(self, leaving: Tensor, counted: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The Gram matrices of a plane of the input, averaged over the channels.
+
+        Args:
+            leaving: as for :meth:`both`.
+            counted: weights of the output's equations, ``(1, out, H', W')``.
+            shape: shape of the input.
+
+        Returns:
+            Of the outputs, and of the weight gradients, ``(H * W, H * W)`` each.
+        """
+        module, (height, width) = self._module, shape[-2:]
+        size, groups = height * width, module.groups
+        # Number of the entry that a patch has at each place, 0 in the padding.
+        numbers = torch.arange(1, size + 1, dtype=leaving.dtype).reshape(1, 1, height, width)
+        places = functional.unfold(
+            functional.pad(numbers, self._padding), module.kernel_size, module.dilation, 0,
+            module.stride,
+        )[0].long()  # fmt: skip
+        weight = module.weight.reshape(module.out_channels, -1, len(places))
+        pairs = torch.einsum("ock,ocl->okl", weight, weight) / module.in_channels
+        counted = counted.reshape(module.out_channels, -1).square()
+        values = torch.einsum("op,okl->klp", counted, pairs)
+        outputs = torch.zeros((size + 1) ** 2, dtype=leaving.dtype)
+        both = places[:, None] * (size + 1) + places[None]
+        outputs.index_add_(0, both.flatten(), values.flatten())
+        gradient = leaving.reshape(module.out_channels, 1, -1).expand(-1, len(places), -1)
+        spread = torch.zeros(module.out_channels, len(places), size + 1, dtype=leaving.dtype)
+        spread.scatter_(2, places.expand_as(gradient), gradient)
+        spread = spread[..., 1:].reshape(-1, size)
+        # A channel meets the outputs of its own group alone.
+        return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups
+
+    def gradient(self, leaving: Tensor, shape: Sequence[int]) -> Tensor:
+        """The gradient of the input, of a given shape, from that of the output."""
+        point = torch.zeros(shape, dtype=leaving.dtype, requires_grad=True)
+        outputs, _ = self.both(point, leaving)
+        (found,) = torch.autograd.grad(outputs, point, leaving)
+        return found
+
+
+def convolution(module: nn.Conv2d) -> ConvolutionMaps:
+    """The maps of a convolution; see :class:`ConvolutionMaps`."""
+    return ConvolutionMaps(module)

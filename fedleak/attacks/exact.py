@@ -1,0 +1,320 @@
+"""Noise and image from one gradient in closed form, and by a search only where that ends."""
+
+import copy
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.calls import calls_of, chain_to
+from fedleak.attacks.closed_form import Head, known_inputs, restore_noise
+from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.matching import GradientMatching, Known
+from fedleak.attacks.nra import NRA
+from fedleak.attacks.peeling import Signal, peel
+from fedleak.attacks.smoothest import Remainder, smoothest_image
+from fedleak.errors import require
+from fedleak.models.noise import inject, noise_slots
+from fedleak.updates import Knowledge, Tensors
+
+
+class _Reading(NamedTuple):
+    """What was read without a search.
+
+    Args:
+        image: the image, if it came to that, ``(1, C, H, W)``.
+        features: the input of the earliest layer whose input is known, by the layer's name.
+        findings: how it went.
+        evaluations: passes that it took.
+    """
+
+    image: Tensor | None
+    features: Tensors
+    findings: list[str]
+    evaluations: int = 0
+
+
+class ExactNRA(Attack):
+    """Restores a bottleneck's noise in closed form and peels the layers before it off.
+
+    Of one sample, the inputs of all linear layers with bias stand in the gradient, and with those
+    around a bottleneck its noise. Then the loss's gradient at the earliest of these layers is known
+    exactly, and the layers before it come off one by one (:mod:`fedleak.attacks.peeling`). What
+    follows depends on what the model and the update allow, and the findings say which it was:
+
+    - the equations determine the image: it is read without a search;
+    - they end before, as a layer has more inputs than equations (behind a ReLU, outputs of 0 are
+      but upper bounds): the smoothest image that the layers left take to what is known of their
+      output, a convex problem where one layer is left;
+    - the layers are no chain: gradient matching by L-BFGS in float64, every layer by its own
+      relative squared error, with the noise put in and known features matched;
+    - the noise is not to be had (several samples or local steps, no bias, a defence's noise): NRA
+      as published, started from what is known.
+
+    The cost is the relative squared error of the reconstruction's gradient, averaged over the
+    parameters, but for the last case.
+
+    Args:
+        solver_iterations: the most that a layer's solver takes, at least 1.
+        image_iterations: iterations of L-BFGS in each of the four stages to the smoothest image.
+        matching_steps: steps of L-BFGS, of up to 20 evaluations each.
+        features: weight of the known features in the cost of the matching, at least 0.
+        total_variation: weight of the total variation in the matching, at least 0.
+        nra_iterations: iterations of NRA where nothing better can be done.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    name: ClassVar[str] = "exact_nra"
+    paper: ClassVar[str] = (
+        "of this project, from Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, "
+        "and R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
+    )
+    needs: ClassVar[str] = "a gradient of one sample, biased linear layers around the noise"
+    restores_noise: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        solver_iterations: int = 4000,
+        image_iterations: int = 200,
+        matching_steps: int = 75,
+        features: float = 10.0,
+        total_variation: float = 1e-5,
+        nra_iterations: int = 7000,
+    ) -> None:
+        for name, count in (
+            ("solver_iterations", solver_iterations), ("image_iterations", image_iterations),
+            ("matching_steps", matching_steps), ("nra_iterations", nra_iterations),
+        ):  # fmt: skip
+            require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
+        for name, weight in (("features", features), ("total_variation", total_variation)):
+            require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
+        self.solver_iterations = solver_iterations
+        self.image_iterations = image_iterations
+        self.matching_steps = matching_steps
+        self.features = features
+        self.total_variation = total_variation
+        self.nra_iterations = nra_iterations
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        """See :meth:`Attack.run`."""
+        facts = problem.knowledge
+        if facts.labels is None:
+            labels = recover_labels(problem.model, problem.gradient, facts)
+            problem = replace(problem, knowledge=replace(facts, labels=labels))
+        for count, what in ((facts.num_samples, "samples"), (facts.local_steps, "local steps")):
+            if count > 1:
+                return self._search(problem, Known(), report, [f"the update is of {count} {what}"])
+        reading = _Reader(self, problem)
+        noise = reading.noise
+        if noise is None:
+            return self._search(problem, Known(noise=reading.part), report, reading.findings)
+        found = reading.read()
+        if found.image is not None:
+            return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
+        matching = _Informed(self, Known(noise, found.features))
+        result = matching.run(problem, report)
+        image = _within(result.inputs.double().cpu(), facts)
+        found.findings.append(f"gradient matching from there, {result.iterations} steps")
+        return _reconstruction(problem, image, noise, found.findings, result.iterations)
+
+    def _search(
+        self, problem: Problem, known: Known, report: Report, findings: list[str]
+    ) -> Reconstruction:
+        search = _Search(self.nra_iterations, known)
+        found = search.run(problem, report)
+        return replace(found, findings=(*findings, "so nra as published, from what is known"))
+
+
+class RGAP(ExactNRA):
+    """The same for models that draw no noise: layers are peeled off from the classifier on.
+
+    Where a layer's equations do not determine its input, the published attack takes the solution of
+    least norm; here it goes on as :class:`ExactNRA` does.
+    """
+
+    name: ClassVar[str] = "rgap"
+    paper: ClassVar[str] = "Zhu and Blaschko, R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
+    needs: ClassVar[str] = "a gradient of one sample, a biased linear layer, no noise"
+    restores_noise: ClassVar[bool] = False
+
+    def refuses(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`Attack.refuses`."""
+        if noise_slots(knowledge.model):
+            return (
+                f"{self.name} knows of no noise and {type(knowledge.model).__name__} draws some: "
+                "try exact_nra"
+            )
+        return super().refuses(knowledge)
+
+
+class _Search(NRA):
+    """NRA from what is known."""
+
+    def __init__(self, iterations: int, facts: Known) -> None:
+        super().__init__(iterations=iterations)
+        self._facts = facts
+
+    def known(self, problem: Problem) -> Known:
+        """See :meth:`GradientMatching.known`."""
+        return self._facts
+
+
+class _Informed(GradientMatching):
+    """Gradient matching with noise and features that are known."""
+
+    name: ClassVar[str] = "informed"
+    paper: ClassVar[str] = ExactNRA.paper
+    needs: ClassVar[str] = ExactNRA.needs
+
+    def __init__(self, settings: ExactNRA, facts: Known) -> None:
+        super().__init__(
+            iterations=settings.matching_steps, learning_rate=1.0, optimizer="lbfgs", signed=False,
+            cost="relative_error", total_variation=settings.total_variation, decay=False,
+            features=settings.features, precision="float64", box=False,
+        )  # fmt: skip
+        self._facts = facts
+
+    def known(self, problem: Problem) -> Known:
+        """See :meth:`GradientMatching.known`."""
+        return self._facts
+
+
+class _Reader:
+    """Reads one problem; on the CPU, where the solvers are.
+
+    Attributes:
+        noise: slot -> noise ``(1, ...)``; none if it is not to be had.
+        part: what of it is.
+        findings: how it went so far.
+    """
+
+    def __init__(self, settings: ExactNRA, problem: Problem) -> None:
+        self._settings, self._facts = settings, problem.knowledge
+        self._gradient = {name: value.double().cpu() for name, value in problem.gradient.items()}
+        self._model = copy.deepcopy(problem.model).double().cpu()
+        self._seed = int(torch.randint(2**31, (), generator=problem.generator))
+        assert problem.knowledge.labels is not None
+        labels = problem.knowledge.labels.cpu()
+        self._batch = torch.zeros(problem.batch_shape, dtype=torch.float64), labels
+        self.findings: list[str] = []
+        self.noise: Tensors | None = None
+        self.part: Tensors = {}
+        # A forward pass in train mode moves batch-norm statistics.
+        shadow = copy.deepcopy(self._model)
+        calls = calls_of(shadow, self._facts.loss, self._batch)
+        inputs = known_inputs(self._gradient, calls)
+        first = next(
+            (at for at, c in enumerate(calls) if c.name in inputs and inputs[c.name].trusted), None
+        )
+        if first is None:
+            self.findings.append("no input of a linear layer with bias stands in the gradient")
+            return
+        layer = calls[first]
+        known = inputs[layer.name]
+        value = known.value.reshape(layer.entering.shape)
+        self.findings.append(f"input of {layer.name} in closed form, error {known.error:.1e}")
+        self._head = Head(self._model, self._facts.loss, self._batch, layer.name, value)
+        self._calls, self._layer, self._error = calls, layer, known.error
+        self.part, failed = restore_noise(self._head, calls[first:], inputs)
+        drawn = {c.name for c in calls[:first]} & set(noise_slots(self._model))
+        failed += sorted(drawn)
+        if failed:
+            self.findings.append(f"the noise of {', '.join(failed)} is not to be had")
+            return
+        self.noise = self.part
+
+    def read(self) -> _Reading:
+        """Peel the layers off, and solve the last one."""
+        assert self.noise is not None
+        findings, value = self.findings, self._head.value
+        features = {self._layer.name: value}
+        signal = self._head.signal(self.noise)
+        # Modules in float64, and on the same calls as before.
+        calls = [c._replace(module=self._model.get_submodule(c.name)) for c in self._calls]
+        chain = chain_to(calls, self._layer.name, self._batch[0])
+        if signal is None or chain is None:
+            findings.append(f"the loss depends on more than the input of {self._layer.name}")
+            return _Reading(None, features, findings)
+        nothing = torch.zeros_like(value, dtype=torch.bool)
+        size = value.square().mean().sqrt()
+        last = Signal(value, torch.full_like(value, self._error) * size, nothing, signal)
+        off, steps, reason = peel(
+            chain, last, self._gradient,
+            iterations=self._settings.solver_iterations, seed=self._seed,
+        )  # fmt: skip
+        findings += [str(step) for step in steps]
+        for call, found in off:
+            if bool(found.known.all()):
+                features = {call.name: found.value}
+        first = chain[0] if chain else self._layer
+        if first.entering is not self._batch[0]:
+            findings.append(f"{first.name} is not given what a layer before it has left")
+            return _Reading(None, features, findings)
+        if reason is None and off and not bool(off[-1][1].known.all()):
+            off.pop()
+            reason = f"{first.name}: its equations do not determine its input"
+        if reason is None:
+            image = off[-1][1].value if off else value
+            findings.append("the image is read without a search")
+            return _Reading(_within(image, self._facts), features, findings)
+        findings.append(reason)
+        signals = [last, *(found for _, found in off)]
+        low, high = (bound.double() for bound in self._facts.bounds)
+        remainder = Remainder(
+            chain[: len(chain) - len(off)],
+            signals[-1],
+            signals[-2 if len(signals) > 1 else -1].gradient,
+            self._gradient,
+            (low, high),
+        )
+        smoothest = smoothest_image(remainder, iterations=self._settings.image_iterations)
+        doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
+        findings.append(
+            f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "
+            f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt"
+        )
+        return _Reading(smoothest.image, features, findings, smoothest.evaluations)
+
+
+def _within(image: Tensor, facts: Knowledge) -> Tensor:
+    low, high = (bound.to(image) for bound in facts.bounds)
+    return torch.minimum(torch.maximum(image.reshape(1, *facts.input_shape), low), high)
+
+
+def _reconstruction(
+    problem: Problem, image: Tensor, noise: Tensors, findings: list[str], iterations: int
+) -> Reconstruction:
+    like = next(iter(problem.gradient.values()))
+    labels = problem.knowledge.labels
+    assert labels is not None
+    cost = _relative_error(problem, image.to(like.device), noise)
+    return Reconstruction(
+        inputs=image.to(like),
+        labels=labels,
+        noise={slot: value.to(like) for slot, value in noise.items()},
+        costs=[(iterations, cost)],
+        iterations=iterations,
+        findings=tuple(findings),
+    )
+
+
+def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
+    """The mean over the parameters of the squared error of an image's gradient over its norm."""
+    model = copy.deepcopy(problem.model).double().requires_grad_()
+    values = {slot: value.to(image) for slot, value in noise.items()}
+    with inject(model, values):
+        loss = problem.knowledge.loss(model, (image.double(), problem.knowledge.labels))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    errors = [
+        (value - problem.gradient[name]).square().sum()
+        / problem.gradient[name].double().square().sum()
+        for name, value in zip(names, found, strict=True)
+        if bool(problem.gradient[name].any())
+    ]
+    return float(torch.stack(errors).mean())

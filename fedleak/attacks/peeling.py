@@ -1,0 +1,343 @@
+"""Layers taken off one by one, from the last to the first: what entered each, from what left it.
+
+A layer whose output and whose output's gradient are known gives its input by equations that are
+linear in it: those of its forward pass, and those of its weight's gradient. With the input known,
+so is the input's gradient, and the layer before can be taken off (R-GAP, Zhu and Blaschko, ICLR
+2021, https://arxiv.org/abs/2010.07733, section 3, which begins at the classifier of a model that
+draws no noise).
+
+A layer type is one function, registered by :func:`peels`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.calls import Call
+from fedleak.attacks.closed_form import linear_input
+from fedleak.attacks.equations import LARGEST_PLANE, Equations, convolution, solve
+from fedleak.updates import Tensors
+
+# Values up to this share of the largest count as the 0 that a ReLU gives.
+ZERO = 1e-6
+# So many standard errors above 0 a value is taken for positive: of its own error, which is but an
+# estimate from few samples, and of all errors' root mean square.
+DEVIATIONS = 6.0
+# The share of an output's entries that has to be known for the layer to come off.
+ENOUGH = 0.98
+# Entries with an error above this share of the values' root mean square are not known.
+UNKNOWN = 0.05
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is known of a tensor between two layers, ``(1, ...)`` throughout, float64.
+
+    Args:
+        value: the values, as good as they are known.
+        error: their standard errors; infinite where nothing is known.
+        at_most: where the value is but an upper bound.
+        gradient: the loss's gradient in the tensor.
+    """
+
+    value: Tensor
+    error: Tensor
+    at_most: Tensor
+    gradient: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Where the values are known."""
+        return self.error <= UNKNOWN * self.scale
+
+    @property
+    def scale(self) -> Tensor:
+        """The root mean square of the values; not 0."""
+        return self.value.square().mean().sqrt().clamp_min(torch.finfo(self.value.dtype).tiny)
+
+    def shaped(self, shape: torch.Size) -> "Signal":
+        """The same in another shape."""
+        return Signal(
+            self.value.reshape(shape), self.error.reshape(shape), self.at_most.reshape(shape),
+            self.gradient.reshape(shape),
+        )  # fmt: skip
+
+
+class Step(NamedTuple):
+    """How one layer came off.
+
+    Args:
+        layer: name of the layer.
+        kind: its type.
+        unknowns: number of entries of its input.
+        equations: number of equations for them; of a layer that has none, as many.
+        rank: how many independent ones those are, by estimate.
+        residual: what they leave unexplained, as a share of their right sides.
+        condition: their condition, as far as it was seen; 1 where nothing was solved.
+        known: share of the input's entries that is known.
+    """
+
+    layer: str
+    kind: str
+    unknowns: int
+    equations: int
+    rank: int
+    residual: float
+    condition: float
+    known: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layer} ({self.kind}): rank {self.rank} of {self.unknowns} from "
+            f"{self.equations} equations, residual {self.residual:.1e}, condition "
+            f"{self.condition:.1f}, known {self.known:.1%}"
+        )
+
+
+class Layer(NamedTuple):
+    """A layer that is to be taken off.
+
+    Args:
+        call: its call, whose tensors count by their shapes alone.
+        weight: gradient of its weight, if it has one.
+        iterations: the most that a solver may take.
+        seed: of what a solver draws.
+    """
+
+    call: Call
+    weight: Tensor | None
+    iterations: int
+    seed: int
+
+
+# The module is of the types that the function is registered for.
+Peel = Callable[[Any, Layer, Signal], tuple[Signal, Step]]
+
+_PEELS: dict[type[nn.Module], Peel] = {}
+
+
+def peels(*kinds: type[nn.Module]) -> Callable[[Peel], Peel]:
+    """Registers a function for layers of these very types.
+
+    It is given the layer in float64, its :class:`Layer` and what is known of its output, and gives
+    what is known of its input. It raises ValueError where it cannot.
+    """
+
+    def register(function: Peel) -> Peel:
+        _PEELS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def peel(
+    chain: list[Call], last: Signal, gradient: Tensors, *, iterations: int, seed: int
+) -> tuple[list[tuple[Call, Signal]], list[Step], str | None]:
+    """Take layers off, as long as all of a layer's output is known.
+
+    Args:
+        chain: the calls in their order, modules in float64.
+        last: what is known of the last one's output.
+        gradient: gradient by parameter name.
+        iterations: the most that a solver may take for a layer.
+        seed: of what a solver draws.
+
+    Returns:
+        Of every layer that came off, from last to first, its call and its input; the steps; and why
+        it ended before the first layer, or none.
+    """
+    signal, off, steps = last, list[tuple[Call, Signal]](), list[Step]()
+    for call in reversed(chain):
+        function = _PEELS.get(type(call.module))
+        kind = type(call.module).__name__
+        if function is None:
+            return off, steps, f"{call.name} is a {kind}, which cannot be taken off"
+        share = float((signal.at_most | signal.known).double().mean())
+        if share < ENOUGH:
+            return off, steps, f"only {share:.1%} of what leaves {call.name} ({kind}) is known"
+        weight = gradient.get(f"{call.name}.weight")
+        layer = Layer(call, None if weight is None else weight.double(), iterations, seed)
+        try:
+            signal, step = function(call.module, layer, signal.shaped(call.leaving.shape))
+        except ValueError as error:
+            return off, steps, f"{call.name} ({kind}): {error}"
+        off.append((call, signal))
+        steps.append(step)
+    return off, steps, None
+
+
+def _step(layer: Layer, signal: Signal) -> Step:
+    """The step of a layer that needs no solving."""
+    name, module, entering, leaving = layer.call
+    known = signal.known | signal.at_most
+    return Step(
+        name, type(module).__name__, entering.numel(), leaving.numel(), int(known.sum()), 0.0, 1.0,
+        float(known.double().mean()),
+    )  # fmt: skip
+
+
+@peels(nn.Flatten, nn.Identity, nn.Unflatten)
+def _reshape(module: nn.Module, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    found = output.shaped(layer.call.entering.shape)
+    return found, _step(layer, found)
+
+
+def _invert(
+    layer: Layer, output: Signal, inverse: Callable[[Tensor], Tensor], forward: nn.Module
+) -> tuple[Signal, Step]:
+    """Of an activation that rises everywhere."""
+    value = inverse(output.value)
+    point = value.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(forward(point).sum(), point)
+    tiny = torch.finfo(value.dtype).tiny
+    found = Signal(
+        value.detach(), output.error / slope.clamp_min(tiny), output.at_most,
+        output.gradient * slope,
+    )  # fmt: skip
+    return found, _step(layer, found)
+
+
+@peels(nn.Sigmoid)
+def _sigmoid(module: nn.Module, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    # What lies outside by rounding is put just inside.
+    edge = torch.finfo(torch.float32).eps
+    return _invert(layer, output, lambda y: y.clamp(edge, 1 - edge).logit(), module)
+
+
+@peels(nn.Tanh)
+def _tanh(module: nn.Module, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    edge = torch.finfo(torch.float32).eps
+    return _invert(layer, output, lambda y: y.clamp(edge - 1, 1 - edge).atanh(), module)
+
+
+@peels(nn.LeakyReLU)
+def _leaky_relu(module: nn.LeakyReLU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    slope = module.negative_slope
+    if slope <= 0:
+        raise ValueError(f"a slope of {slope:g} cannot be inverted")
+    return _invert(layer, output, lambda y: torch.where(y > 0, y, y / slope), module)
+
+
+@peels(nn.ReLU)
+def _relu(module: nn.ReLU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    """Positive outputs are the inputs; of the others the input is at most 0."""
+    value, error = output.value, output.error
+    least = torch.maximum(ZERO * value.abs().amax(), DEVIATIONS * error)
+    known = error[output.known]
+    if known.numel():
+        least = torch.maximum(least, DEVIATIONS * known.square().mean().sqrt())
+    active = value > least
+    # An output that is 0 or a little more is taken for 0, if little means little.
+    off = ~active & (error <= UNKNOWN * output.scale)
+    nothing = torch.full_like(error, torch.inf)
+    found = Signal(
+        torch.where(off, 0.0, value), torch.where(active, error, nothing), off,
+        output.gradient * (value > 0) * ~off,
+    )  # fmt: skip
+    return found, _step(layer, found)
+
+
+@peels(nn.GELU)
+def _gelu(module: nn.GELU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    """Outputs above 0 rise with the inputs; each below is that of two inputs, so not known."""
+    value = output.value
+    positive = value > DEVIATIONS * output.error.clamp_max(output.scale)
+    point = value.clamp_min(0) + 0.2  # above the solution, where the function is convex enough
+    for _ in range(60):  # Newton; the slope there is between 0.5 and 1.2
+        with torch.enable_grad():
+            at = point.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(module(at).sum(), at)
+        point = (point - (module(point) - value) / slope.clamp_min(0.5)).clamp_min(0)
+    at = point.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(module(at).sum(), at)
+    nothing = torch.full_like(value, torch.inf)
+    found = Signal(
+        torch.where(positive, point, 0.0).detach(),
+        torch.where(positive, output.error / slope, nothing),
+        torch.zeros_like(output.at_most),
+        output.gradient * slope * positive,
+    )
+    return found, _step(layer, found)
+
+
+@peels(nn.AvgPool2d)
+def _average_pool(module: nn.AvgPool2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    """The gradient is exact; of the values the means are known, and the values where they agree."""
+    point = torch.zeros(layer.call.entering.shape, dtype=output.value.dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(point), point, output.gradient)
+    equations = Equations(lambda x: [module(x)], [output.value], point.shape)
+    solution = solve(equations, iterations=layer.iterations, seed=layer.seed)
+    found = Signal(
+        solution.value, solution.error, torch.zeros_like(gradient, dtype=torch.bool), gradient
+    )
+    return found, _solved(
+        layer, found, equations, solution.residual, solution.condition, solution.rank
+    )
+
+
+@peels(nn.Linear)
+def _linear(module: nn.Linear, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    """The input is in the gradient of the weight, with or without a bias."""
+    if layer.weight is None or output.value.dim() != 2:
+        raise ValueError("it takes no single vector")
+    known = linear_input(layer.weight, output.gradient[0])
+    value = known.value[None]
+    error = torch.full_like(value, known.error) * value.square().mean().sqrt()
+    found = Signal(
+        value, error, torch.zeros_like(value, dtype=torch.bool), output.gradient @ module.weight
+    )
+    return found, _step(layer, found)
+
+
+@peels(nn.Conv2d)
+def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    if layer.weight is None:
+        raise ValueError("its gradient is missing")
+    equations = convolution_equations(module, layer, output)
+    unknowns = layer.call.entering.numel()
+    if equations.count < unknowns:
+        raise ValueError(f"{equations.count} equations for {unknowns} unknowns")
+    solution = solve(equations, iterations=layer.iterations, seed=layer.seed)
+    found = Signal(
+        solution.value, solution.error, torch.zeros_like(solution.value, dtype=torch.bool),
+        convolution(module).gradient(output.gradient, layer.call.entering.shape),
+    )  # fmt: skip
+    return found, _solved(
+        layer, found, equations, solution.residual, solution.condition, solution.rank
+    )
+
+
+def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Equations:
+    """The equations for the input of a convolution: of its known outputs, and of its gradient."""
+    maps = convolution(module)
+    bias = 0.0 if module.bias is None else module.bias.reshape(1, -1, 1, 1)
+    known = output.known & ~output.at_most
+    # Below the median, errors are alike: an estimate that happens to be small has no more weight.
+    errors = output.error[known]
+    middle = errors.median() if errors.numel() else torch.tensor(1.0)
+    trust = (middle / errors.clamp_min(middle)).nan_to_num(1.0)
+    assert layer.weight is not None
+
+    def sides(x: Tensor) -> list[Tensor]:
+        leaving, products = maps.both(x, output.gradient)
+        return [leaving[..., known[0]] * trust, products]
+
+    targets = [((output.value - bias)[..., known[0]] * trust), layer.weight[None]]
+    shape = layer.call.entering.shape
+    if shape[-1] * shape[-2] > LARGEST_PLANE:
+        return Equations(sides, targets, shape)
+    counted = torch.zeros_like(output.value)
+    counted[known] = trust
+    return Equations(sides, targets, shape, lambda: maps.gram(output.gradient, counted, shape))
+
+
+def _solved(
+    layer: Layer, found: Signal, equations: Equations, residual: float, condition: float, rank: int
+) -> Step:
+    return Step(
+        layer.call.name, type(layer.call.module).__name__, found.value.numel(), equations.count,
+        rank, residual, condition, float(found.known.double().mean()),
+    )  # fmt: skip

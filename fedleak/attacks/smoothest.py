@@ -1,0 +1,161 @@
+"""The smoothest image that the layers left take to what is known of their output."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.calls import Call
+from fedleak.attacks.peeling import Signal
+from fedleak.updates import Tensors
+
+# Weights of the total variation, from one stage to the next: each starts from the image of the one
+# before, and the last one leaves the equations nearly alone.
+WEIGHTS = (1.0, 0.1, 0.01, 0.001)
+# Of the output's error: it says more than the errors of gradients.
+OUTPUT = 10.0
+# Steps below this, in pixels from 0 to 1, count by their square.
+EDGE = 0.01
+HISTORY = 100
+# Layers whose slope does not jump: behind others, the gradient of what is before them does.
+SMOOTH = (
+    nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, nn.Sigmoid, nn.Tanh,
+    nn.GELU, nn.SiLU, nn.Softplus, nn.ELU,
+)  # fmt: skip
+
+
+class Smoothest(NamedTuple):
+    """What was found.
+
+    Args:
+        image: ``(1, C, H, W)``, within its bounds.
+        equations: number of equations that it was to fulfil.
+        bounds: number of upper bounds.
+        evaluations: number of passes forwards and backwards.
+    """
+
+    image: Tensor
+    equations: int
+    bounds: int
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """The layers that were not taken off, and what is known behind them.
+
+    Args:
+        layers: their calls, from the image on, modules in float64.
+        output: what is known of the last one's output.
+        behind: the gradient behind the activation that follows, which decides what of it the
+            output's gradient is where the output is in doubt.
+        gradient: gradient by parameter name.
+        bounds: lowest and highest valid values, that broadcast with the image.
+    """
+
+    layers: Sequence[Call]
+    output: Signal
+    behind: Tensor
+    gradient: Tensors
+    bounds: tuple[Tensor, Tensor]
+
+
+def smoothest_image(
+    rest: Remainder, *, iterations: int, weights: Sequence[float] = WEIGHTS
+) -> Smoothest:
+    """The image of least total variation whose output and gradients are those that are known.
+
+    L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
+    is above it) and of the gradients of their weights, each over its squared norm, what lies
+    outside the box, and a total variation whose weight falls from stage to stage. The output's
+    gradient being known, the weights' gradients take one pass through these layers alone. Where a
+    single layer is left that is linear, the problem is convex.
+
+    Args:
+        rest: the layers left, and what is known.
+        iterations: of L-BFGS in each stage.
+        weights: of the total variation in each stage.
+    """
+    low, high = rest.bounds
+    shape = rest.layers[0].entering.shape
+    image = ((low + high) / 2).expand(shape).clone().requires_grad_()
+    output = rest.output.shaped(rest.layers[-1].leaving.shape)
+    behind = rest.behind.reshape(output.value.shape)
+    bounded = output.at_most
+    exact = output.known & ~bounded
+    unsure = ~(exact | bounded)
+    size = output.value[exact].square().sum().clamp_min(torch.finfo(image.dtype).tiny)
+    parameters = _matched(rest.layers, rest.gradient)
+    signal = output.gradient
+    evaluations = 0
+
+    def leaving(x: Tensor) -> Tensor:
+        for call in rest.layers:
+            x = call.module(x)
+        return x
+
+    def objective(weight: float) -> Tensor:
+        found = leaving(image)
+        missed = (found - output.value)[exact].square().sum()
+        missed = missed + (found - output.value)[bounded].relu().square().sum()
+        total = OUTPUT * missed / size
+        if parameters:
+            gradients = torch.autograd.grad(
+                (found * signal).sum(), list(parameters.values()), create_graph=True
+            )
+            errors = [
+                (value - rest.gradient[name]).square().sum() / rest.gradient[name].square().sum()
+                for name, value in zip(parameters, gradients, strict=True)
+            ]
+            total = total + torch.stack(errors).mean()
+        outside = (low - image).relu().square() + (image - high).relu().square()
+        smoothness = color_variation(image / (high - low)) / image[0].numel()
+        return total + outside.mean() + weight * smoothness
+
+    for weight in weights:
+        optimizer = torch.optim.LBFGS(
+            [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
+            line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
+        )  # fmt: skip
+
+        def closure(weight: float = weight) -> float:
+            nonlocal evaluations
+            evaluations += 1
+            value = objective(weight)
+            (image.grad,) = torch.autograd.grad(value, image)
+            return float(value.detach())
+
+        optimizer.step(closure)
+        if bool(unsure.any()):
+            with torch.no_grad():
+                through = behind * (leaving(image) > 0)
+            signal = torch.where(unsure, through, output.gradient)
+    equations = int(exact.sum()) + sum(value.numel() for value in parameters.values())
+    inside = torch.minimum(torch.maximum(image.detach(), low), high)
+    return Smoothest(inside, equations, int(bounded.sum()), evaluations)
+
+
+def color_variation(images: Tensor) -> Tensor:
+    """Total variation of images ``(batch, C, H, W)``, all channels together; smooth at 0.
+
+    The root of the squared steps of all channels, summed over the pixels: edges of several channels
+    cost less where they fall together.
+    """
+    across = images.diff(dim=-1)[..., :-1, :].square().sum(dim=1)
+    down = images.diff(dim=-2)[..., :-1].square().sum(dim=1)
+    return (across + down + EDGE**2).sqrt().sum()
+
+
+def _matched(layers: Sequence[Call], gradient: Tensors) -> Tensors:
+    """The parameters, from the last layer back, whose gradients do not jump with the image."""
+    found: Tensors = {}
+    for call in reversed(layers):
+        if not isinstance(call.module, SMOOTH):
+            break
+        for name, value in call.module.named_parameters():
+            path = f"{call.name}.{name}"
+            if bool(gradient[path].any()):
+                found[path] = value.requires_grad_()
+    return found
