@@ -22,6 +22,8 @@ Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 TRUSTED = 1e-2
 # Of what a restored noise gives, from what it should give.
 AGREEMENT = 1e-3
+# Times that the rows are weighted anew.
+REWEIGHTED = 4
 
 
 class Known(NamedTuple):
@@ -60,15 +62,16 @@ def linear_input(weight: Tensor, leaving: Tensor) -> Known:
     size = weight.shape[1]
     if not bool(leaving.any()) or not bool(weight.any()):
         return Known(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
-    found = weight.T @ leaving / leaving.square().sum()
     limits = torch.finfo(weight.dtype)
     # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
     floor = (limits.eps * weight.square().mean()).clamp_min(limits.tiny)
-    variance = (weight - torch.outer(leaving, found)).square().mean(dim=1) + floor
-    precision = (leaving.square() / variance).sum()
-    found = weight.T @ (leaving / variance) / precision
+    variance = torch.ones_like(leaving)
+    for _ in range(1 + REWEIGHTED):
+        precision = (leaving.square() / variance).sum()
+        found = weight.T @ (leaving / variance) / precision
+        variance = (weight - torch.outer(leaving, found)).square().mean(dim=1) + floor
     scale = found.square().mean().sqrt().clamp_min(limits.tiny)
-    # Unlike the rows' noise, what speaks against the model as such is common to all of them.
+    precision = (leaving.square() / variance).sum()
     unexplained = (weight - torch.outer(leaving, found)).norm() / weight.norm()
     error = float(precision.rsqrt() / scale)
     return Known(found, error if float(unexplained) < 1 else float("inf"))

@@ -57,15 +57,16 @@ class Equations:
         return torch.cat([block.flatten(1) / norm for block, norm in parts], dim=1)
 
     def preconditioner(self) -> Tensor | None:
-        """An upper factor R of the blocks' Gram matrices, ``R^T R``; none if there is none."""
+        """An upper factor R of the blocks' Gram matrices, ``R^T R``; none if it has none."""
         if self._gram is None:
             return None
         parts = zip(self._gram(), self._norms, strict=True)
         whole = torch.stack([part / norm**2 for part, norm in parts]).sum(dim=0)
         # Of what the equations do not see at all.
         whole.diagonal().add_(1e-6 * float(whole.diagonal().mean()))
-        factor: Tensor = torch.linalg.cholesky(whole, upper=True)
-        return factor
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(whole, upper=True)
+        return None if int(failed) else factor
 
     def _estimate_norms(self, kind: torch.dtype) -> list[float]:
         """The blocks' largest singular values, by the power method from a fixed start."""
@@ -118,7 +119,9 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     kind = equations.target.dtype
     generator = torch.Generator().manual_seed(seed)
     size = equations.shape.numel()
-    hidden = torch.randn(PROBES, *equations.shape[1:], generator=generator, dtype=kind)
+    # Signs, so that no unknown is so small that it would not be missed.
+    signs = torch.randint(2, (PROBES, *equations.shape[1:]), generator=generator)
+    hidden = 2 * signs.to(kind) - 1
     with torch.no_grad():
         known = equations.left(hidden)
     rows = (1 + PROBES, *equations.shape[1:])
@@ -166,7 +169,6 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     norm = equations.target.norm().clamp_min(torch.finfo(kind).tiny)
     # The probes are scaled to the same norm.
     noisier = (missed[0] / missed[1:].mean()).nan_to_num(1.0).clamp_min(1.0)
-    # Relative to hidden unknowns of size 1.
     lost = hidden - solution[1:] / scale
     spread = value.square().mean().sqrt()
     return Solution(

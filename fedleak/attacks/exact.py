@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.calls import calls_of, chain_to
@@ -264,11 +264,13 @@ class _Reader:
             return _Reading(_within(image, self._facts), features, findings)
         findings.append(reason)
         signals = [last, *(found for _, found in off)]
+        # A ReLU lets the gradient through where its input, which may be in doubt, is positive.
+        behind = signals[-2 if off and isinstance(off[-1][0].module, nn.ReLU) else -1]
         low, high = (bound.double() for bound in self._facts.bounds)
         remainder = Remainder(
             chain[: len(chain) - len(off)],
             signals[-1],
-            signals[-2 if len(signals) > 1 else -1].gradient,
+            behind.gradient,
             self._gradient,
             (low, high),
         )

@@ -1,0 +1,149 @@
+"""What stands in a gradient in closed form, against what the client really had."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.calls import calls_of, chain_to
+from fedleak.attacks.closed_form import Head, known_inputs, linear_input, restore_noise
+from fedleak.models import FedVAE
+from fedleak.models.noise import inject, noise_slots
+from fedleak.updates import Knowledge, batch_loss
+from tests.cases import LIGHT_MODELS, ModelCase, Victim, case_victim, make_victim
+
+
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 1000))
+def test_input_of_a_linear_layer(outgoing: int, incoming: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(incoming, outgoing).double()
+    value = torch.randn(1, incoming, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(1, outgoing, generator=generator, dtype=torch.float64)
+    weight, bias = torch.autograd.grad((layer(value) * upstream).sum(), [*layer.parameters()])
+    known = linear_input(weight, bias)
+    torch.testing.assert_close(known.value, value[0])
+    assert known.trusted
+
+
+def test_estimated_error_is_the_real_one() -> None:
+    """Rows of unlike noise: the estimate holds, and the noisy rows count for little."""
+    generator = torch.Generator().manual_seed(0)
+    leaving = torch.randn(40, generator=generator, dtype=torch.float64)
+    value = torch.randn(500, generator=generator, dtype=torch.float64)
+    spread = torch.where(torch.arange(40) % 2 == 0, 1e-4, 1e-1)[:, None]
+    noise = torch.randn(40, 500, generator=generator, dtype=torch.float64)
+    weight = torch.outer(leaving, value) + spread * noise
+    known = linear_input(weight, leaving)
+    real = float((known.value - value).square().mean().sqrt() / value.square().mean().sqrt())
+    assert real == pytest.approx(known.error, rel=0.2)
+    plain = weight.T @ leaving / leaving.square().sum()
+    assert real < 0.01 * float((plain - value).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("zero", ["weight", "bias"])
+def test_no_gradient_tells_nothing(zero: str) -> None:
+    weight, bias = torch.ones(3, 4), torch.ones(3)
+    known = linear_input(weight * (zero != "weight"), bias * (zero != "bias"))
+    assert not known.trusted
+    assert bool(known.value.isfinite().all())
+
+
+def head_of(victim: Victim) -> tuple[Head, list[str], dict[str, Tensor], list[str]]:
+    """The model from its earliest known layer on, and the noise that was restored."""
+    model = copy.deepcopy(victim.model).double().requires_grad_(False).train()
+    batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
+    calls = calls_of(model, batch_loss, batch)
+    gradient = {name: value.double() for name, value in victim.update.received.items()}
+    known = known_inputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known)
+    value = known[calls[at].name].value.reshape(calls[at].entering.shape)
+    head = Head(model, batch_loss, batch, calls[at].name, value)
+    found, failed = restore_noise(head, calls[at:], known)
+    return head, [call.name for call in calls[at:]], found, failed
+
+
+@pytest.mark.parametrize("case", LIGHT_MODELS, ids=str)
+def test_noise_of_precode(case: ModelCase) -> None:
+    if case.name == "own":
+        return  # its bottleneck's features enter no layer with bias before; see below
+    victim = case_victim(case, precode=True, dtype=torch.float64)
+    head, _, found, failed = head_of(victim)
+    assert failed == []
+    assert set(found) == set(noise_slots(victim.model))
+    for slot, noise in victim.truth.noise.items():
+        torch.testing.assert_close(found[slot], noise, rtol=1e-6, atol=1e-6)
+    # The gradient in the known layer's input, by autograd on the real batch.
+    seen: list[Tensor] = []
+    layer = victim.model.get_submodule(head._layer)
+    handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    inputs = victim.truth.inputs.clone().requires_grad_()
+    with inject(victim.model, victim.truth.noise):
+        loss = batch_loss(victim.model, (inputs, victim.truth.labels))
+    handle.remove()
+    (expected,) = torch.autograd.grad(loss, seen[0])
+    torch.testing.assert_close(head.signal(found), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(head.value, seen[0].detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_noise_of_a_recommender() -> None:
+    """The same functions, with no word of what a variational autoencoder is."""
+    torch.manual_seed(0)
+    model = FedVAE(input_shape=(20,), hidden=9, code=4, dropout=0.0).double()
+    inputs = (torch.rand(1, 20) < 0.3).double()
+    labels = torch.zeros(1, dtype=torch.long)
+    shapes = {"dropout": (1, 20), "noise": (1, 4)}
+    drawn = {name: torch.randn(shapes[name]).double() for name in noise_slots(model)
+             if name in shapes and "drop" not in name}  # fmt: skip
+    with inject(model, drawn):
+        loss = batch_loss(model, (inputs, labels))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradient = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    calls = calls_of(frozen, batch_loss, (torch.ones_like(inputs), labels))
+    known = known_inputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known)
+    head = Head(
+        frozen, batch_loss, (torch.ones_like(inputs), labels), calls[at].name,
+        known[calls[at].name].value[None],
+    )  # fmt: skip
+    found, failed = restore_noise(head, calls[at:], known)
+    assert failed == []
+    torch.testing.assert_close(found["noise"], drawn["noise"], rtol=1e-6, atol=1e-6)
+
+
+class Branched(nn.Module):
+    """The image reaches the loss around the linear layer, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3)
+        self.flat = nn.Flatten()
+        self.head = nn.Linear(8, 4)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        features = self.flat(self.stem(batch[0]))
+        logits = self.head(features) + features[:, :4]
+        return functional.cross_entropy(logits, batch[1])
+
+
+def test_a_way_around_the_known_layer_is_noticed() -> None:
+    torch.manual_seed(0)
+    victim = make_victim(Branched().double(), (1, 4, 4))
+    head, _, _, _ = head_of(victim)
+    assert head.signal({}) is None
+
+
+def test_chain_is_cut_where_a_function_comes_between() -> None:
+    victim = case_victim(LIGHT_MODELS[-1], precode=False)
+    inputs = victim.truth.inputs
+    calls = calls_of(victim.model, batch_loss, (inputs, victim.truth.labels))
+    chain = chain_to(calls, "head", inputs)
+    assert chain is not None
+    # hidden -> tanh (a function) -> guard -> head
+    assert [call.name for call in chain] == ["guard"]
+    assert chain_to(calls, "nowhere", inputs) is None
+    assert isinstance(victim.knowledge, Knowledge)

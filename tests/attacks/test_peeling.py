@@ -1,0 +1,261 @@
+"""Layers taken off: what is found against what entered, gradients against autograd."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.calls import Call
+from fedleak.attacks.equations import Equations, convolution, solve
+from fedleak.attacks.peeling import Signal, peel
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"stride": 1, "padding": 0},
+    {"stride": 2, "padding": 2},
+    {"stride": (2, 1), "padding": (1, 2), "kernel_size": (3, 4)},
+    {"stride": 1, "padding": "same", "kernel_size": 4},
+    {"stride": 1, "padding": "valid", "bias": False},
+    {"stride": 2, "padding": 1, "groups": 2, "dilation": 2},
+    {"stride": 3, "padding": 1, "groups": 4},
+]
+
+
+def conv(**settings: Any) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 16, **{"kernel_size": 3} | settings).double()
+
+
+def case(layer: nn.Module, value: Tensor) -> tuple[Call, Signal, dict[str, Tensor], Tensor]:
+    """A layer, its output known exactly, its weights' gradients, and its input's by autograd."""
+    entering = value.clone().requires_grad_()
+    leaving = layer(entering)
+    upstream = rand(*leaving.shape, seed=1)
+    names = [f"layer.{name}" for name, _ in layer.named_parameters()]
+    found = torch.autograd.grad((leaving * upstream).sum(), [entering, *layer.parameters()])
+    leaving = leaving.detach()
+    exact = Signal(
+        leaving, torch.full_like(leaving, 1e-12), torch.zeros_like(leaving, dtype=torch.bool),
+        upstream,
+    )  # fmt: skip
+    call = Call("layer", layer.requires_grad_(False), value, leaving)
+    return call, exact, dict(zip(names, found[1:], strict=True)), found[0]
+
+
+INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
+    (nn.Flatten(), rand(1, 2, 3, 4)),
+    (nn.Unflatten(1, (2, 3)), rand(1, 6)),
+    (nn.Identity(), rand(1, 5)),
+    (nn.Sigmoid(), rand(1, 2, 3)),
+    (nn.Tanh(), rand(1, 2, 3)),
+    (nn.LeakyReLU(0.2), rand(1, 9)),
+    (nn.Linear(5, 7).double(), rand(1, 5)),
+    (nn.Linear(7, 3, bias=False).double(), rand(1, 7)),
+    (nn.AvgPool2d(1), rand(1, 2, 3, 3)),
+    *((conv(**settings), rand(1, 4, 6, 7)) for settings in CONVOLUTIONS),
+]
+
+
+@pytest.mark.parametrize(("layer", "value"), INVERTIBLE, ids=lambda item: str(item)[:60])
+def test_layer_comes_off(layer: nn.Module, value: Tensor) -> None:
+    call, output, gradient, expected = case(layer, value)
+    off, (step,), reason = peel([call], output, gradient, iterations=3000, seed=0)
+    assert reason is None
+    ((_, found),) = off
+    # Entries that the layer never looks at, between its strides, have no gradient.
+    seen = expected != 0
+    assert torch.equal(found.known, seen)
+    torch.testing.assert_close(found.value[seen], value[seen], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.gradient, expected, rtol=1e-6, atol=1e-8)
+    assert step.known == pytest.approx(float(seen.double().mean()))
+    assert step.unknowns == value.numel()
+    if bool(seen.all()):
+        assert step.rank == step.unknowns
+    assert step.residual < 1e-6
+    assert layer.__class__.__name__ in str(step)
+
+
+def test_relu_gives_values_and_upper_bounds() -> None:
+    value = rand(1, 3, 4, 4)
+    call, output, gradient, expected = case(nn.ReLU(), value)
+    ((_, found),), _, reason = peel([call], output, gradient, iterations=1, seed=0)
+    assert reason is None
+    assert torch.equal(found.known & ~found.at_most, value > 0)
+    assert torch.equal(found.at_most, value <= 0)
+    assert torch.equal(found.value[value > 0], value[value > 0])
+    assert (found.value[found.at_most] == 0).all()
+    torch.testing.assert_close(found.gradient, expected)
+
+
+def test_what_is_in_doubt_is_not_taken_for_known() -> None:
+    """An output near 0 with a large error is neither a value nor an upper bound."""
+    call, output, gradient, expected = case(nn.ReLU(), rand(1, 200))
+    error = torch.full_like(output.value, 1e-9)
+    error[0, :3] = 10.0
+    unsure = Signal(output.value, error, output.at_most, output.gradient)
+    ((_, found),), _, _ = peel([call], unsure, gradient, iterations=1, seed=0)
+    assert not (found.known | found.at_most)[0, :3].any()
+    assert (found.known | found.at_most)[0, 3:].all()
+    # With more than 2 % in doubt, the layer is left on.
+    error[0, :10] = 10.0
+    off, _, reason = peel([call], unsure, gradient, iterations=1, seed=0)
+    assert off == []
+    assert reason is not None
+    assert "95.0%" in reason
+    assert expected.shape == output.value.shape
+
+
+def test_gelu_on_the_branch_that_rises() -> None:
+    value = rand(1, 50)
+    call, output, gradient, expected = case(nn.GELU(), value)
+    ((_, found),), _, _ = peel([call], output, gradient, iterations=1, seed=0)
+    rising = value > 0
+    assert torch.equal(found.known, rising)
+    torch.testing.assert_close(found.value[rising], value[rising], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.gradient[rising], expected[rising], rtol=1e-5, atol=1e-8)
+
+
+def test_average_pool_keeps_the_means_and_says_that_it_knows_no_more() -> None:
+    call, output, gradient, expected = case(nn.AvgPool2d(2), rand(1, 2, 4, 6))
+    off, _, reason = peel([call], output, gradient, iterations=50, seed=0)
+    # 12 means for 48 values.
+    ((_, found),) = off
+    assert reason is None
+    torch.testing.assert_close(nn.AvgPool2d(2)(found.value), output.value)
+    torch.testing.assert_close(found.gradient, expected)
+    assert float(found.known.double().mean()) < 0.2
+
+
+def test_several_layers_from_last_to_first() -> None:
+    layers = [conv(), nn.Sigmoid(), nn.Conv2d(16, 20, 3, padding=1).double(), nn.Tanh()]
+    value, calls = rand(1, 4, 6, 7), []
+    entering: Tensor = value
+    tensors = [entering.clone().requires_grad_()]
+    for layer in layers:
+        tensors.append(layer(tensors[-1]))
+    upstream = rand(*tensors[-1].shape, seed=1)
+    names, parameters = zip(
+        *((f"{i}.{n}", p) for i, m in enumerate(layers) for n, p in m.named_parameters()),
+        strict=True,
+    )
+    found = torch.autograd.grad((tensors[-1] * upstream).sum(), [tensors[0], *parameters])
+    calls = [
+        Call(str(i), layer.requires_grad_(False), tensors[i].detach(), tensors[i + 1].detach())
+        for i, layer in enumerate(layers)
+    ]
+    leaving = tensors[-1].detach()
+    last = Signal(
+        leaving, torch.full_like(leaving, 1e-12), torch.zeros_like(leaving, dtype=torch.bool),
+        upstream,
+    )  # fmt: skip
+    gradient = dict(zip(names, found[1:], strict=True))
+    off, steps, reason = peel(calls, last, gradient, iterations=4000, seed=0)
+    assert reason is None
+    assert [step.layer for step in steps] == ["3", "2", "1", "0"]
+    torch.testing.assert_close(off[-1][1].value, value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(off[-1][1].gradient, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "value", "says"),
+    [
+        (nn.Softmax(dim=1), rand(1, 4), "Softmax, which cannot be taken off"),
+        (conv(padding=1, padding_mode="reflect"), rand(1, 4, 6, 6), "pads by `reflect`"),
+        (nn.Conv2d(9, 1, 2, stride=2).double(), rand(1, 9, 6, 6), "45 equations for 324 unknowns"),
+        (nn.Linear(3, 4).double(), rand(1, 2, 3), "no single vector"),
+        (nn.LeakyReLU(0.0), rand(1, 4), "slope of 0"),
+    ],
+    ids=lambda item: str(item)[:30],
+)
+def test_what_cannot_be_taken_off_says_why(layer: nn.Module, value: Tensor, says: str) -> None:
+    call, output, gradient, _ = case(layer, value)
+    off, steps, reason = peel([call], output, gradient, iterations=10, seed=0)
+    assert off == steps == []
+    assert reason is not None
+    assert says in reason
+
+
+# ---------------------------------------------------------------------------------- the equations
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
+def test_maps_of_a_convolution(settings: dict[str, Any]) -> None:
+    module = conv(**settings | {"bias": False})
+    value = rand(2, 4, 6, 7).requires_grad_()
+    leaving = rand(*module(value[:1]).shape, seed=1)
+    outputs, products = convolution(module).both(value, leaving)
+    torch.testing.assert_close(outputs, module(value))
+    for row in range(2):
+        (expected,) = torch.autograd.grad((module(value[row : row + 1]) * leaving).sum(),
+                                          module.weight)  # fmt: skip
+        torch.testing.assert_close(products[row], expected)
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
+def test_gram_matrices_of_a_plane(settings: dict[str, Any]) -> None:
+    """Against the maps applied to every unit vector of every channel."""
+    module = conv(**settings | {"bias": False}).requires_grad_(False)
+    shape = (1, 4, 3, 4) if module.kernel_size[0] <= 3 else (1, 4, 5, 4)
+    leaving = rand(*module(torch.zeros(shape).double()).shape, seed=1)
+    counted = (rand(*leaving.shape, seed=2) > 0).double()
+    size = shape[2] * shape[3]
+    basis = torch.eye(4 * size, dtype=torch.float64).reshape(-1, *shape[1:])
+    outputs, products = convolution(module).both(basis, leaving)
+    found = convolution(module).gram(leaving, counted, shape)
+    for rows, gram in zip(((outputs * counted), products), found, strict=True):
+        columns = rows.reshape(4, size, -1)
+        expected = (columns @ columns.mT).mean(dim=0)
+        torch.testing.assert_close(gram, expected)
+
+
+def test_rank_and_error_of_equations_that_do_not_determine_all() -> None:
+    """A matrix of known rank: what lies in its null space is not known, and the rest is."""
+    size, rank = 30, 21
+    matrix = rand(50, size)
+    matrix[:, rank:] = 0
+    truth = rand(1, size, seed=3)
+    equations = Equations(lambda x: [x @ matrix.T], [truth @ matrix.T], truth.shape)
+    solution = solve(equations, iterations=500, seed=0)
+    torch.testing.assert_close(solution.value[:, :rank], truth[:, :rank], rtol=1e-5, atol=1e-5)
+    assert float(solution.error[:, :rank].max()) < 1e-4
+    assert float(solution.error[:, rank:].min()) > 1e-3
+    assert abs(solution.rank - rank) <= 6  # an estimate, from one random vector
+    assert np.linalg.matrix_rank(matrix.numpy()) == rank
+
+
+def test_blocks_weigh_alike_whatever_their_units() -> None:
+    first, second = rand(8, 6), rand(9, 6, seed=1)
+    truth = rand(1, 6, seed=2)
+
+    def blocks(x: Tensor) -> list[Tensor]:
+        return [x @ first.T, 1e6 * (x @ second.T)]
+
+    equations = Equations(blocks, list(blocks(truth)), truth.shape)
+    left = equations.left(torch.eye(6, dtype=torch.float64))
+    for part in left.split([8, 9], dim=1):
+        assert float(torch.linalg.matrix_norm(part, 2)) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(("noise", "seeds"), list(itertools.product((1e-6, 1e-3), [3])))
+def test_estimated_error_follows_the_noise(noise: float, seeds: int) -> None:
+    """Where more is unexplained than rounding, errors are larger by as much."""
+    matrix = rand(60, 30)
+    truth = rand(1, 30, seed=5)
+    ratios = []
+    for seed in range(seeds):
+        right = truth @ matrix.T
+        right = right * (1 + noise * rand(1, 60, seed=10 + seed))
+        solution = solve(
+            Equations(lambda x: [x @ matrix.T], [right], truth.shape), iterations=500, seed=seed
+        )
+        real = (solution.value - truth).square().mean().sqrt()
+        ratios.append(float(solution.error.square().mean().sqrt() / real))
+    assert 0.2 < float(np.mean(ratios)) < 5
