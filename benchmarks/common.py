@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fedleak.data import ImageData, Npz, Photos
-from fedleak.models import ImageClassifier
+from fedleak.models import ImageClassifier, Precode
 from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
 
 # value, unit, and the setting: data, model, batch size, iterations, threads, what is compared.
@@ -36,7 +36,11 @@ def published_victims() -> tuple[ImageData, str]:
 
 
 def make_victims(
-    kind: type[ImageClassifier], count: int, data: ImageData | None = None
+    kind: type[ImageClassifier],
+    count: int,
+    data: ImageData | None = None,
+    *,
+    precode: Precode | None = None,
 ) -> tuple[list[InterceptedUpdate], list[Knowledge], list[torch.Tensor]]:
     """Clients of one sample each, with one untrained model; labels known.
 
@@ -44,6 +48,7 @@ def make_victims(
         kind: the model's class; PyTorch's default initialisation from seed 0.
         count: number of clients.
         data: where their samples come from; none: the photographs.
+        precode: the model's bottleneck, if it is to have one.
 
     Returns:
         For every client its update (a gradient), what the server knows, and the truth
@@ -51,7 +56,9 @@ def make_victims(
     """
     data = data or Photos()
     torch.manual_seed(0)
-    model = kind(input_shape=data.input_shape, num_classes=data.num_classes)
+    model = kind(  # type: ignore[call-arg]
+        input_shape=data.input_shape, num_classes=data.num_classes, precode=precode
+    )
     updates, knowledge, truths = [], [], []
     sent = {name: value.clone() for name, value in model.state_dict().items()}
     for index in range(count):

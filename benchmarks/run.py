@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.bandwidth import bandwidth_share
 from benchmarks.common import Entry
+from benchmarks.exact import exact_seconds, time_to_leak_speedup
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers.compare import peer_breaching_speedup, peer_breaching_speedup_smlp
 from benchmarks.recommender import (
@@ -26,6 +27,8 @@ BENCHMARKS: dict[str, Callable[[], Entry]] = {
     "lenet_batched_speedup": lenet_batched_speedup,
     "bandwidth_share": bandwidth_share,
     "sweep_two_process_speedup": sweep_two_process_speedup,
+    "time_to_leak_speedup": time_to_leak_speedup,
+    "exact_seconds": exact_seconds,
     "fedvae_attack_seconds": fedvae_attack_seconds,
     "fedvae_round_seconds": fedvae_round_seconds,
     "fedvae_round_peak_gb": fedvae_round_peak_gb,

@@ -18,6 +18,7 @@ from fedleak import experiment
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.experiment import RunFailed
+from fedleak.registry import Plugin
 from fedleak.results import COLUMNS, RunFolder, read_rows
 from fedleak.updates import InterceptedUpdate
 from tests.federation.runs import (
@@ -231,6 +232,22 @@ def test_attacks_in_the_round_give_the_same_as_afterwards(
     assert "attack_progressed" in names
     assert "attack_started" not in names
     assert status_of(config) == "complete"
+
+
+def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        data, tmp_path / "run", model_args=PRECODE, batch_size=1, victim_clients=[0, 2],
+        attacks=(Plugin("fedleak.attacks.exact.ExactNRA"), attack_plugin("nra")),
+    )  # fmt: skip
+    run(config)
+    lines = RunFolder(Path(config.output)).findings.read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(line["attack"], line["client"]) for line in found] == [
+        ("exact_nra", 0), ("exact_nra", 2)
+    ]  # fmt: skip
+    assert "read without a search" in found[0]["findings"][-1]
+    # No unit of the second layer is active for this image: its gradient tells nothing of it.
+    assert "smoothest image for 0 equations" in found[1]["findings"][-1]
 
 
 # -------------------------------------------------------------------------- trouble in a federation

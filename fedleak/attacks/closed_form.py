@@ -6,6 +6,7 @@ it (Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III), and
 the layers around it the noise of a bottleneck is known as well.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 TRUSTED = 1e-2
 # Of what a restored noise gives, from what it should give.
 AGREEMENT = 1e-3
-# Times that the rows are weighted anew.
+# Times that the rows are weighted anew, where more than rounding is unexplained.
 REWEIGHTED = 4
+ROUNDING = 1e-6
 
 
 class Known(NamedTuple):
@@ -65,33 +67,50 @@ def linear_input(weight: Tensor, leaving: Tensor) -> Known:
     limits = torch.finfo(weight.dtype)
     # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
     floor = (limits.eps * weight.square().mean()).clamp_min(limits.tiny)
+    rows = weight.square().mean(dim=1)
     variance = torch.ones_like(leaving)
-    for _ in range(1 + REWEIGHTED):
-        precision = (leaving.square() / variance).sum()
+    for weighting in range(1 + REWEIGHTED):
+        shares = leaving.square() / variance
+        precision = shares.sum()
         found = weight.T @ (leaving / variance) / precision
-        variance = (weight - torch.outer(leaving, found)).square().mean(dim=1) + floor
-    scale = found.square().mean().sqrt().clamp_min(limits.tiny)
+        # A row is judged by what the others say of it: its own share fits itself.
+        others = (1 - shares / precision).clamp_min(limits.eps**0.5)
+        missed = (weight - torch.outer(leaving, found)).square().mean(dim=1)
+        variance = missed / others.square() + floor
+        if not weighting and float(missed.sum()) <= ROUNDING**2 * float(rows.sum()):
+            break
+    unexplained = float((missed.sum() / rows.sum()).sqrt())
     precision = (leaving.square() / variance).sum()
-    unexplained = (weight - torch.outer(leaving, found)).norm() / weight.norm()
+    scale = found.square().mean().sqrt().clamp_min(limits.tiny)
     error = float(precision.rsqrt() / scale)
-    return Known(found, error if float(unexplained) < 1 else float("inf"))
+    return Known(found, error if unexplained < 1 else float("inf"))
 
 
-def known_inputs(gradient: Tensors, layers: Sequence[Call]) -> dict[str, Known]:
-    """The inputs of all linear layers with bias, by the layers' names.
+class KnownInputs:
+    """The inputs of all linear layers with bias, read when they are asked for.
 
     Args:
         gradient: of one sample, by parameter name.
         layers: the model's calls; a layer that is called more than once is left out.
     """
-    names = [call.name for call in layers]
-    return {
-        call.name: linear_input(gradient[f"{call.name}.weight"], gradient[f"{call.name}.bias"])
-        for call in layers
-        if type(call.module) is nn.Linear
-        and names.count(call.name) == 1
-        and f"{call.name}.bias" in gradient
-    }
+
+    def __init__(self, gradient: Tensors, layers: Sequence[Call]) -> None:
+        calls = Counter(call.name for call in layers)
+        self.layers = [
+            call.name
+            for call in layers
+            if type(call.module) is nn.Linear
+            and calls[call.name] == 1
+            and f"{call.name}.bias" in gradient
+        ]
+        self._gradient = gradient
+        self._found: dict[str, Known] = {}
+
+    def __getitem__(self, layer: str) -> Known:
+        if layer not in self._found:
+            weight, bias = (self._gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
+            self._found[layer] = linear_input(weight, bias)
+        return self._found[layer]
 
 
 class Head:
@@ -147,7 +166,7 @@ class Head:
 
 
 def restore_noise(
-    head: Head, layers: Sequence[Call], inputs: Mapping[str, Known]
+    head: Head, layers: Sequence[Call], inputs: KnownInputs
 ) -> tuple[Tensors, list[str]]:
     """The noise of the slots behind a layer whose input is known.
 
@@ -169,7 +188,7 @@ def restore_noise(
     rest = {layers[at].name: torch.zeros_like(layers[at].leaving) for at in slots}
     for at in slots:
         slot = layers[at]
-        behind = next((call for call in layers[at:] if call.name in inputs), None)
+        behind = next((call for call in layers[at:] if call.name in inputs.layers), None)
         zero, one = torch.zeros_like(slot.leaving), torch.ones_like(slot.leaving)
         if behind is None or behind.entering.shape != zero.shape:
             failed.append(slot.name)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.calls import calls_of, chain_to
-from fedleak.attacks.closed_form import Head, known_inputs, restore_noise
+from fedleak.attacks.closed_form import Head, KnownInputs, restore_noise
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
@@ -58,7 +58,7 @@ class ExactNRA(Attack):
 
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
-        image_iterations: iterations of L-BFGS in each of the four stages to the smoothest image.
+        image_iterations: iterations of L-BFGS in each stage to the smoothest image.
         matching_steps: steps of L-BFGS, of up to 20 evaluations each.
         features: weight of the known features in the cost of the matching, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
@@ -207,9 +207,14 @@ class _Reader:
         # A forward pass in train mode moves batch-norm statistics.
         shadow = copy.deepcopy(self._model)
         calls = calls_of(shadow, self._facts.loss, self._batch)
-        inputs = known_inputs(self._gradient, calls)
+        inputs = KnownInputs(self._gradient, calls)
         first = next(
-            (at for at, c in enumerate(calls) if c.name in inputs and inputs[c.name].trusted), None
+            (
+                at
+                for at, call in enumerate(calls)
+                if call.name in inputs.layers and inputs[call.name].trusted
+            ),
+            None,
         )
         if first is None:
             self.findings.append("no input of a linear layer with bias stands in the gradient")
@@ -307,16 +312,16 @@ def _reconstruction(
 
 def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
     """The mean over the parameters of the squared error of an image's gradient over its norm."""
-    model = copy.deepcopy(problem.model).double().requires_grad_()
-    values = {slot: value.to(image) for slot, value in noise.items()}
-    with inject(model, values):
-        loss = problem.knowledge.loss(model, (image.double(), problem.knowledge.labels))
+    model = copy.deepcopy(problem.model).requires_grad_()
+    like = next(iter(problem.gradient.values()))
+    image = image.to(like)
+    with inject(model, {slot: value.to(like) for slot, value in noise.items()}):
+        loss = problem.knowledge.loss(model, (image, problem.knowledge.labels))
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    errors = [
-        (value - problem.gradient[name]).square().sum()
-        / problem.gradient[name].double().square().sum()
-        for name, value in zip(names, found, strict=True)
-        if bool(problem.gradient[name].any())
-    ]
+    errors = []
+    for name, value in zip(names, found, strict=True):
+        size = problem.gradient[name].norm()
+        if bool(size):
+            errors.append(((value - problem.gradient[name]).norm() / size).double().square())
     return float(torch.stack(errors).mean())

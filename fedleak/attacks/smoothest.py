@@ -12,18 +12,19 @@ from fedleak.attacks.peeling import Signal
 from fedleak.updates import Tensors
 
 # Weights of the total variation, from one stage to the next: each starts from the image of the one
-# before, and the last one leaves the equations nearly alone.
-WEIGHTS = (1.0, 0.1, 0.01, 0.001)
+# before, and the last one leaves the equations nearly alone. A convex problem has no wrong valley
+# that a smooth start would keep clear of; one without jumps in its slope is the better determined.
+CONVEX = (0.1, 0.01, 0.001)
+JUMPING = (3.0, 0.3, 0.03, 0.003)
+CURVED = (*JUMPING, 0.0003)
 # Of the output's error: it says more than the errors of gradients.
 OUTPUT = 10.0
 # Steps below this, in pixels from 0 to 1, count by their square.
 EDGE = 0.01
-HISTORY = 100
+HISTORY = 30
+LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d)
 # Layers whose slope does not jump: behind others, the gradient of what is before them does.
-SMOOTH = (
-    nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, nn.Sigmoid, nn.Tanh,
-    nn.GELU, nn.SiLU, nn.Softplus, nn.ELU,
-)  # fmt: skip
+SMOOTH = (*LINEAR, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 
 
 class Smoothest(NamedTuple):
@@ -62,9 +63,7 @@ class Remainder:
     bounds: tuple[Tensor, Tensor]
 
 
-def smoothest_image(
-    rest: Remainder, *, iterations: int, weights: Sequence[float] = WEIGHTS
-) -> Smoothest:
+def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
     """The image of least total variation whose output and gradients are those that are known.
 
     L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
@@ -76,7 +75,6 @@ def smoothest_image(
     Args:
         rest: the layers left, and what is known.
         iterations: of L-BFGS in each stage.
-        weights: of the total variation in each stage.
     """
     low, high = rest.bounds
     shape = rest.layers[0].entering.shape
@@ -114,7 +112,7 @@ def smoothest_image(
         smoothness = color_variation(image / (high - low)) / image[0].numel()
         return total + outside.mean() + weight * smoothness
 
-    for weight in weights:
+    for weight in _weights(rest.layers):
         optimizer = torch.optim.LBFGS(
             [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
             line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
@@ -146,6 +144,12 @@ def color_variation(images: Tensor) -> Tensor:
     across = images.diff(dim=-1)[..., :-1, :].square().sum(dim=1)
     down = images.diff(dim=-2)[..., :-1].square().sum(dim=1)
     return (across + down + EDGE**2).sqrt().sum()
+
+
+def _weights(layers: Sequence[Call]) -> tuple[float, ...]:
+    if len(layers) == 1 and isinstance(layers[0].module, LINEAR):
+        return CONVEX
+    return CURVED if all(isinstance(call.module, SMOOTH) for call in layers) else JUMPING
 
 
 def _matched(layers: Sequence[Call], gradient: Tensors) -> Tensors:

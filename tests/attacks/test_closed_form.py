@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.calls import calls_of, chain_to
-from fedleak.attacks.closed_form import Head, known_inputs, linear_input, restore_noise
+from fedleak.attacks.closed_form import Head, KnownInputs, linear_input, restore_noise
 from fedleak.models import FedVAE
 from fedleak.models.noise import inject, noise_slots
 from fedleak.updates import Knowledge, batch_loss
@@ -58,8 +58,8 @@ def head_of(victim: Victim) -> tuple[Head, list[str], dict[str, Tensor], list[st
     batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
     calls = calls_of(model, batch_loss, batch)
     gradient = {name: value.double() for name, value in victim.update.received.items()}
-    known = known_inputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known)
+    known = KnownInputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known.layers)
     value = known[calls[at].name].value.reshape(calls[at].entering.shape)
     head = Head(model, batch_loss, batch, calls[at].name, value)
     found, failed = restore_noise(head, calls[at:], known)
@@ -104,8 +104,8 @@ def test_noise_of_a_recommender() -> None:
     gradient = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     frozen = copy.deepcopy(model).requires_grad_(False)
     calls = calls_of(frozen, batch_loss, (torch.ones_like(inputs), labels))
-    known = known_inputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known)
+    known = KnownInputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known.layers)
     head = Head(
         frozen, batch_loss, (torch.ones_like(inputs), labels), calls[at].name,
         known[calls[at].name].value[None],

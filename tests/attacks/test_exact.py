@@ -1,0 +1,214 @@
+"""The closed form from end to end: images, noise, and what is said where they are not had."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks import RGAP, ExactNRA
+from fedleak.attacks.calls import Call
+from fedleak.attacks.peeling import Signal
+from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
+from fedleak.errors import BadInput
+from fedleak.models import SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
+from tests.cases import STD, Victim, make_victim, pictures
+from tests.toys import OwnClassifier
+
+SHAPE = (3, 16, 16)
+
+
+def victim_of(kind: Any, *, precode: bool = True, shape: Any = SHAPE, **settings: Any) -> Victim:
+    torch.manual_seed(0)
+    bottleneck = Precode(bottleneck_size=32, beta=1e-3) if precode else None
+    model = kind(input_shape=shape, num_classes=4, precode=bottleneck)
+    return make_victim(model, shape, **settings)
+
+
+def missed(victim: Victim, found: Tensor) -> float:
+    """The largest error of a pixel, pixels being from 0 to 1."""
+    scale = torch.tensor(STD[: found.shape[1]]).reshape(-1, 1, 1)
+    return float(((found - victim.truth.inputs) * scale).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "precode", "largest", "ends"),
+    [
+        (SMLP, True, 1e-5, "read without a search"),
+        (SMLP, False, 1e-5, "read without a search"),
+        (LeNet, True, 1e-2, "read without a search"),
+        (LeNet, False, 1e-2, "read without a search"),
+        (LeNetR, True, 1e-2, "read without a search"),
+        (LeNetR, False, 0.2, "the smoothest image for"),
+    ],
+    ids=str,
+)
+def test_image_and_noise(kind: Any, precode: bool, largest: float, ends: str) -> None:
+    # Of a larger image, the first convolution behind a ReLU does not determine all pixels.
+    side = 32 if "smoothest" in ends else 16
+    victim = victim_of(kind, precode=precode, shape=(3, side, side))
+    attack = ExactNRA() if precode else RGAP()
+    (found,) = attack([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < largest
+    assert ends in found.findings[-1]
+    assert set(found.noise) == set(victim.truth.noise)
+    for slot, noise in found.noise.items():
+        torch.testing.assert_close(noise, victim.truth.noise[slot], rtol=1e-3, atol=1e-4)
+    assert found.cost < (1e-8 if largest < 0.1 else 0.1)
+
+
+def test_labels_are_recovered_where_they_are_not_known() -> None:
+    victim = victim_of(LeNet)
+    facts = type(victim.knowledge)(**vars(victim.knowledge) | {"labels": None})
+    (found,) = ExactNRA()([victim.update], facts)
+    assert torch.equal(found.labels, victim.truth.labels)
+    assert missed(victim, found.inputs) < 1e-2
+
+
+def test_clipping_is_no_obstacle_to_the_noise() -> None:
+    """A common factor: the noise is read as well, and the first linear layer's input with it."""
+    victim = victim_of(SMLP)
+    for value in victim.update.received.values():
+        value.mul_(0.01)
+    (found,) = ExactNRA()([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < 1e-4
+    for slot, noise in found.noise.items():
+        torch.testing.assert_close(noise, victim.truth.noise[slot], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_instead_of_a_gradient() -> None:
+    """One local step of SGD: the difference of float32 weights is a gradient with more rounding."""
+    victim = victim_of(LeNet)
+    sent = victim.update.sent
+    received = {n: sent[n] - 0.1 * value for n, value in victim.update.received.items()}
+    update = type(victim.update)(
+        **vars(victim.update) | {"received": received, "protocol": "fedavg"}
+    )
+    facts = type(victim.knowledge)(
+        **vars(victim.knowledge) | {"protocol": "fedavg", "learning_rate": 0.1}
+    )
+    (found,) = ExactNRA()([update], facts)
+    noise, truth = found.noise["bottleneck.noise"], victim.truth.noise["bottleneck.noise"]
+    assert float((noise - truth).abs().max()) < 0.05
+    assert missed(victim, found.inputs) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"num_samples": 2}, "the update is of 2 samples"), ({"local_steps": 3}, "3 local steps")],
+)
+def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
+    victim = victim_of(LeNet, batch=settings.get("num_samples", 1))
+    facts = type(victim.knowledge)(**vars(victim.knowledge) | settings)
+    (found,) = ExactNRA(nra_iterations=3)([victim.update], facts)
+    assert says in found.findings[0]
+    assert "nra as published" in found.findings[-1]
+    assert found.iterations == 3
+    assert found.inputs.shape == victim.truth.inputs.shape
+
+
+def test_noise_of_a_defence_is_too_much_for_it() -> None:
+    victim = victim_of(LeNet)
+    generator = torch.Generator().manual_seed(0)
+    for value in victim.update.received.values():
+        value += 10 * value.abs().max() * torch.randn(value.shape, generator=generator)
+    (found,) = ExactNRA(nra_iterations=2)([victim.update], victim.knowledge)
+    assert "no input of a linear layer with bias" in found.findings[0]
+    assert found.iterations == 2
+
+
+class OneWay(nn.Module):
+    """A bottleneck without biases: nothing stands in its gradient in closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8, bias=False), nn.Tanh())
+        self.bottleneck = VariationalBottleneck(8, bottleneck_size=4, beta=1e-3)
+        self.bottleneck.decoder = nn.Linear(4, 8, bias=False)
+        self.classifier = nn.Linear(8, 4)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = self.classifier(self.bottleneck(self.features(batch[0])))
+        return functional.cross_entropy(logits, batch[1]) + kl_penalty(self)
+
+
+def test_without_a_bias_behind_the_noise() -> None:
+    """z is read off the classifier's input no more, as the decoder mixes the code."""
+    torch.manual_seed(0)
+    victim = make_victim(OneWay(), (3, 8, 8))
+    (found,) = ExactNRA(nra_iterations=2)([victim.update], victim.knowledge)
+    assert any("the noise of bottleneck.noise is not to be had" in f for f in found.findings)
+    assert found.iterations == 2
+
+
+def test_own_model_whose_layers_are_no_chain_is_matched() -> None:
+    torch.manual_seed(0)
+    model = OwnClassifier(input_shape=(1, 7, 6), num_classes=4)
+    victim = make_victim(model, (1, 7, 6))
+    (found,) = RGAP(matching_steps=60)([victim.update], victim.knowledge)
+    assert any("is not given what a layer before it has left" in f for f in found.findings)
+    assert "gradient matching from there" in found.findings[-1]
+    assert missed(victim, found.inputs) < 0.25
+
+
+def test_rgap_is_for_models_without_noise() -> None:
+    victim = victim_of(SMLP)
+    with pytest.raises(BadInput, match="rgap knows of no noise and SMLP draws some: try exact_nra"):
+        RGAP()([victim.update], victim.knowledge)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"solver_iterations": 0}, "Expected `solver_iterations` to be at least 1, got 0"),
+        ({"nra_iterations": -1}, "Expected `nra_iterations` to be at least 1, got -1"),
+        ({"features": -1.0}, "Expected `features` to be at least 0, got -1.0"),
+    ],
+)
+def test_settings_out_of_range(setting: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        ExactNRA(**setting)
+
+
+# ------------------------------------------------------------------------------ the smoothest image
+
+
+def test_color_variation_by_loops() -> None:
+    images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    total = 0.0
+    for image in images:
+        for row in range(3):
+            for column in range(4):
+                here = image[:, row, column]
+                steps = (image[:, row, column + 1] - here).square().sum()
+                steps = steps + (image[:, row + 1, column] - here).square().sum()
+                total += float((steps + 1e-4).sqrt())
+    assert float(color_variation(images)) == pytest.approx(total)
+
+
+def test_smoothest_image_fulfils_what_is_known() -> None:
+    """Fewer equations than pixels: they and the bounds hold, and it is as smooth as can be."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 5, stride=2, padding=2).double().requires_grad_(False)
+    truth = pictures(1, SHAPE)
+    leaving = layer(truth)
+    upstream = torch.randn(leaving.shape, dtype=torch.float64)
+    weight = layer.weight.requires_grad_()
+    (gradient,) = torch.autograd.grad((layer(truth) * upstream).sum(), weight)
+    off = leaving <= leaving.median()
+    error = torch.where(off, torch.inf, 1e-9)
+    output = Signal(torch.where(off, leaving + 0.1, leaving).detach(), error, off, upstream)
+    rest = Remainder(
+        [Call("layer", layer, truth, leaving.detach())], output, upstream,
+        {"layer.weight": gradient, "layer.bias": upstream.sum(dim=(0, 2, 3))},
+        (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()),
+    )  # fmt: skip
+    found = smoothest_image(rest, iterations=200)
+    assert found.equations == int((~off).sum()) + weight.numel() + 4
+    assert found.bounds == int(off.sum())
+    assert ((found.image >= 0) & (found.image <= 1)).all()
+    again = layer(found.image)
+    torch.testing.assert_close(again[~off], leaving[~off].detach(), rtol=1e-2, atol=1e-2)
+    assert (again[off] <= leaving[off] + 0.11).all()
+    assert float(color_variation(found.image)) <= float(color_variation(truth)) * 1.01
