@@ -92,6 +92,13 @@ def _run_parser() -> ArgumentParser:
     _add_plugin(run, "data", PrivateData, "The data set")
     _add_plugin(run, "model", LightningModule, "The model", skip=FROM_DATA)
     run.add_argument(
+        "--weights",
+        type=str | None,
+        default=None,
+        help="A safetensors file with the weights to begin with, such as what another run's server "
+        "sent: updates/r0005-global.safetensors.",
+    )
+    run.add_argument(
         "--baseline",
         type=bool,
         default=False,

@@ -210,7 +210,13 @@ class Metrics:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run; see the classes of its parts."""
+    """A whole run; see the classes of its parts.
+
+    Args:
+        weights: a safetensors file with the weights that the federation begins with, such as a
+            run's ``updates/r0005-global.safetensors``, what its server sent in round 5; none: those
+            that the model is made with.
+    """
 
     data: Plugin
     model: Plugin
@@ -223,6 +229,7 @@ class RunConfig:
     federation: Federation = Federation()
     victims: Victims = Victims()
     metrics: Metrics = Metrics()
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"Expected `seed` to be at least 0, got {self.seed}.")
@@ -240,6 +247,11 @@ class RunConfig:
             not self.baseline or bool(self.model.init_args.get("precode")),
             "Expected `model.precode` to be set where `baseline` is true, since the baseline is "
             "the model without its bottleneck: set it, or leave `baseline` out.",
+        )
+        require(
+            not (self.baseline and self.weights),
+            "Expected no `weights` where `baseline` is true, since no weights fit the model with "
+            "and without its bottleneck: leave one of them out.",
         )
 
     @property
@@ -283,7 +295,17 @@ class RunConfig:
         plain = asdict(self)
         for name in ("attacks", "defenses"):
             plain[name] = list(plain[name])
-        order = ["output", "seed", "data", "model", "baseline", "defenses", "federation", "victims"]
+        order = [
+            "output",
+            "seed",
+            "data",
+            "model",
+            "weights",
+            "baseline",
+            "defenses",
+            "federation",
+            "victims",
+        ]
         return {name: plain[name] for name in [*order, "attacks", "metrics", "device"]}
 
     @classmethod
@@ -322,11 +344,15 @@ class RunConfig:
             for name in names:
                 if getattr(chosen, name) == getattr(type(chosen)(), name):
                     del plain[section][name]
+        if self.weights is None:
+            del plain["weights"]
+        unset = {"noise_slots": None, "features": 0.0}
         for attack in plain["attacks"]:
-            if attack["init_args"].get("noise_slots", 0) is None:
-                attack["init_args"] = {
-                    n: v for n, v in attack["init_args"].items() if n != "noise_slots"
-                }
+            attack["init_args"] = {
+                name: value
+                for name, value in attack["init_args"].items()
+                if name not in unset or value != unset[name]
+            }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:

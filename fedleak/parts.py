@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack
@@ -27,7 +30,7 @@ class Parts:
 
     Args:
         data: the data set, loaded.
-        models: variant of the run -> untrained model.
+        models: variant of the run -> model before the first round.
         attacks: the attacks, in their order.
         scoring: how reconstructions are scored.
     """
@@ -174,10 +177,10 @@ def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
 
 
 def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
-    """The untrained global model of a configuration, the same for the same seed.
+    """The global model of a configuration before its first round, the same for the same seed.
 
     Raises:
-        BadInput: if its settings do not fit, or it is no module.
+        BadInput: if its settings or weights do not fit, or it is no module.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -199,7 +202,31 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
             f"Expected `model` to be a LightningModule, got `{config.model.class_path}`."
         )
     local_learning_rate(model)
+    if config.weights is not None:
+        _load(model, config)
     return model
+
+
+def _load(model: nn.Module, config: RunConfig) -> None:
+    path = Path(str(config.weights)).expanduser()
+    require(path.is_file(), f"Expected a file with weights at {path} (`weights`), found none.")
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(
+            f"Expected a complete safetensors file at {path} (`weights`): {error}."
+        ) from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    wrong = sorted(name for name in wanted | shapes if wanted.get(name) != shapes.get(name))
+    if wrong:
+        name = wrong[0]
+        raise BadInput(
+            f"Expected the weights of {config.model_name} in {path} (`weights`), such as `{name}` "
+            f"of shape {wanted.get(name, 'none')}, got {shapes.get(name, 'none')}: give the model "
+            "that they were trained in."
+        )
+    model.load_state_dict(found)
 
 
 def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:

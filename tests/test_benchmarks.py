@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import reference, run
 from benchmarks.bandwidth import bandwidth_share, needed_bytes, weight_passes
 from benchmarks.common import make_victims
+from benchmarks.exact import time_to_leak_speedup
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers import compare
 from benchmarks.recommender import (
@@ -25,6 +26,7 @@ from benchmarks.recommender import (
 from benchmarks.sweep import sweep_two_process_speedup
 from fedleak.attacks import IGA
 from fedleak.attacks.base import SALT
+from fedleak.attacks.optimizers import OPTIMIZERS
 from fedleak.models import SMLP, LeNet
 from fedleak.seeds import derive_seed
 from tests.federation.fakes import run_in_process
@@ -85,6 +87,17 @@ def test_the_recommenders_benchmarks_tell_their_setting(monkeypatch):
         assert entry["value"] > 0
         for word in ("FedVAE", "150 made-up users", "plain", "times"):
             assert word in entry["setting"]
+
+
+def test_the_closed_forms_benchmark_tells_its_setting(monkeypatch):
+    monkeypatch.delenv("FEDLEAK_DATA", raising=False)
+    before = OPTIMIZERS["adam"]
+    entry = time_to_leak_speedup(iterations=30, width=24, plain=1)
+    assert OPTIMIZERS["adam"] is before
+    assert set(entry) == {"value", "unit", "setting"}
+    assert entry["value"] > 0
+    for word in ("DMLP 4x24 + PRECODE", "photos", "untrained", "labels known", "30 of 30"):
+        assert word in entry["setting"]
 
 
 @pytest.mark.parametrize("kind", [SMLP, LeNet])

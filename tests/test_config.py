@@ -81,6 +81,7 @@ def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
     # The same goes for these.
     assert before["federation"].pop("mods") == []
     assert before["metrics"].pop("item_threshold") == 0.6
+    assert before.pop("weights") is None
     for name, value in (
         ("evaluate_every", 1), ("clients_per_round", None), ("learning_rate_decay", 1.0),
     ):  # fmt: skip

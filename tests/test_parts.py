@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.data import Npz
@@ -67,6 +68,43 @@ def test_models_of_a_seed(configured) -> None:
     other = make_model(configured(seed=1), data).state_dict()
     assert shared_values(dict(one), dict(two))
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+
+
+def test_weights_of_another_run(configured, tmp_path: Path) -> None:
+    data = make_data(configured())
+    model = make_model(configured(seed=5), data)
+    save_file(dict(model.state_dict()), tmp_path / "trained.safetensors")
+    config = configured(weights=str(tmp_path / "trained.safetensors"))
+    found = make_model(config, data).state_dict()
+    assert shared_values(dict(found), dict(model.state_dict()))
+    assert config.hash != configured().hash
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "Expected a file with weights at .* found none"),
+        (b"no such format", "Expected a complete safetensors file"),
+        ({"classifier.weight": torch.zeros(2, 2)}, "Expected the weights of smlp.*of shape .* got"),
+    ],
+)
+def test_weights_that_do_not_fit(configured, tmp_path: Path, content, says: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        save_file(content, path)
+    config = configured(weights=str(path))
+    with pytest.raises(BadInput, match=says):
+        make_model(config, make_data(config))
+
+
+def test_no_weights_fit_with_and_without_a_bottleneck(configured) -> None:
+    with pytest.raises(BadInput, match="Expected no `weights` where `baseline` is true"):
+        configured(
+            Plugin(PERCEPTRON, {"width": 6, "precode": {"bottleneck_size": 3}}),
+            baseline=True, weights="some.safetensors",
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- a model that does not fit

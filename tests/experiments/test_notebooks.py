@@ -14,7 +14,7 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 
 
 def test_all_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["fedvae", "nra", "precode"]
+    assert [path.stem for path in NOTEBOOKS] == ["exact", "fedvae", "nra", "precode"]
 
 
 @every_notebook
