@@ -295,18 +295,11 @@ class RunConfig:
         plain = asdict(self)
         for name in ("attacks", "defenses"):
             plain[name] = list(plain[name])
-        order = [
-            "output",
-            "seed",
-            "data",
-            "model",
-            "weights",
-            "baseline",
-            "defenses",
-            "federation",
-            "victims",
-        ]
-        return {name: plain[name] for name in [*order, "attacks", "metrics", "device"]}
+        order = ["output", "seed", "data", "model", "weights", "baseline", "defenses"]
+        order += ["federation", "victims", "attacks", "metrics", "device"]
+        if self.weights is None:
+            order.remove("weights")  # in a file, a setting without a value would be a mistake
+        return {name: plain[name] for name in order}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -344,8 +337,6 @@ class RunConfig:
             for name in names:
                 if getattr(chosen, name) == getattr(type(chosen)(), name):
                     del plain[section][name]
-        if self.weights is None:
-            del plain["weights"]
         unset = {"noise_slots": None, "features": 0.0}
         for attack in plain["attacks"]:
             attack["init_args"] = {

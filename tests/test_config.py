@@ -81,7 +81,7 @@ def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
     # The same goes for these.
     assert before["federation"].pop("mods") == []
     assert before["metrics"].pop("item_threshold") == 0.6
-    assert before.pop("weights") is None
+    assert "weights" not in before
     for name, value in (
         ("evaluate_every", 1), ("clients_per_round", None), ("learning_rate_decay", 1.0),
     ):  # fmt: skip
@@ -89,6 +89,12 @@ def test_lpips_changes_the_hash_only_where_it_is_on() -> None:
     text = json.dumps(before, sort_keys=True)
     assert plain.hash == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert dataclasses.replace(plain, metrics=Metrics(lpips=True)).hash != plain.hash
+
+
+def test_weights_are_kept() -> None:
+    config = RunConfig(PHOTOS, PLAIN, weights="some.safetensors")
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert config.hash != RunConfig(PHOTOS, PLAIN).hash
 
 
 def test_a_new_setting_of_attacks_changes_no_old_hash() -> None:
@@ -120,7 +126,10 @@ def test_saved_with_the_versions(tmp_path: Path) -> None:
 
 
 def test_to_dict_leaves_nothing_out() -> None:
-    assert set(full().to_dict()) == {field.name for field in dataclasses.fields(RunConfig)}
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    assert set(full().to_dict()) == names - {"weights"}  # which it has none of
+    trained = dataclasses.replace(full(), baseline=False, weights="some.safetensors")
+    assert set(trained.to_dict()) == names
 
 
 # -------------------------------------------------------------------------------- what is refused
