@@ -126,6 +126,7 @@ class Recorder:
         self._config = config
         self._scoring = scoring
         self.done = repair_results(folder.results)
+        _repair_findings(folder.findings, self.done)
 
     def record(
         self,
@@ -174,6 +175,24 @@ class Recorder:
         append_rows(self._folder.results, rows)
         self.done.add((update.model, attack, update.round, update.client))
         return rows
+
+
+def _repair_findings(path: Path, done: Done) -> None:
+    """Drop what a killed run has left behind: half a line, and findings without their rows."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+            key = (found["model"], found["attack"], found["round"], found["client"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if key in done:
+            kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -16,12 +16,16 @@ class Call(NamedTuple):
         module: the module.
         entering: its (first) argument.
         leaving: what it gave.
+        entered: how often the argument had been changed in place when it came.
+        left: how often what it gave had been, when it left.
     """
 
     name: str
     module: nn.Module
     entering: Tensor
     leaving: Tensor
+    entered: int = 0
+    left: int = 0
 
 
 def calls_of(
@@ -38,19 +42,25 @@ def calls_of(
     """
     found: list[Call] = []
     handles = []
+    versions: list[int] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = _first(args, kwargs)
+        versions.append(first._version if isinstance(first, Tensor) else 0)
 
     def watch(name: str) -> Callable[..., None]:
         def note(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaving: Any
         ) -> None:
-            first = args[0] if args else next(iter(kwargs.values()), None)
+            first, entered = _first(args, kwargs), versions.pop()
             if isinstance(first, Tensor) and isinstance(leaving, Tensor):
-                found.append(Call(name, module, first, leaving))
+                found.append(Call(name, module, first, leaving, entered, leaving._version))
 
         return note
 
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
     try:
         with torch.no_grad():
@@ -74,14 +84,15 @@ def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None
         does not begin with the inputs begins behind a gap. None if there is no such layer.
     """
     chain: list[Call] = []
-    before = inputs
+    before, version = inputs, inputs._version
     for call in calls:
-        if call.entering is not before:
+        # A function in between gives another tensor, or changes this one in place.
+        if call.entering is not before or call.entered != version:
             chain = []
         if call.name == layer:
             return chain
         chain.append(call)
-        before = call.leaving
+        before, version = call.leaving, call.left
     return None
 
 
@@ -94,11 +105,18 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
         values: module's path -> its argument.
     """
 
-    def give(value: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda _module, args: (value, *args[1:])
+    def give(value: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+        def replace(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (value, *args[1:]), kwargs
+            return args, kwargs | {next(iter(kwargs)): value}
+
+        return replace
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(give(value))
+        model.get_submodule(name).register_forward_pre_hook(give(value), with_kwargs=True)
         for name, value in values.items()
     ]
     try:
@@ -106,3 +124,7 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()), None)

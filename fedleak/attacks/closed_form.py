@@ -65,17 +65,22 @@ def linear_input(weight: Tensor, leaving: Tensor) -> Known:
     if not bool(leaving.any()) or not bool(weight.any()):
         return Known(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
     limits = torch.finfo(weight.dtype)
-    # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
-    floor = (limits.eps * weight.square().mean()).clamp_min(limits.tiny)
+    counted = leaving != 0
+    if int(counted.sum()) < 2:  # a single row always fits
+        return Known(weight[counted].sum(0) / leaving.sum(), float("inf"))
+    weight, leaving = weight[counted], leaving[counted]
+    # An entry of 0 between others of its column was cut off by somebody.
+    there = (weight != 0).to(weight)
     rows = weight.square().mean(dim=1)
+    # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
+    floor = (limits.eps * rows.mean()).clamp_min(limits.tiny)
     variance = torch.ones_like(leaving)
     for weighting in range(1 + REWEIGHTED):
         shares = leaving.square() / variance
-        precision = shares.sum()
-        found = weight.T @ (leaving / variance) / precision
+        found = (weight.T @ (leaving / variance)) / (there.T @ shares).clamp_min(limits.tiny)
         # A row is judged by what the others say of it: its own share fits itself.
-        others = (1 - shares / precision).clamp_min(limits.eps**0.5)
-        missed = (weight - torch.outer(leaving, found)).square().mean(dim=1)
+        others = (1 - shares / shares.sum()).clamp_min(limits.eps**0.5)
+        missed = (there * (weight - torch.outer(leaving, found))).square().mean(dim=1)
         variance = missed / others.square() + floor
         if not weighting and float(missed.sum()) <= ROUNDING**2 * float(rows.sum()):
             break
@@ -89,19 +94,23 @@ def linear_input(weight: Tensor, leaving: Tensor) -> Known:
 class KnownInputs:
     """The inputs of all linear layers with bias, read when they are asked for.
 
+    Layers that are called more than once, share their weight or take several vectors are left out.
+
     Args:
         gradient: of one sample, by parameter name.
-        layers: the model's calls; a layer that is called more than once is left out.
+        layers: the model's calls.
     """
 
     def __init__(self, gradient: Tensors, layers: Sequence[Call]) -> None:
         calls = Counter(call.name for call in layers)
+        linear = [call for call in layers if type(call.module) is nn.Linear]
+        uses = Counter(id(call.module.weight) for call in linear)
         self.layers = [
             call.name
-            for call in layers
-            if type(call.module) is nn.Linear
-            and calls[call.name] == 1
-            and f"{call.name}.bias" in gradient
+            for call in linear
+            if calls[call.name] == uses[id(call.module.weight)] == 1
+            and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
+            and call.entering.numel() == call.module.in_features
         ]
         self._gradient = gradient
         self._found: dict[str, Known] = {}
@@ -130,29 +139,33 @@ class Head:
         self._model, self._loss, self._batch = model, loss, batch
         self._layer, self.value = layer, value
 
-    def signal(self, noise: Mapping[str, Tensor]) -> Tensor | None:
-        """The loss's gradient in the layer's input; none if the loss depends on what is before.
-
-        Args:
-            noise: slot -> value ``(1, ...)``.
-        """
-        value = self.value.detach().clone().requires_grad_()
-        inputs = self._batch[0].detach().clone().requires_grad_()
-        with entering(self._model, {self._layer: value}), inject(self._model, noise):
+    def is_all(self) -> bool:
+        """Whether the loss depends on what is before the layer by the layer's input alone."""
+        generator = torch.Generator().manual_seed(0)
+        like = self._batch[0]
+        inputs = torch.randn(like.shape, generator=generator, dtype=like.dtype).requires_grad_()
+        with torch.random.fork_rng(), entering(self._model, {self._layer: self.value}):
             loss = self._loss(self._model, (inputs, self._batch[1]))
-        gradients: list[Tensor | None]
-        gradients = list(torch.autograd.grad(loss, [value, inputs], allow_unused=True))
-        found, around = gradients
-        return None if around is not None and bool(around.any()) else found
+            # Added, as inputs that the loss does not depend on would have no gradient.
+            (around,) = torch.autograd.grad(loss + 0 * inputs.sum(), inputs)
+        return not bool(around.any())
+
+    def signal(self, noise: Mapping[str, Tensor]) -> Tensor:
+        """The loss's gradient in the layer's input, for noise by slot."""
+        value = self.value.detach().clone().requires_grad_()
+        with entering(self._model, {self._layer: value}), inject(self._model, noise):
+            loss = self._loss(self._model, self._batch)
+        (found,) = torch.autograd.grad(loss, value)
+        return found
 
     def input_of(self, layer: str, noise: Mapping[str, Tensor]) -> Tensor:
         """What enters another layer, ``(1, ...)``, for noise by slot."""
         seen: list[Tensor] = []
 
-        def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.append(args[0].detach())
+        def note(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
-        handle = self._model.get_submodule(layer).register_forward_pre_hook(note)
+        handle = self._model.get_submodule(layer).register_forward_pre_hook(note, with_kwargs=True)
         try:
             with (
                 torch.no_grad(),
@@ -186,11 +199,16 @@ def restore_noise(
     failed: list[str] = []
     # Those not yet known are held at 0.
     rest = {layers[at].name: torch.zeros_like(layers[at].leaving) for at in slots}
-    for at in slots:
+    readers = {
+        at: next((call for call in layers[at:] if call.name in inputs.layers), None) for at in slots
+    }
+    uses = Counter(call.name for call in readers.values() if call is not None)
+    for at, behind in readers.items():
         slot = layers[at]
-        behind = next((call for call in layers[at:] if call.name in inputs.layers), None)
         zero, one = torch.zeros_like(slot.leaving), torch.ones_like(slot.leaving)
-        if behind is None or behind.entering.shape != zero.shape:
+        # Two unknowns for one number: neither is to be had.
+        shared = behind is not None and uses[behind.name] > 1
+        if behind is None or shared or behind.entering.shape != zero.shape:
             failed.append(slot.name)
             continue
 
@@ -200,7 +218,10 @@ def restore_noise(
         start = give(zero)
         slope = give(one) - start
         wanted = inputs[behind.name]
-        noise = (wanted.value[None] - start) / slope
+        left = wanted.value[None] - start
+        size = left.abs().amax().clamp_min(torch.finfo(left.dtype).tiny)
+        # Where it makes no difference, as that of a mask on a 0, any value serves.
+        noise = torch.where((slope == 0) & (left.abs() <= AGREEMENT * size), 0.0, left / slope)
         missed = (give(noise) - wanted.value[None]).norm() / wanted.value.norm()
         if wanted.trusted and bool(noise.isfinite().all()) and float(missed) <= AGREEMENT:
             found[slot.name] = noise

@@ -90,7 +90,7 @@ class Solution(NamedTuple):
     """What the equations tell.
 
     Args:
-        value: the least squares solution of least norm, ``(1, ...)``.
+        value: a least squares solution, ``(1, ...)``.
         error: standard errors of its entries, ``(1, ...)``: how far off the equations are for
             random unknowns of the same size that leave as much unexplained.
         rank: the number of unknowns that they determine, by the same random unknowns.
@@ -168,14 +168,15 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
         missed = (equations.left(solution) - right).norm(dim=1)
     norm = equations.target.norm().clamp_min(torch.finfo(kind).tiny)
     # The probes are scaled to the same norm.
-    noisier = (missed[0] / missed[1:].mean()).nan_to_num(1.0).clamp_min(1.0)
+    tiny = torch.finfo(kind).eps * norm
+    noisier = ((missed[0] + tiny) / (missed[1:].mean() + tiny)).nan_to_num(1.0).clamp_min(1.0)
     lost = hidden - solution[1:] / scale
     spread = value.square().mean().sqrt()
     return Solution(
         value=value,
         error=lost.square().mean(dim=0, keepdim=True).sqrt() * spread * noisier,
         # The trace of the projection on what is lost, by Hutchinson's estimate.
-        rank=size - round(float((hidden * lost).sum() / PROBES)),
+        rank=size - round(float((hidden * lost).nan_to_num(1.0).sum() / PROBES)),
         residual=float(missed[0] / norm),
         condition=float(condition),
     )

@@ -1,6 +1,7 @@
 """Noise and image from one gradient in closed form, and by a search only where that ends."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -8,16 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
-from fedleak.attacks.calls import calls_of, chain_to
-from fedleak.attacks.closed_form import Head, KnownInputs, restore_noise
+from fedleak.attacks.calls import Call, calls_of, chain_to
+from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInputs, restore_noise
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
 from fedleak.attacks.peeling import Signal, peel
 from fedleak.attacks.smoothest import Remainder, smoothest_image
 from fedleak.errors import require
-from fedleak.models.noise import inject, noise_slots
+from fedleak.models.noise import Noise, inject, noise_slots
 from fedleak.updates import Knowledge, Tensors
+
+# Of the gradient of what was found, as a share of the client's; that of an image that the equations
+# do not determine is below.
+DOUBTFUL = 0.5
+# Layers that draw and are no noise slots.
+DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 class _Reading(NamedTuple):
@@ -40,9 +47,10 @@ class ExactNRA(Attack):
     """Restores a bottleneck's noise in closed form and peels the layers before it off.
 
     Of one sample, the inputs of all linear layers with bias stand in the gradient, and with those
-    around a bottleneck its noise. Then the loss's gradient at the earliest of these layers is known
-    exactly, and the layers before it come off one by one (:mod:`fedleak.attacks.peeling`). What
-    follows depends on what the model and the update allow, and the findings say which it was:
+    around a bottleneck its noise. The gradient of the earliest of these layers' bias, times its
+    weight, is the loss's gradient in its input, whatever is drawn behind it; so the layers before
+    it come off one by one (:mod:`fedleak.attacks.peeling`). What follows depends on what the model
+    and the update allow, and the findings say which it was:
 
     - the equations determine the image: it is read without a search;
     - they end before, as a layer has more inputs than equations (behind a ReLU, outputs of 0 are
@@ -50,11 +58,11 @@ class ExactNRA(Attack):
       output, a convex problem where one layer is left;
     - the layers are no chain: gradient matching by L-BFGS in float64, every layer by its own
       relative squared error, with the noise put in and known features matched;
-    - the noise is not to be had (several samples or local steps, no bias, a defence's noise): NRA
-      as published, started from what is known.
+    - no such input is known (several samples or local steps, no bias, a defence's noise), or the
+      layers are no chain and the noise is not to be had: a search as NRA's, with what is known.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
-    parameters, but for the last case.
+    parameters; in the last case it is NRA's, and there is none of an image without its noise.
 
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
@@ -110,12 +118,14 @@ class ExactNRA(Attack):
             if count > 1:
                 return self._search(problem, Known(), report, [f"the update is of {count} {what}"])
         reading = _Reader(self, problem)
-        noise = reading.noise
-        if noise is None:
-            return self._search(problem, Known(noise=reading.part), report, reading.findings)
+        if not reading.begun:
+            return self._search(problem, Known(), report, reading.findings)
+        noise, failed = reading.noise, reading.failed
         found = reading.read()
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
+        if failed:
+            return self._search(problem, Known(noise=noise), report, found.findings)
         matching = _Informed(self, Known(noise, found.features))
         result = matching.run(problem, report)
         image = _within(result.inputs.double().cpu(), facts)
@@ -127,7 +137,7 @@ class ExactNRA(Attack):
     ) -> Reconstruction:
         search = _Search(self.nra_iterations, known)
         found = search.run(problem, report)
-        return replace(found, findings=(*findings, "so nra as published, from what is known"))
+        return replace(found, findings=(*findings, "so a search as nra's, with what is known"))
 
 
 class RGAP(ExactNRA):
@@ -188,8 +198,9 @@ class _Reader:
     """Reads one problem; on the CPU, where the solvers are.
 
     Attributes:
-        noise: slot -> noise ``(1, ...)``; none if it is not to be had.
-        part: what of it is.
+        begun: whether there is a layer whose input is known.
+        noise: slot -> noise ``(1, ...)``, of those whose noise is to be had.
+        failed: the other slots.
         findings: how it went so far.
     """
 
@@ -202,80 +213,92 @@ class _Reader:
         labels = problem.knowledge.labels.cpu()
         self._batch = torch.zeros(problem.batch_shape, dtype=torch.float64), labels
         self.findings: list[str] = []
-        self.noise: Tensors | None = None
-        self.part: Tensors = {}
+        self.noise: Tensors = {}
+        self.failed: list[str] = []
         # A forward pass in train mode moves batch-norm statistics.
-        shadow = copy.deepcopy(self._model)
-        calls = calls_of(shadow, self._facts.loss, self._batch)
-        inputs = KnownInputs(self._gradient, calls)
+        self._calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
+        inputs = KnownInputs(self._gradient, self._calls)
         first = next(
             (
                 at
-                for at, call in enumerate(calls)
+                for at, call in enumerate(self._calls)
                 if call.name in inputs.layers and inputs[call.name].trusted
             ),
             None,
         )
+        self.begun = first is not None
         if first is None:
             self.findings.append("no input of a linear layer with bias stands in the gradient")
             return
-        layer = calls[first]
-        known = inputs[layer.name]
-        value = known.value.reshape(layer.entering.shape)
-        self.findings.append(f"input of {layer.name} in closed form, error {known.error:.1e}")
-        self._head = Head(self._model, self._facts.loss, self._batch, layer.name, value)
-        self._calls, self._layer, self._error = calls, layer, known.error
-        self.part, failed = restore_noise(self._head, calls[first:], inputs)
-        drawn = {c.name for c in calls[:first]} & set(noise_slots(self._model))
-        failed += sorted(drawn)
-        if failed:
-            self.findings.append(f"the noise of {', '.join(failed)} is not to be had")
-            return
-        self.noise = self.part
+        self._layer = self._calls[first]
+        known, name = inputs[self._layer.name], self._layer.name
+        value = known.value.reshape(self._layer.entering.shape)
+        self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
+        self._head = Head(self._model, self._facts.loss, self._batch, name, value)
+        self._error = known.error
+        # Exact, whatever is drawn behind the layer.
+        weight = self._model.get_parameter(f"{name}.weight").detach()
+        signal = self._gradient[f"{name}.bias"] @ weight
+        self._signal = signal.reshape(value.shape)
+        self.noise, self.failed = restore_noise(self._head, self._calls[first:], inputs)
+        drawn = {call.name for call in self._calls[:first]} & set(noise_slots(self._model))
+        self.failed += sorted(drawn)
+        if self.noise and not self.failed:
+            missed = (self._head.signal(self.noise) - self._signal).norm() / self._signal.norm()
+            if float(missed) > AGREEMENT:
+                # Something else is drawn behind the layer, or the labels are not these.
+                self.noise, self.failed = {}, list(self.noise)
+        if self.failed:
+            self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
 
     def read(self) -> _Reading:
-        """Peel the layers off, and solve the last one."""
-        assert self.noise is not None
+        """Peel the layers off, and solve for what is before those that stay."""
         findings, value = self.findings, self._head.value
         features = {self._layer.name: value}
-        signal = self._head.signal(self.noise)
         # Modules in float64, and on the same calls as before.
         calls = [c._replace(module=self._model.get_submodule(c.name)) for c in self._calls]
         chain = chain_to(calls, self._layer.name, self._batch[0])
-        if signal is None or chain is None:
+        if chain is None or not self._head.is_all():
             findings.append(f"the loss depends on more than the input of {self._layer.name}")
             return _Reading(None, features, findings)
         nothing = torch.zeros_like(value, dtype=torch.bool)
         size = value.square().mean().sqrt()
-        last = Signal(value, torch.full_like(value, self._error) * size, nothing, signal)
+        last = Signal(value, torch.full_like(value, self._error) * size, nothing, self._signal)
+        often = Counter(call.name for call in calls)
+        repeated = [call for call in chain if often[call.name] > 1 and _has_weights(call)]
+        if repeated:
+            findings.append(f"{repeated[-1].name} is called more than once")
+            return _Reading(None, features, findings)
         off, steps, reason = peel(
             chain, last, self._gradient,
             iterations=self._settings.solver_iterations, seed=self._seed,
         )  # fmt: skip
         findings += [str(step) for step in steps]
         for call, found in off:
-            if bool(found.known.all()):
+            if bool(found.known.all()) and often[call.name] == 1:
                 features = {call.name: found.value}
         first = chain[0] if chain else self._layer
-        if first.entering is not self._batch[0]:
+        if first.entering is not self._batch[0] or first.entered:
             findings.append(f"{first.name} is not given what a layer before it has left")
             return _Reading(None, features, findings)
-        if reason is None and off and not bool(off[-1][1].known.all()):
-            off.pop()
-            reason = f"{first.name}: its equations do not determine its input"
         if reason is None:
             image = off[-1][1].value if off else value
             findings.append("the image is read without a search")
             return _Reading(_within(image, self._facts), features, findings)
         findings.append(reason)
+        rest = chain[: len(chain) - len(off)]
+        drawing = [c.name for c in rest if isinstance(c.module, (Noise, *DRAWING))]
+        if len(self._facts.input_shape) != 3 or drawing:
+            findings.append(f"{drawing[0]} draws noise" if drawing else "the input is no image")
+            return _Reading(None, features, findings)
         signals = [last, *(found for _, found in off)]
         # A ReLU lets the gradient through where its input, which may be in doubt, is positive.
-        behind = signals[-2 if off and isinstance(off[-1][0].module, nn.ReLU) else -1]
+        through = bool(off) and isinstance(off[-1][0].module, nn.ReLU)
         low, high = (bound.double() for bound in self._facts.bounds)
         remainder = Remainder(
-            chain[: len(chain) - len(off)],
+            rest,
             signals[-1],
-            behind.gradient,
+            signals[-2].gradient if through else None,
             self._gradient,
             (low, high),
         )
@@ -286,6 +309,11 @@ class _Reader:
             f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt"
         )
         return _Reading(smoothest.image, features, findings, smoothest.evaluations)
+
+
+def _has_weights(call: Call) -> bool:
+    """Whether a call's module has weights of its own."""
+    return next(call.module.parameters(), None) is not None
 
 
 def _within(image: Tensor, facts: Knowledge) -> Tensor:
@@ -299,12 +327,19 @@ def _reconstruction(
     like = next(iter(problem.gradient.values()))
     labels = problem.knowledge.labels
     assert labels is not None
-    cost = _relative_error(problem, image.to(like.device), noise)
+    # Without the noise there is nothing to compare with.
+    whole = set(noise) == set(problem.noise_shapes)
+    costs = [(iterations, _relative_error(problem, image, noise))] if whole else []
+    if costs and costs[0][1] > DOUBTFUL:
+        findings.append(
+            f"its gradient is not the client's (relative squared error {costs[0][1]:.1e}): "
+            "something of this is wrong"
+        )
     return Reconstruction(
         inputs=image.to(like),
         labels=labels,
         noise={slot: value.to(like) for slot, value in noise.items()},
-        costs=[(iterations, cost)],
+        costs=costs,
         iterations=iterations,
         findings=tuple(findings),
     )

@@ -370,7 +370,7 @@ class _InputTap:
         self.entered: Tensors = {}
         self._active = False
         for name in names:
-            model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+            model.get_submodule(name).register_forward_pre_hook(self._hook(name), with_kwargs=True)
 
     def start(self) -> None:
         self.entered, self._active = {}, True
@@ -379,9 +379,9 @@ class _InputTap:
         """Forget the tensors of the last pass, which must not outlive their transform."""
         self.entered, self._active = {}, False
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             if self._active:
-                self.entered[name] = args[0]
+                self.entered[name] = args[0] if args else next(iter(kwargs.values()))
 
         return hook

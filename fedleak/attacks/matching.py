@@ -43,12 +43,10 @@ class Known:
     Args:
         noise: slot -> noise ``(batch, ...)`` that is put in as it is.
         features: module's path -> its input, see the hyperparameter ``features``.
-        start: inputs to begin with, ``(batch, ...)``; none: a normal draw.
     """
 
     noise: Tensors = field(default_factory=dict)
     features: Tensors = field(default_factory=dict)
-    start: Tensor | None = None
 
 
 class GradientMatching(Attack):
@@ -86,8 +84,8 @@ class GradientMatching(Attack):
             takes a C++ compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs.
             Attacks of fewer than 400 evaluations are not traced.
         features: weight in the cost of the features that are known: inputs of layers, compared by
-            their relative squared error. Of a single sample these are the inputs of all linear
-            layers with bias, in closed form; at least 0.
+            their relative squared error, at least 0. Of one sample and one step these are the
+            inputs of the linear layers with bias, in closed form; of more, none are known.
         noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
             which ``*`` stands for anything; those of others are drawn in every iteration. None: all
             of them if the attack restores noise, and else not one.
@@ -234,7 +232,8 @@ class GradientMatching(Attack):
     ) -> list[Reconstruction]:
         first = problems[0]
         state = self._state(problems, known)
-        free = {n: v for n, v in state.items() if self._is_optimised(n)}
+        put_in = {NOISE + slot for slot in known[0].noise}
+        free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in put_in}
         fixed = {n: v for n, v in state.items() if n not in free}
         step, target = self._step(problems, known, state, free)
 
@@ -252,7 +251,7 @@ class GradientMatching(Attack):
         iteration = 0
         for iteration in range(self.iterations + 1):
             for name in fixed:
-                if name.startswith(NOISE) and name.removeprefix(NOISE) not in known[0].noise:
+                if name.startswith(NOISE) and name not in put_in:
                     # Whoever ignores the noise draws afresh every time.
                     drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
@@ -298,7 +297,8 @@ class GradientMatching(Attack):
 
     def known(self, problem: Problem) -> Known:
         """What is known besides the gradient: the features, if they have a weight."""
-        if not self.features or problem.knowledge.num_samples > 1:
+        facts = problem.knowledge
+        if not self.features or facts.num_samples > 1 or facts.local_steps > 1:
             return Known()
         inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
         labels = torch.zeros(1, dtype=torch.long, device=inputs.device)
@@ -319,9 +319,6 @@ class GradientMatching(Attack):
         first, starts = problems[0], self.restarts
         kind = self._kind(first)
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
-        for row, facts in enumerate(known):
-            if facts.start is not None:  # the other restarts begin elsewhere
-                state["inputs"][row * starts] = facts.start.to(kind)
         if self.restores_labels:
             logits = (first.knowledge.num_samples, first.knowledge.num_classes)
             state["labels"] = _starts(problems, logits, starts).to(kind)
@@ -334,7 +331,7 @@ class GradientMatching(Attack):
                 noise = noise.repeat_interleave(starts, dim=0)
             else:
                 noise = self._noise_starts(problems, slot)
-            state[NOISE + slot] = noise.to(kind)
+            state[NOISE + slot] = noise.to(state["inputs"])
         return state
 
     def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
@@ -377,7 +374,8 @@ class GradientMatching(Attack):
                 for layer in found[0]
             }
         target["features"] = {
-            name: torch.stack([item[name] for item in features]).to(kind) for name in features[0]
+            name: torch.stack([item[name] for item in features]).to(state["inputs"])
+            for name in features[0]
         }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
         compare = COSTS[self.cost]

@@ -102,7 +102,7 @@ class Layer(NamedTuple):
 
     Args:
         call: its call, whose tensors count by their shapes alone.
-        weight: gradient of its weight, if it has one.
+        weight: gradient of its weight; none if it has none or is not trained.
         iterations: the most that a solver may take.
         seed: of what a solver draws.
     """
@@ -136,7 +136,7 @@ def peels(*kinds: type[nn.Module]) -> Callable[[Peel], Peel]:
 def peel(
     chain: list[Call], last: Signal, gradient: Tensors, *, iterations: int, seed: int
 ) -> tuple[list[tuple[Call, Signal]], list[Step], str | None]:
-    """Take layers off, as long as all of a layer's output is known.
+    """Take layers off, as long as nearly all of their outputs and inputs are known.
 
     Args:
         chain: the calls in their order, modules in float64.
@@ -159,11 +159,18 @@ def peel(
         if share < ENOUGH:
             return off, steps, f"only {share:.1%} of what leaves {call.name} ({kind}) is known"
         weight = gradient.get(f"{call.name}.weight")
-        layer = Layer(call, None if weight is None else weight.double(), iterations, seed)
+        # The client sends zeros for what it does not train.
+        told = weight is not None and bool(weight.any())
+        layer = Layer(call, weight if told else None, iterations, seed)
         try:
-            signal, step = function(call.module, layer, signal.shaped(call.leaving.shape))
+            found, step = function(call.module, layer, signal.shaped(call.leaving.shape))
         except ValueError as error:
             return off, steps, f"{call.name} ({kind}): {error}"
+        share = float((found.at_most | found.known).double().mean())
+        if share < ENOUGH:
+            # What is known of its output says more than that.
+            return off, steps, f"{call.name} ({kind}) leaves {share:.1%} of its input known"
+        signal = found
         off.append((call, signal))
         steps.append(step)
     return off, steps, None
@@ -171,11 +178,10 @@ def peel(
 
 def _step(layer: Layer, signal: Signal) -> Step:
     """The step of a layer that needs no solving."""
-    name, module, entering, leaving = layer.call
-    known = signal.known | signal.at_most
+    call, known = layer.call, signal.known | signal.at_most
     return Step(
-        name, type(module).__name__, entering.numel(), leaving.numel(), int(known.sum()), 0.0, 1.0,
-        float(known.double().mean()),
+        call.name, type(call.module).__name__, call.entering.numel(), call.leaving.numel(),
+        int(known.sum()), 0.0, 1.0, float(known.double().mean()),
     )  # fmt: skip
 
 
@@ -191,7 +197,8 @@ def _invert(
     """Of an activation that rises everywhere."""
     value = inverse(output.value)
     point = value.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(forward(point).sum(), point)
+    # A copy, as the activation may work in place.
+    (slope,) = torch.autograd.grad(forward(point.clone()).sum(), point)
     tiny = torch.finfo(value.dtype).tiny
     found = Signal(
         value.detach(), output.error / slope.clamp_min(tiny), output.at_most,
@@ -247,9 +254,8 @@ def _gelu(module: nn.GELU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
     positive = value > DEVIATIONS * output.error.clamp_max(output.scale)
     point = value.clamp_min(0) + 0.2  # above the solution, where the function is convex enough
     for _ in range(60):  # Newton; the slope there is between 0.5 and 1.2
-        with torch.enable_grad():
-            at = point.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(module(at).sum(), at)
+        at = point.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(module(at).sum(), at)
         point = (point - (module(point) - value) / slope.clamp_min(0.5)).clamp_min(0)
     at = point.detach().requires_grad_()
     (slope,) = torch.autograd.grad(module(at).sum(), at)
@@ -261,21 +267,6 @@ def _gelu(module: nn.GELU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
         output.gradient * slope * positive,
     )
     return found, _step(layer, found)
-
-
-@peels(nn.AvgPool2d)
-def _average_pool(module: nn.AvgPool2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
-    """The gradient is exact; of the values the means are known, and the values where they agree."""
-    point = torch.zeros(layer.call.entering.shape, dtype=output.value.dtype, requires_grad=True)
-    (gradient,) = torch.autograd.grad(module(point), point, output.gradient)
-    equations = Equations(lambda x: [module(x)], [output.value], point.shape)
-    solution = solve(equations, iterations=layer.iterations, seed=layer.seed)
-    found = Signal(
-        solution.value, solution.error, torch.zeros_like(gradient, dtype=torch.bool), gradient
-    )
-    return found, _solved(
-        layer, found, equations, solution.residual, solution.condition, solution.rank
-    )
 
 
 @peels(nn.Linear)
@@ -294,8 +285,6 @@ def _linear(module: nn.Linear, layer: Layer, output: Signal) -> tuple[Signal, St
 
 @peels(nn.Conv2d)
 def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
-    if layer.weight is None:
-        raise ValueError("its gradient is missing")
     equations = convolution_equations(module, layer, output)
     unknowns = layer.call.entering.numel()
     if equations.count < unknowns:
@@ -311,7 +300,7 @@ def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signa
 
 
 def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Equations:
-    """The equations for the input of a convolution: of its known outputs, and of its gradient."""
+    """The equations for a convolution's input: of its known outputs, and of its gradient."""
     maps = convolution(module)
     bias = 0.0 if module.bias is None else module.bias.reshape(1, -1, 1, 1)
     known = output.known & ~output.at_most
@@ -319,19 +308,23 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
     errors = output.error[known]
     middle = errors.median() if errors.numel() else torch.tensor(1.0)
     trust = (middle / errors.clamp_min(middle)).nan_to_num(1.0)
-    assert layer.weight is not None
+    targets = [(output.value - bias)[..., known[0]] * trust]
+    if layer.weight is not None:
+        targets.append(layer.weight[None])
 
     def sides(x: Tensor) -> list[Tensor]:
         leaving, products = maps.both(x, output.gradient)
-        return [leaving[..., known[0]] * trust, products]
+        return [leaving[..., known[0]] * trust, products][: len(targets)]
 
-    targets = [((output.value - bias)[..., known[0]] * trust), layer.weight[None]]
     shape = layer.call.entering.shape
     if shape[-1] * shape[-2] > LARGEST_PLANE:
         return Equations(sides, targets, shape)
     counted = torch.zeros_like(output.value)
     counted[known] = trust
-    return Equations(sides, targets, shape, lambda: maps.gram(output.gradient, counted, shape))
+    return Equations(
+        sides, targets, shape,
+        lambda: maps.gram(output.gradient, counted, shape)[: len(targets)],
+    )  # fmt: skip
 
 
 def _solved(

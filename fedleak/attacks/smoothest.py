@@ -50,15 +50,15 @@ class Remainder:
     Args:
         layers: their calls, from the image on, modules in float64.
         output: what is known of the last one's output.
-        behind: the gradient behind the activation that follows, which decides what of it the
-            output's gradient is where the output is in doubt.
+        behind: where a ReLU follows, the gradient behind it: it is that of the output where the
+            output is positive, which of some may be in doubt; none where another layer follows.
         gradient: gradient by parameter name.
         bounds: lowest and highest valid values, that broadcast with the image.
     """
 
     layers: Sequence[Call]
     output: Signal
-    behind: Tensor
+    behind: Tensor | None
     gradient: Tensors
     bounds: tuple[Tensor, Tensor]
 
@@ -80,7 +80,6 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
     shape = rest.layers[0].entering.shape
     image = ((low + high) / 2).expand(shape).clone().requires_grad_()
     output = rest.output.shaped(rest.layers[-1].leaving.shape)
-    behind = rest.behind.reshape(output.value.shape)
     bounded = output.at_most
     exact = output.known & ~bounded
     unsure = ~(exact | bounded)
@@ -126,9 +125,9 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
             return float(value.detach())
 
         optimizer.step(closure)
-        if bool(unsure.any()):
+        if rest.behind is not None and bool(unsure.any()):
             with torch.no_grad():
-                through = behind * (leaving(image) > 0)
+                through = rest.behind.reshape(signal.shape) * (leaving(image) > 0)
             signal = torch.where(unsure, through, output.gradient)
     equations = int(exact.sum()) + sum(value.numel() for value in parameters.values())
     inside = torch.minimum(torch.maximum(image.detach(), low), high)
@@ -160,6 +159,7 @@ def _matched(layers: Sequence[Call], gradient: Tensors) -> Tensors:
             break
         for name, value in call.module.named_parameters():
             path = f"{call.name}.{name}"
-            if bool(gradient[path].any()):
+            # Missing where it is another layer's too, 0 where it is not trained.
+            if path in gradient and bool(gradient[path].any()):
                 found[path] = value.requires_grad_()
     return found

@@ -276,7 +276,8 @@ def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
         for value in prototype.parameters()
         if type(value) is nn.Parameter
     }
-    own |= {id(value): value.detach() for value in prototype.buffers()}
+    # Buffers that are not sent begin anew with each client.
+    own |= {id(v): v.detach() for name, v in prototype.named_buffers() if name in state}
     model = copy.deepcopy(prototype, own)
     model.load_state_dict(state)
     return model
