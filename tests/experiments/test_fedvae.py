@@ -1,7 +1,10 @@
 """The recommender's study in seconds, and the files of the real one."""
 
 import csv
+import importlib.util
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,40 @@ def test_smoke_attacks_as_the_study_does() -> None:
         ]
         kinds.append(set(attacks))
     assert kinds[1] <= kinds[0]
+
+
+def test_the_readmes_tables_of_the_trainings_can_be_made_again() -> None:
+    spec = importlib.util.spec_from_file_location("training", FOLDER / "training.py")
+    assert spec is not None
+    assert spec.loader is not None
+    training = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(training)
+    text = (FOLDER / "README.md").read_text()
+    for name, table in (("training", training.table), ("attacked", training.attacks)):
+        with (FOLDER / "results" / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert table(rows) in text
+
+
+def test_trainings_of_a_sweep_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds of a few made-up users."""
+    monkeypatch.chdir(tmp_path)
+    study = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    study["grid"] = {
+        "seed": [{"name": "seed 0", "set": {"seed": 0}}],
+        "training": [{"name": "federated", "set": {"attacks": ["analytic"]}}],
+    }
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "study.yaml", "--output", "sweep"])
+    command = [sys.executable, str(FOLDER / "training.py"), "sweep", "--output", "found"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "| federated | 1 | 1 |" in ended.stdout
+    assert "| analytic | 1 | 4 |" in ended.stdout
+    assert {path.name for path in Path("found").iterdir()} == {"training.csv", "attacked.csv"}
+    ended = subprocess.run([*command[:2], "nothing", *command[3:]], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "Expected at least one finished cell" in ended.stderr
