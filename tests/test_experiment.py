@@ -247,7 +247,8 @@ def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None
     ]  # fmt: skip
     assert "read without a search" in found[0]["findings"][-1]
     # No unit of the second layer is active for this image: its gradient tells nothing of it.
-    assert "smoothest image for 0 equations" in found[1]["findings"][-1]
+    assert "its weight's gradient is 0" in found[1]["findings"][-2]
+    assert "the smoothest image for" in found[1]["findings"][-1]
 
 
 # -------------------------------------------------------------------------- trouble in a federation

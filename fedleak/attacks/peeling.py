@@ -272,7 +272,9 @@ def _gelu(module: nn.GELU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
 @peels(nn.Linear)
 def _linear(module: nn.Linear, layer: Layer, output: Signal) -> tuple[Signal, Step]:
     """The input is in the gradient of the weight, with or without a bias."""
-    if layer.weight is None or output.value.dim() != 2:
+    if layer.weight is None:
+        raise ValueError("its weight's gradient is 0")
+    if output.value.dim() != 2:
         raise ValueError("it takes no single vector")
     known = linear_input(layer.weight, output.gradient[0])
     value = known.value[None]
