@@ -79,7 +79,8 @@ def test_an_attack_uses_them() -> None:
         if getattr(attack, "restores_labels", False):
             continue  # it has a way of its own
         for labels in ([3], [3, 1]):
-            victim = case_victim(MODELS[0], precode=True, batch=len(labels), labels=labels)
+            settings = {"precode": case.precode, "batch": len(labels), "labels": labels}
+            victim = case_victim(MODELS[0], **settings)
             blind = replace(victim.knowledge, labels=None)
             if len(labels) == 1 or attack.refuses(blind) is None:
                 (result,) = attack([victim.update], blind)
