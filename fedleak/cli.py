@@ -170,6 +170,7 @@ def _attack_config(chosen: Namespace) -> RunConfig:
     metrics = {name: value for name, value in values["metrics"].items() if value is not None}
     return replace(
         config,
+        weights=None,  # the updates hold what was sent, and the file may be gone
         attacks=(attack,),
         output=output,
         seed=config.seed if chosen.seed is None else chosen.seed,

@@ -506,6 +506,18 @@ def test_attack_with_a_method_for_labels(fedleak: Command, finished: Finished) -
     assert "labels recovered by row_minima" in " ".join(said.out.split())
 
 
+def test_attack_a_run_whose_weights_are_gone(fedleak: Command, finished: Finished) -> None:
+    """They are in the updates' files, so the file that the run began with is not wanted again."""
+    shutil.copytree(finished.folder.path, "source")
+    settings = yaml.safe_load(Path("source/config.yaml").read_text())
+    Path("source/config.yaml").write_text(
+        yaml.safe_dump(settings | {"weights": "gone.st", "baseline": False})
+    )
+    said = fedleak("attack", "source", "--attack", "iga", "--attack.iterations", 1)
+    assert said.code == 0, said.err
+    assert RunConfig.load(Path("source-iga/config.yaml")).weights is None
+
+
 def test_attack_here(fedleak: Command, finished: Finished, monkeypatch: Any) -> None:
     shutil.copytree(finished.folder.path, "source")
     monkeypatch.chdir("source")

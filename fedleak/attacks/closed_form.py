@@ -28,7 +28,7 @@ REWEIGHTED = 4
 ROUNDING = 1e-6
 
 
-class Known(NamedTuple):
+class KnownInput(NamedTuple):
     """A vector read from a gradient.
 
     Args:
@@ -46,28 +46,29 @@ class Known(NamedTuple):
         return self.error <= TRUSTED
 
 
-def linear_input(weight: Tensor, leaving: Tensor) -> Known:
+def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
     """The input of a linear layer, from the gradient of its weight and that of its output.
 
     The least squares solution of ``weight = leaving input^T`` over all rows. Rows are weighted by
-    the inverse variance of what a first solution leaves unexplained in them: noise need not be
-    alike in all of them, as in weights that were rounded or pruned.
+    the inverse variance of what the others leave unexplained in them, as noise need not be alike in
+    all, and entries of 0 count as cut off, unless their whole column is 0.
 
     Args:
         weight: gradient of the weight, ``(out, in)``.
         leaving: gradient of the output, which is that of the bias, ``(out,)``.
 
     Returns:
-        The input ``(in,)``.
+        The input ``(in,)``; of a gradient with less than two rows, whose error nothing tells, with
+        an infinite one.
     """
     weight, leaving = weight.double(), leaving.double()
     size = weight.shape[1]
     if not bool(leaving.any()) or not bool(weight.any()):
-        return Known(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
+        return KnownInput(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
     limits = torch.finfo(weight.dtype)
     counted = leaving != 0
     if int(counted.sum()) < 2:  # a single row always fits
-        return Known(weight[counted].sum(0) / leaving.sum(), float("inf"))
+        return KnownInput(weight[counted].sum(0) / leaving.sum(), float("inf"))
     weight, leaving = weight[counted], leaving[counted]
     # An entry of 0 between others of its column was cut off by somebody.
     there = (weight != 0).to(weight)
@@ -88,7 +89,7 @@ def linear_input(weight: Tensor, leaving: Tensor) -> Known:
     precision = (leaving.square() / variance).sum()
     scale = found.square().mean().sqrt().clamp_min(limits.tiny)
     error = float(precision.rsqrt() / scale)
-    return Known(found, error if unexplained < 1 else float("inf"))
+    return KnownInput(found, error if unexplained < 1 else float("inf"))
 
 
 class KnownInputs:
@@ -113,9 +114,9 @@ class KnownInputs:
             and call.entering.numel() == call.module.in_features
         ]
         self._gradient = gradient
-        self._found: dict[str, Known] = {}
+        self._found: dict[str, KnownInput] = {}
 
-    def __getitem__(self, layer: str) -> Known:
+    def __getitem__(self, layer: str) -> KnownInput:
         if layer not in self._found:
             weight, bias = (self._gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
             self._found[layer] = linear_input(weight, bias)

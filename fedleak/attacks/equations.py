@@ -1,4 +1,4 @@
-"""Linear equations for a layer's input, solved by operators alone: no matrix is ever made."""
+"""Linear equations for a layer's input, solved by operators: none of equations times unknowns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 # Systems with a known solution that are solved beside the real one.
 PROBES = 1
@@ -15,8 +14,6 @@ POWER_STEPS = 8
 TOLERANCE = 1e-8
 # Gradients are rounded to seven digits.
 NOISE = 1e-7
-# The largest plane that the solver is preconditioned on.
-LARGEST_PLANE = 1024
 
 
 class Equations:
@@ -180,94 +177,3 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
         residual=float(missed[0] / norm),
         condition=float(condition),
     )
-
-
-class ConvolutionMaps:
-    """The two maps that are linear in a convolution's input.
-
-    Args:
-        module: a Conv2d that pads with zeros, if at all.
-
-    Raises:
-        ValueError: if it pads otherwise.
-    """
-
-    def __init__(self, module: nn.Conv2d) -> None:
-        if module.padding_mode != "zeros":
-            raise ValueError(f"it pads by `{module.padding_mode}`")
-        self._module = module
-        # Left, right, top, bottom, as torch itself has it for the likes of padding="same".
-        self._padding = module._reversed_padding_repeated_twice
-
-    def both(self, x: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs without bias, and weight gradients, of inputs ``(batch, in, H, W)``.
-
-        Args:
-            x: the inputs.
-            leaving: the gradient of the outputs, ``(1, out, H', W')``.
-
-        Returns:
-            ``(batch, out, H', W')`` and ``(batch, out, in / groups, kH, kW)``.
-        """
-        module, groups = self._module, self._module.groups
-        left, right, top, bottom = self._padding
-        if (left, top) == (right, bottom):
-            padding = (top, left)
-        else:
-            x, padding = functional.pad(x, self._padding), (0, 0)
-        patches = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
-        # (batch * groups, in / groups * kH * kW, H' * W')
-        patches = patches.reshape(len(x) * groups, -1, patches.shape[-1])
-        weight = module.weight.reshape(groups, module.out_channels // groups, -1)
-        gradient = leaving.reshape(groups, module.out_channels // groups, -1)
-        outputs = weight.repeat(len(x), 1, 1).bmm(patches)
-        products = gradient.repeat(len(x), 1, 1).bmm(patches.transpose(-1, -2))
-        return (
-            outputs.reshape(len(x), *leaving.shape[1:]),
-            products.reshape(len(x), *module.weight.shape),
-        )
-
-    def gram(self, leaving: Tensor, counted: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The Gram matrices of a plane of the input, averaged over the channels.
-
-        Args:
-            leaving: as for :meth:`both`.
-            counted: weights of the output's equations, ``(1, out, H', W')``.
-            shape: shape of the input.
-
-        Returns:
-            Of the outputs, and of the weight gradients, ``(H * W, H * W)`` each.
-        """
-        module, (height, width) = self._module, shape[-2:]
-        size, groups = height * width, module.groups
-        # Number of the entry that a patch has at each place, 0 in the padding.
-        numbers = torch.arange(1, size + 1, dtype=leaving.dtype).reshape(1, 1, height, width)
-        places = functional.unfold(
-            functional.pad(numbers, self._padding), module.kernel_size, module.dilation, 0,
-            module.stride,
-        )[0].long()  # fmt: skip
-        weight = module.weight.reshape(module.out_channels, -1, len(places))
-        pairs = torch.einsum("ock,ocl->okl", weight, weight) / module.in_channels
-        counted = counted.reshape(module.out_channels, -1).square()
-        values = torch.einsum("op,okl->klp", counted, pairs)
-        outputs = torch.zeros((size + 1) ** 2, dtype=leaving.dtype)
-        both = places[:, None] * (size + 1) + places[None]
-        outputs.index_add_(0, both.flatten(), values.flatten())
-        gradient = leaving.reshape(module.out_channels, 1, -1).expand(-1, len(places), -1)
-        spread = torch.zeros(module.out_channels, len(places), size + 1, dtype=leaving.dtype)
-        spread.scatter_(2, places.expand_as(gradient), gradient)
-        spread = spread[..., 1:].reshape(-1, size)
-        # A channel meets the outputs of its own group alone.
-        return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups
-
-    def gradient(self, leaving: Tensor, shape: Sequence[int]) -> Tensor:
-        """The gradient of the input, of a given shape, from that of the output."""
-        point = torch.zeros(shape, dtype=leaving.dtype, requires_grad=True)
-        outputs, _ = self.both(point, leaving)
-        (found,) = torch.autograd.grad(outputs, point, leaving)
-        return found
-
-
-def convolution(module: nn.Conv2d) -> ConvolutionMaps:
-    """The maps of a convolution; see :class:`ConvolutionMaps`."""
-    return ConvolutionMaps(module)

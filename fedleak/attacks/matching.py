@@ -85,7 +85,7 @@ class GradientMatching(Attack):
             Attacks of fewer than 400 evaluations are not traced.
         features: weight in the cost of the features that are known: inputs of layers, compared by
             their relative squared error, at least 0. Of one sample and one step these are the
-            inputs of the linear layers with bias, in closed form; of more, none are known.
+            inputs of the linear layers with bias, in closed form; of more it is refused.
         noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
             which ``*`` stands for anything; those of others are drawn in every iteration. None: all
             of them if the attack restores noise, and else not one.
@@ -195,6 +195,11 @@ class GradientMatching(Attack):
                 return (
                     f"`layers.{pattern}` fits no parameter of {kind}, the nearest being `{nearest}`"
                 )
+        if self.features and max(knowledge.num_samples, knowledge.local_steps) > 1:
+            return (
+                "`features` are known of one sample and one local step, and the update is of "
+                f"{knowledge.num_samples} samples and {knowledge.local_steps} steps: set it to 0"
+            )
         slots = list(noise_slots(knowledge.model))
         for pattern in self.noise_slots or []:
             if not any(fnmatchcase(name, pattern) for name in slots):
@@ -297,8 +302,7 @@ class GradientMatching(Attack):
 
     def known(self, problem: Problem) -> Known:
         """What is known besides the gradient: the features, if they have a weight."""
-        facts = problem.knowledge
-        if not self.features or facts.num_samples > 1 or facts.local_steps > 1:
+        if not self.features:
             return Known()
         inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
         labels = torch.zeros(1, dtype=torch.long, device=inputs.device)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fedleak.attacks.calls import Call
 from fedleak.attacks.closed_form import linear_input
-from fedleak.attacks.equations import LARGEST_PLANE, Equations, convolution, solve
+from fedleak.attacks.convolution import ConvolutionMaps
+from fedleak.attacks.equations import Equations, Solution, solve
 from fedleak.updates import Tensors
 
 # Values up to this share of the largest count as the 0 that a ReLU gives.
@@ -30,6 +31,8 @@ DEVIATIONS = 6.0
 ENOUGH = 0.98
 # Entries with an error above this share of the values' root mean square are not known.
 UNKNOWN = 0.05
+# The largest plane, in pixels, on which the solver is preconditioned: its Gram matrix is made.
+LARGEST_PLANE = 1024
 
 
 @dataclass(frozen=True)
@@ -294,16 +297,14 @@ def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signa
     solution = solve(equations, iterations=layer.iterations, seed=layer.seed)
     found = Signal(
         solution.value, solution.error, torch.zeros_like(solution.value, dtype=torch.bool),
-        convolution(module).gradient(output.gradient, layer.call.entering.shape),
+        ConvolutionMaps(module).gradient(output.gradient, layer.call.entering.shape),
     )  # fmt: skip
-    return found, _solved(
-        layer, found, equations, solution.residual, solution.condition, solution.rank
-    )
+    return found, _solved(layer, found, equations, solution)
 
 
 def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Equations:
     """The equations for a convolution's input: of its known outputs, and of its gradient."""
-    maps = convolution(module)
+    maps = ConvolutionMaps(module)
     bias = 0.0 if module.bias is None else module.bias.reshape(1, -1, 1, 1)
     known = output.known & ~output.at_most
     # Below the median, errors are alike: an estimate that happens to be small has no more weight.
@@ -329,10 +330,8 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
     )  # fmt: skip
 
 
-def _solved(
-    layer: Layer, found: Signal, equations: Equations, residual: float, condition: float, rank: int
-) -> Step:
+def _solved(layer: Layer, found: Signal, equations: Equations, solution: Solution) -> Step:
     return Step(
         layer.call.name, type(layer.call.module).__name__, found.value.numel(), equations.count,
-        rank, residual, condition, float(found.known.double().mean()),
+        solution.rank, solution.residual, solution.condition, float(found.known.double().mean()),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The engine's options: layers, optimisers, the batch-norm prior, tracing."""
 
 import math
+from dataclasses import replace
 from shutil import which
 from typing import Any
 
@@ -402,6 +403,13 @@ def test_layers_that_fit_nothing_are_refused() -> None:
     victim = case_victim(MODELS[2], precode=False)
     reason = IGA(layers={"*": 1, "head.*": 2}).refuses(victim.knowledge)
     assert "`layers.head.*` fits no parameter of LeNet" in str(reason)
+
+
+@pytest.mark.parametrize("several", [{"num_samples": 2}, {"local_steps": 3}])
+def test_features_are_known_of_one_sample_and_step(several: dict[str, int]) -> None:
+    facts = replace(case_victim(MODELS[0], precode=False).knowledge, **several)
+    assert "`features` are known of one sample and one" in str(IGA(features=1.0).refuses(facts))
+    assert IGA(features=0.0).refuses(facts) is None
 
 
 def test_a_gpu_would_compute_in_full_precision() -> None:

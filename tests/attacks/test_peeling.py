@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.calls import Call
-from fedleak.attacks.equations import Equations, convolution, solve
+from fedleak.attacks.convolution import ConvolutionMaps
+from fedleak.attacks.equations import Equations, solve
 from fedleak.attacks.peeling import Signal, peel
 
 
@@ -197,7 +198,7 @@ def test_maps_of_a_convolution(settings: dict[str, Any]) -> None:
     module = conv(**settings | {"bias": False})
     value = rand(2, 4, 6, 7).requires_grad_()
     leaving = rand(*module(value[:1]).shape, seed=1)
-    outputs, products = convolution(module).both(value, leaving)
+    outputs, products = ConvolutionMaps(module).both(value, leaving)
     torch.testing.assert_close(outputs, module(value))
     for row in range(2):
         (expected,) = torch.autograd.grad((module(value[row : row + 1]) * leaving).sum(),
@@ -214,8 +215,8 @@ def test_gram_matrices_of_a_plane(settings: dict[str, Any]) -> None:
     counted = (rand(*leaving.shape, seed=2) > 0).double()
     size = shape[2] * shape[3]
     basis = torch.eye(4 * size, dtype=torch.float64).reshape(-1, *shape[1:])
-    outputs, products = convolution(module).both(basis, leaving)
-    found = convolution(module).gram(leaving, counted, shape)
+    outputs, products = ConvolutionMaps(module).both(basis, leaving)
+    found = ConvolutionMaps(module).gram(leaving, counted, shape)
     for rows, gram in zip(((outputs * counted), products), found, strict=True):
         columns = rows.reshape(4, size, -1)
         expected = (columns @ columns.mT).mean(dim=0)
