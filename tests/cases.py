@@ -116,14 +116,12 @@ ATTACKS = (
         ExactNRA,
         {"solver_iterations": 40, "image_iterations": 3, "matching_steps": 1, "nra_iterations": 4},
         iterative=False,
-        reads_one=True,
         needs_noise=True,
     ),
     AttackCase(
         RGAP,
         {"solver_iterations": 40, "image_iterations": 3, "nra_iterations": 4},
         iterative=False,
-        reads_one=True,
         no_noise=True,
     ),
 )

@@ -1,7 +1,8 @@
 """A model as the sequence of its innermost modules' calls."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,30 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def skipping(calls: Sequence[Call]) -> Iterator[None]:
+    """Within the block, modules give what they gave in those calls, and compute nothing.
+
+    Args:
+        calls: calls whose outcome does not matter; of a module called more than once, all.
+    """
+    modules = {id(call.module): call.module for call in calls}
+    given: dict[int, Iterator[Tensor]] = {
+        key: cycle([call.leaving for call in calls if id(call.module) == key]) for key in modules
+    }
+
+    def replace(values: Iterator[Tensor]) -> Callable[..., Tensor]:
+        return lambda *_args, **_kwargs: next(values)
+
+    try:
+        for key, module in modules.items():
+            module.forward = replace(given[key])
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What stands in a single sample's gradient in closed form: inputs of linear layers, and noise.
+"""What stands in a gradient in closed form: of one sample, inputs of linear layers, and noise.
 
 Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, d being that of
 its output. So its input h follows from the two without any search, whatever comes before or after
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.calls import Call, entering
+from fedleak.attacks.calls import Call, entering, skipping
 from fedleak.models.noise import Noise, inject
 from fedleak.updates import Tensors
 
@@ -29,10 +29,10 @@ ROUNDING = 1e-6
 
 
 class KnownInput(NamedTuple):
-    """A vector read from a gradient.
+    """A layer's input, read from a gradient.
 
     Args:
-        value: the vector, float64.
+        value: the input, float64.
         error: the estimated standard error of an entry over the root mean square of all; infinite
             if nothing is known.
     """
@@ -92,35 +92,42 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
     return KnownInput(found, error if unexplained < 1 else float("inf"))
 
 
-class KnownInputs:
-    """The inputs of all linear layers with bias, read when they are asked for.
+def readable(gradient: Tensors, layers: Sequence[Call], samples: int) -> list[Call]:
+    """The linear layers with bias whose gradient tells of their input, in the order of the calls.
 
-    Layers that are called more than once, share their weight or take several vectors are left out.
+    Layers that are called more than once, share their weight or take several vectors of a sample
+    are left out.
+
+    Args:
+        gradient: gradient by parameter name.
+        layers: the model's calls.
+        samples: number of samples.
+    """
+    calls = Counter(call.name for call in layers)
+    linear = [(call, call.module) for call in layers if type(call.module) is nn.Linear]
+    uses = Counter(id(module.weight) for _, module in linear)
+    return [
+        call
+        for call, module in linear
+        if calls[call.name] == uses[id(module.weight)] == 1
+        and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
+        and call.entering.numel() == samples * module.in_features
+    ]
+
+
+def known_inputs(gradient: Tensors, layers: Sequence[Call]) -> dict[str, KnownInput]:
+    """The inputs ``(1, in)`` of all linear layers with bias, by name in the order of the calls.
 
     Args:
         gradient: of one sample, by parameter name.
         layers: the model's calls.
     """
-
-    def __init__(self, gradient: Tensors, layers: Sequence[Call]) -> None:
-        calls = Counter(call.name for call in layers)
-        linear = [call for call in layers if type(call.module) is nn.Linear]
-        uses = Counter(id(call.module.weight) for call in linear)
-        self.layers = [
-            call.name
-            for call in linear
-            if calls[call.name] == uses[id(call.module.weight)] == 1
-            and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
-            and call.entering.numel() == call.module.in_features
-        ]
-        self._gradient = gradient
-        self._found: dict[str, KnownInput] = {}
-
-    def __getitem__(self, layer: str) -> KnownInput:
-        if layer not in self._found:
-            weight, bias = (self._gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
-            self._found[layer] = linear_input(weight, bias)
-        return self._found[layer]
+    found: dict[str, KnownInput] = {}
+    for call in readable(gradient, layers, 1):
+        weight, bias = (gradient[f"{call.name}.{name}"] for name in ("weight", "bias"))
+        known = linear_input(weight, bias)
+        found[call.name] = known._replace(value=known.value[None])
+    return found
 
 
 class Head:
@@ -131,14 +138,21 @@ class Head:
         loss: the loss of a batch.
         batch: inputs and labels; only the shape of the inputs counts.
         layer: name of the layer.
-        value: what enters the layer, ``(1, ...)``.
+        value: what enters the layer, ``(samples, ...)``.
+        skipped: calls before the layer that need not be computed.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], layer: str, value: Tensor
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batch: tuple[Tensor, Tensor],
+        layer: str,
+        value: Tensor,
+        skipped: Sequence[Call] = (),
     ) -> None:
         self._model, self._loss, self._batch = model, loss, batch
-        self._layer, self.value = layer, value
+        self._layer, self.value, self._skipped = layer, value, skipped
 
     def is_all(self) -> bool:
         """Whether the loss depends on what is before the layer by the layer's input alone."""
@@ -154,13 +168,26 @@ class Head:
     def signal(self, noise: Mapping[str, Tensor]) -> Tensor:
         """The loss's gradient in the layer's input, for noise by slot."""
         value = self.value.detach().clone().requires_grad_()
-        with entering(self._model, {self._layer: value}), inject(self._model, noise):
-            loss = self._loss(self._model, self._batch)
+        loss = self._run(value, noise)
         (found,) = torch.autograd.grad(loss, value)
         return found
 
+    def leaving_gradient(self, noise: Mapping[str, Tensor]) -> Tensor:
+        """The loss's gradient in the layer's output, for noise by slot."""
+        seen: list[Tensor] = []
+        value = self.value.detach().clone().requires_grad_()
+        handle = self._model.get_submodule(self._layer).register_forward_hook(
+            lambda _module, _args, leaving: seen.append(leaving)
+        )
+        try:
+            loss = self._run(value, noise)
+        finally:
+            handle.remove()
+        (found,) = torch.autograd.grad(loss, seen[0])
+        return found
+
     def input_of(self, layer: str, noise: Mapping[str, Tensor]) -> Tensor:
-        """What enters another layer, ``(1, ...)``, for noise by slot."""
+        """What enters another layer, ``(samples, ...)``, for noise by slot."""
         seen: list[Tensor] = []
 
         def note(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -168,19 +195,21 @@ class Head:
 
         handle = self._model.get_submodule(layer).register_forward_pre_hook(note, with_kwargs=True)
         try:
-            with (
-                torch.no_grad(),
-                entering(self._model, {self._layer: self.value}),
-                inject(self._model, noise),
-            ):
-                self._loss(self._model, self._batch)
+            with torch.no_grad():
+                self._run(self.value, noise)
         finally:
             handle.remove()
         return seen[0]
 
+    def _run(self, value: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """The loss, with a value that enters the layer and noise by slot."""
+        given = entering(self._model, {self._layer: value})
+        with skipping(self._skipped), given, inject(self._model, noise):
+            return self._loss(self._model, self._batch)
+
 
 def restore_noise(
-    head: Head, layers: Sequence[Call], inputs: KnownInputs
+    head: Head, layers: Sequence[Call], inputs: Mapping[str, KnownInput]
 ) -> tuple[Tensors, list[str]]:
     """The noise of the slots behind a layer whose input is known.
 
@@ -193,7 +222,7 @@ def restore_noise(
         inputs: what is known of the inputs of its linear layers.
 
     Returns:
-        Slot -> noise ``(1, ...)``, and the slots whose noise cannot be read.
+        Slot -> noise ``(samples, ...)``, and the slots whose noise cannot be read.
     """
     slots = [at for at, call in enumerate(layers) if isinstance(call.module, Noise)]
     found: Tensors = {}
@@ -201,7 +230,7 @@ def restore_noise(
     # Those not yet known are held at 0.
     rest = {layers[at].name: torch.zeros_like(layers[at].leaving) for at in slots}
     readers = {
-        at: next((call for call in layers[at:] if call.name in inputs.layers), None) for at in slots
+        at: next((call for call in layers[at:] if call.name in inputs), None) for at in slots
     }
     uses = Counter(call.name for call in readers.values() if call is not None)
     for at, behind in readers.items():
@@ -219,11 +248,11 @@ def restore_noise(
         start = give(zero)
         slope = give(one) - start
         wanted = inputs[behind.name]
-        left = wanted.value[None] - start
+        left = wanted.value - start
         size = left.abs().amax().clamp_min(torch.finfo(left.dtype).tiny)
         # Where it makes no difference, as that of a mask on a 0, any value serves.
         noise = torch.where((slope == 0) & (left.abs() <= AGREEMENT * size), 0.0, left / slope)
-        missed = (give(noise) - wanted.value[None]).norm() / wanted.value.norm()
+        missed = (give(noise) - wanted.value).norm() / wanted.value.norm()
         if wanted.trusted and bool(noise.isfinite().all()) and float(missed) <= AGREEMENT:
             found[slot.name] = noise
         else:

@@ -25,39 +25,42 @@ class ConvolutionMaps:
         self._padding = module._reversed_padding_repeated_twice
 
     def both(self, x: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs without bias, and weight gradients, of inputs ``(batch, in, H, W)``.
+        """Outputs without bias, and weight gradients, of many inputs at once.
 
         Args:
-            x: the inputs.
-            leaving: the gradient of the outputs, ``(1, out, H', W')``.
+            x: inputs, ``(many, samples, in, H, W)``.
+            leaving: the gradient of the outputs, ``(samples, out, H', W')``.
 
         Returns:
-            ``(batch, out, H', W')`` and ``(batch, out, in / groups, kH, kW)``.
+            ``(many, samples, out, H', W')``, and ``(many, out, in / groups, kH, kW)``, where the
+            samples are summed up.
         """
         module, groups = self._module, self._module.groups
+        many, samples = x.shape[:2]
         left, right, top, bottom = self._padding
+        x = x.flatten(0, 1)
         if (left, top) == (right, bottom):
             padding = (top, left)
         else:
             x, padding = functional.pad(x, self._padding), (0, 0)
         patches = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
-        # (batch * groups, in / groups * kH * kW, H' * W')
+        # (many * samples * groups, in / groups * kH * kW, H' * W')
         patches = patches.reshape(len(x) * groups, -1, patches.shape[-1])
         weight = module.weight.reshape(groups, module.out_channels // groups, -1)
-        gradient = leaving.reshape(groups, module.out_channels // groups, -1)
+        gradient = leaving.reshape(samples * groups, module.out_channels // groups, -1)
         outputs = weight.repeat(len(x), 1, 1).bmm(patches)
-        products = gradient.repeat(len(x), 1, 1).bmm(patches.transpose(-1, -2))
+        products = gradient.repeat(many, 1, 1).bmm(patches.transpose(-1, -2))
         return (
-            outputs.reshape(len(x), *leaving.shape[1:]),
-            products.reshape(len(x), *module.weight.shape),
+            outputs.reshape(many, *leaving.shape),
+            products.reshape(many, samples, *module.weight.shape).sum(dim=1),
         )
 
     def gram(self, leaving: Tensor, counted: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The Gram matrices of a plane of the input, averaged over the channels.
+        """The Gram matrices of a plane of the input, averaged over channels and samples.
 
         Args:
             leaving: as for :meth:`both`.
-            counted: weights of the output's equations, ``(1, out, H', W')``.
+            counted: weights of the output's equations, ``(samples, out, H', W')``.
             shape: shape of the input.
 
         Returns:
@@ -73,21 +76,23 @@ class ConvolutionMaps:
         )[0].long()  # fmt: skip
         weight = module.weight.reshape(module.out_channels, -1, len(places))
         pairs = torch.einsum("ock,ocl->okl", weight, weight) / module.in_channels
-        counted = counted.reshape(module.out_channels, -1).square()
+        samples = len(leaving)
+        counted = counted.square().mean(dim=0).reshape(module.out_channels, -1)
         values = torch.einsum("op,okl->klp", counted, pairs)
         outputs = torch.zeros((size + 1) ** 2, dtype=leaving.dtype)
         both = places[:, None] * (size + 1) + places[None]
         outputs.index_add_(0, both.flatten(), values.flatten())
-        gradient = leaving.reshape(module.out_channels, 1, -1).expand(-1, len(places), -1)
-        spread = torch.zeros(module.out_channels, len(places), size + 1, dtype=leaving.dtype)
+        gradient = leaving.reshape(samples * module.out_channels, 1, -1)
+        gradient = gradient.expand(-1, len(places), -1)
+        spread = torch.zeros(len(gradient), len(places), size + 1, dtype=leaving.dtype)
         spread.scatter_(2, places.expand_as(gradient), gradient)
         spread = spread[..., 1:].reshape(-1, size)
         # A channel meets the outputs of its own group alone.
-        return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups
+        return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups / samples
 
     def gradient(self, leaving: Tensor, shape: Sequence[int]) -> Tensor:
         """The gradient of the input, of a given shape, from that of the output."""
         point = torch.zeros(shape, dtype=leaving.dtype, requires_grad=True)
-        outputs, _ = self.both(point, leaving)
-        (found,) = torch.autograd.grad(outputs, point, leaving)
+        outputs, _ = self.both(point[None], leaving)
+        (found,) = torch.autograd.grad(outputs, point, leaving[None])
         return found

@@ -20,9 +20,9 @@ class Equations:
     """Blocks of equations ``block(x) = target``, linear in x; each is scaled to norm 1.
 
     Args:
-        blocks: gives the left sides, each ``(batch, ...)``, for a batch ``(batch, ...)`` of x.
+        blocks: gives the left sides, each ``(many, ...)``, for ``(many, *shape)`` of x.
         targets: the right sides, ``(1, ...)`` each.
-        shape: shape of x, ``(1, ...)``.
+        shape: shape of x.
         gram: for preconditioning: gives, of every block, the Gram matrix of one channel's plane on
             average over the channels, ``(H * W, H * W)`` each; none: no preconditioning.
     """
@@ -49,7 +49,7 @@ class Equations:
         return sum(self._sizes)
 
     def left(self, x: Tensor) -> Tensor:
-        """All left sides for a batch ``(batch, ...)`` of x: ``(batch, count)``."""
+        """All left sides for ``(many, *shape)`` of x: ``(many, count)``."""
         parts = zip(self._blocks(x), self._norms, strict=True)
         return torch.cat([block.flatten(1) / norm for block, norm in parts], dim=1)
 
@@ -70,7 +70,7 @@ class Equations:
         generator = torch.Generator().manual_seed(0)
         found = []
         for block, size in enumerate(self._sizes):
-            x = torch.randn(self.shape, generator=generator, dtype=kind)
+            x = torch.randn(1, *self.shape, generator=generator, dtype=kind)
             value = 1.0
             for _ in range(POWER_STEPS if size else 0):
                 x = (x / x.norm()).requires_grad_()
@@ -87,8 +87,8 @@ class Solution(NamedTuple):
     """What the equations tell.
 
     Args:
-        value: a least squares solution, ``(1, ...)``.
-        error: standard errors of its entries, ``(1, ...)``: how far off the equations are for
+        value: a least squares solution, of x's shape.
+        error: standard errors of its entries, of that shape, too: how far off the equations are for
             random unknowns of the same size that leave as much unexplained.
         rank: the number of unknowns that they determine, by the same random unknowns.
         residual: what is left unexplained, as a share of the right sides.
@@ -117,11 +117,11 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     generator = torch.Generator().manual_seed(seed)
     size = equations.shape.numel()
     # Signs, so that no unknown is so small that it would not be missed.
-    signs = torch.randint(2, (PROBES, *equations.shape[1:]), generator=generator)
+    signs = torch.randint(2, (PROBES, *equations.shape), generator=generator)
     hidden = 2 * signs.to(kind) - 1
     with torch.no_grad():
         known = equations.left(hidden)
-    rows = (1 + PROBES, *equations.shape[1:])
+    rows = (1 + PROBES, *equations.shape)
     # One graph serves all products with the transpose, as the map is linear.
     point = torch.zeros(rows, dtype=kind, requires_grad=True)
     left = equations.left(point)
@@ -160,7 +160,7 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
         maxiter=iterations,
     )  # fmt: skip
     solution = unscaled(found)
-    value = solution[:1]
+    value = solution[0]
     with torch.no_grad():
         missed = (equations.left(solution) - right).norm(dim=1)
     norm = equations.target.norm().clamp_min(torch.finfo(kind).tiny)
@@ -171,7 +171,7 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     spread = value.square().mean().sqrt()
     return Solution(
         value=value,
-        error=lost.square().mean(dim=0, keepdim=True).sqrt() * spread * noisier,
+        error=lost.square().mean(dim=0).sqrt() * spread * noisier,
         # The trace of the projection on what is lost, by Hutchinson's estimate.
         rank=size - round(float((hidden * lost).nan_to_num(1.0).sum() / PROBES)),
         residual=float(missed[0] / norm),

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.calls import Call, calls_of, chain_to
-from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInputs, restore_noise
+from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
 from fedleak.attacks.peeling import Signal, peel
 from fedleak.attacks.smoothest import Remainder, smoothest_image
+from fedleak.attacks.unmixing import unmix
 from fedleak.errors import require
 from fedleak.models.noise import Noise, inject, noise_slots
 from fedleak.updates import Knowledge, Tensors
@@ -31,7 +32,7 @@ class _Reading(NamedTuple):
     """What was read without a search.
 
     Args:
-        image: the image, if it came to that, ``(1, C, H, W)``.
+        image: the images, if it came to that, ``(samples, C, H, W)``.
         features: the input of the earliest layer whose input is known, by the layer's name.
         findings: how it went.
         evaluations: passes that it took.
@@ -47,19 +48,20 @@ class ExactNRA(Attack):
     """Restores a bottleneck's noise in closed form and peels the layers before it off.
 
     Of one sample, the inputs of all linear layers with bias stand in the gradient, and with those
-    around a bottleneck its noise. The gradient of the earliest of these layers' bias, times its
-    weight, is the loss's gradient in its input, whatever is drawn behind it; so the layers before
+    around a bottleneck its noise. Of several samples those inputs are mixed there, and the model
+    itself unmixes them, from the classifier on (:mod:`fedleak.attacks.unmixing`). With the inputs
+    and the noise known, so is the loss's gradient at the earliest of these layers, and those before
     it come off one by one (:mod:`fedleak.attacks.peeling`). What follows depends on what the model
     and the update allow, and the findings say which it was:
 
-    - the equations determine the image: it is read without a search;
+    - the equations determine the images: they are read without a search;
     - they end before, as a layer has more inputs than equations (behind a ReLU, outputs of 0 are
-      but upper bounds): the smoothest image that the layers left take to what is known of their
-      output, a convex problem where one layer is left;
+      but upper bounds; of several samples there is but one gradient): the smoothest images that
+      the layers left take to what is known of their output, a convex problem where one is left;
     - the layers are no chain: gradient matching by L-BFGS in float64, every layer by its own
       relative squared error, with the noise put in and known features matched;
-    - no such input is known (several samples or local steps, no bias, a defence's noise), or the
-      layers are no chain and the noise is not to be had: a search as NRA's, with what is known.
+    - no such input is known (several local steps, no bias, a defence's noise, more samples than
+      classes), or the noise is not to be had: a search as NRA's, with what is known.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
     parameters; in the last case it is NRA's, and there is none of an image without its noise.
@@ -81,7 +83,7 @@ class ExactNRA(Attack):
         "of this project, from Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, "
         "and R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
     )
-    needs: ClassVar[str] = "a gradient of one sample, biased linear layers around the noise"
+    needs: ClassVar[str] = "a gradient, biased linear layers around the noise"
     restores_noise: ClassVar[bool] = True
 
     def __init__(
@@ -114,9 +116,9 @@ class ExactNRA(Attack):
         if facts.labels is None:
             labels = recover_labels(problem.model, problem.gradient, facts)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
-        for count, what in ((facts.num_samples, "samples"), (facts.local_steps, "local steps")):
-            if count > 1:
-                return self._search(problem, Known(), report, [f"the update is of {count} {what}"])
+        if facts.local_steps > 1:
+            reason = f"the update is of {facts.local_steps} local steps"
+            return self._search(problem, Known(), report, [reason])
         reading = _Reader(self, problem)
         if not reading.begun:
             return self._search(problem, Known(), report, reading.findings)
@@ -149,7 +151,7 @@ class RGAP(ExactNRA):
 
     name: ClassVar[str] = "rgap"
     paper: ClassVar[str] = "Zhu and Blaschko, R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
-    needs: ClassVar[str] = "a gradient of one sample, a biased linear layer, no noise"
+    needs: ClassVar[str] = "a gradient, a biased linear layer, no noise"
     restores_noise: ClassVar[bool] = False
 
     def refuses(self, knowledge: Knowledge) -> str | None:
@@ -199,7 +201,7 @@ class _Reader:
 
     Attributes:
         begun: whether there is a layer whose input is known.
-        noise: slot -> noise ``(1, ...)``, of those whose noise is to be had.
+        noise: slot -> noise ``(samples, ...)``, of those whose noise is to be had.
         failed: the other slots.
         findings: how it went so far.
     """
@@ -217,15 +219,8 @@ class _Reader:
         self.failed: list[str] = []
         # A forward pass in train mode moves batch-norm statistics.
         self._calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
-        inputs = KnownInputs(self._gradient, self._calls)
-        first = next(
-            (
-                at
-                for at, call in enumerate(self._calls)
-                if call.name in inputs.layers and inputs[call.name].trusted
-            ),
-            None,
-        )
+        inputs = self._inputs(problem.generator)
+        first = next((at for at, call in enumerate(self._calls) if call.name in inputs), None)
         self.begun = first is not None
         if first is None:
             self.findings.append("no input of a linear layer with bias stands in the gradient")
@@ -233,23 +228,36 @@ class _Reader:
         self._layer = self._calls[first]
         known, name = inputs[self._layer.name], self._layer.name
         value = known.value.reshape(self._layer.entering.shape)
-        self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
         self._head = Head(self._model, self._facts.loss, self._batch, name, value)
         self._error = known.error
-        # Exact, whatever is drawn behind the layer.
-        weight = self._model.get_parameter(f"{name}.weight").detach()
-        signal = self._gradient[f"{name}.bias"] @ weight
-        self._signal = signal.reshape(value.shape)
         self.noise, self.failed = restore_noise(self._head, self._calls[first:], inputs)
         drawn = {call.name for call in self._calls[:first]} & set(noise_slots(self._model))
         self.failed += sorted(drawn)
-        if self.noise and not self.failed:
-            missed = (self._head.signal(self.noise) - self._signal).norm() / self._signal.norm()
-            if float(missed) > AGREEMENT:
+        self._signal = self._head.signal(self.noise)
+        if self._facts.num_samples == 1:
+            self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
+            # Exact, whatever is drawn behind the layer.
+            weight = self._model.get_parameter(f"{name}.weight").detach()
+            exact = (self._gradient[f"{name}.bias"] @ weight).reshape(value.shape)
+            missed = (self._signal - exact).norm() / exact.norm()
+            if self.noise and not self.failed and float(missed) > AGREEMENT:
                 # Something else is drawn behind the layer, or the labels are not these.
                 self.noise, self.failed = {}, list(self.noise)
+            self._signal = exact
         if self.failed:
             self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
+
+    def _inputs(self, generator: torch.Generator) -> dict[str, KnownInput]:
+        """The layers' inputs that are known well enough, by name."""
+        if self._facts.num_samples == 1:
+            known = known_inputs(self._gradient, self._calls)
+            return {name: found for name, found in known.items() if found.trusted}
+        unmixing = unmix(
+            self._model, self._facts.loss, self._batch, self._calls, self._gradient,
+            generator=generator,
+        )  # fmt: skip
+        self.findings += unmixing.findings
+        return unmixing.inputs
 
     def read(self) -> _Reading:
         """Peel the layers off, and solve for what is before those that stay."""
@@ -318,7 +326,7 @@ def _has_weights(call: Call) -> bool:
 
 def _within(image: Tensor, facts: Knowledge) -> Tensor:
     low, high = (bound.to(image) for bound in facts.bounds)
-    return torch.minimum(torch.maximum(image.reshape(1, *facts.input_shape), low), high)
+    return torch.minimum(torch.maximum(image.reshape(-1, *facts.input_shape), low), high)
 
 
 def _reconstruction(

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction, Report
 from fedleak.attacks.calls import calls_of
-from fedleak.attacks.closed_form import KnownInputs
+from fedleak.attacks.closed_form import known_inputs
 from fedleak.attacks.costs import COSTS, layer_weights
 from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, Kept, rounding_of
@@ -309,9 +309,8 @@ class GradientMatching(Attack):
         # A forward pass in train mode moves batch-norm statistics.
         model = copy.deepcopy(problem.model)
         calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
-        entering = KnownInputs(problem.gradient, calls)
-        found = {name: entering[name] for name in entering.layers}
-        return Known(features={n: f.value[None] for n, f in found.items() if f.trusted})
+        found = known_inputs(problem.gradient, calls)
+        return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
     def _restores(self, slot: str) -> bool:
         if self.noise_slots is None:

@@ -31,13 +31,15 @@ DEVIATIONS = 6.0
 ENOUGH = 0.98
 # Entries with an error above this share of the values' root mean square are not known.
 UNKNOWN = 0.05
+# Gradients are rounded to seven digits.
+ROUNDING = 1e-7
 # The largest plane, in pixels, on which the solver is preconditioned: its Gram matrix is made.
 LARGEST_PLANE = 1024
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What is known of a tensor between two layers, ``(1, ...)`` throughout, float64.
+    """What is known of a tensor between two layers, ``(samples, ...)`` throughout, float64.
 
     Args:
         value: the values, as good as they are known.
@@ -279,13 +281,32 @@ def _linear(module: nn.Linear, layer: Layer, output: Signal) -> tuple[Signal, St
         raise ValueError("its weight's gradient is 0")
     if output.value.dim() != 2:
         raise ValueError("it takes no single vector")
-    known = linear_input(layer.weight, output.gradient[0])
-    value = known.value[None]
-    error = torch.full_like(value, known.error) * value.square().mean().sqrt()
+    if len(output.value) > 1:
+        value, error = _inputs_of_batch(layer.weight, output.gradient)
+    else:
+        known = linear_input(layer.weight, output.gradient[0])
+        value = known.value[None]
+        error = torch.full_like(value, known.error) * value.square().mean().sqrt()
     found = Signal(
         value, error, torch.zeros_like(value, dtype=torch.bool), output.gradient @ module.weight
     )
     return found, _step(layer, found)
+
+
+def _inputs_of_batch(weight: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
+    """The least squares solution of ``weight = leaving^T inputs``, and its standard errors."""
+    samples, rows = leaving.shape
+    if rows <= samples:
+        raise ValueError(f"{rows} outputs for {samples} samples")
+    inverse = torch.linalg.pinv(leaving.mT, rtol=ROUNDING)
+    value = inverse @ weight
+    missed = (weight - leaving.mT @ value).square().sum(dim=0) / (rows - samples)
+    # Rounding is the least that is unexplained.
+    missed = missed.clamp_min(float((ROUNDING * weight).square().mean()))
+    error = torch.outer(inverse.square().sum(dim=1), missed).sqrt()
+    if int(torch.linalg.matrix_rank(leaving, rtol=ROUNDING)) < samples:
+        error = torch.full_like(error, torch.inf)
+    return value, error
 
 
 @peels(nn.Conv2d)
@@ -311,15 +332,15 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
     errors = output.error[known]
     middle = errors.median() if errors.numel() else torch.tensor(1.0)
     trust = (middle / errors.clamp_min(middle)).nan_to_num(1.0)
-    targets = [(output.value - bias)[..., known[0]] * trust]
+    targets = [((output.value - bias)[known] * trust)[None]]
     if layer.weight is not None:
         targets.append(layer.weight[None])
+    shape = layer.call.entering.shape
 
     def sides(x: Tensor) -> list[Tensor]:
         leaving, products = maps.both(x, output.gradient)
-        return [leaving[..., known[0]] * trust, products][: len(targets)]
+        return [leaving[:, known] * trust, products][: len(targets)]
 
-    shape = layer.call.entering.shape
     if shape[-1] * shape[-2] > LARGEST_PLANE:
         return Equations(sides, targets, shape)
     counted = torch.zeros_like(output.value)

@@ -31,7 +31,7 @@ class Smoothest(NamedTuple):
     """What was found.
 
     Args:
-        image: ``(1, C, H, W)``, within its bounds.
+        image: the images, ``(samples, C, H, W)``, within their bounds.
         equations: number of equations that it was to fulfil.
         bounds: number of upper bounds.
         evaluations: number of passes forwards and backwards.
@@ -108,7 +108,7 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
             ]
             total = total + torch.stack(errors).mean()
         outside = (low - image).relu().square() + (image - high).relu().square()
-        smoothness = color_variation(image / (high - low)) / image[0].numel()
+        smoothness = color_variation(image / (high - low)) / image.numel()
         return total + outside.mean() + weight * smoothness
 
     for weight in _weights(rest.layers):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.calls import calls_of, chain_to
-from fedleak.attacks.closed_form import Head, KnownInputs, linear_input, restore_noise
+from fedleak.attacks.closed_form import Head, known_inputs, linear_input, readable, restore_noise
 from fedleak.models import FedVAE
 from fedleak.models.noise import NormalNoise, inject, noise_slots
 from fedleak.updates import batch_loss
@@ -78,8 +78,8 @@ def head_of(victim: Victim) -> tuple[Head, list[str], dict[str, Tensor], list[st
     batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
     calls = calls_of(model, batch_loss, batch)
     gradient = {name: value.double() for name, value in victim.update.received.items()}
-    known = KnownInputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known.layers)
+    known = known_inputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known)
     value = known[calls[at].name].value.reshape(calls[at].entering.shape)
     head = Head(model, batch_loss, batch, calls[at].name, value)
     found, failed = restore_noise(head, calls[at:], known)
@@ -122,11 +122,11 @@ def test_noise_of_a_recommender() -> None:
     gradient = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     frozen = copy.deepcopy(model).requires_grad_(False)
     calls = calls_of(frozen, batch_loss, (torch.ones_like(inputs), labels))
-    known = KnownInputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known.layers)
+    known = known_inputs(gradient, calls)
+    at = next(i for i, call in enumerate(calls) if call.name in known)
     head = Head(
         frozen, batch_loss, (torch.ones_like(inputs), labels), calls[at].name,
-        known[calls[at].name].value[None],
+        known[calls[at].name].value,
     )  # fmt: skip
     found, failed = restore_noise(head, calls[at:], known)
     assert failed == []
@@ -228,6 +228,8 @@ def test_layers_that_share_a_weight_or_take_several_vectors_are_left_out() -> No
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss(model, (value, value)), parameters)
     gradient = dict(zip(names, found, strict=True))
-    assert KnownInputs(gradient, calls_of(model, loss, (value, value))).layers == ["2"]
+    assert list(known_inputs(gradient, calls_of(model, loss, (value, value)))) == ["2"]
     several = torch.randn(2, 4)
-    assert KnownInputs(gradient, calls_of(model, loss, (several, value))).layers == []
+    calls = calls_of(model, loss, (several, value))
+    assert readable(gradient, calls, 1) == []
+    assert [call.name for call in readable(gradient, calls, 2)] == ["2"]

@@ -96,7 +96,10 @@ def test_weights_instead_of_a_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"num_samples": 2}, "the update is of 2 samples"), ({"local_steps": 3}, "3 local steps")],
+    [
+        ({"num_samples": 5}, "the gradient of classifier has not the rank of 5 samples"),
+        ({"local_steps": 3}, "3 local steps"),
+    ],
 )
 def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
     victim = victim_of(LeNet, batch=settings.get("num_samples", 1))
@@ -106,6 +109,30 @@ def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
     assert "a search as nra's" in found.findings[-1]
     assert found.iterations == 3
     assert found.inputs.shape == victim.truth.inputs.shape
+
+
+@pytest.mark.parametrize(
+    ("kind", "precode", "batch", "largest", "ends"),
+    [
+        (SMLP, True, 3, 2e-2, "read without a search"),
+        (SMLP, False, 3, 2e-2, "read without a search"),
+        (LeNet, True, 2, 1e-2, "read without a search"),
+        (LeNetR, True, 2, 1e-2, "read without a search"),
+        (LeNetR, True, 3, 0.3, "the smoothest image for"),
+    ],
+    ids=str,
+)
+def test_images_of_a_batch(kind: Any, precode: bool, batch: int, largest: float, ends: str) -> None:
+    victim = victim_of(kind, precode=precode, batch=batch)
+    attack = ExactNRA() if precode else RGAP()
+    (found,) = attack([victim.update], victim.knowledge)
+    assert torch.equal(found.labels, victim.truth.labels)
+    assert ends in found.findings[-1]
+    # Samples of one label come in any order.
+    rows = torch.cdist(victim.truth.inputs.flatten(1), found.inputs.flatten(1)).argmin(dim=1)
+    assert missed(victim, found.inputs[rows]) < largest
+    for slot, noise in victim.truth.noise.items():
+        torch.testing.assert_close(found.noise[slot][rows], noise, rtol=1e-2, atol=1e-3)
 
 
 def test_noise_of_a_defence_is_too_much_for_it() -> None:

@@ -62,6 +62,10 @@ INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
     (nn.Linear(7, 3, bias=False).double(), rand(1, 7)),
     (nn.LeakyReLU(0.2, inplace=True), rand(1, 9)),
     *((conv(**settings), rand(1, 4, 6, 7)) for settings in CONVOLUTIONS),
+    # Of several samples there is one gradient, to which all of them add.
+    (nn.Linear(9, 7).double(), rand(3, 9)),
+    (conv(padding=1), rand(2, 4, 6, 7)),
+    (conv(padding=1, groups=2), rand(3, 4, 6, 7)),
 ]
 
 
@@ -193,32 +197,34 @@ def test_what_cannot_be_taken_off_says_why(layer: nn.Module, value: Tensor, says
 # ---------------------------------------------------------------------------------- the equations
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
-def test_maps_of_a_convolution(settings: dict[str, Any]) -> None:
+def test_maps_of_a_convolution(settings: dict[str, Any], samples: int) -> None:
     module = conv(**settings | {"bias": False})
-    value = rand(2, 4, 6, 7).requires_grad_()
-    leaving = rand(*module(value[:1]).shape, seed=1)
+    value = rand(2, samples, 4, 6, 7)
+    leaving = rand(*module(value[0]).shape, seed=1)
     outputs, products = ConvolutionMaps(module).both(value, leaving)
-    torch.testing.assert_close(outputs, module(value))
     for row in range(2):
-        (expected,) = torch.autograd.grad((module(value[row : row + 1]) * leaving).sum(),
-                                          module.weight)  # fmt: skip
-        torch.testing.assert_close(products[row], expected)
+        expected = module(value[row])
+        torch.testing.assert_close(outputs[row], expected)
+        (gradient,) = torch.autograd.grad((expected * leaving).sum(), module.weight)
+        torch.testing.assert_close(products[row], gradient)
 
 
+@pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
-def test_gram_matrices_of_a_plane(settings: dict[str, Any]) -> None:
-    """Against the maps applied to every unit vector of every channel."""
+def test_gram_matrices_of_a_plane(settings: dict[str, Any], samples: int) -> None:
+    """Against the maps applied to every unit vector of every channel of every sample."""
     module = conv(**settings | {"bias": False}).requires_grad_(False)
-    shape = (1, 4, 3, 4) if module.kernel_size[0] <= 3 else (1, 4, 5, 4)
+    shape = (samples, 4, 3, 4) if module.kernel_size[0] <= 3 else (samples, 4, 5, 4)
     leaving = rand(*module(torch.zeros(shape).double()).shape, seed=1)
     counted = (rand(*leaving.shape, seed=2) > 0).double()
-    size = shape[2] * shape[3]
-    basis = torch.eye(4 * size, dtype=torch.float64).reshape(-1, *shape[1:])
+    planes, size = samples * 4, shape[2] * shape[3]
+    basis = torch.eye(planes * size, dtype=torch.float64).reshape(-1, *shape)
     outputs, products = ConvolutionMaps(module).both(basis, leaving)
     found = ConvolutionMaps(module).gram(leaving, counted, shape)
     for rows, gram in zip(((outputs * counted), products), found, strict=True):
-        columns = rows.reshape(4, size, -1)
+        columns = rows.reshape(planes, size, -1)
         expected = (columns @ columns.mT).mean(dim=0)
         torch.testing.assert_close(gram, expected)
 

@@ -1,0 +1,133 @@
+"""A batch's features and noise, unmixed from its gradient: against what the client really had."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.calls import calls_of
+from fedleak.attacks.unmixing import Unmixing, unmix
+from fedleak.models import DMLP, SMLP, LeNet, Precode
+from fedleak.models.noise import inject
+from fedleak.updates import batch_loss
+from tests.cases import Victim, make_victim
+
+SHAPE = (3, 8, 8)
+
+
+def victim_of(
+    kind: Any, batch: int, *, precode: bool = True, classes: int = 6, **settings: Any
+) -> Victim:
+    torch.manual_seed(0)
+    bottleneck = Precode(bottleneck_size=24, beta=0.01) if precode else None
+    model = kind(input_shape=SHAPE, num_classes=classes, precode=bottleneck)
+    return make_victim(model, SHAPE, batch=batch, num_classes=classes, **settings)
+
+
+def unmixed(victim: Victim, *, noise: float = 0.0, seed: int = 0) -> Unmixing:
+    model = copy.deepcopy(victim.model).double().requires_grad_(False).train()
+    batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
+    generator = torch.Generator().manual_seed(seed)
+    gradient = {
+        name: value.double() + noise * torch.randn(value.shape, generator=generator).double()
+        for name, value in victim.update.received.items()
+    }
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = unmix(
+        model, batch_loss, batch, calls_of(model, batch_loss, batch), gradient,
+        generator=generator,
+    )  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    return found
+
+
+def inputs_of(victim: Victim, layer: str) -> Tensor:
+    """What entered a layer at the client, by a hook."""
+    seen: list[Tensor] = []
+    handle = victim.model.get_submodule(layer).register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].detach())
+    )
+    with inject(victim.model, victim.truth.noise):
+        batch_loss(victim.model, (victim.truth.inputs, victim.truth.labels))
+    handle.remove()
+    return seen[0].double()
+
+
+def order_of(found: Tensor, truth: Tensor) -> list[int]:
+    """Which found sample each true one is: those of one label may come in another order."""
+    nearest = torch.cdist(truth, found).argmin(dim=1).tolist()
+    assert sorted(nearest) == list(range(len(truth)))
+    return [int(row) for row in nearest]
+
+
+@pytest.mark.parametrize("kind", [SMLP, DMLP, LeNet], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("batch", "labels"), [(2, [1, 4]), (3, [2, 2, 5]), (5, [0, 3, 3, 3, 1])], ids=str
+)
+def test_features_and_noise_of_every_sample(kind: Any, batch: int, labels: list[int]) -> None:
+    victim = victim_of(kind, batch, labels=labels)
+    found = unmixed(victim)
+    assert list(found.inputs) == ["classifier", "bottleneck.decoder", "bottleneck.encoder"]
+    for layer, known in found.inputs.items():
+        truth = inputs_of(victim, layer)
+        rows = order_of(known.value, truth)
+        real = float((known.value[rows] - truth).norm() / truth.norm())
+        assert real < 1e-4
+        assert real < 3 * known.error + 1e-7
+    noise = victim.truth.noise["bottleneck.noise"].double()
+    torch.testing.assert_close(found.noise["bottleneck.noise"][rows], noise, rtol=1e-2, atol=1e-3)
+
+
+def test_a_model_without_noise_has_its_classifier_unmixed() -> None:
+    victim = victim_of(LeNet, 3, precode=False)
+    found = unmixed(victim)
+    assert list(found.inputs) == ["classifier"]
+    assert found.noise == {}
+    truth, known = inputs_of(victim, "classifier"), found.inputs["classifier"].value
+    torch.testing.assert_close(known[order_of(known, truth)], truth, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_without_the_rank_of_its_samples_is_told() -> None:
+    """The rows of a softmax's gradient add up to 0, so their rank is below the classes."""
+    found = unmixed(victim_of(SMLP, 6))
+    assert found.inputs == {}
+    assert found.findings == ["the gradient of classifier has not the rank of 6 samples"]
+
+
+def test_noise_of_a_defence_is_told() -> None:
+    found = unmixed(victim_of(SMLP, 2), noise=0.05)
+    assert found.inputs == {}
+    assert "do not unmix" in found.findings[-1] or "not the rank" in found.findings[-1]
+
+
+def test_wrong_labels_are_told() -> None:
+    victim = victim_of(SMLP, 2, labels=[1, 4])
+    victim.truth.labels[:] = torch.tensor([0, 2])
+    found = unmixed(victim)
+    assert found.inputs == {}
+    assert "do not unmix" in found.findings[-1]
+
+
+class Around(nn.Module):
+    """The features reach the loss beside the classifier, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.stem = nn.Linear(192, 12)
+        self.classifier = nn.Linear(12, 6)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        features = self.stem(self.flat(batch[0]))
+        return functional.cross_entropy(self.classifier(features) + 3 * features[:, :6], batch[1])
+
+
+def test_a_way_around_the_classifier_is_noticed() -> None:
+    """No mixing explains its gradient, as its output is not all that the loss sees."""
+    torch.manual_seed(0)
+    found = unmixed(make_victim(Around(), SHAPE, batch=3, num_classes=6))
+    assert found.inputs == {}
