@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
+from fedleak.findings import Findings, append_findings, repair_findings
 from fedleak.scoring import EXTRA_COLUMNS, Scoring
 from fedleak.updates import GroundTruth, InterceptedUpdate, update_key
 
@@ -126,7 +127,7 @@ class Recorder:
         self._config = config
         self._scoring = scoring
         self.done = repair_results(folder.results)
-        _repair_findings(folder.findings, self.done)
+        repair_findings(folder.findings, self.done)
 
     def record(
         self,
@@ -160,11 +161,9 @@ class Recorder:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
             scores = self._scoring.scores(truth, reconstruction)
-        if reconstruction.findings:
-            # Before the rows: an attack whose rows are there is not made again.
-            found = {name: shared[name] for name in ("model", "attack", "round", "client")}
-            with self._folder.findings.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found | {"findings": reconstruction.findings}) + "\n")
+        # Before the rows: an attack whose rows are there is not made again.
+        found = Findings(update.model, attack, update.round, update.client, reconstruction.findings)
+        append_findings(self._folder.findings, found)
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")
@@ -175,24 +174,6 @@ class Recorder:
         append_rows(self._folder.results, rows)
         self.done.add((update.model, attack, update.round, update.client))
         return rows
-
-
-def _repair_findings(path: Path, done: Done) -> None:
-    """Drop what a killed run has left behind: half a line, and findings without their rows."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-            key = (found["model"], found["attack"], found["round"], found["client"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-        if key in done:
-            kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

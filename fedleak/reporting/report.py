@@ -23,6 +23,7 @@ from PIL import Image
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
+from fedleak.findings import read_findings
 from fedleak.parts import make_data
 from fedleak.registry import load_class, short_name
 from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
@@ -143,6 +144,8 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
         panels=panels,
         lists=lists,
         hidden=len(samples[VICTIMS:]),
+        findings=read_findings(folder.findings),
+        most_findings=VICTIMS,
         clients=client_rows(rows, scoring),
         training=training_charts(scalars),
         costs=cost_charts(scalars, _leaked(rows)),

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
+from fedleak.findings import Findings, append_findings
 from fedleak.registry import Plugin
 from fedleak.reporting.charts import (
     Chart,
@@ -313,6 +314,21 @@ class TestOtherRuns:
         folder.summary.unlink()
         assert "reconstructs 2 of 2" in Page(write_report(folder)).text
         assert folder.results.read_text() == before
+
+    def test_findings(self, tmp_path):
+        folder = a_folder(tmp_path / "run", STORY)
+        for client in range(70):
+            found = Findings("smlp+precode", "exact_nra", 1, client, (f"<i>{client}</i> came off",))
+            append_findings(folder.findings, found)
+        page = Page(write_report(folder))
+        assert "How the attacks went" in page.text
+        assert "These are the first 64 of 70; findings.jsonl has all." in page.text
+        assert "<i>63</i> came off" in page.text  # as it stands, and not in italics
+        assert "<i>64</i> came off" not in page.text
+        assert ["open" in details for details in page.all("details")] == [True] + [False] * 63
+
+    def test_without_findings_there_is_no_section(self, tmp_path):
+        assert "How the attacks went" not in a_page(tmp_path / "run", STORY).text
 
     def test_missing_picture(self, tmp_path):
         folder = a_folder(tmp_path / "run", STORY)
