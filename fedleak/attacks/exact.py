@@ -123,7 +123,7 @@ class ExactNRA(Attack):
         if not reading.begun:
             return self._search(problem, Known(), report, reading.findings)
         noise, failed = reading.noise, reading.failed
-        found = reading.read()
+        found = reading.read(report)
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
         if failed:
@@ -259,7 +259,7 @@ class _Reader:
         self.findings += unmixing.findings
         return unmixing.inputs
 
-    def read(self) -> _Reading:
+    def read(self, report: Report) -> _Reading:
         """Peel the layers off, and solve for what is before those that stay."""
         findings, value = self.findings, self._head.value
         features = {self._layer.name: value}
@@ -310,7 +310,9 @@ class _Reader:
             self._gradient,
             (low, high),
         )
-        smoothest = smoothest_image(remainder, iterations=self._settings.image_iterations)
+        smoothest = smoothest_image(
+            remainder, iterations=self._settings.image_iterations, report=report
+        )
         doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
         findings.append(
             f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "

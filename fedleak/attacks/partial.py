@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from fedleak.attacks.base import Problem
 from fedleak.attacks.matching import GradientMatching
-from fedleak.models.noise import noise_slots
+from fedleak.models.noise import before_noise, noise_slots
 from fedleak.updates import Knowledge
 
 
@@ -30,18 +30,10 @@ class PartialIGA(GradientMatching):
         if not noise_slots(knowledge.model):
             return f"{self.name} leaves out the layers from the noise on and {kind} draws none"
         names = [name for name, _ in knowledge.model.named_parameters()]
-        if not _before(names, next(iter(noise_slots(knowledge.model)))):
+        if not before_noise(names, knowledge.model):
             return f"{self.name} compares the layers before the noise and {kind} has none"
         return None
 
     def compared(self, problem: Problem) -> list[str]:
         """See :meth:`GradientMatching.compared`."""
-        return _before(list(problem.gradient), next(iter(noise_slots(problem.model))))
-
-
-def _before(names: list[str], slot: str) -> list[str]:
-    """The parameters that a model holds before the module that owns a noise slot."""
-    owner = slot.rpartition(".")[0]
-    prefix = f"{owner}." if owner else ""
-    first = next((at for at, name in enumerate(names) if name.startswith(prefix)), len(names))
-    return names[:first]
+        return before_noise(list(problem.gradient), problem.model)

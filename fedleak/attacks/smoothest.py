@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.base import Progress, Report
 from fedleak.attacks.calls import Call
 from fedleak.attacks.peeling import Signal
 from fedleak.updates import Tensors
@@ -22,6 +23,7 @@ OUTPUT = 10.0
 # Steps below this, in pixels from 0 to 1, count by their square.
 EDGE = 0.01
 HISTORY = 30
+REPORT_EVERY = 20
 LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d)
 # Layers whose slope does not jump: behind others, the gradient of what is before them does.
 SMOOTH = (*LINEAR, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
@@ -63,7 +65,7 @@ class Remainder:
     bounds: tuple[Tensor, Tensor]
 
 
-def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
+def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoothest:
     """The image of least total variation whose output and gradients are those that are known.
 
     L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
@@ -75,6 +77,7 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
     Args:
         rest: the layers left, and what is known.
         iterations: of L-BFGS in each stage.
+        report: called now and then with the progress, in evaluations.
     """
     low, high = rest.bounds
     shape = rest.layers[0].entering.shape
@@ -111,7 +114,8 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
         smoothness = color_variation(image / (high - low)) / image.numel()
         return total + outside.mean() + weight * smoothness
 
-    for weight in _weights(rest.layers):
+    weights = _weights(rest.layers)
+    for weight in weights:
         optimizer = torch.optim.LBFGS(
             [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
             line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
@@ -122,7 +126,12 @@ def smoothest_image(rest: Remainder, *, iterations: int) -> Smoothest:
             evaluations += 1
             value = objective(weight)
             (image.grad,) = torch.autograd.grad(value, image)
-            return float(value.detach())
+            found = float(value.detach())
+            if evaluations % REPORT_EVERY == 0:
+                # An iteration takes one evaluation, and now and then one more.
+                total = len(weights) * iterations
+                report(Progress(min(evaluations, total), total, found))
+            return found
 
         optimizer.step(closure)
         if rest.behind is not None and bool(unsure.any()):

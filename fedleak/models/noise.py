@@ -6,7 +6,7 @@ it, without knowing which layer the slot belongs to. All of it works under ``tor
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -98,6 +98,25 @@ class DropoutNoise(Noise):
 def noise_slots(model: nn.Module) -> dict[str, Noise]:
     """The slots of a model by module path, in the order in which the model holds them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Noise)}
+
+
+def before_noise(names: Sequence[str], model: nn.Module) -> list[str]:
+    """The parameters that a model holds before the module that owns its first noise slot.
+
+    Args:
+        names: names of parameters, in the model's order.
+        model: the model.
+
+    Returns:
+        Some of the names; none if the model draws no noise.
+    """
+    slot = next(iter(noise_slots(model)), None)
+    if slot is None:
+        return []
+    owner = slot.rpartition(".")[0]
+    prefix = f"{owner}." if owner else ""
+    first = next((at for at, name in enumerate(names) if name.startswith(prefix)), len(names))
+    return list(names[:first])
 
 
 @contextmanager

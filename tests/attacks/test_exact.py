@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks import RGAP, ExactNRA
+from fedleak.attacks.base import Progress
 from fedleak.attacks.calls import Call
 from fedleak.attacks.peeling import Signal
 from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
@@ -273,7 +274,11 @@ def test_smoothest_image_fulfils_what_is_known() -> None:
         {"layer.weight": gradient, "layer.bias": upstream.sum(dim=(0, 2, 3))},
         (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()),
     )  # fmt: skip
-    found = smoothest_image(rest, iterations=200)
+    seen: list[Progress] = []
+    found = smoothest_image(rest, iterations=200, report=seen.append)
+    assert seen[-1].iterations == 600
+    assert [one.iteration for one in seen] == sorted(one.iteration for one in seen)
+    assert seen[-1].cost < seen[0].cost
     assert found.equations == int((~off).sum()) + weight.numel() + 4
     assert found.bounds == int(off.sum())
     assert ((found.image >= 0) & (found.image <= 1)).all()

@@ -7,6 +7,7 @@ import torch
 
 from fedleak.defenses import (
     DPSGD,
+    PPP,
     Clipping,
     Defense,
     NoisyGradients,
@@ -16,6 +17,7 @@ from fedleak.defenses import (
     Soteria,
 )
 from fedleak.defenses import protect as apply
+from fedleak.defenses.base import total_norm
 from fedleak.defenses.soteria import feature_sensitivity
 from fedleak.errors import BadInput
 from fedleak.models import SMLP, Precode, inject
@@ -25,6 +27,8 @@ from tests.cases import client_gradient, pictures
 CASES = [
     NoisyGradients(sigma=0.1),
     NoisyGradients(sigma=0.5, distribution="laplace", relative=True),
+    PPP(sigma=0.1),
+    PPP(sigma=0.5, distribution="laplace", relative=True),
     Pruning(ratio=0.7),
     Pruning(ratio=0.7, error_feedback=True),
     Clipping(max_norm=0.01),
@@ -112,6 +116,21 @@ def test_noise_has_the_stated_deviation_and_kurtosis(distribution):
     assert float(noise.std()) == pytest.approx(0.25, rel=0.01)
     kurtosis = float((noise**4).mean() / noise.var() ** 2)
     assert kurtosis == pytest.approx(3 if distribution == "gaussian" else 6, rel=0.1)
+
+
+def test_partial_noise_is_in_the_layers_before_the_bottleneck(outgoing):
+    after, _ = apply([PPP(sigma=0.5, relative=True)], outgoing, seed=0, memory={})
+    before = outgoing.update
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert changed == [name for name in after if name.startswith("features.")]
+    noise = total_norm({name: after[name] - before[name] for name in changed})
+    ratio = noise / total_norm({name: before[name] for name in changed})
+    assert ratio == pytest.approx(0.5, rel=0.1)
+
+
+def test_partial_noise_needs_a_bottleneck():
+    plain = SMLP(input_shape=SHAPE, num_classes=4, width=20)
+    assert PPP().refuses_model(plain) == "it has no layers before a bottleneck"
 
 
 def test_relative_noise_has_that_share_of_the_norm():

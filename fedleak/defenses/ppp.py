@@ -1,0 +1,48 @@
+"""PRECODE with partial perturbation: noise where the bottleneck brings none."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fedleak.defenses.base import Outgoing
+from fedleak.defenses.noise import NoisyGradients
+from fedleak.models.noise import before_noise
+from fedleak.updates import Tensors
+
+
+class PPP(NoisyGradients):
+    """Adds noise to the gradients of the layers before the model's bottleneck, and to no others.
+
+    A bottleneck's noise makes its own and later gradients random; an attack that leaves those out
+    of its cost is stopped by noise in the rest, less of it than if all were perturbed.
+
+    Args:
+        sigma: see :class:`NoisyGradients`; relative to the norm of what is perturbed.
+        distribution: see :class:`NoisyGradients`.
+        relative: see :class:`NoisyGradients`.
+
+    Raises:
+        BadInput: if sigma is negative.
+    """
+
+    name: ClassVar[str] = "ppp"
+    paper: ClassVar[str] = (
+        "Scheliga et al., Combining Variational Modeling with Partial Gradient Perturbation, 2022, "
+        "arXiv 2208.04767"
+    )
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """See :meth:`Defense.refuses_model`."""
+        names = [name for name, _ in model.named_parameters()]
+        return None if before_noise(names, model) else "it has no layers before a bottleneck"
+
+    def protect(
+        self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
+    ) -> Tensors:
+        """See :meth:`Defense.protect`."""
+        update = outgoing.update
+        perturbed = {name: update[name] for name in before_noise(list(update), outgoing.model)}
+        part = replace(outgoing, update=perturbed)
+        return dict(update) | super().protect(part, generator=generator, memory=memory)
