@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.findings import Findings, append_findings, repair_findings
+from fedleak.findings import Attacked, Findings, append_findings, repair_findings
 from fedleak.scoring import EXTRA_COLUMNS, Scoring
 from fedleak.updates import GroundTruth, InterceptedUpdate, update_key
 
@@ -25,7 +25,7 @@ MEANS = ("mse", "psnr", "ssim", "success", "seconds")
 
 Status = Literal["running", "interrupted", "failed", "complete"]
 Row = dict[str, Any]
-Done = set[tuple[str, str, int, int]]
+Done = set[Attacked]
 
 
 class RunFolder:

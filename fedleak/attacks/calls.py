@@ -134,21 +134,23 @@ def skipping(calls: Sequence[Call]) -> Iterator[None]:
     Args:
         calls: calls whose outcome does not matter; of a module called more than once, all.
     """
-    modules = {id(call.module): call.module for call in calls}
-    given: dict[int, Iterator[Tensor]] = {
-        key: cycle([call.leaving for call in calls if id(call.module) == key]) for key in modules
-    }
+    given: dict[nn.Module, list[Tensor]] = {}
+    for call in calls:
+        given.setdefault(call.module, []).append(call.leaving)
+    before = {module: vars(module).get("forward") for module in given}
 
     def replace(values: Iterator[Tensor]) -> Callable[..., Tensor]:
         return lambda *_args, **_kwargs: next(values)
 
     try:
-        for key, module in modules.items():
-            module.forward = replace(given[key])
+        for module, values in given.items():
+            module.forward = replace(cycle(values))
         yield
     finally:
-        for module in modules.values():
-            del module.forward
+        for module, forward in before.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

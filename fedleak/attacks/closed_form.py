@@ -176,9 +176,12 @@ class Head:
         """The loss's gradient in the layer's output, for noise by slot."""
         seen: list[Tensor] = []
         value = self.value.detach().clone().requires_grad_()
-        handle = self._model.get_submodule(self._layer).register_forward_hook(
-            lambda _module, _args, leaving: seen.append(leaving)
-        )
+
+        def note(_module: nn.Module, _args: object, leaving: Tensor) -> Tensor:
+            seen.append(leaving)
+            return leaving.clone()  # what follows may change it in place
+
+        handle = self._model.get_submodule(self._layer).register_forward_hook(note)
         try:
             loss = self._run(value, noise)
         finally:
@@ -248,11 +251,12 @@ def restore_noise(
         start = give(zero)
         slope = give(one) - start
         wanted = inputs[behind.name]
-        left = wanted.value - start
+        value = wanted.value.reshape(start.shape)
+        left = value - start
         size = left.abs().amax().clamp_min(torch.finfo(left.dtype).tiny)
         # Where it makes no difference, as that of a mask on a 0, any value serves.
         noise = torch.where((slope == 0) & (left.abs() <= AGREEMENT * size), 0.0, left / slope)
-        missed = (give(noise) - wanted.value).norm() / wanted.value.norm()
+        missed = (give(noise) - value).norm() / value.norm()
         if wanted.trusted and bool(noise.isfinite().all()) and float(missed) <= AGREEMENT:
             found[slot.name] = noise
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.calls import Call, calls_of, chain_to
-from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
+from fedleak.attacks.closed_form import AGREEMENT, Head, known_inputs, restore_noise
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
@@ -60,11 +60,13 @@ class ExactNRA(Attack):
       the layers left take to what is known of their output, a convex problem where one is left;
     - the layers are no chain: gradient matching by L-BFGS in float64, every layer by its own
       relative squared error, with the noise put in and known features matched;
-    - no such input is known (several local steps, no bias, a defence's noise, more samples than
-      classes), or the noise is not to be had: a search as NRA's, with what is known.
+    - no such input is known (several local steps, no bias, a defence's noise, as many samples as
+      classes), or the layers are no chain and the noise is not to be had: a search as NRA's, with
+      what is known.
 
-    The cost is the relative squared error of the reconstruction's gradient, averaged over the
-    parameters; in the last case it is NRA's, and there is none of an image without its noise.
+    The cost is the relative squared error of the reconstruction's gradient, up to a factor common
+    to all parameters and averaged over them; in the last case it is NRA's, and there is none of an
+    image without its noise.
 
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
@@ -218,9 +220,19 @@ class _Reader:
         self.noise: Tensors = {}
         self.failed: list[str] = []
         # A forward pass in train mode moves batch-norm statistics.
-        self._calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
-        inputs = self._inputs(problem.generator)
-        first = next((at for at, call in enumerate(self._calls) if call.name in inputs), None)
+        calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
+        self._calls = [call._replace(module=self._model.get_submodule(call.name)) for call in calls]
+        if self._facts.num_samples == 1:
+            inputs = known_inputs(self._gradient, self._calls)
+        else:
+            unmixing = unmix(
+                self._model, self._facts.loss, self._batch, self._calls, self._gradient,
+                generator=problem.generator,
+            )  # fmt: skip
+            self.findings += unmixing.findings
+            inputs = unmixing.inputs
+        trusted = {name for name, known in inputs.items() if known.trusted}
+        first = next((at for at, call in enumerate(self._calls) if call.name in trusted), None)
         self.begun = first is not None
         if first is None:
             self.findings.append("no input of a linear layer with bias stands in the gradient")
@@ -230,41 +242,35 @@ class _Reader:
         value = known.value.reshape(self._layer.entering.shape)
         self._head = Head(self._model, self._facts.loss, self._batch, name, value)
         self._error = known.error
-        self.noise, self.failed = restore_noise(self._head, self._calls[first:], inputs)
         drawn = {call.name for call in self._calls[:first]} & set(noise_slots(self._model))
-        self.failed += sorted(drawn)
-        self._signal = self._head.signal(self.noise)
-        if self._facts.num_samples == 1:
+        if self._facts.num_samples > 1:
+            self.noise, self.failed = unmixing.noise, sorted(drawn)
+            # The client's gradient may have been clipped.
+            self._signal = unmixing.factor * self._head.signal(self.noise)
+        else:
             self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
+            self.noise, self.failed = restore_noise(self._head, self._calls[first:], inputs)
+            self.failed += sorted(drawn)
             # Exact, whatever is drawn behind the layer.
             weight = self._model.get_parameter(f"{name}.weight").detach()
-            exact = (self._gradient[f"{name}.bias"] @ weight).reshape(value.shape)
-            missed = (self._signal - exact).norm() / exact.norm()
-            if self.noise and not self.failed and float(missed) > AGREEMENT:
+            self._signal = (self._gradient[f"{name}.bias"] @ weight).reshape(value.shape)
+            if self.noise and not self.failed and not self._agrees():
                 # Something else is drawn behind the layer, or the labels are not these.
                 self.noise, self.failed = {}, list(self.noise)
-            self._signal = exact
         if self.failed:
             self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
 
-    def _inputs(self, generator: torch.Generator) -> dict[str, KnownInput]:
-        """The layers' inputs that are known well enough, by name."""
-        if self._facts.num_samples == 1:
-            known = known_inputs(self._gradient, self._calls)
-            return {name: found for name, found in known.items() if found.trusted}
-        unmixing = unmix(
-            self._model, self._facts.loss, self._batch, self._calls, self._gradient,
-            generator=generator,
-        )  # fmt: skip
-        self.findings += unmixing.findings
-        return unmixing.inputs
+    def _agrees(self) -> bool:
+        """Whether the noise gives the signal, up to the factor of a client that clips."""
+        given = self._head.signal(self.noise)
+        factor = (given * self._signal).sum() / given.square().sum()
+        return float((factor * given - self._signal).norm() / self._signal.norm()) <= AGREEMENT
 
     def read(self, report: Report) -> _Reading:
         """Peel the layers off, and solve for what is before those that stay."""
         findings, value = self.findings, self._head.value
         features = {self._layer.name: value}
-        # Modules in float64, and on the same calls as before.
-        calls = [c._replace(module=self._model.get_submodule(c.name)) for c in self._calls]
+        calls = self._calls
         chain = chain_to(calls, self._layer.name, self._batch[0])
         if chain is None or not self._head.is_all():
             findings.append(f"the loss depends on more than the input of {self._layer.name}")
@@ -356,7 +362,10 @@ def _reconstruction(
 
 
 def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
-    """The mean over the parameters of the squared error of an image's gradient over its norm."""
+    """The mean over the parameters of the squared error of an image's gradient over its norm.
+
+    Up to a factor that is common to all, since a client may clip.
+    """
     model = copy.deepcopy(problem.model).requires_grad_()
     like = next(iter(problem.gradient.values()))
     image = image.to(like)
@@ -364,9 +373,15 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
         loss = problem.knowledge.loss(model, (image, problem.knowledge.labels))
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    errors = []
-    for name, value in zip(names, found, strict=True):
-        size = problem.gradient[name].norm()
-        if bool(size):
-            errors.append(((value - problem.gradient[name]).norm() / size).double().square())
+    pairs = [
+        (value.double(), problem.gradient[name].double())
+        for name, value in zip(names, found, strict=True)
+    ]
+    common = sum(float((value * sent).sum()) for value, sent in pairs)
+    common /= max(sum(float(value.square().sum()) for value, _ in pairs), 1e-300)
+    errors = [
+        ((common * value - sent).norm() / sent.norm()).square()
+        for value, sent in pairs
+        if bool(sent.any())
+    ]
     return float(torch.stack(errors).mean())

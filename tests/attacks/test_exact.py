@@ -67,15 +67,18 @@ def test_labels_are_recovered_where_they_are_not_known() -> None:
     assert missed(victim, found.inputs) < 1e-2
 
 
-def test_clipping_is_no_obstacle_to_the_noise() -> None:
-    """A common factor: the noise is read as well, and the first linear layer's input with it."""
-    victim = victim_of(SMLP)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_clipping_is_no_obstacle_to_the_noise(batch: int) -> None:
+    """A common factor: noise and images are read as well, and the cost is no worse."""
+    victim = victim_of(SMLP, batch=batch, labels=[1, 3, 2][:batch])
     for value in victim.update.received.values():
         value.mul_(0.01)
     (found,) = ExactNRA()([victim.update], victim.knowledge)
-    assert missed(victim, found.inputs) < 1e-4
+    assert missed(victim, found.inputs) < 1e-3
+    assert set(found.noise) == set(victim.truth.noise) != set()
     for slot, noise in found.noise.items():
-        torch.testing.assert_close(noise, victim.truth.noise[slot], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(noise, victim.truth.noise[slot], rtol=1e-2, atol=1e-3)
+    assert found.cost < 1e-6
 
 
 def test_weights_instead_of_a_gradient() -> None:
@@ -115,8 +118,8 @@ def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "precode", "batch", "largest", "ends"),
     [
-        (SMLP, True, 3, 2e-2, "read without a search"),
-        (SMLP, False, 3, 2e-2, "read without a search"),
+        (SMLP, True, 3, 5e-2, "read without a search"),
+        (SMLP, False, 3, 5e-2, "read without a search"),
         (LeNet, True, 2, 1e-2, "read without a search"),
         (LeNetR, True, 2, 1e-2, "read without a search"),
         (LeNetR, True, 3, 0.3, "the smoothest image for"),
@@ -131,7 +134,9 @@ def test_images_of_a_batch(kind: Any, precode: bool, batch: int, largest: float,
     assert ends in found.findings[-1]
     # Samples of one label come in any order.
     rows = torch.cdist(victim.truth.inputs.flatten(1), found.inputs.flatten(1)).argmin(dim=1)
+    assert sorted(rows.tolist()) == list(range(batch))
     assert missed(victim, found.inputs[rows]) < largest
+    assert found.cost < (1e-2 if "read" in ends else 0.2)
     for slot, noise in victim.truth.noise.items():
         torch.testing.assert_close(found.noise[slot][rows], noise, rtol=1e-2, atol=1e-3)
 
