@@ -1,26 +1,35 @@
 """The study of the closed form in seconds, and the files of the real one."""
 
-import csv
-import json
 import statistics
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
+import torch
 
-from fedleak import cli
+from fedleak.data import Photos
+from fedleak.findings import read_findings
+from tests.experiments.studies import (
+    EXPERIMENTS,
+    check_means_of_images,
+    check_smoke_is_of_the_study,
+    rows_of,
+    script,
+    spread,
+    swept,
+)
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "exact"
+FOLDER = EXPERIMENTS / "exact"
+TITLES = {
+    "smlp": "SMLP", "dmlp": "DMLP", "lenet": "LeNet (sigmoid)", "lenetr": "LeNetR (ReLU)",
+    "victims_cifar10": "CIFAR-10", "victims_cifar100": "CIFAR-100",
+    "victims_medical_mnist": "Medical MNIST",
+}  # fmt: skip
 
 
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", str(FOLDER / "smoke.yaml"), "--output", "sweep"])
-    assert end.value.code in (0, None)
-    with Path("sweep/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = swept(FOLDER / "smoke.yaml")
     assert Counter((row["attack"], row["model"]) for row in rows) == {
         ("exact_nra", "lenetr+precode"): 2, ("exact_nra", "smlp+precode"): 2,
     }  # fmt: skip
@@ -28,33 +37,62 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(row["ssim"]) > (0.999 if row["model"].startswith("smlp") else 0.6)
         assert float(row["noise_mse"]) < 1e-8
     found = [
-        json.loads(line)
+        found.model
         for path in Path("sweep/cells").glob("*/findings.jsonl")
-        for line in path.read_text().splitlines()
+        for found in read_findings(path)
     ]
-    assert Counter(line["model"] for line in found) == {"lenetr+precode": 2, "smlp+precode": 2}
+    assert Counter(found) == {"lenetr+precode": 2, "smlp+precode": 2}
 
 
 def test_smoke_differs_from_the_study_in_size_alone() -> None:
-    study, smoke = (
-        yaml.safe_load((FOLDER / name).read_text()) for name in ("study.yaml", "smoke.yaml")
-    )
-    assert smoke["base"]["attacks"] == study["base"]["attacks"]
-    assert smoke["grid"]["bottleneck"] == study["grid"]["bottleneck"]
-    assert set(smoke["grid"]["model"]) <= set(study["grid"]["model"])
+    check_smoke_is_of_the_study(FOLDER)
 
 
 def test_every_mean_of_the_table_can_be_computed_again() -> None:
-    with (FOLDER / "results" / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (FOLDER / "results" / "table.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert table
-    for entry in table:
-        values = [
-            float(row["ssim"])
-            for row in rows
-            if all(row[name] == entry[name] for name in ("attack", "model", "dataset", "defense"))
-        ]
-        assert len(values) == int(entry["n"])
-        assert float(entry["ssim_mean"]) == pytest.approx(statistics.mean(values), abs=1e-4)
+    check_means_of_images(FOLDER / "results")
+
+
+@pytest.mark.parametrize(
+    ("file", "by"), [("results.csv", "dataset"), ("batches.csv", "batch_size")]
+)
+def test_the_readmes_tables_are_those_of_the_rows(file: str, by: str) -> None:
+    text = (FOLDER / "README.md").read_text()
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows_of(FOLDER / "results" / file):
+        groups.setdefault((row[by], row["model"].split("+")[0]), []).append(row)
+    assert groups
+    for (first, model), rows in groups.items():
+        start = f"| {TITLES.get(first, first)} | {TITLES[model]} |"
+        (line,) = [line for line in text.splitlines() if line.startswith(start)]
+        seconds = statistics.median(float(row["seconds"]) for row in rows)
+        ssim = spread([float(row["ssim"]) for row in rows])
+        assert line.endswith(f"| {ssim} | {seconds:.1f} |")
+
+
+def test_cost_of_a_point() -> None:
+    cost = script(FOLDER / "cost.py")
+    threads = torch.get_num_threads()
+    try:
+        row = cost.measure(("victims", "dmlp", 2, 16))
+    finally:
+        torch.set_num_threads(threads)
+    model = cost.make("dmlp", 16, Photos())
+    parameters = sum(value.numel() for value in model.parameters())
+    assert (row["victims"], row["parameters"]) == ("2", str(parameters))
+    assert float(row["seconds"]) > 0
+    assert float(row["peak_mb"]) > 100  # torch alone takes as much
+    assert f"| victims | dmlp | 2 | {parameters:,} | {row['seconds']} |" in cost.table([row])
+    assert len(cost.figure([row]).axes) == 4
+
+
+def test_models_of_the_cost_are_up_to_sixteen_times_as_large() -> None:
+    cost = script(FOLDER / "cost.py")
+    with torch.device("meta"):
+        counts = {
+            (model, size): sum(v.numel() for v in cost.make(model, size, Photos()).parameters())
+            for axis, model, _, size in cost.points()
+            if axis == "parameters"
+        }
+    for model, sizes in (("dmlp", cost.WIDTHS), ("lenet", cost.SIZES)):
+        factors = [counts[model, size] / counts[model, sizes[0]] for size in sizes]
+        assert factors == pytest.approx([1, 2, 4, 8, 16], rel=0.05)

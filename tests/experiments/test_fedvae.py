@@ -1,7 +1,5 @@
 """The recommender's study in seconds, and the files of the real one."""
 
-import csv
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -10,22 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedleak import cli
 from fedleak.results import COLUMNS
 from fedleak.scoring import ITEM_COLUMNS
+from tests.experiments.studies import EXPERIMENTS, rows_of, script, study_and_smoke, swept
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "fedvae"
+FOLDER = EXPERIMENTS / "fedvae"
 
 
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", str(FOLDER / "smoke.yaml"), "--output", "sweep"])
-    assert end.value.code in (0, None)
-    with Path("sweep/results.csv").open(newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == (*COLUMNS, *ITEM_COLUMNS)
-        rows = list(reader)
+    rows = swept(FOLDER / "smoke.yaml")
+    assert tuple(rows[0]) == (*COLUMNS, *ITEM_COLUMNS)
     cells = {(row["attack"], row["defense"]) for row in rows}
     assert cells == {
         (attack, guard) for attack in ("analytic", "nra") for guard in ("none", "pruning")
@@ -38,10 +31,7 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_mean_of_the_table_can_be_computed_again() -> None:
-    with (FOLDER / "results" / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (FOLDER / "results" / "table.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+    rows, table = (rows_of(FOLDER / "results" / name) for name in ("results.csv", "table.csv"))
     assert table
     for attack in {entry["attack"] for entry in table}:
         entries = [entry for entry in table if entry["attack"] == attack]
@@ -52,9 +42,7 @@ def test_every_mean_of_the_table_can_be_computed_again() -> None:
 
 
 def test_smoke_attacks_as_the_study_does() -> None:
-    study, smoke = (
-        yaml.safe_load((FOLDER / name).read_text()) for name in ("study.yaml", "smoke.yaml")
-    )
+    study, smoke = study_and_smoke(FOLDER)
     kinds = []
     for grid in (study, smoke):
         attacks = [
@@ -67,16 +55,10 @@ def test_smoke_attacks_as_the_study_does() -> None:
 
 
 def test_the_readmes_tables_of_the_trainings_can_be_made_again() -> None:
-    spec = importlib.util.spec_from_file_location("training", FOLDER / "training.py")
-    assert spec is not None
-    assert spec.loader is not None
-    training = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(training)
+    training = script(FOLDER / "training.py")
     text = (FOLDER / "README.md").read_text()
     for name, table in (("training", training.table), ("attacked", training.attacks)):
-        with (FOLDER / "results" / f"{name}.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert table(rows) in text
+        assert table(rows_of(FOLDER / "results" / f"{name}.csv")) in text
 
 
 def test_trainings_of_a_sweep_are_collected(
@@ -90,8 +72,7 @@ def test_trainings_of_a_sweep_are_collected(
         "training": [{"name": "federated", "set": {"attacks": ["analytic"]}}],
     }
     Path("study.yaml").write_text(yaml.safe_dump(study))
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", "study.yaml", "--output", "sweep"])
+    swept(Path("study.yaml"))
     command = [sys.executable, str(FOLDER / "training.py"), "sweep", "--output", "found"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -1,26 +1,25 @@
 """The study of NRA in seconds, and the files of the real one."""
 
-import csv
-import statistics
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
-from fedleak import cli
 from fedleak.results import COLUMNS
+from tests.experiments.studies import (
+    EXPERIMENTS,
+    check_means_of_images,
+    check_smoke_is_of_the_study,
+    rows_of,
+    swept,
+)
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "nra-image"
+FOLDER = EXPERIMENTS / "nra-image"
 
 
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["sweep", str(FOLDER / "smoke.yaml"), "--output", "sweep"])
-    assert end.value.code in (0, None)
-    with Path("sweep/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = swept(FOLDER / "smoke.yaml")
     assert Counter((row["attack"], row["model"]) for row in rows) == {
         ("iga", "lenet"): 2, ("iga", "lenet+precode"): 2, ("iga_partial", "lenet+precode"): 2,
         ("nra", "lenet+precode"): 2,
@@ -29,28 +28,9 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_smoke_differs_from_the_study_in_size_alone() -> None:
-    study, smoke = (
-        yaml.safe_load((FOLDER / name).read_text()) for name in ("study.yaml", "smoke.yaml")
-    )
-    attacks = [item["class_path"] for item in smoke["base"]["attacks"]]
-    assert attacks == study["base"]["attacks"]
-    assert smoke["grid"]["bottleneck"] == study["grid"]["bottleneck"]
-    assert set(smoke["grid"]["model"]) <= set(study["grid"]["model"])
+    check_smoke_is_of_the_study(FOLDER)
 
 
 def test_every_mean_of_the_table_can_be_computed_again() -> None:
-    with (FOLDER / "results" / "results.csv").open(newline="") as file:
-        reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == COLUMNS
-        rows = list(reader)
-    with (FOLDER / "results" / "table.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert table
-    for entry in table:
-        values = [
-            float(row["ssim"])
-            for row in rows
-            if all(row[name] == entry[name] for name in ("attack", "model", "dataset", "defense"))
-        ]
-        assert len(values) == int(entry["n"])
-        assert float(entry["ssim_mean"]) == pytest.approx(statistics.mean(values), abs=1e-4)
+    check_means_of_images(FOLDER / "results")
+    assert tuple(rows_of(FOLDER / "results" / "results.csv")[0]) == COLUMNS

@@ -1,0 +1,79 @@
+"""What the tests of the studies share."""
+
+import csv
+import importlib.util
+import statistics
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from fedleak import cli
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+Rows = list[dict[str, str]]
+
+
+def rows_of(path: Path) -> Rows:
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def swept(study: Path) -> Rows:
+    """The rows of a sweep, made in ``sweep`` of the working folder."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", str(study), "--output", "sweep"])
+    assert end.value.code in (0, None)
+    return rows_of(Path("sweep/results.csv"))
+
+
+def script(path: Path) -> ModuleType:
+    """A study's script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def study_and_smoke(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both grids of a folder."""
+    study, smoke = (
+        yaml.safe_load((folder / name).read_text()) for name in ("study.yaml", "smoke.yaml")
+    )
+    return study, smoke
+
+
+def check_smoke_is_of_the_study(folder: Path) -> None:
+    """The smoke has the study's attacks and bottlenecks, and some of its models."""
+    study, smoke = study_and_smoke(folder)
+    attacks = [
+        item if isinstance(item, str) else item["class_path"] for item in smoke["base"]["attacks"]
+    ]
+    assert attacks == study["base"]["attacks"]
+    assert smoke["grid"]["bottleneck"] == study["grid"]["bottleneck"]
+    assert set(smoke["grid"]["model"]) <= set(study["grid"]["model"])
+
+
+def check_means_of_images(results: Path) -> None:
+    """Every mean of table.csv is that of its rows in results.csv."""
+    rows, table = rows_of(results / "results.csv"), rows_of(results / "table.csv")
+    assert table
+    for entry in table:
+        values = [
+            float(row["ssim"])
+            for row in rows
+            if all(row[name] == entry[name] for name in ("attack", "model", "dataset", "defense"))
+        ]
+        assert len(values) == int(entry["n"])
+        assert float(entry["ssim_mean"]) == pytest.approx(statistics.mean(values), abs=1e-4)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, and how many reach an SSIM of 0.6, as the READMEs have them."""
+    leaked = sum(value >= 0.6 for value in values)
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}, {leaked}/{len(values)}"
