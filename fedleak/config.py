@@ -267,7 +267,11 @@ class RunConfig:
     def model_name(self) -> str:
         """The model's name in tables, such as ``smlp+precode``."""
         name = short_name("models", self.model.class_path)
-        return f"{name}+precode" if self.model.init_args.get("precode") else name
+        precode = self.model.init_args.get("precode")
+        if not precode:
+            return name
+        kind = precode.get("kind") if isinstance(precode, dict) else None
+        return f"{name}+{'cvb' if kind == 'convolutional' else 'precode'}"
 
     @property
     def mods(self) -> tuple[Plugin, ...]:

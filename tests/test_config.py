@@ -326,3 +326,15 @@ def test_includes(
 ) -> None:
     expected = client in (clients or range(6)) and round_ in (rounds or range(1, 6))
     assert Victims(clients=clients, rounds=rounds).includes(round_, client) == expected
+
+
+def test_the_models_name_tells_its_bottleneck() -> None:
+    def named(precode: object) -> str:
+        return RunConfig(
+            PHOTOS, Plugin("fedleak.models.lenet.LeNet", {"precode": precode})
+        ).model_name
+
+    assert named(None) == "lenet"
+    assert named({"bottleneck_size": 8}) == "lenet+precode"
+    assert named({"kind": "linear"}) == "lenet+precode"
+    assert named({"kind": "convolutional"}) == "lenet+cvb"

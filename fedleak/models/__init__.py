@@ -2,7 +2,13 @@
 
 from pytorch_lightning import LightningModule
 
-from fedleak.models.bottleneck import Precode, VariationalBottleneck, kl_penalty
+from fedleak.models.bottleneck import (
+    Bottleneck,
+    ConvolutionalBottleneck,
+    Precode,
+    VariationalBottleneck,
+    kl_penalty,
+)
 from fedleak.models.classifier import ImageClassifier
 from fedleak.models.fedvae import FedVAE
 from fedleak.models.lenet import LeNet, LeNetR
@@ -13,6 +19,8 @@ from fedleak.models.resnet import ResNet18
 __all__ = [
     "DMLP",
     "SMLP",
+    "Bottleneck",
+    "ConvolutionalBottleneck",
     "DropoutNoise",
     "FedVAE",
     "ImageClassifier",

@@ -1,71 +1,85 @@
-"""PRECODE: a variational bottleneck in front of the classifier.
+"""Variational bottlenecks: PRECODE in front of the classifier, CVB behind the first convolution.
 
 Scheliga, Maeder, Seeland: PRECODE - A Generic Model Extension to Prevent Deep Gradient Leakage,
-WACV 2022, https://arxiv.org/abs/2108.04725, section 4.
+WACV 2022, https://arxiv.org/abs/2108.04725, section 4; Privacy Preserving Federated Learning with
+Convolutional Variational Bottlenecks, 2023, https://arxiv.org/abs/2309.04515.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.errors import require
+from fedleak.errors import require, unknown_name
 from fedleak.models.noise import NormalNoise
+
+DEFAULT_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Precode:
-    """The settings of a PRECODE bottleneck.
+    """The settings of a variational bottleneck.
 
     Args:
-        bottleneck_size: K, the number of random features, at least 1.
+        bottleneck_size: K, the number of random features (of a convolutional one: of channels), at
+            least 1; none: 256, or half of the channels that come in.
         beta: weight of the Kullback-Leibler term in the loss, at least 0.
+        kind: linear: PRECODE, in front of the classifier; convolutional: a CVB behind the first
+            convolution.
 
     Raises:
         BadInput: if a value is out of its range.
     """
 
-    bottleneck_size: int = 256
+    bottleneck_size: int | None = None
     beta: float = 1e-3
+    kind: Literal["linear", "convolutional"] = "linear"
 
     def __post_init__(self) -> None:
         require(
-            self.bottleneck_size >= 1,
+            self.bottleneck_size is None or self.bottleneck_size >= 1,
             f"Expected `precode.bottleneck_size` to be at least 1, got {self.bottleneck_size}.",
         )
         require(self.beta >= 0, f"Expected `precode.beta` to be at least 0, got {self.beta}.")
+        if self.kind not in (kinds := get_args(get_type_hints(Precode)["kind"])):
+            raise unknown_name("value of `precode.kind`", self.kind, kinds)
 
 
-class VariationalBottleneck(nn.Module):
-    """Features -> random code of K numbers -> features, sampled in train and eval mode alike.
+class Bottleneck(nn.Module):
+    """Features -> random code -> features, sampled in train and eval mode alike.
 
-    A linear encoder gives the mean and (through softplus) the standard deviation of the code,
-    ``z = mean + eps * deviation``, and a linear decoder maps z back to the number of features.
-    Use it anywhere in a model of your own and add :func:`kl_penalty` to the loss.
+    An encoder gives the mean and (through softplus) the standard deviation of the code,
+    ``z = mean + eps * deviation``, and a decoder maps z back to what came in.
 
     Args:
-        features: number of features that come in and go out.
-        bottleneck_size: see :class:`Precode`.
+        encoder: gives twice as many channels as the code has: means, then deviations.
+        decoder: takes the code.
         beta: see :class:`Precode`.
+        channels: the dimension of features and code along which the encoder's output is parted.
     """
 
-    def __init__(self, features: int, *, bottleneck_size: int = 256, beta: float = 1e-3) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, *, beta: float, channels: int
+    ) -> None:
         super().__init__()
-        settings = Precode(bottleneck_size, beta)
-        self.beta = settings.beta
-        self.encoder = nn.Linear(features, 2 * settings.bottleneck_size)
+        self.beta = beta
+        self.encoder = encoder
         self.noise = NormalNoise()
-        self.decoder = nn.Linear(settings.bottleneck_size, features)
+        self.decoder = decoder
+        self._channels = channels
         self._kl: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of shape ``(batch, features)``, passed through the random code."""
-        mean, raw = self.encoder(features).chunk(2, dim=-1)
+        """Features, passed through the random code."""
+        mean, raw = self.encoder(features).chunk(2, dim=self._channels)
         deviation = functional.softplus(raw)
-        self._kl = kl_bits(mean, deviation)
+        if self._channels == 1:  # all entries of a sample are its features
+            self._kl = kl_bits(mean.flatten(1), deviation.flatten(1))
+        else:
+            self._kl = kl_bits(mean, deviation)
         code: Tensor = self.decoder(mean + self.noise(mean) * deviation)
         return code
 
@@ -85,6 +99,49 @@ class VariationalBottleneck(nn.Module):
             raise RuntimeError("The bottleneck has no forward pass to take the divergence of.")
         kl, self._kl = self._kl, None
         return kl
+
+
+class VariationalBottleneck(Bottleneck):
+    """PRECODE: features ``(batch, features)`` through a code of K numbers; see :class:`Bottleneck`.
+
+    Use it anywhere in a model of your own and add :func:`kl_penalty` to the loss.
+
+    Args:
+        features: number of features that come in and go out.
+        bottleneck_size: K; none: 256.
+        beta: see :class:`Precode`.
+    """
+
+    def __init__(
+        self, features: int, *, bottleneck_size: int | None = None, beta: float = 1e-3
+    ) -> None:
+        size = Precode(bottleneck_size, beta).bottleneck_size or DEFAULT_SIZE
+        encoder, decoder = nn.Linear(features, 2 * size), nn.Linear(size, features)
+        super().__init__(encoder, decoder, beta=beta, channels=-1)
+
+
+class ConvolutionalBottleneck(Bottleneck):
+    """CVB: feature maps ``(batch, C, H, W)`` through a code of K channels; see :class:`Bottleneck`.
+
+    It is small enough to stand early in a network, so that most layers' gradients depend on its
+    noise. Its convolutions, of 3x3 pixels here, have no bias: a bias' gradient would give away what
+    enters (Scheliga, Maeder, Seeland 2023, https://arxiv.org/abs/2309.04515).
+
+    Args:
+        channels: number of channels that come in and go out.
+        bottleneck_size: K; none: half of the channels.
+        beta: see :class:`Precode`.
+    """
+
+    def __init__(
+        self, channels: int, *, bottleneck_size: int | None = None, beta: float = 1e-3
+    ) -> None:
+        size = Precode(bottleneck_size, beta).bottleneck_size or max(1, channels // 2)
+        encoder, decoder = (
+            nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1, bias=False)
+            for incoming, outgoing in ((channels, 2 * size), (size, channels))
+        )
+        super().__init__(encoder, decoder, beta=beta, channels=1)
 
 
 def kl_bits(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -115,6 +172,6 @@ def kl_penalty(model: nn.Module) -> Tensor:
     """
     penalty = torch.zeros(())
     for module in model.modules():
-        if isinstance(module, VariationalBottleneck):
+        if isinstance(module, Bottleneck):
             penalty = penalty + module.beta * module.take_kl()
     return penalty

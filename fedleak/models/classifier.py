@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from fedleak.errors import require
-from fedleak.models.bottleneck import Precode, VariationalBottleneck, kl_penalty
+from fedleak.models.bottleneck import Bottleneck, Precode, VariationalBottleneck, kl_penalty
 
 Batch = tuple[Tensor, Tensor]
 
@@ -25,7 +25,8 @@ class ImageClassifier(pl.LightningModule):
         num_features: number of features.
         input_shape: ``(C, H, W)``, taken from the data set.
         num_classes: number of classes, taken from the data set.
-        precode: settings of the bottleneck before the classifier; none: no bottleneck.
+        precode: settings of the bottleneck before the classifier; none: no bottleneck. Where a
+            convolutional one belongs is a matter of the subclass, which puts it into the features.
         optimizer: the optimiser of a client's local training.
         learning_rate: its learning rate, positive.
 
@@ -56,7 +57,7 @@ class ImageClassifier(pl.LightningModule):
         self.learning_rate = learning_rate
         self.features = features
         self.bottleneck: nn.Module = nn.Identity()
-        if precode is not None:
+        if precode is not None and precode.kind == "linear":
             self.bottleneck = VariationalBottleneck(
                 num_features, bottleneck_size=precode.bottleneck_size, beta=precode.beta
             )
@@ -89,7 +90,7 @@ class ImageClassifier(pl.LightningModule):
             logits, labels, num_classes=self.num_classes, average="micro"
         )
         values = {f"{stage}/loss": loss, f"{stage}/accuracy": accuracy}
-        if not isinstance(self.bottleneck, nn.Identity):
+        if any(isinstance(module, Bottleneck) for module in self.modules()):
             values[f"{stage}/kl"] = penalty
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from fedleak.models.bottleneck import Precode
+from fedleak.models.bottleneck import ConvolutionalBottleneck, Precode
 from fedleak.models.classifier import ImageClassifier
 
 CHANNELS = 12
@@ -34,6 +34,12 @@ class LeNet(ImageClassifier):
             ]
             incoming = CHANNELS
             height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+            if precode is not None and precode.kind == "convolutional" and len(layers) == 2:
+                layers.append(
+                    ConvolutionalBottleneck(
+                        CHANNELS, bottleneck_size=precode.bottleneck_size, beta=precode.beta
+                    )
+                )
         super().__init__(
             nn.Sequential(*layers, nn.Flatten()),
             CHANNELS * height * width,

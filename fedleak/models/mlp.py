@@ -31,6 +31,11 @@ class SMLP(ImageClassifier):
         learning_rate: float = 0.1,
     ) -> None:
         require(width >= 1, f"Expected `model.width` to be at least 1, got {width}.")
+        require(
+            precode is None or precode.kind == "linear",
+            f"Expected `precode.kind: linear` for {type(self).__name__}, which has no "
+            "convolutions, got convolutional.",
+        )
         sizes = (math.prod(input_shape), *[width] * self.hidden_layers)
         layers: list[nn.Module] = [nn.Flatten()]
         for incoming, outgoing in pairwise(sizes):

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fedleak.models.bottleneck import Precode
+from fedleak.models.bottleneck import ConvolutionalBottleneck, Precode
 from fedleak.models.classifier import ImageClassifier
 
 GROUPS = 32
@@ -37,6 +37,11 @@ class ResNet18(ImageClassifier):
         network = ResNet(_Block, [2, 2, 2, 2], norm_layer=layer)
         network.conv1 = nn.Conv2d(input_shape[0], 64, kernel_size=3, padding=1, bias=False)
         network.maxpool = nn.Identity()
+        if precode is not None and precode.kind == "convolutional":
+            # Behind the stem, where a ResNet for large images pools.
+            network.maxpool = ConvolutionalBottleneck(
+                64, bottleneck_size=precode.bottleneck_size, beta=precode.beta
+            )
         network.fc = nn.Identity()
         super().__init__(
             network,

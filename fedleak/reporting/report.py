@@ -37,7 +37,7 @@ VICTIMS = 64  # with pictures, at most
 Z = statistics.NormalDist().inv_cdf(0.975)
 NAMES = {
     "analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP",
-    "precode": "PRECODE",
+    "precode": "PRECODE", "cvb": "CVB",
 }  # fmt: skip
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]
 

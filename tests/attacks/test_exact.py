@@ -141,6 +141,17 @@ def test_images_of_a_batch(kind: Any, precode: bool, batch: int, largest: float,
         torch.testing.assert_close(found.noise[slot][rows], noise, rtol=1e-2, atol=1e-3)
 
 
+def test_convolutional_bottleneck_ends_the_closed_form() -> None:
+    """The features are read, but what is drawn before them has no biased layers around it."""
+    torch.manual_seed(0)
+    model = LeNet(input_shape=SHAPE, num_classes=4, precode=Precode(kind="convolutional"))
+    victim = make_victim(model, SHAPE)
+    (found,) = ExactNRA(nra_iterations=3)([victim.update], victim.knowledge)
+    assert "input of classifier in closed form" in found.findings[0]
+    assert any("the noise of features.2.noise is not to be had" in f for f in found.findings)
+    assert "a search as nra's" in found.findings[-1]
+
+
 def test_noise_of_a_defence_is_too_much_for_it() -> None:
     victim = victim_of(LeNet)
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,17 @@ from torch.func import functional_call, grad
 from torch.nn import functional
 
 from fedleak.errors import BadInput
-from fedleak.models import Precode, VariationalBottleneck, inject, kl_penalty, noise_slots
+from fedleak.models import (
+    SMLP,
+    ConvolutionalBottleneck,
+    LeNet,
+    Precode,
+    ResNet18,
+    VariationalBottleneck,
+    inject,
+    kl_penalty,
+    noise_slots,
+)
 from fedleak.models.bottleneck import kl_bits
 
 
@@ -172,13 +182,66 @@ def test_settings_out_of_range(values: dict[str, float], text: str) -> None:
 
 
 def test_papers_settings_by_default() -> None:
-    assert Precode() == Precode(bottleneck_size=256, beta=1e-3)
-    with torch.device("meta"):
-        plain = VariationalBottleneck(8)
-    assert (plain.encoder.out_features, plain.decoder.in_features, plain.beta) == (512, 256, 1e-3)
+    assert Precode().beta == 1e-3
+    assert Precode().kind == "linear"
+    assert VariationalBottleneck(6).decoder.in_features == 256
 
 
 def test_beta_zero_leaves_the_noise() -> None:
     part = VariationalBottleneck(3, bottleneck_size=2, beta=0.0)
     assert not torch.equal(part(torch.ones(1, 3)), part(torch.ones(1, 3)))
     assert kl_penalty(part) == 0
+
+
+# --------------------------------------------------------------------- the convolutional bottleneck
+
+
+def test_convolutional_bottleneck_as_its_formulas_have_it() -> None:
+    torch.manual_seed(0)
+    bottleneck = ConvolutionalBottleneck(6, beta=0.5).double()
+    maps, noise = torch.randn(2, 6, 5, 4).double(), torch.randn(2, 3, 5, 4).double()
+    with inject(bottleneck, {"noise": noise}):
+        found = bottleneck(maps)
+    coded = functional.conv2d(maps, bottleneck.encoder.weight, padding=1)
+    mean, deviation = coded[:, :3], torch.log1p(coded[:, 3:].exp())
+    expected = functional.conv2d(mean + noise * deviation, bottleneck.decoder.weight, padding=1)
+    torch.testing.assert_close(found, expected)
+    nats = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(dim=(1, 2, 3)).mean()
+    torch.testing.assert_close(bottleneck.take_kl(), nats / math.log(2))
+    assert [name for name, _ in bottleneck.named_parameters()] == [
+        "encoder.weight",
+        "decoder.weight",
+    ]
+
+
+@pytest.mark.parametrize(("channels", "size", "codes"), [(12, None, 6), (1, None, 1), (12, 5, 5)])
+def test_size_of_a_convolutional_code(channels: int, size: int | None, codes: int) -> None:
+    bottleneck = ConvolutionalBottleneck(channels, bottleneck_size=size)
+    assert bottleneck.decoder.in_channels == codes
+    assert bottleneck(torch.zeros(1, channels, 3, 3)).shape == (1, channels, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slot"), [(LeNet, "features.2.noise"), (ResNet18, "features.maxpool.noise")], ids=str
+)
+def test_convolutional_bottleneck_in_a_model(kind: type[LeNet], slot: str) -> None:
+    precode = Precode(kind="convolutional", beta=0.5)
+    model = kind(input_shape=(3, 8, 8), num_classes=4, precode=precode)
+    assert list(noise_slots(model)) == [slot]
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([1, 3])
+    torch.manual_seed(0)
+    loss = model.batch_loss(batch)
+    torch.manual_seed(0)
+    logits = model(batch[0])
+    expected = functional.cross_entropy(logits, batch[1]) + kl_penalty(model)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_perceptrons_take_no_convolutional_bottleneck() -> None:
+    with pytest.raises(BadInput, match=r"`precode.kind: linear` for SMLP, which has no conv"):
+        SMLP(input_shape=(1, 4, 4), num_classes=2, precode=Precode(kind="convolutional"))
+
+
+def test_kinds_of_a_bottleneck() -> None:
+    with pytest.raises(BadInput, match=r"Unknown value of `precode.kind` `linaer`.* `linear`\?"):
+        Precode(kind="linaer")  # type: ignore[arg-type]
