@@ -348,6 +348,13 @@ class RunConfig:
                 for name, value in attack["init_args"].items()
                 if name not in unset or value != unset[name]
             }
+        settings = plain["model"]["init_args"]
+        if isinstance(precode := settings.get("precode"), dict):
+            if precode.get("kind", "linear") == "linear":
+                precode = {name: value for name, value in precode.items() if name != "kind"}
+                if "bottleneck_size" in precode and precode["bottleneck_size"] is None:
+                    precode["bottleneck_size"] = 256
+            plain["model"]["init_args"] = settings | {"precode": precode}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:

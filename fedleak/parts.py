@@ -71,7 +71,8 @@ def prepare(config: RunConfig) -> Parts:
             require(
                 reason is None,
                 f"Expected a model that {defense.name} can defend, but {reason}: choose another "
-                "`model` or other `defenses`.",
+                "`model` or other `defenses`"
+                + (", or leave `baseline` out." if variant == "baseline" else "."),
             )
     for attack in attacks:
         reasons = [

@@ -271,6 +271,20 @@ def test_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) 
 # ---------------------------------------------------------------------------- what follows from it
 
 
+def test_the_kind_of_a_bottleneck_changes_no_old_hash() -> None:
+    def hashed(precode: dict[str, object]) -> str:
+        return RunConfig(PHOTOS, Plugin("fedleak.models.lenet.LeNet", {"precode": precode})).hash
+
+    before = hashed({"bottleneck_size": 256, "beta": 0.001})
+    assert hashed({"bottleneck_size": 256, "beta": 0.001, "kind": "linear"}) == before
+    assert hashed({"bottleneck_size": None, "beta": 0.001, "kind": "linear"}) == before
+    others = [
+        hashed({"bottleneck_size": size, "beta": 0.001, "kind": kind})
+        for size, kind in ((8, "linear"), (256, "convolutional"), (None, "convolutional"))
+    ]
+    assert len({before, *others}) == 4
+
+
 def test_hash_tells_configurations_apart_but_not_their_folders() -> None:
     config = full()
     assert dataclasses.replace(config, output="elsewhere").hash == config.hash

@@ -31,7 +31,7 @@ VICTIMS = (1, 8, 64, 512)
 # LeNet, whose other layers are small, PRECODE's K.
 WIDTHS = (512, 860, 1400, 2160, 3250)
 SIZES = (256, 520, 1045, 2100, 4205)
-COLUMNS = ("axis", "model", "victims", "parameters", "seconds", "peak_mb")
+COLUMNS = ("axis", "model", "victims", "size", "parameters", "seconds", "peak_mb")
 
 Row = dict[str, str]
 Point = tuple[str, str, int, int]
@@ -81,7 +81,7 @@ def measure(point: Point) -> Row:
         seconds += time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     count = sum(value.numel() for value in parameters)
-    values = (axis, kind, victims, count, f"{seconds:.2f}", f"{peak:.0f}")
+    values = (axis, kind, victims, size, count, f"{seconds:.2f}", f"{peak:.0f}")
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [[name.replace("_", " ") for name in COLUMNS], ["---"] * len(COLUMNS)]
     for row in rows:
         lines.append([
-            row["axis"], row["model"], row["victims"], f"{int(row['parameters']):,}",
+            row["axis"], row["model"], row["victims"], row["size"], f"{int(row['parameters']):,}",
             row["seconds"], row["peak_mb"],
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -138,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen.output.mkdir(parents=True, exist_ok=True)
     path = chosen.output / "cost.csv"
     rows = _read(path)
-    for point in points()[len(rows) :]:
+    done = {tuple(row[name] for name in COLUMNS[:4]) for row in rows}
+    for point in points():
+        if tuple(map(str, point)) in done:
+            continue
         command = [sys.executable, __file__, "--point", json.dumps(point)]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(ended.stdout.splitlines()[-1]))

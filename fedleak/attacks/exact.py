@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.calls import Call, calls_of, chain_to
-from fedleak.attacks.closed_form import AGREEMENT, Head, known_inputs, restore_noise
+from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
@@ -249,22 +249,43 @@ class _Reader:
             self._signal = unmixing.factor * self._head.signal(self.noise)
         else:
             self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
-            self.noise, self.failed = restore_noise(self._head, self._calls[first:], inputs)
+            self._signal = self._signal_at(name).reshape(value.shape)
+            self.noise, self.failed = self._restore(first, inputs)
             self.failed += sorted(drawn)
-            # Exact, whatever is drawn behind the layer.
-            weight = self._model.get_parameter(f"{name}.weight").detach()
-            self._signal = (self._gradient[f"{name}.bias"] @ weight).reshape(value.shape)
-            if self.noise and not self.failed and not self._agrees():
-                # Something else is drawn behind the layer, or the labels are not these.
-                self.noise, self.failed = {}, list(self.noise)
         if self.failed:
             self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
 
-    def _agrees(self) -> bool:
-        """Whether the noise gives the signal, up to the factor of a client that clips."""
-        given = self._head.signal(self.noise)
-        factor = (given * self._signal).sum() / given.square().sum()
-        return float((factor * given - self._signal).norm() / self._signal.norm()) <= AGREEMENT
+    def _signal_at(self, layer: str) -> Tensor:
+        """The gradient in a known layer's input: exact, whatever is drawn behind it."""
+        weight = self._model.get_parameter(f"{layer}.weight").detach()
+        return self._gradient[f"{layer}.bias"] @ weight
+
+    def _restore(self, first: int, inputs: dict[str, KnownInput]) -> tuple[Tensors, list[str]]:
+        """Noise behind the known layer, and the slots whose noise is not to be had.
+
+        It is restored from the last known layer in front of it, as those before may be perturbed.
+        """
+        calls = self._calls
+        slot = next(
+            (at for at in range(first, len(calls)) if isinstance(calls[at].module, Noise)), first
+        )
+        near = max(
+            at
+            for at in range(first, max(slot, first + 1))
+            if calls[at].name in inputs and inputs[calls[at].name].trusted
+        )
+        name = calls[near].name
+        value = inputs[name].value.reshape(calls[near].entering.shape)
+        head = Head(self._model, self._facts.loss, self._batch, name, value)
+        noise, failed = restore_noise(head, calls[near:], inputs)
+        if noise and not failed:
+            given, wanted = head.signal(noise), self._signal_at(name).reshape(value.shape)
+            # A client that clips multiplies all with one factor.
+            factor = (given * wanted).sum() / given.square().sum()
+            if not float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT:
+                # Something else is drawn behind the layer, or the labels are not these.
+                return {}, list(noise)
+        return noise, failed
 
     def read(self, report: Report) -> _Reading:
         """Peel the layers off, and solve for what is before those that stay."""

@@ -6,7 +6,7 @@ lie in the space of its B right singular vectors R: ``[H, 1] = M R``, where M ha
 however large the layer is. Which ones they are, the model tells: from the inputs M R on, with the
 noise behind the layer restored from the inputs of later ones, it has to give the very gradient that
 the client sent. That is ``c D(M)^T M = Q`` with known Q, an equation for every sample and output;
-the factor c is 1, or less where the client clips.
+the factor c is 1, unless the client scales its gradient, as by clipping.
 
 The classifier is the first to be unmixed, as its loss is known, then the layers before it.
 """
@@ -110,8 +110,8 @@ def unmix(
         if name not in layers:
             continue
         weight, bias = gradient[f"{name}.weight"], gradient[f"{name}.bias"]
-        if not (bool(weight.any()) and bool(bias.any())):
-            found.findings.append(f"the gradient of {name} is 0")
+        if frozen := [p for p in ("weight", "bias") if not bool(gradient[f"{name}.{p}"].any())]:
+            found.findings.append(f"the gradient of {name}.{frozen[0]} is 0")
             continue
         rows = _rows(weight, bias, samples)
         if rows is None:
@@ -210,7 +210,9 @@ class _Mixing:
                 best, least = found.x, missed
             if least <= FOUND:
                 break
-        if best is None or not least <= TOLERANCE:
+        if best is None:
+            raise _NotUnmixed("no start led anywhere")
+        if not least <= TOLERANCE:
             raise _NotUnmixed(f"{least:.1e} of its gradient unexplained")
         known = self._known(best)
         noise, failed = restore_noise(self._head(best), self._calls, self._later)
@@ -240,8 +242,10 @@ class _Mixing:
         value = self._rows.inputs(mixing)
         # Rounding is the least that is unexplained.
         missed = self._unexplained(point)
-        variance = max(float(missed.square().mean()), ROUNDING**2 / missed.numel())
-        _, sizes, axes = np.linalg.svd(self._slopes(point), full_matrices=False)
+        slopes = self._slopes(point)
+        spare = max(len(slopes) - len(point), 1)
+        variance = max(float(missed.square().sum()) / spare, ROUNDING**2 / missed.numel())
+        _, sizes, axes = np.linalg.svd(slopes, full_matrices=False)
         spread = variance * (axes**2 / np.maximum(sizes, 1e-300)[:, None] ** 2).sum(axis=0)
         by_sample = torch.from_numpy(spread[:-1]).reshape(self._samples, -1).sum(dim=1)
         by_sample += (mixing * self._rows.blurred).square().sum(dim=1)

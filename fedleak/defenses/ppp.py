@@ -15,6 +15,9 @@ from fedleak.updates import Tensors
 class PPP(NoisyGradients):
     """Adds noise to the gradients of the layers before the model's bottleneck, and to no others.
 
+    The bottleneck is the first module that draws noise, see
+    :func:`fedleak.models.noise.before_noise`.
+
     A bottleneck's noise makes its own and later gradients random; an attack that leaves those out
     of its cost is stopped by noise in the rest, less of it than if all were perturbed.
 
@@ -36,7 +39,11 @@ class PPP(NoisyGradients):
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`."""
         names = [name for name, _ in model.named_parameters()]
-        return None if before_noise(names, model) else "it has no layers before a bottleneck"
+        return (
+            None
+            if before_noise(names, model)
+            else "it has no layers before a bottleneck or other noise"
+        )
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

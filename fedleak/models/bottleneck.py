@@ -58,25 +58,23 @@ class Bottleneck(nn.Module):
         encoder: gives twice as many channels as the code has: means, then deviations.
         decoder: takes the code.
         beta: see :class:`Precode`.
-        channels: the dimension of features and code along which the encoder's output is parted.
+        dim: the dimension of features and code along which the encoder's output is parted.
     """
 
-    def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, *, beta: float, channels: int
-    ) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, *, beta: float, dim: int) -> None:
         super().__init__()
         self.beta = beta
         self.encoder = encoder
         self.noise = NormalNoise()
         self.decoder = decoder
-        self._channels = channels
+        self._dim = dim
         self._kl: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Features, passed through the random code."""
-        mean, raw = self.encoder(features).chunk(2, dim=self._channels)
+        mean, raw = self.encoder(features).chunk(2, dim=self._dim)
         deviation = functional.softplus(raw)
-        if self._channels == 1:  # all entries of a sample are its features
+        if self._dim == 1:  # all entries of a sample are its features
             self._kl = kl_bits(mean.flatten(1), deviation.flatten(1))
         else:
             self._kl = kl_bits(mean, deviation)
@@ -117,15 +115,15 @@ class VariationalBottleneck(Bottleneck):
     ) -> None:
         size = Precode(bottleneck_size, beta).bottleneck_size or DEFAULT_SIZE
         encoder, decoder = nn.Linear(features, 2 * size), nn.Linear(size, features)
-        super().__init__(encoder, decoder, beta=beta, channels=-1)
+        super().__init__(encoder, decoder, beta=beta, dim=-1)
 
 
 class ConvolutionalBottleneck(Bottleneck):
     """CVB: feature maps ``(batch, C, H, W)`` through a code of K channels; see :class:`Bottleneck`.
 
     It is small enough to stand early in a network, so that most layers' gradients depend on its
-    noise. Its convolutions, of 3x3 pixels here, have no bias: a bias' gradient would give away what
-    enters (Scheliga, Maeder, Seeland 2023, https://arxiv.org/abs/2309.04515).
+    noise, and has no biases (Scheliga, Maeder, Seeland 2023, https://arxiv.org/abs/2309.04515).
+    Kernels of 3x3 are this project's choice.
 
     Args:
         channels: number of channels that come in and go out.
@@ -141,7 +139,7 @@ class ConvolutionalBottleneck(Bottleneck):
             nn.Conv2d(incoming, outgoing, kernel_size=3, padding=1, bias=False)
             for incoming, outgoing in ((channels, 2 * size), (size, channels))
         )
-        super().__init__(encoder, decoder, beta=beta, channels=1)
+        super().__init__(encoder, decoder, beta=beta, dim=1)
 
 
 def kl_bits(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -101,11 +101,13 @@ def noise_slots(model: nn.Module) -> dict[str, Noise]:
 
 
 def before_noise(names: Sequence[str], model: nn.Module) -> list[str]:
-    """The parameters that a model holds before the module that owns its first noise slot.
+    """The parameters of the modules that a model holds before its first noise slot.
+
+    A bottleneck that owns the slot is one module: its parameters are not before it.
 
     Args:
-        names: names of parameters, in the model's order.
-        model: the model.
+        names: names of parameters.
+        model: the model, whose modules are taken to be held in the order of their use.
 
     Returns:
         Some of the names; none if the model draws no noise.
@@ -113,10 +115,9 @@ def before_noise(names: Sequence[str], model: nn.Module) -> list[str]:
     slot = next(iter(noise_slots(model)), None)
     if slot is None:
         return []
-    owner = slot.rpartition(".")[0]
-    prefix = f"{owner}." if owner else ""
-    first = next((at for at, name in enumerate(names) if name.startswith(prefix)), len(names))
-    return list(names[:first])
+    order = [name for name, _ in model.named_modules()]
+    before = set(order[: order.index(slot.rpartition(".")[0] or slot)])
+    return [name for name in names if name.rpartition(".")[0] in before]
 
 
 @contextmanager

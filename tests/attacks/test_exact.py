@@ -12,6 +12,7 @@ from fedleak.attacks.base import Progress
 from fedleak.attacks.calls import Call
 from fedleak.attacks.peeling import Signal
 from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
+from fedleak.defenses import PPP, Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.models import SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
 from tests.cases import STD, Victim, make_victim, pictures
@@ -139,6 +140,19 @@ def test_images_of_a_batch(kind: Any, precode: bool, batch: int, largest: float,
     assert found.cost < (1e-2 if "read" in ends else 0.2)
     for slot, noise in victim.truth.noise.items():
         torch.testing.assert_close(found.noise[slot][rows], noise, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_noise_before_the_bottleneck_does_not_hide_the_bottlenecks_own(batch: int) -> None:
+    """PPP leaves the layers around PRECODE as they are, and the first one's rows are many."""
+    victim = victim_of(SMLP, batch=batch, labels=[1, 3][:batch])
+    outgoing = Outgoing(victim.update.received, victim.model)
+    sent, _ = protect([PPP(sigma=0.01, relative=True)], outgoing, seed=0, memory={})
+    victim.update.received.update(sent)
+    (found,) = ExactNRA()([victim.update], victim.knowledge)
+    for slot, noise in victim.truth.noise.items():
+        torch.testing.assert_close(found.noise[slot], noise, rtol=1e-2, atol=1e-3)
+    assert missed(victim, found.inputs) < 0.2
 
 
 def test_convolutional_bottleneck_ends_the_closed_form() -> None:

@@ -173,7 +173,7 @@ def test_a_layer_that_is_not_trained_is_passed_over() -> None:
     victim = small(activation=nn.Tanh)
     victim.update.received["classifier.bias"].zero_()
     found = unmixed(victim)
-    assert found.findings[0] == "the gradient of classifier is 0"
+    assert found.findings[0] == "the gradient of classifier.bias is 0"
     assert list(found.inputs) == ["bottleneck.decoder", "bottleneck.encoder"]
     truth, known = inputs_of(victim, "bottleneck.encoder"), found.inputs["bottleneck.encoder"].value
     torch.testing.assert_close(known[order_of(known, truth)], truth, rtol=1e-3, atol=1e-4)

@@ -130,7 +130,7 @@ def test_partial_noise_is_in_the_layers_before_the_bottleneck(outgoing):
 
 def test_partial_noise_needs_a_bottleneck():
     plain = SMLP(input_shape=SHAPE, num_classes=4, width=20)
-    assert PPP().refuses_model(plain) == "it has no layers before a bottleneck"
+    assert PPP().refuses_model(plain) == ("it has no layers before a bottleneck or other noise")
 
 
 def test_relative_noise_has_that_share_of_the_norm():

@@ -81,7 +81,7 @@ def test_cost_of_a_point() -> None:
     assert (row["victims"], row["parameters"]) == ("2", str(parameters))
     assert float(row["seconds"]) > 0
     assert float(row["peak_mb"]) > 100  # torch alone takes as much
-    assert f"| victims | dmlp | 2 | {parameters:,} | {row['seconds']} |" in cost.table([row])
+    assert f"| victims | dmlp | 2 | 16 | {parameters:,} | {row['seconds']} |" in cost.table([row])
     assert len(cost.figure([row]).axes) == 4
 
 

@@ -4,7 +4,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedleak.errors import BadInput
-from fedleak.models import NormalNoise, inject, noise_slots, record
+from fedleak.models import (
+    DropoutNoise,
+    NormalNoise,
+    VariationalBottleneck,
+    inject,
+    noise_slots,
+    record,
+)
+from fedleak.models.noise import before_noise
 
 
 class Noisy(nn.Module):
@@ -169,3 +177,30 @@ def test_under_vmap(model: Noisy) -> None:
     # (2n)^3 has the second derivative 48 n.
     torch.testing.assert_close(hessian, 48 * rows)
     assert is_clear(model)
+
+
+class Latent(nn.Module):
+    """A slot in a module of its own, with no parameter beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.latent, self.decoder = nn.Linear(2, 2), nn.Module(), nn.Linear(2, 2)
+        self.latent.noise = NormalNoise()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Latent(), ["encoder.weight", "encoder.bias"]),
+        (
+            nn.Sequential(nn.Linear(2, 2), DropoutNoise(0.5), nn.Linear(2, 2)),
+            ["0.weight", "0.bias"],
+        ),
+        (nn.Sequential(nn.Linear(2, 2), VariationalBottleneck(2)), ["0.weight", "0.bias"]),
+        (nn.Sequential(DropoutNoise(0.5), nn.Linear(2, 2)), []),
+        (nn.Linear(2, 2), []),
+    ],
+    ids=["latent", "sequential", "precode", "first", "none"],
+)
+def test_parameters_before_the_noise(model: nn.Module, expected: list[str]) -> None:
+    assert before_noise([name for name, _ in model.named_parameters()], model) == expected
