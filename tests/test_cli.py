@@ -175,7 +175,8 @@ def test_a_run_from_a_file_with_overrides(fedleak: Command, tmp_path: Path) -> N
     assert resolved.federation.batch_size == 2  # from the file
     assert resolved.federation.strategy_options == {"eta": 0.5}
     assert resolved.model.init_args["width"] == 7
-    assert resolved.model.init_args["precode"] == {"bottleneck_size": 3, "beta": 0.001}
+    precode = {"bottleneck_size": 3, "beta": 0.001, "kind": "linear"}
+    assert resolved.model.init_args["precode"] == precode
     assert [plugin.init_args["iterations"] for plugin in resolved.attacks] == [4, 6]
     rows = read_rows(tmp_path / "out" / "results.csv")
     assert {(row["attack"], row["client"], row["model"]) for row in rows} == {
