@@ -277,7 +277,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model.widht 3", r"Unknown setting of smlp `widht`: expected one of learning_rate, "
      r"optimizer, precode, width\. Did you mean `width`\?$"),
     ("--model.precode.betta 1", r"Unknown setting of precode `betta`: expected one of beta, "
-     r"bottleneck_size\. Did you mean `beta`\?$"),
+     r"bottleneck_size, kind\. Did you mean `beta`\?$"),
     ("--attacks.iteratons 3", r"Unknown setting of iga `iteratons`: .*, iterations, .* Did you "
      r"mean `iterations`\?$"),
     ("--attacks+ igga", r"Unknown attack `igga`: expected one of .*iga.*nra.* mean `iga`\?$"),
