@@ -109,11 +109,11 @@ def unmix(
         name = calls[at].name
         if name not in layers:
             continue
-        weight, bias = gradient[f"{name}.weight"], gradient[f"{name}.bias"]
-        if frozen := [p for p in ("weight", "bias") if not bool(gradient[f"{name}.{p}"].any())]:
-            found.findings.append(f"the gradient of {name}.{frozen[0]} is 0")
+        own = {part: gradient[f"{name}.{part}"] for part in ("weight", "bias")}
+        if zeros := [part for part, value in own.items() if not bool(value.any())]:
+            found.findings.append(f"the gradient of {name}.{zeros[0]} is 0")
             continue
-        rows = _rows(weight, bias, samples)
+        rows = _rows(own["weight"], own["bias"], samples)
         if rows is None:
             found.findings.append(f"the gradient of {name} has not the rank of {samples} samples")
             break
@@ -278,18 +278,20 @@ class _Mixing:
         return leaving, (given - wanted) / wanted.norm()
 
     def _unexplained(self, point: Vector) -> Tensor:
+        """What is missed of the gradient, ``(out, samples)``, as shares of its norm."""
+        return self._of_gradient(point, self._passed(point)[0])
+
+    def _of_gradient(self, point: Vector, leaving: Tensor) -> Tensor:
         mixing, factor = self._parts(point)
-        products = factor * self._passed(point)[0].mT @ mixing
-        missed: Tensor = (products - self._rows.products) / self._size
+        missed: Tensor = (factor * leaving.mT @ mixing - self._rows.products) / self._size
         return missed
 
     def _missed(self, point: Vector) -> Vector:
         """What is missed of the gradient, of the ones, and of the next known input."""
-        mixing, factor = self._parts(point)
         leaving, given = self._passed(point)
-        products = (factor * leaving.mT @ mixing - self._rows.products) / self._size
-        ones = mixing @ self._rows.basis[:, -1] - 1
-        values: Vector = torch.cat((products.flatten(), ones, given.flatten())).numpy()
+        ones = self._parts(point)[0] @ self._rows.basis[:, -1] - 1
+        parts = (self._of_gradient(point, leaving).flatten(), ones, given.flatten())
+        values: Vector = torch.cat(parts).numpy()
         return values
 
     def _slopes(self, point: Vector) -> Vector:

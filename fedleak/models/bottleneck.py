@@ -7,7 +7,7 @@ Convolutional Variational Bottlenecks, 2023, https://arxiv.org/abs/2309.04515.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fedleak.errors import require, unknown_name
 from fedleak.models.noise import NormalNoise
 
 DEFAULT_SIZE = 256
+Kind = Literal["linear", "convolutional"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Precode:
 
     bottleneck_size: int | None = None
     beta: float = 1e-3
-    kind: Literal["linear", "convolutional"] = "linear"
+    kind: Kind = "linear"
 
     def __post_init__(self) -> None:
         require(
@@ -44,8 +45,8 @@ class Precode:
             f"Expected `precode.bottleneck_size` to be at least 1, got {self.bottleneck_size}.",
         )
         require(self.beta >= 0, f"Expected `precode.beta` to be at least 0, got {self.beta}.")
-        if self.kind not in (kinds := get_args(get_type_hints(Precode)["kind"])):
-            raise unknown_name("value of `precode.kind`", self.kind, kinds)
+        if self.kind not in get_args(Kind):
+            raise unknown_name("value of `precode.kind`", self.kind, get_args(Kind))
 
 
 class Bottleneck(nn.Module):

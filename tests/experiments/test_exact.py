@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from fedleak.data import Photos
 from fedleak.findings import read_findings
@@ -96,3 +97,20 @@ def test_models_of_the_cost_are_up_to_sixteen_times_as_large() -> None:
     for model, sizes in (("dmlp", cost.WIDTHS), ("lenet", cost.SIZES)):
         factors = [counts[model, size] / counts[model, sizes[0]] for size in sizes]
         assert factors == pytest.approx([1, 2, 4, 8, 16], rel=0.05)
+
+
+def test_trained_models_are_those_that_the_training_leaves() -> None:
+    training, trained = (
+        yaml.safe_load((FOLDER / name).read_text()) for name in ("training.yaml", "trained.yaml")
+    )
+    rounds = training["base"]["victims"]["rounds"]
+    (bottleneck,) = training["grid"]["bottleneck"]
+    expected = {
+        (model, f"runs/exact-training/cells/{model}_{bottleneck['name']}/updates/r{r:04d}-global")
+        for model in training["grid"]["model"]
+        for r in rounds
+    }
+    states = [state["set"] for state in trained["grid"]["state"]]
+    found = {(s["model"], s["weights"].removesuffix(".safetensors")) for s in states}
+    assert found == expected
+    assert len(states) == len(expected)
