@@ -301,6 +301,18 @@ def local_learning_rate(model: nn.Module) -> float:
     return float(found.param_groups[0]["lr"])
 
 
+def plain_sgd(model: nn.Module) -> bool:
+    """Whether a module trains by one SGD without momentum, weight decay or a schedule."""
+    configure: Any = model.configure_optimizers
+    found: Any = configure()
+    if isinstance(found, dict) and "lr_scheduler" not in found:
+        found = found["optimizer"]
+    if not isinstance(found, torch.optim.SGD) or len(found.param_groups) > 1:
+        return False
+    settings = found.param_groups[0]
+    return not any(settings[name] for name in ("momentum", "weight_decay", "maximize"))
+
+
 def knowledge_of(
     config: RunConfig,
     data: PrivateData,
@@ -338,6 +350,8 @@ def knowledge_of(
         protocol=federation.protocol,
         learning_rate=local_learning_rate(model),
         local_steps=steps,
+        batch_size=federation.batch_size if federation.protocol == "fedavg" else None,
+        plain_sgd=plain_sgd(model),
         training=federation.mode == "train",
         label_recovery=config.victims.label_recovery,
     )

@@ -118,6 +118,9 @@ class Knowledge:
         protocol: ``fedsgd`` (a gradient came) or ``fedavg`` (weights came).
         learning_rate: learning rate of the client's local training.
         local_steps: number of local optimiser steps.
+        batch_size: number of samples of a local step; none: all.
+        plain_sgd: whether the client's optimiser is SGD without momentum, weight decay or a
+            schedule.
         training: whether the client's model was in train mode (dropout on, batch norm using the
             batch's own statistics) or in eval mode.
         loss: the loss of a batch, given model and batch.
@@ -135,9 +138,24 @@ class Knowledge:
     protocol: Protocol = "fedsgd"
     learning_rate: float = 0.1
     local_steps: int = 1
+    batch_size: int | None = None
+    plain_sgd: bool = True
     training: bool = True
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
     label_recovery: LabelRecovery = "bias_counts"
+
+    @property
+    def local_batches(self) -> list[slice]:
+        """The samples of each local step of an epoch, in the order in which they are used."""
+        size = self.batch_size or self.num_samples
+        return [
+            slice(at, min(at + size, self.num_samples)) for at in range(0, self.num_samples, size)
+        ]
+
+    @property
+    def epochs(self) -> int:
+        """Number of local epochs."""
+        return self.local_steps // len(self.local_batches)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -284,7 +302,8 @@ class GroundTruth:
     Args:
         inputs: the batch, normalised, ``(num_samples, ...)``.
         labels: its labels ``(num_samples,)``.
-        noise: noise slot -> what the slot drew, ``(num_samples, ...)``.
+        noise: noise slot -> what the slot drew, ``(num_samples, ...)``, for one sample in several
+            local epochs ``(1, epochs, ...)``; empty of several samples in several epochs.
     """
 
     inputs: Tensor

@@ -5,9 +5,10 @@ suites of tests/attacks/test_attacks.py, test_gradients.py and tests/models/test
 and iterations are small: a row is there to be run in a fraction of a second.
 """
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, 
 from tests.toys import OwnClassifier
 
 CLASSES = 4
+RATE = 0.05  # of several local steps
 MEAN, STD = (0.45, 0.4, 0.5), (0.25, 0.3, 0.2)
 
 
@@ -243,3 +245,32 @@ def case_victim(case: ModelCase, *, precode: bool, **settings: Any) -> Victim:
     """A victim of a model of the table; ``dtype`` as for :meth:`ModelCase.make`."""
     model = case.make(precode=precode, dtype=settings.pop("dtype", torch.float32))
     return make_victim(model, case.shape, **settings)
+
+
+def several_steps(victim: Victim, *, batch_size: int, epochs: int) -> Victim:
+    """The same client, who takes some steps of torch's SGD and sends weights."""
+    facts, inputs, labels = victim.knowledge, victim.truth.inputs, victim.truth.labels
+    model = copy.deepcopy(facts.model)
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=RATE)
+    drawn: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        for _ in range(epochs):
+            with record(model) as notes:
+                for batch in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+                    optimizer.zero_grad()
+                    batch_loss(model, batch).backward()
+                    optimizer.step()
+            for slot, values in notes.items():
+                drawn.setdefault(slot, []).append(torch.cat(values))
+    noise = {s: torch.stack(v, dim=1) if epochs > 1 else v[0] for s, v in drawn.items()}
+    received = {name: value.detach() for name, value in model.state_dict().items()}
+    steps = epochs * math.ceil(len(inputs) / batch_size)
+    return Victim(
+        replace(victim.update, protocol="fedavg", received=received),
+        replace(
+            facts, protocol="fedavg", learning_rate=RATE, local_steps=steps, batch_size=batch_size
+        ),
+        replace(victim.truth, noise=noise),
+    )

@@ -190,6 +190,15 @@ def test_no_noise_in_common_no_error() -> None:
     assert math.isnan(item.noise_mse)
 
 
+def test_noise_of_one_step_is_not_compared_with_that_of_several() -> None:
+    images = pictures(1, (1, 6, 6))
+    (item,) = scored(
+        images, images, truth_noise={"a": torch.ones(1, 3, 2)},
+        restored_noise={"a": torch.ones(1, 2)},
+    )  # fmt: skip
+    assert math.isnan(item.noise_mse)
+
+
 def test_not_a_number_fails_alone() -> None:
     """A failed reconstruction is matched to what is left, and spoils no other score."""
     images = torch.cat([pictures(1, (2, 8, 8), seed=seed) for seed in range(3)])

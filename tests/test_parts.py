@@ -17,6 +17,7 @@ from fedleak.parts import (
     local_learning_rate,
     make_data,
     make_model,
+    plain_sgd,
     prepare,
 )
 from fedleak.registry import Plugin
@@ -304,6 +305,33 @@ def test_learning_rate_of_the_modules_own_optimizer(kind: type[SMLP], expected: 
     assert local_learning_rate(model) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"momentum": 0.9}, False),
+        ({"weight_decay": 0.1}, False),
+        ({"maximize": True}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_plain_sgd(settings: dict[str, Any], expected: bool, wrapped: bool) -> None:
+    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **settings)
+    model.configure_optimizers = lambda: {"optimizer": optimizer} if wrapped else optimizer
+    assert plain_sgd(model) is expected
+
+
+@pytest.mark.parametrize("kind", [Scheduled, Several])
+def test_a_schedule_or_several_optimizers_are_no_plain_sgd(kind: type[SMLP]) -> None:
+    assert not plain_sgd(kind(input_shape=(1, 2, 2), num_classes=2, width=2))
+
+
+def test_adam_is_no_plain_sgd() -> None:
+    assert not plain_sgd(SMLP(input_shape=(1, 2, 2), num_classes=2, width=2, optimizer="adam"))
+
+
 def test_no_optimizer_no_learning_rate() -> None:
     model = NoOptimizer(input_shape=(1, 2, 2), num_classes=2, width=2)
     with pytest.raises(BadInput, match=r"`configure_optimizers` of NoOptimizer .* got None"):
@@ -338,3 +366,9 @@ def test_knowledge(
     assert (found.mean, found.std) == (data.mean, data.std)
     assert (found.protocol, found.learning_rate) == (federation.protocol, 0.1)
     assert found.training == (federation.mode == "train")
+    size = federation.batch_size
+    assert [part.stop - part.start for part in found.local_batches] == (
+        [size] * (samples // size) + [samples % size] * (samples % size > 0)
+    )
+    assert found.epochs == federation.local_epochs
+    assert found.plain_sgd

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.closed_form import first_linear
 from fedleak.attacks.labels import recover_labels
 from fedleak.updates import Knowledge, Tensors
 
@@ -22,7 +23,8 @@ class Analytic(Attack):
 
     Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, so
     ``h = W_grad^T b_grad / |b_grad|^2`` over all its rows, whatever follows the layer: the noise
-    of a bottleneck does not change it. Where the layer takes the sample itself, that is the sample.
+    of a bottleneck does not change it. Where the layer takes the sample itself, that is the sample,
+    and steps of plain SGD on it add up to ``(sum of d) h^T``, however many there are.
 
     A recommender scales a user's vector to unit length and may drop some of it. There the items are
     those whose entry of h is not 0 and, if the gradient of the output's bias adds up to 0 as that
@@ -45,9 +47,12 @@ class Analytic(Attack):
         """See :meth:`Attack.refuses`."""
         if knowledge.num_samples > 1:
             return f"{self.name} reads one sample and the update is of {knowledge.num_samples}"
-        if knowledge.local_steps > 1:
-            return f"{self.name} reads one step and the update is of {knowledge.local_steps}"
-        if _first_layer(knowledge) is None:
+        if knowledge.local_steps > 1 and not knowledge.plain_sgd:
+            return (
+                f"{self.name} reads sums of gradients, and {knowledge.local_steps} local steps of "
+                "another optimiser than plain SGD are none"
+            )
+        if first_linear(knowledge) is None:
             return (
                 f"{self.name} needs a linear layer with bias that takes the sample first and "
                 f"{type(knowledge.model).__name__} has none"
@@ -57,7 +62,7 @@ class Analytic(Attack):
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
         facts, gradient = problem.knowledge, problem.gradient
-        layer = _first_layer(facts)
+        layer = first_linear(facts)
         weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
         entering = weight.T @ bias / bias.square().sum().clamp_min(torch.finfo(bias.dtype).tiny)
         unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
@@ -91,26 +96,12 @@ class Analytic(Attack):
         return found.double()
 
 
-def _first_layer(knowledge: Knowledge) -> str | None:
-    """The first layer with weights, if it is linear with bias and takes all entries of a sample."""
-    size = torch.Size(knowledge.input_shape).numel()
-    for name, module in knowledge.model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            fits = isinstance(module, nn.Linear) and module.in_features == size
-            return name if fits and "bias" in _own(module) else None
-    return None
-
-
-def _own(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters(recurse=False)}
-
-
 def _output_bias(knowledge: Knowledge) -> str | None:
     """The bias of the last linear layer, if it has an output for every entry of a sample."""
     layers = [(n, m) for n, m in knowledge.model.named_modules() if isinstance(m, nn.Linear)]
     name, last = layers[-1]
     fits = (last.out_features,) == tuple(knowledge.input_shape)
-    return f"{name}.bias" if fits and "bias" in _own(last) else None
+    return f"{name}.bias" if fits and last.bias is not None else None
 
 
 def _deviation(entries: Tensor) -> float:

@@ -85,7 +85,8 @@ class Reconstruction:
     Args:
         inputs: reconstructed inputs, normalised, ``(num_samples, ...)``.
         labels: the labels it used or recovered, ``(num_samples,)``.
-        noise: noise slot -> restored noise ``(num_samples, ...)``; empty where none is restored.
+        noise: noise slot -> restored noise ``(num_samples, ...)``, of local epochs that were
+            simulated ``(num_samples, epochs, ...)``; empty where none is restored.
         costs: the course of the cost, as pairs of iteration and cost.
         iterations: number of iterations done.
         seconds: time that it took; of updates attacked together, each one's share.

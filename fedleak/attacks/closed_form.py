@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.calls import Call, entering, skipping
 from fedleak.models.noise import Noise, inject
-from fedleak.updates import Tensors
+from fedleak.updates import Knowledge, Tensors
 
 Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
@@ -128,6 +128,20 @@ def known_inputs(gradient: Tensors, layers: Sequence[Call]) -> dict[str, KnownIn
         known = linear_input(weight, bias)
         found[call.name] = known._replace(value=known.value[None])
     return found
+
+
+def first_linear(knowledge: Knowledge) -> str | None:
+    """The first layer with weights, if it is linear with bias and takes all entries of a sample.
+
+    Args:
+        knowledge: gives the model, whose modules are taken to be held in the order of their use.
+    """
+    size = torch.Size(knowledge.input_shape).numel()
+    for name, module in knowledge.model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            fits = isinstance(module, nn.Linear) and module.in_features == size
+            return name if fits and module.bias is not None else None
+    return None
 
 
 class Head:

@@ -7,17 +7,23 @@ weight gradient itself, the largest tensor by far, is never built. A target that
 few samples is itself a product ``U V^T`` of low rank, which spares reading T as well.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedleak.attacks.costs import Products
 from fedleak.attacks.priors import Statistics
+from fedleak.attacks.taps import (
+    InputTap,
+    LinearTap,
+    LossModule,
+    NormTap,
+    Rows,
+    drop_running_statistics,
+)
 from fedleak.models.noise import inject
 from fedleak.updates import Tensors
 
@@ -39,6 +45,7 @@ class DummyGradient:
         batch: an example ``(inputs, labels)``, for the shapes.
         noise: an example of the noise, by slot.
         watched: names of modules whose inputs are wanted besides.
+        dense: names of linear layers whose weight gradients are built all the same.
     """
 
     def __init__(
@@ -48,18 +55,22 @@ class DummyGradient:
         batch: tuple[Tensor, Tensor],
         noise: Mapping[str, Tensor],
         watched: Sequence[str] = (),
+        dense: Sequence[str] = (),
     ) -> None:
-        self._holder = _LossModule(model, loss)
-        _drop_running_statistics(model)
-        self._tap = _LinearTap(model)
-        self._norms = _NormTap(model)
-        self._inputs = _InputTap(model, watched)
+        self._holder = LossModule(model, loss)
+        drop_running_statistics(model)
+        self._tap = LinearTap(model)
+        self._norms = NormTap(model)
+        self._inputs = InputTap(model, watched)
         with inject(model, noise), torch.no_grad():
             self._holder(batch)
-        self._probe_shapes = self._tap.finish_probing()
+        shapes = self._tap.finish_probing()
+        self._samples = len(batch[0])
+        self._probe_shapes = {layer: shapes[layer] for layer in shapes if layer not in dense}
         for layer in self._used_elsewhere(batch, noise):
             del self._probe_shapes[layer]
-        self._free = self._untapped()
+        self.free = self._untapped()
+        """The parameters whose gradients are built."""
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
         """Target gradients of several updates, stacked and factorised where that loses nothing.
@@ -115,19 +126,39 @@ class DummyGradient:
             Products by parameter name; by batch-norm layer the mean and variance ``(channels,)``
             of its input; and by watched module its input; all can be differentiated likewise.
         """
-        free, layers, (statistics, entered) = self._pass((inputs, labels), noise, self._free)
-        result = {name: _dense_products(value, *target[name]) for name, value in free.items()}
+        free, layers, (statistics, entered) = self.differentiate(
+            (inputs, labels), noise, self.free, {}
+        )
+        return self.compare(free, layers, target), statistics, entered
+
+    def compare(
+        self, free: Tensors, layers: Rows, target: Mapping[str, tuple[Tensor, ...]]
+    ) -> dict[str, Products]:
+        """Products of a gradient with one target.
+
+        Args:
+            free: gradients that were built, by parameter name.
+            layers: the others, as :meth:`differentiate` gives them.
+            target: see :meth:`products`.
+        """
+        result = {name: dense_products(value, *target[name]) for name, value in free.items()}
         for layer, (entering, leaving) in layers.items():
             weight, *bias = self._tap.parameters(layer)
             result[weight] = linear_products(entering, leaving, target[weight])
             if bias:
-                result[bias[0]] = _dense_products(leaving.sum(dim=0), *target[bias[0]])
-        return result, statistics, entered
+                result[bias[0]] = dense_products(leaving.sum(dim=0), *target[bias[0]])
+        return result
 
-    def _pass(
-        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors
-    ) -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], tuple[Statistics, Tensors]]:
-        """Differentiates the loss once.
+    def differentiate(
+        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors, moves: Rows
+    ) -> tuple[Tensors, Rows, tuple[Statistics, Tensors]]:
+        """Differentiate the loss once.
+
+        Args:
+            batch: inputs and labels, of the example's number or another.
+            noise: slot -> noise ``(batch, ...)``.
+            free: values of the parameters whose gradients are built.
+            moves: by how much the weights of other layers were moved, ``outputs^T inputs``.
 
         Returns:
             Gradients of the free parameters; of every tapped layer the inputs and the gradients of
@@ -138,7 +169,7 @@ class DummyGradient:
         def loss_of(
             probes: dict[str, list[Tensor]], free: Tensors
         ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], tuple[Statistics, Tensors]]]:
-            self._tap.start(probes)
+            self._tap.start(probes, moves)
             self._norms.start()
             self._inputs.start()
             parameters = {f"model.{name}": value for name, value in free.items()}
@@ -147,8 +178,12 @@ class DummyGradient:
             seen = self._norms.statistics, self._inputs.entered
             return loss, (self._tap.inputs, seen)
 
+        # A layer's rows are as many times more or less as the samples are.
         probes = {
-            layer: [batch[0].new_zeros(shape) for shape in shapes]
+            layer: [
+                batch[0].new_zeros(shape[0] * len(batch[0]) // self._samples, *shape[1:])
+                for shape in shapes
+            ]
             for layer, shapes in self._probe_shapes.items()
         }
         (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
@@ -173,11 +208,11 @@ class DummyGradient:
         The gradient that their inputs and outputs tell of is not the one that autograd gives.
         """
 
-        def once() -> tuple[Tensors, dict[str, tuple[Tensor, Tensor]], object]:
+        def once() -> tuple[Tensors, Rows, object]:
             # A plain dropout must drop the same both times.
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                return self._pass(batch, noise, self._untapped())
+                return self.differentiate(batch, noise, self._untapped(), {})
 
         _, layers, _ = once()
         tapped, self._probe_shapes = self._probe_shapes, {}
@@ -209,7 +244,7 @@ def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -
         # With more pairs of rows than weights, the weight gradient is the smaller thing to build.
         built = outputs.T @ inputs
         dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1].T
-        return _dense_products(built, dense, norm)
+        return dense_products(built, dense, norm)
     dummy = ((outputs @ outputs.T) * (inputs @ inputs.T)).sum()
     if len(factors) == 1:
         inner = ((outputs @ factors[0]) * inputs).sum()
@@ -252,136 +287,12 @@ def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None
     return torch.stack(left).to(stacked.dtype), torch.stack(right).to(stacked.dtype)
 
 
-def _dense_products(value: Tensor, target: Tensor, norm: Tensor) -> Products:
-    return Products((value * target).sum(), value.square().sum(), norm)
+def dense_products(value: Tensor, target: Tensor, norm: Tensor) -> Products:
+    """Products of a gradient that was built with a target of the same shape.
 
-
-def _drop_running_statistics(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-
-
-class _LossModule(nn.Module):
-    """The loss as a module's forward, as ``functional_call`` wants it."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self._loss(self.model, batch)
-
-
-class _LinearTap:
-    """Hooks on linear layers that note their inputs and add probes to their outputs.
-
-    The gradient with respect to a probe of zeros is the gradient of the layer's output. A layer
-    whose weight is shared with another module is left to plain differentiation.
+    Args:
+        value: the dummy gradient.
+        target: the target gradient.
+        norm: the target's squared norm.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        uses = Counter(
-            id(value) for module in model.modules() for value in module._parameters.values()
-        )
-        self._layers: dict[str, nn.Linear] = {}
-        self.inputs: dict[str, list[Tensor]] = {}
-        self._probes: dict[str, list[Tensor]] | None = None
-        self._shapes: dict[str, list[tuple[int, ...]]] = {}
-        self._probing = True
-        for name, module in model.named_modules():
-            # Subclasses may compute something else than x W^T + b.
-            if type(module) is nn.Linear and all(
-                uses[id(value)] == 1 for value in module.parameters()
-            ):
-                self._layers[name] = module
-                module.register_forward_hook(self._hook(name), with_kwargs=True)
-
-    def parameters(self, layer: str) -> list[str]:
-        """Names of the layer's weight and, if it has one, bias."""
-        return [f"{layer}.{name}" for name, _ in self._layers[layer].named_parameters()]
-
-    def finish_probing(self) -> dict[str, list[tuple[int, ...]]]:
-        """Shapes of the outputs of every layer that was called, call by call."""
-        self._probing = False
-        return self._shapes
-
-    def start(self, probes: dict[str, list[Tensor]]) -> None:
-        self.inputs = {layer: [] for layer in probes}
-        self._probes = probes
-
-    def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
-        self.inputs, self._probes = {}, None
-
-    def _hook(self, name: str) -> Callable[..., Tensor | None]:
-        def hook(
-            _module: nn.Module,
-            args: tuple[Tensor, ...],
-            kwargs: dict[str, Tensor],
-            output: Tensor,
-        ) -> Tensor | None:
-            if self._probing:
-                self._shapes.setdefault(name, []).append(tuple(output.shape))
-            if self._probes is None or name not in self._probes:
-                return None
-            call = len(self.inputs[name])
-            self.inputs[name].append(args[0] if args else kwargs["input"])
-            return output + self._probes[name][call]
-
-        return hook
-
-
-class _NormTap:
-    """Hooks on batch-norm layers that note mean and variance of what enters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.statistics: Statistics = {}
-        self._active = False
-        for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(self._hook(name))
-
-    def start(self) -> None:
-        self.statistics, self._active = {}, True
-
-    def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
-        self.statistics, self._active = {}, False
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if self._active:
-                # Channels first: (channels, everything else).
-                rows = args[0].transpose(0, 1).flatten(1)
-                # Unbiased, as the running variance is; a single number has none.
-                variance = rows.var(dim=1, unbiased=rows.shape[1] > 1)
-                self.statistics[name] = (rows.mean(dim=1), variance)
-
-        return hook
-
-
-class _InputTap:
-    """Hooks on modules that note what they were given last."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.entered: Tensors = {}
-        self._active = False
-        for name in names:
-            model.get_submodule(name).register_forward_pre_hook(self._hook(name), with_kwargs=True)
-
-    def start(self) -> None:
-        self.entered, self._active = {}, True
-
-    def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
-        self.entered, self._active = {}, False
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if self._active:
-                self.entered[name] = args[0] if args else next(iter(kwargs.values()))
-
-        return hook
+    return Products((value * target).sum(), value.square().sum(), norm)

@@ -1,7 +1,7 @@
 """Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction, Report
@@ -19,8 +18,9 @@ from fedleak.attacks.costs import COSTS, layer_weights
 from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, Kept, rounding_of
 from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.local_steps import DummyUpdate, cannot_simulate
+from fedleak.attacks.objective import NOISE, Objective, as_target, noise_of
 from fedleak.attacks.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
-from fedleak.attacks.priors import batch_norm_distance, total_variation
 from fedleak.attacks.statistics import expected_statistics, has_statistics
 from fedleak.attacks.tracing import Compiler, Step, Traced
 from fedleak.errors import BadInput, require, unknown_name
@@ -32,8 +32,6 @@ DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 REPORT_EVERY = 50
 # Tracing takes about as long as some hundred iterations of a small model.
 TRACE_FROM = 400
-# Marks the noise slots among the variables.
-NOISE = "noise/"
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,7 @@ class GradientMatching(Attack):
         precision: Literal["float32", "float64"] | None = None,
         compile: Compiler = "trace",
         noise_slots: list[str] | None = None,
+        simulate_steps: bool | None = None,
     ) -> None:
         for kind, value, choices in (
             ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
@@ -158,6 +157,7 @@ class GradientMatching(Attack):
         self.precision = precision
         self.compile = compile
         self.noise_slots = noise_slots
+        self.simulate_steps = simulate_steps
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """Attack one update; see :meth:`Attack.run`."""
@@ -200,6 +200,9 @@ class GradientMatching(Attack):
                 "`features` are known of one sample and one local step, and the update is of "
                 f"{knowledge.num_samples} samples and {knowledge.local_steps} steps: set it to 0"
             )
+        reason = cannot_simulate(knowledge)
+        if self.simulate_steps and reason:
+            return f"{reason}, so that they cannot be simulated: leave `simulate_steps` out"
         slots = list(noise_slots(knowledge.model))
         for pattern in self.noise_slots or []:
             if not any(fnmatchcase(name, pattern) for name in slots):
@@ -276,16 +279,13 @@ class GradientMatching(Attack):
             optimizer.step(gradients, evaluate_row)
             if self.box:
                 torch.clamp(state["inputs"], low, high, out=state["inputs"])
-        return [
-            self._reconstruction(kept, first.gradient)
-            for kept in best.kept(self.restarts, iteration)
-        ]
+        return [self._reconstruction(kept, first) for kept in best.kept(self.restarts, iteration)]
 
-    def _reconstruction(self, kept: Kept, gradient: Tensors) -> Reconstruction:
-        like = next(iter(gradient.values()))
+    def _reconstruction(self, kept: Kept, problem: Problem) -> Reconstruction:
+        like = next(iter(problem.gradient.values()))
         labels = kept.variables["labels"]
         noise = {
-            slot: value for slot, value in _noise(kept.variables).items() if self._restores(slot)
+            slot: value for slot, value in noise_of(kept.variables).items() if self._restores(slot)
         }
         return Reconstruction(
             inputs=kept.variables["inputs"].to(like),
@@ -293,7 +293,16 @@ class GradientMatching(Attack):
             noise={name: value.to(like) for name, value in noise.items()},
             costs=kept.costs,
             iterations=kept.iterations,
+            findings=self._findings(problem.knowledge),
         )
+
+    def _findings(self, facts: Knowledge) -> tuple[str, ...]:
+        if facts.local_steps == 1:
+            return ()
+        if self._simulates(facts):
+            return (f"{facts.local_steps} local steps simulated",)
+        reason = cannot_simulate(facts) or "`simulate_steps` is off"
+        return (f"{facts.local_steps} local steps taken for one, as {reason}",)
 
     def _is_optimised(self, name: str) -> bool:
         if name == "labels":
@@ -311,6 +320,21 @@ class GradientMatching(Attack):
         calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
         found = known_inputs(problem.gradient, calls)
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
+
+    def _simulates(self, knowledge: Knowledge) -> bool:
+        if knowledge.local_steps == 1 or self.simulate_steps is False:
+            return False
+        return cannot_simulate(knowledge) is None
+
+    def _noise_shape(self, problem: Problem, slot: str) -> tuple[int, ...]:
+        """Shape of a slot's noise: ``(num_samples, ...)``, of epochs that are simulated more."""
+        samples, *rest = problem.noise_shapes[slot]
+        facts = problem.knowledge
+        return (
+            samples,
+            *((facts.epochs,) if self._simulates(facts) and facts.epochs > 1 else ()),
+            *rest,
+        )
 
     def _restores(self, slot: str) -> bool:
         if self.noise_slots is None:
@@ -339,7 +363,7 @@ class GradientMatching(Attack):
 
     def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
         """Noise of a slot, row by row: what it draws, or a normal start where it is restored."""
-        shape = problems[0].noise_shapes[slot]
+        shape = self._noise_shape(problems[0], slot)
         if self._restores(slot):
             return _starts(problems, shape, self.restarts)
         rows = (self.restarts, *shape)
@@ -356,16 +380,7 @@ class GradientMatching(Attack):
         first = problems[0]
         kind = self._kind(first)
         features = [facts.features for facts in known]
-        # The dummy gradient works on a copy, for it takes the running statistics away.
-        model = copy.deepcopy(first.model).to(kind)
-        example = {name: value[0] for name, value in state.items()}
-        dummy = DummyGradient(
-            model,
-            first.knowledge.loss,
-            (example["inputs"], self._as_target(example["labels"])),
-            _noise(example),
-            list(features[0]),
-        )
+        dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
         gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
         target: dict[str, Any] = {"gradient": dummy.targets(gradients, first.knowledge.num_samples)}
         if self.batch_norm:
@@ -381,47 +396,15 @@ class GradientMatching(Attack):
             for name in features[0]
         }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
-        compare = COSTS[self.cost]
-        smoothness = self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0
-        weights = self._weights(first)
-
-        def objective(
-            free: Tensors, fixed: Tensors, target: dict[str, Any]
-        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            values = fixed | free
-            products, statistics, entered = dummy.evaluate(
-                values["inputs"],
-                self._as_target(values["labels"]),
-                _noise(values),
-                target["gradient"],
-            )
-            cost = compare({name: products[name] for name in weights}, weights)
-            for layer, wanted in target["features"].items():
-                missed = (entered[layer] - wanted).square().sum() / wanted.square().sum()
-                cost = cost + self.features / len(target["features"]) * missed
-            total = cost
-            if smoothness:
-                total = total + smoothness * total_variation(values["inputs"])
-            if self.batch_norm:
-                distance = batch_norm_distance(statistics, target["statistics"])
-                total = total + self.batch_norm * distance
-            return total, (total, cost)
-
-        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row.
-        # A row that is alone needs no batching, which is a fifth of the time of a small model.
-        one_row = grad(objective, has_aux=True)
-        many_rows: Step = vmap(one_row, randomness="different")
-
-        def step(
-            free: Tensors, fixed: Tensors, target: dict[str, Any]
-        ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
-            if len(free["inputs"]) > 1:
-                return many_rows(free, fixed, target)
-            gradients, costs = one_row(*tree_map(lambda value: value[0], (free, fixed, target)))
-            alone: tuple[Tensors, tuple[Tensor, Tensor]]
-            alone = tree_map(lambda value: value[None], (gradients, costs))
-            return alone
-
+        step = Objective(
+            dummy=dummy,
+            cost=COSTS[self.cost],
+            weights=self._weights(first),
+            total_variation=self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0,
+            batch_norm=self.batch_norm,
+            features=self.features,
+            soft_labels=self.restores_labels,
+        ).step()
         fixed = {name: value for name, value in state.items() if name not in free}
         try:
             step(free, fixed, target)
@@ -435,17 +418,21 @@ class GradientMatching(Attack):
             step = Traced(step, self.compile)
         return step, target
 
+    def _dummy(
+        self, problem: Problem, example: Tensors, known: Known
+    ) -> DummyGradient | DummyUpdate:
+        # Both work on a copy, for they take the running statistics away.
+        model = copy.deepcopy(problem.model).to(self._kind(problem))
+        batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
+        facts, noise = problem.knowledge, noise_of(example)
+        if self._simulates(facts):
+            return DummyUpdate(model, facts, batch, noise)
+        return DummyGradient(model, facts.loss, batch, noise, list(known.features))
+
     def _kind(self, problem: Problem) -> torch.dtype:
         if self.precision is not None:
             return torch.float64 if self.precision == "float64" else torch.float32
         return next(iter(problem.gradient.values())).dtype
-
-    def _as_target(self, labels: Tensor) -> Tensor:
-        return labels.softmax(dim=-1) if self.restores_labels else labels
-
-
-def _noise(values: Mapping[str, Tensor]) -> Tensors:
-    return {n.removeprefix(NOISE): v for n, v in values.items() if n.startswith(NOISE)}
 
 
 def _row(values: Any, row: int) -> Any:

@@ -210,8 +210,7 @@ def _train(
     trainer.optimizers = []  # their moments would stay as long as the trainer does
     gradient, capture.gradient = capture.gradient, {}
     inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
-    # Noise of several steps has no one value that an attack could be compared with.
-    drawn = {n: v[0].cpu() for n, v in noise.items() if len(v) == 1}
+    drawn = _drawn(noise, len(inputs), 1 if one_step else federation.local_epochs)
     if truth is not None and config.victims.includes(round_, client):
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -251,6 +250,25 @@ def _train(
     if buffers:
         content[records.BUFFERS] = records.to_record(buffers)
     return RecordDict(content)
+
+
+def _drawn(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tensors:
+    """What every slot drew in a training, sample by sample.
+
+    Returns:
+        Slot -> noise ``(samples, ...)``, of several epochs ``(samples, epochs, ...)``; nothing of
+        several samples in several epochs, since they come in another order in each.
+    """
+    if epochs == 1:
+        found = {name: torch.cat(values).cpu() for name, values in noise.items() if values}
+        return {name: value for name, value in found.items() if len(value) == samples}
+    if samples > 1:
+        return {}
+    return {
+        name: torch.stack(values, dim=1).cpu()
+        for name, values in noise.items()
+        if len(values) == epochs
+    }
 
 
 def _memory(context: Context) -> Tensors:

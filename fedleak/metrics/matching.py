@@ -56,9 +56,14 @@ def noise_error(
         match: position of the reconstruction that was matched to it.
 
     Returns:
-        The mean over all entries of the slots that were restored; NaN if there are none.
+        The mean over all entries of the slots that were restored; NaN if there are none, or if
+        other noise was: one for all local steps instead of each one's.
     """
-    shared = truth.noise.keys() & reconstruction.noise.keys()
+    shared = [
+        name
+        for name in truth.noise.keys() & reconstruction.noise.keys()
+        if truth.noise[name].shape == reconstruction.noise[name].shape
+    ]
     if not shared:
         return float("nan")
     errors = [truth.noise[name][sample] - reconstruction.noise[name][match] for name in shared]

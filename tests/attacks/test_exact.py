@@ -1,5 +1,6 @@
 """The closed form from end to end: images, noise, and what is said where they are not had."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from fedleak.attacks.peeling import Signal
 from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
 from fedleak.defenses import PPP, Outgoing, protect
 from fedleak.errors import BadInput
-from fedleak.models import SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
-from tests.cases import STD, Victim, make_victim, pictures
+from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
+from tests.cases import STD, Victim, make_victim, pictures, several_steps
 from tests.toys import OwnClassifier
 
 SHAPE = (3, 16, 16)
@@ -103,7 +104,7 @@ def test_weights_instead_of_a_gradient() -> None:
     ("settings", "says"),
     [
         ({"num_samples": 5}, "the gradient of classifier has not the rank of 5 samples"),
-        ({"local_steps": 3}, "3 local steps"),
+        ({"local_steps": 3, "plain_sgd": False}, "3 local steps"),
     ],
 )
 def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
@@ -114,6 +115,28 @@ def test_falls_back_on_the_search(settings: dict[str, Any], says: str) -> None:
     assert "a search as nra's" in found.findings[-1]
     assert found.iterations == 3
     assert found.inputs.shape == victim.truth.inputs.shape
+
+
+@pytest.mark.parametrize("kind", [SMLP, DMLP], ids=str)
+def test_image_of_several_steps(kind: Any) -> None:
+    victim = several_steps(victim_of(kind), batch_size=1, epochs=3)
+    (found,) = ExactNRA()([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < 1e-2
+    assert found.findings[0] == "the update is of 3 local steps"
+    assert "the image is read without a search" in found.findings[-1]
+    assert found.noise == {}
+    assert math.isnan(found.cost)
+
+
+def test_images_and_noise_of_several_steps_are_searched_together() -> None:
+    victim = several_steps(victim_of(LeNet, shape=(1, 8, 8)), batch_size=1, epochs=2)
+    (found,) = ExactNRA(matching_steps=25)([victim.update], victim.knowledge)
+    assert "a search by L-BFGS through all of them" in found.findings[-1]
+    (noise,), (truth,) = found.noise.values(), victim.truth.noise.values()
+    assert noise.shape == truth.shape
+    assert truth.shape[:2] == (1, 2)
+    assert missed(victim, found.inputs) < 0.1
+    assert float((noise - truth).square().mean()) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import torch
 from flwr.app import MessageType
 from torch.nn import functional
 
+from fedleak.attacks.costs import COSTS
+from fedleak.attacks.local_steps import DummyUpdate
 from fedleak.config import RunConfig
 from fedleak.federation import client_app, records
 from fedleak.federation.client import TruthFolder
 from fedleak.models import noise_slots
-from fedleak.parts import client_samples, make_data, make_model
-from fedleak.updates import GroundTruth, Tensors
+from fedleak.parts import client_samples, knowledge_of, make_data, make_model
+from fedleak.updates import GroundTruth, InterceptedUpdate, Tensors, weights_to_gradient
 from tests.federation.fakes import ask, same_tensors
 from tests.federation.runs import clients_by_class, tiny_config, tiny_data
 from tests.federation.user_models import RAISES, SLEEPS
@@ -139,10 +141,41 @@ def test_fedavg_over_epochs_equals_sgd_by_hand(data: Path) -> None:
     assert truth.noise == {}
 
 
-def test_noise_of_several_steps_is_not_kept(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "clients"), [(4, 1, 4), (1, 3, 64)], ids=["one-epoch", "one-sample"]
+)
+def test_truth_of_several_steps_explains_the_weights(
+    batch_size: int, epochs: int, clients: int, data: Path
+) -> None:
+    """What is kept of the noise, simulated by the attacks' own code, gives what was sent."""
     config = config_of(
-        data, protocol="fedavg", batch_size=4, model_args={"width": 12, "precode": PRECODE}
+        data, protocol="fedavg", batch_size=batch_size, local_epochs=epochs, clients=clients,
+        model_args={"width": 12, "precode": PRECODE},
+    )  # fmt: skip
+    content, truth = trained(config)
+    samples, (noise,) = len(truth.inputs), truth.noise.values()
+    assert tuple(noise.shape[:-1]) == ((1, epochs) if epochs > 1 else (samples,))
+    model, sent = model_and_weights(config)
+    found = knowledge_of(
+        config, make_data(config), model, labels=truth.labels,
+        update=InterceptedUpdate(1, 0, "fedavg", samples, "smlp", sent, {}),
+    )  # fmt: skip
+    assert found.local_steps > 1
+    frozen, batch = copy.deepcopy(model).requires_grad_(False), (truth.inputs, truth.labels)
+    dummy = DummyUpdate(frozen, found, batch, truth.noise)
+    gradient = weights_to_gradient(
+        sent, weights_in(content), learning_rate=found.learning_rate, steps=found.local_steps
     )
+    target = {n: tuple(v[0] for v in t) for n, t in dummy.targets([gradient], samples).items()}
+    products, _, _ = dummy.evaluate(*batch, truth.noise, target)
+    assert COSTS["relative_error"](products) < 1e-6
+
+
+def test_noise_of_several_samples_in_several_epochs_is_not_kept(data: Path) -> None:
+    config = config_of(
+        data, protocol="fedavg", batch_size=4, local_epochs=2,
+        model_args={"width": 12, "precode": PRECODE},
+    )  # fmt: skip
     _, truth = trained(config)
     assert truth.noise == {}
 

@@ -1,0 +1,201 @@
+"""What stands in one gradient: the layers peeled off from a known one on, and the image."""
+
+import copy
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Problem, Report
+from fedleak.attacks.calls import Call, calls_of, chain_to
+from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
+from fedleak.attacks.peeling import Signal, peel
+from fedleak.attacks.smoothest import Remainder, smoothest_image
+from fedleak.attacks.unmixing import unmix
+from fedleak.models.noise import Noise, noise_slots
+from fedleak.updates import Knowledge, Tensors
+
+# Layers that draw and are no noise slots.
+DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+class Reading(NamedTuple):
+    """What was read without a search.
+
+    Args:
+        image: the images, if it came to that, ``(samples, C, H, W)``.
+        features: the input of the earliest layer whose input is known, by the layer's name.
+        findings: how it went.
+        evaluations: passes that it took.
+    """
+
+    image: Tensor | None
+    features: Tensors
+    findings: list[str]
+    evaluations: int = 0
+
+
+class Reader:
+    """Reads one problem; on the CPU, where the solvers are.
+
+    Args:
+        problem: the problem, whose labels are known.
+        solver_iterations: the most that a layer's solver takes.
+        image_iterations: iterations in each stage to the smoothest image.
+
+    Attributes:
+        begun: whether there is a layer whose input is known.
+        noise: slot -> noise ``(samples, ...)``, of those whose noise is to be had.
+        failed: the other slots.
+        findings: how it went so far.
+    """
+
+    def __init__(self, problem: Problem, *, solver_iterations: int, image_iterations: int) -> None:
+        self._solver_iterations, self._image_iterations = solver_iterations, image_iterations
+        self._facts = problem.knowledge
+        self._gradient = {name: value.double().cpu() for name, value in problem.gradient.items()}
+        self._model = copy.deepcopy(problem.model).double().cpu()
+        self._seed = int(torch.randint(2**31, (), generator=problem.generator))
+        assert problem.knowledge.labels is not None
+        labels = problem.knowledge.labels.cpu()
+        self._batch = torch.zeros(problem.batch_shape, dtype=torch.float64), labels
+        self.findings: list[str] = []
+        self.noise: Tensors = {}
+        self.failed: list[str] = []
+        # A forward pass in train mode moves batch-norm statistics.
+        calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
+        self._calls = [call._replace(module=self._model.get_submodule(call.name)) for call in calls]
+        if self._facts.num_samples == 1:
+            inputs = known_inputs(self._gradient, self._calls)
+        else:
+            unmixing = unmix(
+                self._model, self._facts.loss, self._batch, self._calls, self._gradient,
+                generator=problem.generator,
+            )  # fmt: skip
+            self.findings += unmixing.findings
+            inputs = unmixing.inputs
+        trusted = {name for name, known in inputs.items() if known.trusted}
+        first = next((at for at, call in enumerate(self._calls) if call.name in trusted), None)
+        self.begun = first is not None
+        if first is None:
+            self.findings.append("no input of a linear layer with bias stands in the gradient")
+            return
+        self._layer = self._calls[first]
+        known, name = inputs[self._layer.name], self._layer.name
+        value = known.value.reshape(self._layer.entering.shape)
+        self._head = Head(self._model, self._facts.loss, self._batch, name, value)
+        self._error = known.error
+        drawn = {call.name for call in self._calls[:first]} & set(noise_slots(self._model))
+        if self._facts.num_samples > 1:
+            self.noise, self.failed = unmixing.noise, sorted(drawn)
+            # The client's gradient may have been clipped.
+            self._signal = unmixing.factor * self._head.signal(self.noise)
+        else:
+            self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
+            self._signal = self._signal_at(name).reshape(value.shape)
+            self.noise, self.failed = self._restore(first, inputs)
+            self.failed += sorted(drawn)
+        if self.failed:
+            self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
+
+    def _signal_at(self, layer: str) -> Tensor:
+        """The gradient in a known layer's input: exact, whatever is drawn behind it."""
+        weight = self._model.get_parameter(f"{layer}.weight").detach()
+        return self._gradient[f"{layer}.bias"] @ weight
+
+    def _restore(self, first: int, inputs: dict[str, KnownInput]) -> tuple[Tensors, list[str]]:
+        """Noise behind the known layer, and the slots whose noise is not to be had.
+
+        It is restored from the last known layer in front of it, as those before may be perturbed.
+        """
+        calls = self._calls
+        slot = next(
+            (at for at in range(first, len(calls)) if isinstance(calls[at].module, Noise)), first
+        )
+        near = max(
+            at
+            for at in range(first, max(slot, first + 1))
+            if calls[at].name in inputs and inputs[calls[at].name].trusted
+        )
+        name = calls[near].name
+        value = inputs[name].value.reshape(calls[near].entering.shape)
+        head = Head(self._model, self._facts.loss, self._batch, name, value)
+        noise, failed = restore_noise(head, calls[near:], inputs)
+        if noise and not failed:
+            given, wanted = head.signal(noise), self._signal_at(name).reshape(value.shape)
+            # A client that clips multiplies all with one factor.
+            factor = (given * wanted).sum() / given.square().sum()
+            if not float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT:
+                # Something else is drawn behind the layer, or the labels are not these.
+                return {}, list(noise)
+        return noise, failed
+
+    def read(self, report: Report) -> Reading:
+        """Peel the layers off, and solve for what is before those that stay."""
+        findings, value = self.findings, self._head.value
+        features = {self._layer.name: value}
+        calls = self._calls
+        chain = chain_to(calls, self._layer.name, self._batch[0])
+        if chain is None or not self._head.is_all():
+            findings.append(f"the loss depends on more than the input of {self._layer.name}")
+            return Reading(None, features, findings)
+        nothing = torch.zeros_like(value, dtype=torch.bool)
+        size = value.square().mean().sqrt()
+        last = Signal(value, torch.full_like(value, self._error) * size, nothing, self._signal)
+        often = Counter(call.name for call in calls)
+        repeated = [call for call in chain if often[call.name] > 1 and _has_weights(call)]
+        if repeated:
+            findings.append(f"{repeated[-1].name} is called more than once")
+            return Reading(None, features, findings)
+        off, steps, reason = peel(
+            chain, last, self._gradient,
+            iterations=self._solver_iterations, seed=self._seed,
+        )  # fmt: skip
+        findings += [str(step) for step in steps]
+        for call, found in off:
+            if bool(found.known.all()) and often[call.name] == 1:
+                features = {call.name: found.value}
+        first = chain[0] if chain else self._layer
+        if first.entering is not self._batch[0] or first.entered:
+            findings.append(f"{first.name} is not given what a layer before it has left")
+            return Reading(None, features, findings)
+        if reason is None:
+            image = off[-1][1].value if off else value
+            findings.append("the image is read without a search")
+            return Reading(within(image, self._facts), features, findings)
+        findings.append(reason)
+        rest = chain[: len(chain) - len(off)]
+        drawing = [c.name for c in rest if isinstance(c.module, (Noise, *DRAWING))]
+        if len(self._facts.input_shape) != 3 or drawing:
+            findings.append(f"{drawing[0]} draws noise" if drawing else "the input is no image")
+            return Reading(None, features, findings)
+        signals = [last, *(found for _, found in off)]
+        # A ReLU lets the gradient through where its input, which may be in doubt, is positive.
+        through = bool(off) and isinstance(off[-1][0].module, nn.ReLU)
+        low, high = (bound.double() for bound in self._facts.bounds)
+        remainder = Remainder(
+            rest,
+            signals[-1],
+            signals[-2].gradient if through else None,
+            self._gradient,
+            (low, high),
+        )
+        smoothest = smoothest_image(remainder, iterations=self._image_iterations, report=report)
+        doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
+        findings.append(
+            f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "
+            f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt"
+        )
+        return Reading(smoothest.image, features, findings, smoothest.evaluations)
+
+
+def _has_weights(call: Call) -> bool:
+    """Whether a call's module has weights of its own."""
+    return next(call.module.parameters(), None) is not None
+
+
+def within(image: Tensor, facts: Knowledge) -> Tensor:
+    """An image as a batch of the sample's shape, its pixels within the valid range."""
+    low, high = (bound.to(image) for bound in facts.bounds)
+    return torch.minimum(torch.maximum(image.reshape(-1, *facts.input_shape), low), high)
