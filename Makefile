@@ -15,6 +15,9 @@ PIP   := $(RUN) -m pip --disable-pip-version-check
 # Extra arguments for the command behind a target: make test ARGS="-m slow -k nra"
 ARGS ?=
 
+# Test files run side by side, so many at a time; every test computes with one thread.
+WORKERS ?= 2
+
 # No usage statistics leave this machine.
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
@@ -31,7 +34,7 @@ demo: $(STAMP) ## the main job on embedded photographs: attack a federation, sho
 	$(VENV)/bin/fedleak run --config experiments/main-job/demo.yaml --output runs/demo --overwrite $(ARGS)
 
 test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(STAMP) ## the benchmarks but for the peers'; writes benchmarks/results.json
 	$(RUN) -m benchmarks.run $(ARGS)
