@@ -4,8 +4,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from torch.nn.functional import interpolate
 
 from fedleak.data import ImageData, Npz, Photos
 from fedleak.models import ImageClassifier, Precode
@@ -17,6 +20,8 @@ Entry = dict[str, object]
 VICTIMS_FILE = "victims_cifar10.npz"
 VICTIMS_MEAN = [0.49146724, 0.48226175, 0.44677013]
 VICTIMS_STD = [0.24703224, 0.24348514, 0.26158786]
+LARGE_FILE = "victims_medical_mnist.npz"
+LARGE_MEAN, LARGE_STD = [0.35834864], [0.2821981]
 
 
 def published_victims() -> tuple[ImageData, str]:
@@ -33,6 +38,32 @@ def published_victims() -> tuple[ImageData, str]:
         )  # fmt: skip
         return data, f"{VICTIMS_FILE} (CIFAR-10, 3x32x32)"
     return Photos(), "photos 3x32x32"
+
+
+def large_victims() -> tuple[ImageData, str]:
+    """Grey images of 64x64: the papers' of Medical MNIST, or else photographs, enlarged.
+
+    Returns:
+        The data, and what to call them in a setting.
+    """
+    folder = os.environ.get("FEDLEAK_DATA")
+    if folder and (Path(folder) / LARGE_FILE).is_file():
+        data = Npz(
+            path=str(Path(folder) / LARGE_FILE),
+            normalised=True, mean=LARGE_MEAN, std=LARGE_STD, test_fraction=0,
+        )  # fmt: skip
+        return data, f"{LARGE_FILE} (Medical MNIST, 1x64x64)"
+    photos = Photos()
+    images, labels = photos.train_set.batch(range(0, len(photos.train_set), 97))
+    scale = torch.tensor([photos.mean, photos.std]).reshape(2, 1, 3, 1, 1)
+    grey = (images * scale[1] + scale[0]).mean(dim=1, keepdim=True)
+    large = interpolate(grey, scale_factor=2, mode="bilinear").mul(255).round().byte()
+    with TemporaryDirectory() as name:
+        path = Path(name) / "large.npz"
+        np.savez(path, images=large.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+        data = Npz(path=str(path), test_fraction=0)
+        data.setup()  # while the file is there
+    return data, "photos, grey and enlarged to 1x64x64"
 
 
 def make_victims(

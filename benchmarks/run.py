@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.bandwidth import bandwidth_share
 from benchmarks.common import Entry
-from benchmarks.exact import exact_seconds, time_to_leak_speedup
+from benchmarks.exact import exact_seconds, exact_seconds_large, time_to_leak_speedup
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers.compare import peer_breaching_speedup, peer_breaching_speedup_smlp
 from benchmarks.recommender import (
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[], Entry]] = {
     "sweep_two_process_speedup": sweep_two_process_speedup,
     "time_to_leak_speedup": time_to_leak_speedup,
     "exact_seconds": exact_seconds,
+    "exact_seconds_large": exact_seconds_large,
     "fedvae_attack_seconds": fedvae_attack_seconds,
     "fedvae_round_seconds": fedvae_round_seconds,
     "fedvae_round_peak_gb": fedvae_round_peak_gb,

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import reference, run
 from benchmarks.bandwidth import bandwidth_share, needed_bytes, weight_passes
-from benchmarks.common import make_victims
+from benchmarks.common import large_victims, make_victims
 from benchmarks.exact import time_to_leak_speedup
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers import compare
@@ -175,3 +175,15 @@ def test_breaching_is_given_the_same_model_and_cost(monkeypatch):
     entry = compare.peer_breaching_speedup(victims=1, iterations=3, batched=2)
     assert entry["value"] > 0
     assert "breaching 0.1.2" in entry["setting"]
+
+
+def test_large_victims_are_grey_photographs_without_the_papers_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FEDLEAK_DATA", raising=False)
+    data, name = large_victims()
+    assert data.input_shape == (1, 64, 64)
+    assert name.startswith("photos")
+    pixels = data.train_set.images.double()
+    assert len(data.train_set.labels.unique()) == data.num_classes == 8
+    assert float(pixels.std()) > 0.1 * float(pixels.max())

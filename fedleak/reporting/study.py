@@ -284,6 +284,8 @@ def _figure(entry: Entry, metric: str) -> str:
 
 
 def _caption(cells: Sequence[Measured]) -> list[str]:
+    if not cells:
+        return ["Nothing was attacked."]
     common = setting([cell.config for cell in cells])
     for name in ("space", "success_threshold", "lpips", "item_threshold"):
         common.pop(f"metrics.{name}", None)  # said here, or by a column

@@ -194,6 +194,7 @@ def test_nothing_done_makes_an_empty_table(tmp_path):
     output = make(tmp_path, rows=lambda cell, number: [])
     write_tables(output)
     assert table(output) == []
+    assert "\n\nNothing was attacked.\n" in (output / "results.md").read_text()
     assert write_picture(output) is None
 
 
