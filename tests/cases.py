@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,7 @@ class ModelCase:
         settings: further arguments.
         name: its name in the tests' names.
         heavy: whether it has too many parameters for suites that run every attack on it.
+        bottleneck: the kind that it has where it has one.
     """
 
     kind: Callable[..., nn.Module]
@@ -87,10 +88,11 @@ class ModelCase:
     settings: dict[str, Any]
     name: str
     heavy: bool = False
+    bottleneck: Literal["linear", "convolutional"] = "linear"
 
     def make(self, *, precode: bool, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
         """The untrained model, the same every time."""
-        bottleneck = Precode(bottleneck_size=5, beta=0.01) if precode else None
+        bottleneck = Precode(5, beta=0.01, kind=self.bottleneck) if precode else None
         settings = {"input_shape": self.shape, "num_classes": CLASSES, "precode": bottleneck}
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -136,6 +138,7 @@ MODELS = (
     ModelCase(LeNetR, (2, 7, 11), {}, "lenetr"),
     ModelCase(ResNet18, (1, 8, 8), {"norm": "group"}, "resnet18", heavy=True),
     ModelCase(OwnClassifier, (1, 7, 6), {}, "own"),
+    ModelCase(LeNetR, (1, 8, 8), {}, "lenetr-cvb", bottleneck="convolutional"),
 )
 LIGHT_MODELS = [case for case in MODELS if not case.heavy]
 

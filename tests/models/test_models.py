@@ -26,7 +26,9 @@ from fedleak.models import (
     inject,
     kl_penalty,
     noise_slots,
+    record,
 )
+from fedleak.models.bottleneck import Bottleneck
 from fedleak.registry import names
 from fedleak.updates import Knowledge, batch_loss
 from tests.cases import CLASSES, MODELS, ModelCase, case_victim, make_victim, pictures
@@ -47,12 +49,12 @@ def batch_for(case: ModelCase) -> tuple[torch.Tensor, torch.Tensor]:
 def test_logits_and_loss(case: ModelCase, precode: bool) -> None:
     model = case.make(precode=precode)
     images, labels = batch_for(case)
-    assert model(images).shape == (5, CLASSES)
+    with record(model) as notes:
+        assert model(images).shape == (5, CLASSES)
     if precode:
         kl_penalty(model)
-    slots = noise_slots(model)
-    assert len(slots) == precode
-    noise = {name: torch.randn(5, 5) for name in slots}
+    assert len(noise_slots(model)) == precode
+    noise = {name: torch.randn_like(values[0]) for name, values in notes.items()}
     with inject(model, noise):
         logits = model(images)
         penalty = kl_penalty(model)
@@ -74,13 +76,19 @@ def test_made_the_same_every_time(case: ModelCase, precode: bool) -> None:
 @every_model
 def test_precode_adds_only_the_bottleneck(case: ModelCase, precode: bool) -> None:
     model = case.make(precode=precode)
-    found = [m for m in model.modules() if isinstance(m, VariationalBottleneck)]
+    found = [m for m in model.modules() if isinstance(m, Bottleneck)]
     assert len(found) == precode
     if precode:
-        features = found[0].encoder.in_features
         size = 5
         plain = sum(value.numel() for value in case.make(precode=False).parameters())
-        more = features * 2 * size + 2 * size + size * features + features
+        if isinstance(found[0], VariationalBottleneck):
+            features = found[0].encoder.in_features
+            more = features * 2 * size + 2 * size + size * features + features
+        else:  # without biases
+            weights = found[0].encoder.weight, found[0].decoder.weight
+            channels, window = weights[0].shape[1], weights[0].shape[2:].numel()
+            assert weights[1].shape[2:].numel() == window
+            more = 3 * size * channels * window
         assert sum(value.numel() for value in model.parameters()) == plain + more
 
 
