@@ -305,12 +305,20 @@ def plain_sgd(model: nn.Module) -> bool:
     """Whether a module trains by one SGD without momentum, weight decay or a schedule."""
     configure: Any = model.configure_optimizers
     found: Any = configure()
-    if isinstance(found, dict) and "lr_scheduler" not in found:
+    if isinstance(found, tuple) and len(found) == 2 and not found[1]:
+        found = found[0]  # no schedules
+    if isinstance(found, list | tuple) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, dict) and found.get("lr_scheduler") is None:
         found = found["optimizer"]
-    if not isinstance(found, torch.optim.SGD) or len(found.param_groups) > 1:
+    # A subclass may do something else in a step.
+    if type(found) is not torch.optim.SGD or len(found.param_groups) > 1:
         return False
-    settings = found.param_groups[0]
-    return not any(settings[name] for name in ("momentum", "weight_decay", "maximize"))
+    (settings,) = found.param_groups
+    moved = {id(value) for value in settings["params"]}
+    trained = {id(value) for value in model.parameters() if value.requires_grad}
+    others = any(settings[name] for name in ("momentum", "weight_decay", "maximize"))
+    return moved == trained and not others
 
 
 def knowledge_of(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -118,7 +118,8 @@ class Knowledge:
         protocol: ``fedsgd`` (a gradient came) or ``fedavg`` (weights came).
         learning_rate: learning rate of the client's local training.
         local_steps: number of local optimiser steps.
-        batch_size: number of samples of a local step; none: all.
+        batch_size: number of samples of a local step, the last one of an epoch having what is left;
+            none: not known, which is of no matter for one step or one sample.
         plain_sgd: whether the client's optimiser is SGD without momentum, weight decay or a
             schedule.
         training: whether the client's model was in train mode (dropout on, batch norm using the
@@ -126,6 +127,9 @@ class Knowledge:
         loss: the loss of a batch, given model and batch.
         label_recovery: how an attack finds labels that are not known; see
             :mod:`fedleak.attacks.labels`.
+
+    Raises:
+        BadInput: if a number is below 1.
     """
 
     model: nn.Module
@@ -144,10 +148,17 @@ class Knowledge:
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
     label_recovery: LabelRecovery = "bias_counts"
 
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "local_steps", "batch_size"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1, f"Expected `{name}` to be at least 1, got {value}."
+            )
+
     @property
     def local_batches(self) -> list[slice]:
         """The samples of each local step of an epoch, in the order in which they are used."""
-        size = self.batch_size or self.num_samples
+        size = self.num_samples if self.batch_size is None else self.batch_size
         return [
             slice(at, min(at + size, self.num_samples)) for at in range(0, self.num_samples, size)
         ]
@@ -156,6 +167,18 @@ class Knowledge:
     def epochs(self) -> int:
         """Number of local epochs."""
         return self.local_steps // len(self.local_batches)
+
+    def of_samples(self, number: int) -> Self:
+        """What is known of a client of the same federation with so many samples.
+
+        Args:
+            number: number of its samples; of a known ``batch_size``, its steps are as many more or
+                less as it takes to go through them as often.
+        """
+        other = replace(self, num_samples=number)
+        if self.batch_size is None:
+            return other
+        return replace(other, local_steps=self.epochs * len(other.local_batches))
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

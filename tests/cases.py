@@ -277,3 +277,13 @@ def several_steps(victim: Victim, *, batch_size: int, epochs: int) -> Victim:
         ),
         replace(victim.truth, noise=noise),
     )
+
+
+def smooth_victim() -> Victim:
+    """A client of DLG's own setting: sigmoid, weights from (-0.5, 0.5)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LeNet(input_shape=(1, 8, 8), num_classes=CLASSES)
+        for value in model.parameters():
+            nn.init.uniform_(value, -0.5, 0.5)
+    return make_victim(model, (1, 8, 8))

@@ -305,6 +305,15 @@ def test_learning_rate_of_the_modules_own_optimizer(kind: type[SMLP], expected: 
     assert local_learning_rate(model) == expected
 
 
+# What Lightning takes for one optimiser without a schedule.
+WRAPPINGS = (
+    lambda optimizer: optimizer,
+    lambda optimizer: [optimizer],
+    lambda optimizer: ([optimizer], []),
+    lambda optimizer: {"optimizer": optimizer, "lr_scheduler": None},
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -315,12 +324,26 @@ def test_learning_rate_of_the_modules_own_optimizer(kind: type[SMLP], expected: 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_plain_sgd(settings: dict[str, Any], expected: bool, wrapped: bool) -> None:
+@pytest.mark.parametrize("wrapped", WRAPPINGS)
+def test_plain_sgd(settings: dict[str, Any], expected: bool, wrapped: Any) -> None:
     model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **settings)
-    model.configure_optimizers = lambda: {"optimizer": optimizer} if wrapped else optimizer
+    model.configure_optimizers = lambda: wrapped(optimizer)
     assert plain_sgd(model) is expected
+
+
+class OwnStep(torch.optim.SGD):
+    """Another optimiser under SGD's name."""
+
+
+def test_sgd_of_a_part_or_of_another_kind_is_not_plain() -> None:
+    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
+    model.configure_optimizers = lambda: OwnStep(model.parameters(), lr=0.1)
+    assert not plain_sgd(model)
+    model.configure_optimizers = lambda: torch.optim.SGD(model.classifier.parameters(), lr=0.1)
+    assert not plain_sgd(model)
+    model.features.requires_grad_(False)
+    assert plain_sgd(model)
 
 
 @pytest.mark.parametrize("kind", [Scheduled, Several])

@@ -428,3 +428,23 @@ def test_the_estimate_agrees_with_autograd_of_the_model(victim: Victim) -> None:
     )
     for name, value in victim.update.received.items():
         torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("name", ["num_samples", "local_steps", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_of_knowledge_are_checked(name: str, value: int) -> None:
+    with pytest.raises(BadInput, match=f"`{name}` to be at least 1, got {value}"):
+        Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples", "steps"),
+    [(8, 8, 4), (8, 16, 8), (8, 24, 12), (8, 5, 4), (None, 16, 4)],
+)
+def test_knowledge_of_another_client(batch_size: int | None, samples: int, steps: int) -> None:
+    """A federation of four epochs: who has more samples takes more steps."""
+    facts = Knowledge(
+        torch.nn.Linear(1, 1), (1, 6, 6), 3, num_samples=8, local_steps=4, batch_size=batch_size
+    )
+    found = facts.of_samples(samples)
+    assert (found.num_samples, found.local_steps) == (samples, steps)

@@ -138,9 +138,10 @@ def first_linear(knowledge: Knowledge) -> str | None:
     """
     size = torch.Size(knowledge.input_shape).numel()
     for name, module in knowledge.model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            fits = isinstance(module, nn.Linear) and module.in_features == size
-            return name if fits and module.bias is not None else None
+        own = {part for part, _ in module.named_parameters(recurse=False)}
+        if own:
+            fits = type(module) is nn.Linear and module.in_features == size
+            return name if fits and own == {"weight", "bias"} else None
     return None
 
 

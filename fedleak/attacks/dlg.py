@@ -27,6 +27,7 @@ class DLG(GradientMatching):
         at_once: see :class:`GradientMatching`.
         precision: see :class:`GradientMatching`; in float32 the squared distance is lost in
             rounding, and the line search with it, long before the picture is there.
+        simulate_steps: see :class:`GradientMatching`.
     """
 
     name: ClassVar[str] = "dlg"
@@ -46,6 +47,7 @@ class DLG(GradientMatching):
         patience: int | None = None,
         at_once: int = 16,
         precision: Literal["float32", "float64"] | None = "float64",
+        simulate_steps: bool | None = None,
     ) -> None:
         super().__init__(
             iterations=iterations,
@@ -55,6 +57,7 @@ class DLG(GradientMatching):
             patience=patience,
             at_once=at_once,
             precision=precision,
+            simulate_steps=simulate_steps,
             total_variation=0.0,
             cost="squared_error",
             signed=False,

@@ -10,10 +10,10 @@ from torch import Tensor
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form import first_linear, linear_input
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.local_steps import cannot_simulate
+from fedleak.attacks.local_steps import averaging
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
-from fedleak.attacks.reading import Reader, within
+from fedleak.attacks.reading import Reader, enters_unchanged, within
 from fedleak.errors import require
 from fedleak.models.noise import inject, noise_slots
 from fedleak.updates import Knowledge, Tensors
@@ -43,12 +43,13 @@ class ExactNRA(Attack):
       are no chain and the noise is not to be had: a search as NRA's, with what is known.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
-    is linear with bias. Else images and noise of every step are searched together, by L-BFGS in
-    float64 through all the steps.
+    is linear with bias. Else images and the noise of every step are searched together, by L-BFGS
+    in float64 through all the steps.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
     parameters and, where there was no search, up to a factor common to all of them; that of a
-    search as NRA's is NRA's, and there is none of an image without its noise.
+    search as NRA's is NRA's, and there is none of an image without its noise, or of one that was
+    read from several steps.
 
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
@@ -124,20 +125,27 @@ class ExactNRA(Attack):
     def _of_several_steps(self, problem: Problem, report: Report) -> Reconstruction:
         facts = problem.knowledge
         findings = [f"the update is of {facts.local_steps} local steps"]
-        if (reason := cannot_simulate(facts)) is not None:
+        if (reason := averaging(facts, problem.noise_shapes)) is not None:
             return self._search(problem, Known(), report, [*findings, reason])
         layer = first_linear(facts)
-        if facts.num_samples == 1 and layer is not None:
+        if facts.num_samples > 1:
+            findings.append(f"on {facts.num_samples} images")
+        elif layer is None or not enters_unchanged(problem, layer):
+            findings.append("no linear layer with bias is given the image first")
+        else:
             weight, bias = (problem.gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
             entering = linear_input(weight, bias)
+            findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
             if entering.trusted:
                 # Every step's gradient there is a product with the image, and so is their sum.
-                findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
-                findings.append("the image is read without a search, the noise of the steps is not")
-                return _reconstruction(problem, within(entering.value, facts), {}, findings, 0)
+                unread = ", and the steps' noise is not" if problem.noise_shapes else ""
+                findings.append(f"the image is read without a search{unread}")
+                image = within(entering.value.cpu(), facts)
+                return _reconstruction(problem, image, {}, findings, 0)
         found = _Joint(self).run(problem, report)
         image = within(found.inputs.double().cpu(), facts)
-        findings.append("so a search by L-BFGS through all of them, each with noise of its own")
+        own = ", each with noise of its own" if problem.noise_shapes else ""
+        findings.append(f"so a search by L-BFGS through all steps{own}")
         return replace(found, inputs=image.to(found.inputs), findings=tuple(findings))
 
     def _search(
@@ -198,12 +206,13 @@ class _Precise(GradientMatching):
 
 
 class _Joint(_Precise):
-    """The same, of images and noise together."""
+    """The same, of images and whatever noise there is, through all local steps."""
 
     restores_noise: ClassVar[bool] = True
 
     def __init__(self, settings: ExactNRA) -> None:
         super().__init__(settings, features=0.0)
+        self.simulate_steps = True
 
 
 class _Informed(_Precise):
@@ -224,8 +233,8 @@ def _reconstruction(
     like = next(iter(problem.gradient.values()))
     labels = problem.knowledge.labels
     assert labels is not None
-    # Without the noise there is nothing to compare with.
-    whole = set(noise) == set(problem.noise_shapes)
+    # Without the noise there is nothing to compare with, nor with one step of several.
+    whole = set(noise) == set(problem.noise_shapes) and problem.knowledge.local_steps == 1
     costs = [(iterations, _relative_error(problem, image, noise))] if whole else []
     if costs and costs[0][1] > DOUBTFUL:
         findings.append(

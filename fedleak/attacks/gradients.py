@@ -62,15 +62,25 @@ class DummyGradient:
         self._tap = LinearTap(model)
         self._norms = NormTap(model)
         self._inputs = InputTap(model, watched)
-        with inject(model, noise), torch.no_grad():
-            self._holder(batch)
-        shapes = self._tap.finish_probing()
-        self._samples = len(batch[0])
-        self._probe_shapes = {layer: shapes[layer] for layer in shapes if layer not in dense}
-        for layer in self._used_elsewhere(batch, noise):
-            del self._probe_shapes[layer]
+        self._shapes: dict[int, dict[str, list[tuple[int, ...]]]] = {}
+        self.prepare(batch, noise)
+        self._tapped = [layer for layer in self._shapes[len(batch[0])] if layer not in dense]
+        used = self._used_elsewhere(batch, noise)
+        self._tapped = [layer for layer in self._tapped if layer not in used]
         self.free = self._untapped()
         """The parameters whose gradients are built."""
+
+    def prepare(self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]) -> None:
+        """Make ready for batches of another number of samples than the example's.
+
+        Args:
+            batch: an example of them, ``(inputs, labels)``.
+            noise: an example of their noise, by slot.
+        """
+        taking = inject(self._holder.model, noise)
+        with self._tap.shapes() as shapes, taking, torch.no_grad():
+            self._holder(batch)
+        self._shapes[len(batch[0])] = shapes
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
         """Target gradients of several updates, stacked and factorised where that loses nothing.
@@ -88,7 +98,7 @@ class DummyGradient:
             stacked = torch.stack([gradient[name] for gradient in gradients])
             norms = stacked.double().square().flatten(1).sum(dim=1).to(stacked.dtype)
             factors = None
-            if name.removesuffix(".weight") in self._probe_shapes and name.endswith(".weight"):
+            if name.removesuffix(".weight") in self._tapped and name.endswith(".weight"):
                 factors = low_rank_factors(stacked, rank)
             result[name] = (stacked, norms) if factors is None else (*factors, norms)
         return result
@@ -155,7 +165,7 @@ class DummyGradient:
         """Differentiate the loss once.
 
         Args:
-            batch: inputs and labels, of the example's number or another.
+            batch: inputs and labels, of the example's number or one that was prepared.
             noise: slot -> noise ``(batch, ...)``.
             free: values of the parameters whose gradients are built.
             moves: by how much the weights of other layers were moved, ``outputs^T inputs``.
@@ -178,13 +188,9 @@ class DummyGradient:
             seen = self._norms.statistics, self._inputs.entered
             return loss, (self._tap.inputs, seen)
 
-        # A layer's rows are as many times more or less as the samples are.
+        shapes = self._shapes[len(batch[0])]
         probes = {
-            layer: [
-                batch[0].new_zeros(shape[0] * len(batch[0]) // self._samples, *shape[1:])
-                for shape in shapes
-            ]
-            for layer, shapes in self._probe_shapes.items()
+            layer: [batch[0].new_zeros(shape) for shape in shapes[layer]] for layer in self._tapped
         }
         (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
             probes, free
@@ -196,7 +202,7 @@ class DummyGradient:
         return gradients, layers, seen
 
     def _untapped(self) -> Tensors:
-        tapped = {name for layer in self._probe_shapes for name in self._tap.parameters(layer)}
+        tapped = {name for layer in self._tapped for name in self._tap.parameters(layer)}
         parameters = self._holder.model.named_parameters()
         return {name: value.detach() for name, value in parameters if name not in tapped}
 
@@ -215,9 +221,9 @@ class DummyGradient:
                 return self.differentiate(batch, noise, self._untapped(), {})
 
         _, layers, _ = once()
-        tapped, self._probe_shapes = self._probe_shapes, {}
+        tapped, self._tapped = self._tapped, []
         gradients, _, _ = once()
-        self._probe_shapes = tapped
+        self._tapped = tapped
         found = []
         for layer, (entering, leaving) in layers.items():
             told = (leaving.T @ entering, leaving.sum(dim=0))

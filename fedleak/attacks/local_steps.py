@@ -5,24 +5,75 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.base import Problem
 from fedleak.attacks.costs import Products
 from fedleak.attacks.gradients import DummyGradient, Target
 from fedleak.attacks.priors import Statistics
 from fedleak.updates import Knowledge, Tensors
 
+# Steps that are simulated unasked: each takes the time of an iteration on one step.
+MOST_STEPS = 32
 
-def cannot_simulate(knowledge: Knowledge) -> str | None:
+
+def cannot_simulate(
+    knowledge: Knowledge, noise: Mapping[str, Sequence[int]] | None = None
+) -> str | None:
     """Why a client's local training cannot be simulated; none if it can.
 
     Args:
         knowledge: what the server knows of it.
+        noise: shapes of the noise that its slots draw for all samples; none: not looked at.
     """
     if not knowledge.plain_sgd:
         return "the clients' optimiser is not plain SGD"
+    if knowledge.num_samples > 1 and knowledge.batch_size is None:
+        return "`batch_size`, the samples of a local step, is not known"
     batches = len(knowledge.local_batches)
     if knowledge.local_steps % batches:
         return f"{knowledge.local_steps} local steps are no whole epochs of {batches} batches"
+    for slot, shape in (noise or {}).items():
+        if shape[0] != knowledge.num_samples:
+            return f"{slot} draws {shape[0]} rows for {knowledge.num_samples} samples"
     return None
+
+
+def averaging(
+    knowledge: Knowledge, noise: Mapping[str, Sequence[int]], simulate: bool | None = None
+) -> str | None:
+    """Why several local steps are taken for one; none if they are simulated.
+
+    Args:
+        knowledge: what the server knows of them.
+        noise: see :func:`cannot_simulate`.
+        simulate: whether they should be; none: if they can, and are not too many.
+    """
+    if simulate is False:
+        return "`simulate_steps` is off"
+    if simulate is None and knowledge.local_steps > MOST_STEPS:
+        return f"more than {MOST_STEPS} are simulated only with `simulate_steps: true`"
+    return cannot_simulate(knowledge, noise)
+
+
+def told_of_steps(problem: Problem, reason: str | None) -> tuple[str, ...]:
+    """What an attack says of an update of several local steps; nothing of one.
+
+    Args:
+        problem: the update.
+        reason: see :func:`averaging`.
+    """
+    facts = problem.knowledge
+    if facts.local_steps == 1:
+        return ()
+    if reason is not None:
+        return (f"{facts.local_steps} local steps taken for one, as {reason}",)
+    epochs, batches = facts.epochs, len(facts.local_batches)
+    found = [
+        f"{facts.local_steps} local steps simulated: {epochs} epoch{'s' * (epochs > 1)} of "
+        f"{batches} batch{'es' * (batches > 1)}"
+    ]
+    if facts.labels is None and batches > 1:
+        found.append("which of the labels belongs to which step is not known")
+    return tuple(found)
 
 
 class DummyUpdate:
@@ -31,8 +82,10 @@ class DummyUpdate:
     The steps are done one after the other and differentiated through, as Geiping et al. (2020,
     https://arxiv.org/abs/2003.14053) and Dimitrov et al. (2022, https://arxiv.org/abs/2206.12395)
     do it; each step draws noise of its own. The order of the samples is that of the first epoch,
-    and presumed to be the same in the later ones. What a step does to a linear layer is a product
-    of few rows, so that its weights are neither built nor moved.
+    and presumed to be the same in the later ones; labels that are recovered tell nothing of it, so
+    that a step may be given another's. Time and memory grow with the number of steps. What a step
+    does to a linear layer is a product of few rows, so that its weights are neither built nor
+    moved.
 
     Args:
         model: a private copy of the model with the weights that were sent, parameters not requiring
@@ -51,8 +104,10 @@ class DummyUpdate:
         noise: Mapping[str, Tensor],
     ) -> None:
         self._facts = knowledge
-        frozen = {n for n, v in knowledge.model.named_parameters() if not v.requires_grad}
-        part = knowledge.local_batches[0]
+        flags = {n: v.requires_grad for n, v in knowledge.model.named_parameters()}
+        # A model that is frozen as a whole was made so for the attack.
+        frozen = {n for n, trained in flags.items() if not trained and any(flags.values())}
+        part, *_, last = [*knowledge.local_batches, knowledge.local_batches[-1]]
         self._dummy = DummyGradient(
             model,
             knowledge.loss,
@@ -60,6 +115,7 @@ class DummyUpdate:
             self._of_step(noise, part, 0),
             dense=[name.rpartition(".")[0] for name in frozen],
         )
+        self._dummy.prepare((batch[0][last], batch[1][last]), self._of_step(noise, last, 0))
         self._trained = self._dummy.free.keys() - frozen
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
@@ -67,7 +123,7 @@ class DummyUpdate:
 
         Args:
             gradients: mean gradient by parameter name, one for each update.
-            rank: the highest rank of one step's gradient to try.
+            rank: the highest rank of one epoch's gradient to try.
         """
         return self._dummy.targets(gradients, rank * self._facts.epochs)
 

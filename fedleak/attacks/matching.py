@@ -1,7 +1,8 @@
 """Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -18,7 +19,12 @@ from fedleak.attacks.costs import COSTS, layer_weights
 from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, Kept, rounding_of
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.local_steps import DummyUpdate, cannot_simulate
+from fedleak.attacks.local_steps import (
+    DummyUpdate,
+    averaging,
+    cannot_simulate,
+    told_of_steps,
+)
 from fedleak.attacks.objective import NOISE, Objective, as_target, noise_of
 from fedleak.attacks.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
 from fedleak.attacks.statistics import expected_statistics, has_statistics
@@ -84,6 +90,10 @@ class GradientMatching(Attack):
         features: weight in the cost of the features that are known: inputs of layers, compared by
             their relative squared error, at least 0. Of one sample and one step these are the
             inputs of the linear layers with bias, in closed form; of more it is refused.
+        simulate_steps: whether an update of several local steps is compared with the same steps on
+            the dummy inputs, each with noise of its own, see
+            :mod:`fedleak.attacks.local_steps`; if not, with one step on all of them. None: up to 32
+            steps, where the client's local training can be simulated.
         noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
             which ``*`` stands for anything; those of others are drawn in every iteration. None: all
             of them if the attack restores noise, and else not one.
@@ -170,7 +180,9 @@ class GradientMatching(Attack):
         for index, problem in enumerate(problems):
             shapes = tuple(problem.noise_shapes.items())
             names = (tuple(known[index].noise), tuple(known[index].features))
-            kind = (id(problem.model), problem.batch_shape, shapes, names)
+            facts = problem.knowledge
+            steps = (facts.local_steps, facts.batch_size, facts.learning_rate, facts.plain_sgd)
+            kind = (id(problem.model), problem.batch_shape, shapes, names, steps)
             groups.setdefault(kind, []).append(index)
         results: dict[int, Reconstruction] = {}
         for indices in groups.values():
@@ -200,9 +212,9 @@ class GradientMatching(Attack):
                 "`features` are known of one sample and one local step, and the update is of "
                 f"{knowledge.num_samples} samples and {knowledge.local_steps} steps: set it to 0"
             )
-        reason = cannot_simulate(knowledge)
+        reason = cannot_simulate(knowledge) if knowledge.local_steps > 1 else None
         if self.simulate_steps and reason:
-            return f"{reason}, so that they cannot be simulated: leave `simulate_steps` out"
+            return f"`simulate_steps` cannot be had, as {reason}: leave it out"
         slots = list(noise_slots(knowledge.model))
         for pattern in self.noise_slots or []:
             if not any(fnmatchcase(name, pattern) for name in slots):
@@ -293,16 +305,8 @@ class GradientMatching(Attack):
             noise={name: value.to(like) for name, value in noise.items()},
             costs=kept.costs,
             iterations=kept.iterations,
-            findings=self._findings(problem.knowledge),
+            findings=told_of_steps(problem, self._averages(problem)),
         )
-
-    def _findings(self, facts: Knowledge) -> tuple[str, ...]:
-        if facts.local_steps == 1:
-            return ()
-        if self._simulates(facts):
-            return (f"{facts.local_steps} local steps simulated",)
-        reason = cannot_simulate(facts) or "`simulate_steps` is off"
-        return (f"{facts.local_steps} local steps taken for one, as {reason}",)
 
     def _is_optimised(self, name: str) -> bool:
         if name == "labels":
@@ -321,20 +325,17 @@ class GradientMatching(Attack):
         found = known_inputs(problem.gradient, calls)
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
-    def _simulates(self, knowledge: Knowledge) -> bool:
-        if knowledge.local_steps == 1 or self.simulate_steps is False:
-            return False
-        return cannot_simulate(knowledge) is None
+    def _simulates(self, problem: Problem) -> bool:
+        return problem.knowledge.local_steps > 1 and self._averages(problem) is None
+
+    def _averages(self, problem: Problem) -> str | None:
+        return averaging(problem.knowledge, problem.noise_shapes, self.simulate_steps)
 
     def _noise_shape(self, problem: Problem, slot: str) -> tuple[int, ...]:
-        """Shape of a slot's noise: ``(num_samples, ...)``, of epochs that are simulated more."""
+        """Shape of a slot's noise: ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``."""
         samples, *rest = problem.noise_shapes[slot]
-        facts = problem.knowledge
-        return (
-            samples,
-            *((facts.epochs,) if self._simulates(facts) and facts.epochs > 1 else ()),
-            *rest,
-        )
+        epochs = problem.knowledge.epochs if self._simulates(problem) else 1
+        return (samples, *((epochs,) if epochs > 1 else ()), *rest)
 
     def _restores(self, slot: str) -> bool:
         if self.noise_slots is None:
@@ -380,7 +381,8 @@ class GradientMatching(Attack):
         first = problems[0]
         kind = self._kind(first)
         features = [facts.features for facts in known]
-        dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
+        with _differentiable(first):
+            dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
         gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
         target: dict[str, Any] = {"gradient": dummy.targets(gradients, first.knowledge.num_samples)}
         if self.batch_norm:
@@ -406,13 +408,8 @@ class GradientMatching(Attack):
             soft_labels=self.restores_labels,
         ).step()
         fixed = {name: value for name, value in state.items() if name not in free}
-        try:
+        with _differentiable(first):
             step(free, fixed, target)
-        except (RuntimeError, NotImplementedError) as error:
-            raise BadInput(
-                f"Expected a model that torch.func can differentiate twice and batch, but "
-                f"{type(first.model).__name__} fails there: {str(error).splitlines()[0]}"
-            ) from error
         evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
         if self.compile != "off" and evaluations >= TRACE_FROM:
             step = Traced(step, self.compile)
@@ -425,7 +422,7 @@ class GradientMatching(Attack):
         model = copy.deepcopy(problem.model).to(self._kind(problem))
         batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
         facts, noise = problem.knowledge, noise_of(example)
-        if self._simulates(facts):
+        if self._simulates(problem):
             return DummyUpdate(model, facts, batch, noise)
         return DummyGradient(model, facts.loss, batch, noise, list(known.features))
 
@@ -433,6 +430,20 @@ class GradientMatching(Attack):
         if self.precision is not None:
             return torch.float64 if self.precision == "float64" else torch.float32
         return next(iter(problem.gradient.values())).dtype
+
+
+@contextmanager
+def _differentiable(problem: Problem) -> Iterator[None]:
+    """Says what kind of model is expected where the block fails."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise BadInput(
+            f"Expected a model that torch.func can differentiate twice and batch, but "
+            f"{type(problem.model).__name__} fails there: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _row(values: Any, row: int) -> Any:

@@ -18,6 +18,7 @@ from fedleak.updates import Knowledge, Tensors
 
 # Layers that draw and are no noise slots.
 DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
 class Reading(NamedTuple):
@@ -34,6 +35,25 @@ class Reading(NamedTuple):
     features: Tensors
     findings: list[str]
     evaluations: int = 0
+
+
+def enters_unchanged(problem: Problem, layer: str) -> bool:
+    """Whether a layer is given the inputs themselves, in another shape at most.
+
+    Args:
+        problem: the problem.
+        layer: name of the layer.
+    """
+    model = copy.deepcopy(problem.model)  # a forward pass in train mode moves statistics
+    like = next(iter(problem.gradient.values()))
+    inputs = torch.zeros(problem.batch_shape).to(like)
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=like.device)
+    calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
+    chain = chain_to(calls, layer, inputs)
+    if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
+        return False
+    first = chain[0] if chain else next(call for call in calls if call.name == layer)
+    return first.entering is inputs and not first.entered
 
 
 class Reader:

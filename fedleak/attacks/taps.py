@@ -1,7 +1,8 @@
 """Hooks by which a forward pass under ``torch.func`` tells what went on inside the model."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,8 +57,7 @@ class LinearTap:
         self.inputs: dict[str, list[Tensor]] = {}
         self._probes: dict[str, list[Tensor]] | None = None
         self._moves: Rows = {}
-        self._shapes: dict[str, list[tuple[int, ...]]] = {}
-        self._probing = True
+        self._shapes: dict[str, list[tuple[int, ...]]] | None = None
         for name, module in model.named_modules():
             # Subclasses may compute something else than x W^T + b.
             if type(module) is nn.Linear and all(
@@ -70,10 +70,14 @@ class LinearTap:
         """Names of the layer's weight and, if it has one, bias."""
         return [f"{layer}.{name}" for name, _ in self._layers[layer].named_parameters()]
 
-    def finish_probing(self) -> dict[str, list[tuple[int, ...]]]:
-        """Shapes of the outputs of every layer that was called, call by call."""
-        self._probing = False
-        return self._shapes
+    @contextmanager
+    def shapes(self) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+        """Within the block, note the shapes of what every layer gives, call by call."""
+        self._shapes = {}
+        try:
+            yield self._shapes
+        finally:
+            self._shapes = None
 
     def start(self, probes: dict[str, list[Tensor]], moves: Rows) -> None:
         """Begin to note inputs and to add what there is to add.
@@ -96,7 +100,7 @@ class LinearTap:
             kwargs: dict[str, Tensor],
             output: Tensor,
         ) -> Tensor | None:
-            if self._probing:
+            if self._shapes is not None:
                 self._shapes.setdefault(name, []).append(tuple(output.shape))
             if self._probes is None or name not in self._probes:
                 return None

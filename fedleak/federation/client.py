@@ -260,8 +260,9 @@ def _drawn(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tens
         several samples in several epochs, since they come in another order in each.
     """
     if epochs == 1:
-        found = {name: torch.cat(values).cpu() for name, values in noise.items() if values}
-        return {name: value for name, value in found.items() if len(value) == samples}
+        found = {name: torch.cat(v).cpu() for name, v in noise.items() if v}
+        whole = {name: len(noise[name]) == 1 or len(v) == samples for name, v in found.items()}
+        return {name: value for name, value in found.items() if whole[name]}
     if samples > 1:
         return {}
     return {

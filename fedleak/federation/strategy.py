@@ -4,7 +4,6 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +317,7 @@ class MaliciousStrategy(Strategy):
             return self.knowledge(update)
         if self.knowledge.labels is not None:
             return self.knowledge
-        return replace(self.knowledge, num_samples=update.num_examples)
+        return self.knowledge.of_samples(update.num_examples)
 
 
 def takes_the_mean(strategy: Strategy) -> bool:

@@ -161,6 +161,12 @@ def test_settings_that_do_not_allow_it(changes, case, reason: str) -> None:
         Analytic()([victim.update], facts)
 
 
+def test_a_layer_whose_weight_is_made_of_others_has_no_closed_form() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    facts = Knowledge(nn.Sequential(nn.Flatten(), layer), (1, 2, 2), 3)
+    assert "Sequential has none" in str(Analytic().refuses(facts))
+
+
 def test_no_bias_no_closed_form() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
     facts = Knowledge(model, (1, 2, 2), 2)

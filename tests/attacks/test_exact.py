@@ -128,10 +128,32 @@ def test_image_of_several_steps(kind: Any) -> None:
     assert math.isnan(found.cost)
 
 
+def test_image_of_several_steps_without_noise() -> None:
+    victim = several_steps(victim_of(SMLP, precode=False), batch_size=1, epochs=5)
+    (found,) = RGAP()([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < 1e-2
+    assert found.findings[-1] == "the image is read without a search"
+    assert math.isnan(found.cost)
+
+
+class Scaled(SMLP):
+    """Its first layer is not given the image itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(0.3 * images)
+
+
+def test_what_enters_the_layer_is_not_taken_for_the_image() -> None:
+    victim = several_steps(victim_of(Scaled), batch_size=1, epochs=2)
+    (found,) = ExactNRA(matching_steps=2)([victim.update], victim.knowledge)
+    assert "no linear layer with bias is given the image first" in found.findings
+    assert "so a search by L-BFGS through all steps" in found.findings[-1]
+
+
 def test_images_and_noise_of_several_steps_are_searched_together() -> None:
     victim = several_steps(victim_of(LeNet, shape=(1, 8, 8)), batch_size=1, epochs=2)
     (found,) = ExactNRA(matching_steps=25)([victim.update], victim.knowledge)
-    assert "a search by L-BFGS through all of them" in found.findings[-1]
+    assert found.findings[-1].startswith("so a search by L-BFGS through all steps, each with noise")
     (noise,), (truth,) = found.noise.values(), victim.truth.noise.values()
     assert noise.shape == truth.shape
     assert truth.shape[:2] == (1, 2)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,21 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from fedleak.attacks import IGA, NRA
+from fedleak.attacks import DLG, IGA, NRA
 from fedleak.attacks.costs import COSTS
-from fedleak.attacks.local_steps import DummyUpdate, cannot_simulate
+from fedleak.attacks.local_steps import DummyUpdate, averaging, cannot_simulate
 from fedleak.errors import BadInput
 from fedleak.models import inject
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
-from tests.cases import LIGHT_MODELS, RATE, ModelCase, Victim, case_victim, several_steps
+from tests.cases import (
+    LIGHT_MODELS,
+    RATE,
+    ModelCase,
+    Victim,
+    case_victim,
+    several_steps,
+    smooth_victim,
+)
 from tests.reference import cost_of, dense_gradient
 from tests.toys import Normalised
 
@@ -137,7 +146,16 @@ def test_frozen_parameters_stay(frozen: str) -> None:
     sent = several.update.gradient(several.model, several.knowledge)
     assert not bool(sent[frozen].any())
     assert_is_gradient(several, sent, names=sent.keys() - {frozen})
-    assert bool(several.update.received["classifier.bias"].isfinite().all())
+
+
+def test_a_model_that_is_frozen_as_a_whole_was_frozen_for_the_attack() -> None:
+    several = several_steps(
+        case_victim(LIGHT_MODELS[2], precode=False, batch=2, dtype=torch.float64),
+        batch_size=1, epochs=2,
+    )  # fmt: skip
+    sent = several.update.gradient(several.model, several.knowledge)
+    several.model.requires_grad_(False)
+    assert_is_gradient(several, sent)
 
 
 def test_batch_norm_sees_the_batches_own_statistics() -> None:
@@ -192,7 +210,8 @@ def test_noise_of_every_epoch_is_restored(batch_size: int, epochs: int) -> None:
     (slot,) = result.noise
     shape = (2, epochs, 5) if epochs > 1 else (2, 5)
     assert tuple(result.noise[slot].shape) == shape == tuple(victim.truth.noise[slot].shape)
-    assert result.findings == (f"{victim.knowledge.local_steps} local steps simulated",)
+    (found,) = result.findings
+    assert found.startswith(f"{victim.knowledge.local_steps} local steps simulated: {epochs} epoch")
     # The cost that is told is that of what was found.
     dummy = dummy_of(victim)
     target = target_of(dummy, victim.update.gradient(victim.model, victim.knowledge))
@@ -212,10 +231,147 @@ def test_averaged_if_asked_or_not_to_be_simulated() -> None:
         "2 local steps taken for one, as the clients' optimiser is not plain SGD",
     )
     assert torch.equal(off.inputs, adam.inputs)
-    with pytest.raises(BadInput, match=r"not plain SGD, so that they cannot be simulated"):
+    with pytest.raises(BadInput, match="cannot be had, as the clients' optimiser is"):
         NRA(iterations=2, simulate_steps=True)([victim.update], other)
-    broken = replace(victim.knowledge, local_steps=3)
-    assert cannot_simulate(broken) == "3 local steps are no whole epochs of 2 batches"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"local_steps": 3}, "3 local steps are no whole epochs of 2 batches"),
+        ({"batch_size": None}, "`batch_size`, the samples of a local step, is not known"),
+        ({"plain_sgd": False}, "the clients' optimiser is not plain SGD"),
+    ],
+)
+def test_what_cannot_be_simulated(changes: dict[str, Any], reason: str) -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False, batch=2)
+    facts = replace(victim.knowledge, local_steps=2, batch_size=1)
+    assert cannot_simulate(facts) is None
+    assert cannot_simulate(replace(facts, **changes)) == reason
+    slots = {"drawer": (6, 5)}
+    assert cannot_simulate(facts, slots) == "drawer draws 6 rows for 2 samples"
+
+
+def test_many_steps_are_simulated_only_if_asked() -> None:
+    facts = replace(case_victim(LIGHT_MODELS[0], precode=False).knowledge, local_steps=33)
+    assert "more than 32 are simulated only with `simulate_steps: true`" in averaging(facts, {})
+    assert averaging(facts, {}, True) is None
+    assert averaging(replace(facts, local_steps=32), {}) is None
+
+
+def test_one_step_is_not_simulated_whatever_is_asked() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False, batch=2)
+    facts = replace(victim.knowledge, plain_sgd=False)
+    (result,) = IGA(iterations=2, simulate_steps=True)([victim.update], facts)
+    assert result.findings == ()
+
+
+def test_updates_of_other_steps_are_attacked_as_if_alone() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=True, batch=2, dtype=torch.float64)
+    victims = [
+        several_steps(victim, batch_size=1, epochs=1),
+        several_steps(victim, batch_size=2, epochs=3),
+        several_steps(victim, batch_size=1, epochs=2),
+    ]
+    attack = NRA(iterations=4)
+    updates = [replace(item.update, client=at) for at, item in enumerate(victims)]
+    together = attack(updates, [item.knowledge for item in victims])
+    for update, item, found in zip(updates, victims, together, strict=True):
+        (alone,) = attack([update], item.knowledge)
+        torch.testing.assert_close(found.inputs, alone.inputs, rtol=1e-9, atol=1e-9)
+        assert found.noise.keys() == alone.noise.keys()
+        assert found.findings == alone.findings
+        assert found.cost == pytest.approx(alone.cost, rel=1e-6)
+
+
+class TimeFirst(nn.Module):
+    """A linear layer that takes samples in its second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        rows = batch[0].reshape(len(batch[0]), 4, 4).transpose(0, 1)
+        return functional.cross_entropy(self.layer(rows).sigmoid().mean(dim=0), batch[1])
+
+
+def test_a_last_batch_of_less_samples_in_any_layout() -> None:
+    torch.manual_seed(0)
+    model = TimeFirst().double()
+    inputs, labels = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
+    facts = Knowledge(model, (1, 4, 4), 3, num_samples=3, labels=labels)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 3, "toy", sent, {})
+    victim = Victim(update, facts, GroundTruth(inputs, labels))
+    several = several_steps(victim, batch_size=2, epochs=2)
+    assert_is_gradient(several, several.update.gradient(model, several.knowledge))
+
+
+class Tied(nn.Module):
+    """A layer that is called twice, and one that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+        self.twin = nn.Linear(16, 16)
+        self.twin.weight = self.first.weight
+        self.again = nn.Linear(16, 16)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        hidden = self.twin(self.first(batch[0].flatten(1)).sigmoid()).sigmoid()
+        hidden = self.again(self.again(hidden).sigmoid()).sigmoid()
+        return functional.cross_entropy(self.head(hidden), batch[1])
+
+
+def test_layers_called_twice_and_shared_weights() -> None:
+    torch.manual_seed(0)
+    model = Tied().double()
+    inputs, labels = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 2])
+    facts = Knowledge(model, (1, 4, 4), 3, num_samples=2, labels=labels)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 2, "toy", sent, {})
+    several = several_steps(
+        Victim(update, facts, GroundTruth(inputs, labels)), batch_size=1, epochs=2
+    )
+    assert_is_gradient(several, several.update.gradient(model, several.knowledge))
+
+
+def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
+    victim = several_steps(
+        case_victim(LIGHT_MODELS[0], precode=False, batch=2), batch_size=1, epochs=1
+    )
+    facts = replace(victim.knowledge, labels=None)
+    (result,) = IGA(iterations=2)([victim.update], facts)
+    assert result.findings[1] == "which of the labels belongs to which step is not known"
+
+
+@pytest.mark.parametrize("batch_norm", [0.0, 0.1])
+def test_traced_steps_are_those_that_are_not(batch_norm: float) -> None:
+    model = Normalised().double()
+    inputs, labels = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 2])
+    facts = Knowledge(model, (1, 6, 6), 3, num_samples=2, labels=labels)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 2, "toy", sent, {})
+    victim = several_steps(
+        Victim(update, facts, GroundTruth(inputs, labels)), batch_size=1, epochs=2
+    )
+    found = [
+        IGA(iterations=400, batch_norm=batch_norm, compile=compiler)(
+            [victim.update], victim.knowledge
+        )[0]
+        for compiler in ("off", "trace")
+    ]
+    torch.testing.assert_close(found[0].inputs, found[1].inputs, rtol=1e-6, atol=1e-6)
+    assert found[0].cost < 0.5 * found[0].costs[0][1]
+
+
+def test_labels_are_restored_through_several_steps() -> None:
+    victim = several_steps(smooth_victim(), batch_size=1, epochs=2)
+    (result,) = DLG(iterations=40, restarts=2)([victim.update], victim.knowledge)
+    assert torch.equal(result.labels, victim.truth.labels)
+    error = (result.inputs - victim.truth.inputs).square().mean()
+    assert error < 0.05 * victim.truth.inputs.var()
 
 
 def test_an_attack_that_simulates_finds_the_image() -> None:

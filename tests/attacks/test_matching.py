@@ -22,9 +22,9 @@ from fedleak.attacks.statistics import expected_statistics
 from fedleak.attacks.tracing import Step, Traced
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
-from fedleak.models import DropoutNoise, LeNet
+from fedleak.models import DropoutNoise
 from fedleak.updates import Tensors, batch_loss
-from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim
+from tests.cases import CLASSES, MODELS, Victim, case_victim, make_victim, smooth_victim
 from tests.reference import cost_of, dense_gradient
 
 SHAPE = (1, 8, 8)
@@ -120,16 +120,6 @@ def test_rows_are_moved_as_if_each_were_alone(name: str) -> None:
         torch.testing.assert_close(together, targets * (1 - 0.8**5))
     if name == "lbfgs":
         torch.testing.assert_close(together, targets, rtol=1e-6, atol=1e-8)
-
-
-def smooth_victim() -> Victim:
-    """A client of DLG's own setting: sigmoid, weights from (-0.5, 0.5)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = LeNet(input_shape=SHAPE, num_classes=CLASSES)
-        for value in model.parameters():
-            nn.init.uniform_(value, -0.5, 0.5)
-    return make_victim(model, SHAPE)
 
 
 @pytest.mark.parametrize("kind", [DLG, IDLG])
