@@ -44,7 +44,8 @@ def points() -> list[Point]:
     for model, sizes in models:
         found += [("victims", model, count, sizes[0]) for count in VICTIMS]
         found += [("parameters", model, 8, size) for size in sizes]
-    return found
+    # The long ones last.
+    return sorted(found, key=lambda point: point[2])
 
 
 def make(model: str, size: int, data: Photos) -> ImageClassifier:
