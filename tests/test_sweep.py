@@ -95,10 +95,10 @@ def assert_whole(output: Path, names=NAMES) -> None:
         with (output / "cells" / name / "results.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert Counter(row["client"] for row in rows) == Counter(["0", "1", "2"])
-        expected += rows
+        expected += [{"cell": name} | row for row in rows]
     with (output / "results.csv").open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames) == COLUMNS
+        assert tuple(reader.fieldnames) == ("cell", *COLUMNS)
         assert list(reader) == expected
 
 
@@ -384,7 +384,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
     for name in NAMES[:2]:
         for pid in json.loads((output / "cells" / name / "pids.json").read_text()):
             assert not alive(pid)
-    assert len(finished_rows(output / "results.csv")) >= 2
+    assert len((output / "results.csv").read_text().splitlines()) > 2
     before = summary["cells"][0]["seconds"]
     summary = sweep(tmp_path, resume=True)
     assert summary["status"] == "complete"

@@ -162,11 +162,19 @@ class SweepFolder:
         _write(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def write_results(self, cells: Sequence[Cell]) -> None:
-        """Replace results.csv, in one step, by the finished updates of all cells."""
-        rows = [row for cell in cells for row in finished_rows(self.run(cell.name).results)]
+        """Replace results.csv, in one step, by the finished updates of all cells.
+
+        Its first column names the cell, whose settings may be what tells rows apart.
+        """
+        rows = [
+            {"cell": cell.name} | row
+            for cell in cells
+            for row in finished_rows(self.run(cell.name).results)
+        ]
         text = io.StringIO()
         # Of cells with and without LPIPS, the latter's stay empty.
-        writer = csv.DictWriter(text, columns_of(rows), restval="", lineterminator="\n")
+        columns = ("cell", *columns_of(rows))
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         _write(self.results, text.getvalue())
