@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -153,3 +154,19 @@ def test_the_attacks_need_torch_and_little_else() -> None:
     printed = python(ATTACKS_ALONE, ROOT)
     assert printed[0].startswith("IGA(iterations=7000")
     assert printed[1] == "['fedleak.models.noise']"
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_large_tensors_lie_in_large_pages_unless_somebody_chose_otherwise(
+    chosen: str | None,
+) -> None:
+    """torch has to find the setting before its first tensor, and processes before they start."""
+    names = ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
+    code = f"import os, fedleak; print([os.environ[name] for name in {names}])"
+    before = {name: value for name, value in os.environ.items() if name not in names}
+    given = {} if chosen is None else dict.fromkeys(names[:1], chosen)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=before | given, capture_output=True, text=True, check=True
+    )
+    expected = [chosen or "1", "glibc.malloc.hugetlb=1"]
+    assert ast.literal_eval(found.stdout.splitlines()[-1]) == expected
