@@ -70,6 +70,20 @@ def test_the_readmes_tables_are_those_of_the_rows(file: str, by: str) -> None:
         assert line.endswith(f"| {ssim} | {seconds:.1f} |")
 
 
+def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    cells: dict[str, list[dict[str, str]]] = {}
+    for row in rows_of(FOLDER / "results" / "trained.csv"):
+        cells.setdefault(row["cell"], []).append(row)
+    assert len(cells) == 12
+    for cell, rows in cells.items():
+        model, _, epochs = cell.removesuffix("_K256").split("-")
+        ssim = [float(row["ssim"]) for row in rows]
+        seconds = statistics.median(float(row["seconds"]) for row in rows)
+        figures = f"{spread(ssim)} | {min(ssim):.3f} | {seconds:.1f}"
+        assert f"| {epochs} | {TITLES[model]} | {figures} |" in lines
+
+
 def test_cost_of_a_point() -> None:
     cost = script(FOLDER / "cost.py")
     threads = torch.get_num_threads()
