@@ -421,7 +421,7 @@ def test_a_plain_dropout_does_not_slow_the_linear_layers() -> None:
     model = normed(dropout=0.5).train()
     batch = (torch.zeros(2, *SHAPE).normal_(), torch.tensor([0, 1]))
     dummy = DummyGradient(model.requires_grad_(False), batch_loss, batch, {})
-    assert list(dummy._probe_shapes) == ["body.5"]
+    assert list(dummy._tapped) == ["body.5"]
 
 
 def test_double_precision_on_request() -> None:
