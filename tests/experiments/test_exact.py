@@ -84,6 +84,20 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
         assert f"| {epochs} | {TITLES[model]} | {figures} |" in lines
 
 
+def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in rows_of(FOLDER / "results" / "answers.csv"):
+        found = cells.setdefault(row["cell"], {})
+        found.setdefault(row["attack"], []).append(float(row["ssim"]))
+    titles = {"lenet_precode": "PRECODE", "lenet_ppp": "PRECODE, PPP", "lenet_cvb": "CVB"}
+    assert set(cells) == set(titles)
+    attacks = ("iga", "iga_partial", "nra", "exact_nra")
+    for cell, found in cells.items():
+        figures = [spread(found[attack]) for attack in attacks]
+        assert f"| {' | '.join([titles[cell], *figures])} |" in lines
+
+
 def test_cost_of_a_point() -> None:
     cost = script(FOLDER / "cost.py")
     threads = torch.get_num_threads()
