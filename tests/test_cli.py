@@ -651,7 +651,8 @@ class Process:
             if self.popen.poll() is None:
                 os.killpg(self.popen.pid, signal.SIGKILL)
         seconds = time.monotonic() - begin
-        _, alive = psutil.wait_procs(family, timeout=5)
+        # They are gone at once, but for a machine that is busy with something else.
+        _, alive = psutil.wait_procs(family, timeout=30)
         left = [p.name() for p in alive if p.status() != psutil.STATUS_ZOMBIE]
         for process in alive:
             process.kill()

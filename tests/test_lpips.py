@@ -487,7 +487,7 @@ def swept(tmp_path: Path, study: Path) -> SweepFolder:
 def test_a_sweep_of_both_kinds(swept: SweepFolder) -> None:
     with swept.results.open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == ALL
+        assert tuple(reader.fieldnames or ()) == ("cell", *ALL)
         assert [item["lpips"] for item in reader] == ["0.125", "0.125", "", ""]
     readable, plain = write_tables(swept.path)
     with plain.open(newline="") as file:

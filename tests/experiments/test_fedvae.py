@@ -18,7 +18,7 @@ FOLDER = EXPERIMENTS / "fedvae"
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = swept(FOLDER / "smoke.yaml")
-    assert tuple(rows[0]) == (*COLUMNS, *ITEM_COLUMNS)
+    assert tuple(rows[0]) == ("cell", *COLUMNS, *ITEM_COLUMNS)
     cells = {(row["attack"], row["defense"]) for row in rows}
     assert cells == {
         (attack, guard) for attack in ("analytic", "nra") for guard in ("none", "pruning")
