@@ -30,12 +30,8 @@ def published_victims() -> tuple[ImageData, str]:
     Returns:
         The data, and what to call them in a setting.
     """
-    folder = os.environ.get("FEDLEAK_DATA")
-    if folder and (Path(folder) / VICTIMS_FILE).is_file():
-        data = Npz(
-            path=str(Path(folder) / VICTIMS_FILE),
-            normalised=True, mean=VICTIMS_MEAN, std=VICTIMS_STD, test_fraction=0,
-        )  # fmt: skip
+    data = _of_the_papers(VICTIMS_FILE, VICTIMS_MEAN, VICTIMS_STD)
+    if data is not None:
         return data, f"{VICTIMS_FILE} (CIFAR-10, 3x32x32)"
     return Photos(), "photos 3x32x32"
 
@@ -46,12 +42,8 @@ def large_victims() -> tuple[ImageData, str]:
     Returns:
         The data, and what to call them in a setting.
     """
-    folder = os.environ.get("FEDLEAK_DATA")
-    if folder and (Path(folder) / LARGE_FILE).is_file():
-        data = Npz(
-            path=str(Path(folder) / LARGE_FILE),
-            normalised=True, mean=LARGE_MEAN, std=LARGE_STD, test_fraction=0,
-        )  # fmt: skip
+    data = _of_the_papers(LARGE_FILE, LARGE_MEAN, LARGE_STD)
+    if data is not None:
         return data, f"{LARGE_FILE} (Medical MNIST, 1x64x64)"
     photos = Photos()
     images, labels = photos.train_set.batch(range(0, len(photos.train_set), 97))
@@ -64,6 +56,14 @@ def large_victims() -> tuple[ImageData, str]:
         data = Npz(path=str(path), test_fraction=0)
         data.setup()  # while the file is there
     return data, "photos, grey and enlarged to 1x64x64"
+
+
+def _of_the_papers(file: str, mean: list[float], std: list[float]) -> Npz | None:
+    """The papers' victims in a file; none if FEDLEAK_DATA names no folder that has it."""
+    path = Path(os.environ.get("FEDLEAK_DATA", "")) / file
+    if "FEDLEAK_DATA" not in os.environ or not path.is_file():
+        return None
+    return Npz(path=str(path), normalised=True, mean=mean, std=std, test_fraction=0)
 
 
 def make_victims(

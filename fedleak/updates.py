@@ -165,18 +165,18 @@ class Knowledge:
 
     @property
     def epochs(self) -> int:
-        """Number of local epochs."""
+        """Number of whole local epochs."""
         return self.local_steps // len(self.local_batches)
 
     def of_samples(self, number: int) -> Self:
         """What is known of a client of the same federation with so many samples.
 
         Args:
-            number: number of its samples; of a known ``batch_size``, its steps are as many more or
-                less as it takes to go through them as often.
+            number: number of its samples; of a known ``batch_size`` and whole epochs, its steps are
+                as many more or less as it takes to go through them as often.
         """
         other = replace(self, num_samples=number)
-        if self.batch_size is None:
+        if self.batch_size is None or self.local_steps % len(self.local_batches):
             return other
         return replace(other, local_steps=self.epochs * len(other.local_batches))
 

@@ -448,3 +448,10 @@ def test_knowledge_of_another_client(batch_size: int | None, samples: int, steps
     )
     found = facts.of_samples(samples)
     assert (found.num_samples, found.local_steps) == (samples, steps)
+
+
+def test_steps_that_are_no_whole_epochs_stay_what_they_are() -> None:
+    facts = Knowledge(
+        torch.nn.Linear(1, 1), (1, 6, 6), 3, num_samples=32, local_steps=1, batch_size=8
+    )
+    assert facts.of_samples(64).local_steps == 1

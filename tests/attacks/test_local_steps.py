@@ -29,6 +29,15 @@ from tests.reference import cost_of, dense_gradient
 from tests.toys import Normalised
 
 
+def toy_victim(model: nn.Module, inputs: Tensor, labels: Tensor) -> Victim:
+    """A client with these samples, of three classes, that has not trained yet."""
+    shape = tuple(inputs.shape[1:])
+    facts = Knowledge(model, shape, 3, num_samples=len(inputs), labels=labels)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", len(inputs), "toy", sent, {})
+    return Victim(update, facts, GroundTruth(inputs, labels))
+
+
 def dummy_of(victim: Victim) -> DummyUpdate:
     model = copy.deepcopy(victim.model).requires_grad_(False)
     truth = victim.truth
@@ -300,11 +309,7 @@ def test_a_last_batch_of_less_samples_in_any_layout() -> None:
     torch.manual_seed(0)
     model = TimeFirst().double()
     inputs, labels = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
-    facts = Knowledge(model, (1, 4, 4), 3, num_samples=3, labels=labels)
-    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    update = InterceptedUpdate(1, 0, "fedsgd", 3, "toy", sent, {})
-    victim = Victim(update, facts, GroundTruth(inputs, labels))
-    several = several_steps(victim, batch_size=2, epochs=2)
+    several = several_steps(toy_victim(model, inputs, labels), batch_size=2, epochs=2)
     assert_is_gradient(several, several.update.gradient(model, several.knowledge))
 
 
@@ -328,12 +333,7 @@ def test_layers_called_twice_and_shared_weights() -> None:
     torch.manual_seed(0)
     model = Tied().double()
     inputs, labels = torch.randn(2, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 2])
-    facts = Knowledge(model, (1, 4, 4), 3, num_samples=2, labels=labels)
-    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    update = InterceptedUpdate(1, 0, "fedsgd", 2, "toy", sent, {})
-    several = several_steps(
-        Victim(update, facts, GroundTruth(inputs, labels)), batch_size=1, epochs=2
-    )
+    several = several_steps(toy_victim(model, inputs, labels), batch_size=1, epochs=2)
     assert_is_gradient(several, several.update.gradient(model, several.knowledge))
 
 
@@ -350,12 +350,7 @@ def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
 def test_traced_steps_are_those_that_are_not(batch_norm: float) -> None:
     model = Normalised().double()
     inputs, labels = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 2])
-    facts = Knowledge(model, (1, 6, 6), 3, num_samples=2, labels=labels)
-    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    update = InterceptedUpdate(1, 0, "fedsgd", 2, "toy", sent, {})
-    victim = several_steps(
-        Victim(update, facts, GroundTruth(inputs, labels)), batch_size=1, epochs=2
-    )
+    victim = several_steps(toy_victim(model, inputs, labels), batch_size=1, epochs=2)
     found = [
         IGA(iterations=400, batch_norm=batch_norm, compile=compiler)(
             [victim.update], victim.knowledge
