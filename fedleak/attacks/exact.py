@@ -39,22 +39,26 @@ class ExactNRA(Attack):
       the layers left take to what is known of their output, a convex problem where one is left;
     - the layers are no chain: gradient matching by L-BFGS in float64, every layer by its own
       relative squared error, with the noise put in and known features matched;
-    - no such input is known (no bias, a defence's noise, as many samples as classes), or the layers
-      are no chain and the noise is not to be had: a search as NRA's, with what is known.
+    - noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
+      same matching, of the images and that noise together;
+    - no such input is known (no bias, a defence's noise, as many samples as classes), other noise
+      is not to be had, or the samples are no images: a search as NRA's, with what is known.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
-    is linear with bias. Else images and the noise of every step are searched together, by L-BFGS
-    in float64 through all the steps.
+    is linear with bias. Else images and the noise of every step are searched together, through all
+    the steps.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
-    parameters and, where there was no search, up to a factor common to all of them; that of a
-    search as NRA's is NRA's, and there is none of an image without its noise, or of one that was
-    read from several steps.
+    parameters and up to a factor common to all of them; that of a search as NRA's is NRA's, that
+    of one through several steps has no such factor, and there is none of an image without its
+    noise, or of one that was read from several steps.
 
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
         image_iterations: iterations of L-BFGS in each stage to the smoothest image.
-        matching_steps: steps of L-BFGS in a search, of up to 20 evaluations each.
+        matching_steps: steps of L-BFGS in the matching, of up to 20 evaluations each.
+        joint_steps: the same where noise is searched together with the images, and through several
+            local steps.
         features: weight of the known features in the cost of the matching, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
         nra_iterations: iterations of NRA where nothing better can be done.
@@ -77,13 +81,15 @@ class ExactNRA(Attack):
         solver_iterations: int = 4000,
         image_iterations: int = 200,
         matching_steps: int = 75,
+        joint_steps: int = 300,
         features: float = 10.0,
         total_variation: float = 1e-5,
         nra_iterations: int = 7000,
     ) -> None:
         for name, count in (
             ("solver_iterations", solver_iterations), ("image_iterations", image_iterations),
-            ("matching_steps", matching_steps), ("nra_iterations", nra_iterations),
+            ("matching_steps", matching_steps), ("joint_steps", joint_steps),
+            ("nra_iterations", nra_iterations),
         ):  # fmt: skip
             require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
         for name, weight in (("features", features), ("total_variation", total_variation)):
@@ -91,6 +97,7 @@ class ExactNRA(Attack):
         self.solver_iterations = solver_iterations
         self.image_iterations = image_iterations
         self.matching_steps = matching_steps
+        self.joint_steps = joint_steps
         self.features = features
         self.total_variation = total_variation
         self.nra_iterations = nra_iterations
@@ -114,13 +121,17 @@ class ExactNRA(Attack):
         found = reading.read(report)
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
-        if failed:
-            return self._search(problem, Known(noise=noise), report, found.findings)
-        matching = _Informed(self, Known(noise, found.features))
-        result = matching.run(problem, report)
+        if failed and (failed != reading.before or len(facts.input_shape) != 3):
+            return self._search(problem, Known(noise), report, found.findings)
+        steps = self.joint_steps if failed else self.matching_steps
+        # The matching, unlike its cost here, is no search for a factor too.
+        gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
+        matching = _Precise(self, steps, Known(noise, found.features))
+        result = matching.run(replace(problem, gradient=gradient), report)
         image = within(result.inputs.double().cpu(), facts)
-        found.findings.append(f"gradient matching from there, {result.iterations} steps")
-        return _reconstruction(problem, image, noise, found.findings, result.iterations)
+        what = " of image and noise" if failed else ""
+        found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
+        return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
     def _of_several_steps(self, problem: Problem, report: Report) -> Reconstruction:
         facts = problem.knowledge
@@ -142,17 +153,16 @@ class ExactNRA(Attack):
                 findings.append(f"the image is read without a search{unread}")
                 image = within(entering.value.cpu(), facts)
                 return _reconstruction(problem, image, {}, findings, 0)
-        found = _Joint(self).run(problem, report)
-        image = within(found.inputs.double().cpu(), facts)
         own = ", each with noise of its own" if problem.noise_shapes else ""
         findings.append(f"so a search by L-BFGS through all steps{own}")
+        found = _Precise(self, self.joint_steps, Known()).run(problem, report)
+        image = within(found.inputs.double().cpu(), facts)
         return replace(found, inputs=image.to(found.inputs), findings=tuple(findings))
 
     def _search(
         self, problem: Problem, known: Known, report: Report, findings: list[str]
     ) -> Reconstruction:
-        search = _Search(self.nra_iterations, known)
-        found = search.run(problem, report)
+        found = _Search(self.nra_iterations, known).run(problem, report)
         return replace(found, findings=(*findings, "so a search as nra's, with what is known"))
 
 
@@ -191,35 +201,22 @@ class _Search(NRA):
 
 
 class _Precise(GradientMatching):
-    """Gradient matching in float64 by L-BFGS, every layer by its own relative squared error."""
+    """Gradient matching in float64 by L-BFGS, every layer by its own relative squared error.
+
+    Noise that is not known is searched together with the images, through all local steps.
+    """
 
     name: ClassVar[str] = "precise"
     paper: ClassVar[str] = ExactNRA.paper
     needs: ClassVar[str] = ExactNRA.needs
-
-    def __init__(self, settings: ExactNRA, *, features: float) -> None:
-        super().__init__(
-            iterations=settings.matching_steps, learning_rate=1.0, optimizer="lbfgs", signed=False,
-            cost="relative_error", total_variation=settings.total_variation, decay=False,
-            features=features, precision="float64", box=False,
-        )  # fmt: skip
-
-
-class _Joint(_Precise):
-    """The same, of images and whatever noise there is, through all local steps."""
-
     restores_noise: ClassVar[bool] = True
 
-    def __init__(self, settings: ExactNRA) -> None:
-        super().__init__(settings, features=0.0)
-        self.simulate_steps = True
-
-
-class _Informed(_Precise):
-    """The same, with noise and features that are known."""
-
-    def __init__(self, settings: ExactNRA, facts: Known) -> None:
-        super().__init__(settings, features=settings.features)
+    def __init__(self, settings: ExactNRA, steps: int, facts: Known) -> None:
+        super().__init__(
+            iterations=steps, learning_rate=1.0, optimizer="lbfgs", signed=False,
+            cost="relative_error", total_variation=settings.total_variation, decay=False,
+            features=settings.features, precision="float64", box=False, simulate_steps=True,
+        )  # fmt: skip
         self._facts = facts
 
     def known(self, problem: Problem) -> Known:

@@ -68,6 +68,9 @@ class Reader:
         begun: whether there is a layer whose input is known.
         noise: slot -> noise ``(samples, ...)``, of those whose noise is to be had.
         failed: the other slots.
+        before: those of them that draw before the layer whose input is known.
+        factor: what the gradient of the samples was multiplied with, as by a client that clips; 1
+            where that is not to be told.
         findings: how it went so far.
     """
 
@@ -83,6 +86,8 @@ class Reader:
         self.findings: list[str] = []
         self.noise: Tensors = {}
         self.failed: list[str] = []
+        self.before: list[str] = []
+        self.factor = 1.0
         # A forward pass in train mode moves batch-norm statistics.
         calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
         self._calls = [call._replace(module=self._model.get_submodule(call.name)) for call in calls]
@@ -106,16 +111,16 @@ class Reader:
         value = known.value.reshape(self._layer.entering.shape)
         self._head = Head(self._model, self._facts.loss, self._batch, name, value)
         self._error = known.error
-        drawn = {call.name for call in self._calls[:first]} & set(noise_slots(self._model))
+        slots = set(noise_slots(self._model))
+        self.before = sorted({call.name for call in self._calls[:first]} & slots)
         if self._facts.num_samples > 1:
-            self.noise, self.failed = unmixing.noise, sorted(drawn)
-            # The client's gradient may have been clipped.
-            self._signal = unmixing.factor * self._head.signal(self.noise)
+            self.noise, self.factor = unmixing.noise, unmixing.factor
+            self._signal = self.factor * self._head.signal(self.noise)
         else:
             self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
             self._signal = self._signal_at(name).reshape(value.shape)
             self.noise, self.failed = self._restore(first, inputs)
-            self.failed += sorted(drawn)
+        self.failed += self.before
         if self.failed:
             self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
 
@@ -142,13 +147,16 @@ class Reader:
         value = inputs[name].value.reshape(calls[near].entering.shape)
         head = Head(self._model, self._facts.loss, self._batch, name, value)
         noise, failed = restore_noise(head, calls[near:], inputs)
-        if noise and not failed:
-            given, wanted = head.signal(noise), self._signal_at(name).reshape(value.shape)
-            # A client that clips multiplies all with one factor.
-            factor = (given * wanted).sum() / given.square().sum()
-            if not float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT:
-                # Something else is drawn behind the layer, or the labels are not these.
-                return {}, list(noise)
+        if failed:
+            # Nothing can be checked, and what was restored may rest on what was not.
+            return {}, [*noise, *failed]
+        given, wanted = head.signal(noise), self._signal_at(name).reshape(value.shape)
+        factor = float((given * wanted).sum() / given.square().sum())
+        agrees = float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT
+        if not (agrees and factor > 0):
+            # Something else is drawn behind the layer, or the labels are not these.
+            return {}, list(noise)
+        self.factor = factor
         return noise, failed
 
     def read(self, report: Report) -> Reading:
