@@ -13,8 +13,8 @@ from torch import Tensor
 Encoded = dict[str, Tensor]
 Factors = tuple[Tensor, Tensor]
 
-# Rows of a matrix that are compared at once: as many as stay in a cache.
-PIECE = 64
+# Entries of a matrix that are compared at once: as many as stay in a cache.
+PIECE = 2**17
 # What follows a tensor's name in the encoded form: no part of a module's path is empty.
 MARK = ".."
 ROWS, COLUMNS = "..rows", "..columns"
@@ -89,8 +89,14 @@ def _is_product(rows: Tensor, columns: Tensor, value: Tensor) -> bool:
     """Whether a matrix is this product; looked at piece by piece, without a second whole one."""
     if value.shape != (len(rows), len(columns)):
         return False
-    pieces = zip(rows.split(PIECE), value.split(PIECE), strict=True)
-    return all(torch.equal(torch.outer(piece, columns), part) for piece, part in pieces)
+    size = max(1, PIECE // max(1, len(columns)))
+    pieces = zip(rows.split(size), value.split(size), strict=True)
+    return all(_equals(torch.outer(piece, columns), part) for piece, part in pieces)
+
+
+def _equals(product: Tensor, part: Tensor) -> bool:
+    """As torch.equal of finite matrices, the first of which is overwritten, in half the time."""
+    return not part.numel() or float(product.sub_(part).abs_().max()) == 0
 
 
 def weighted_sum(

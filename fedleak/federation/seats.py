@@ -8,7 +8,12 @@ from flwr.serverapp import Grid
 
 from fedleak.config import RunConfig
 from fedleak.federation import records
+from fedleak.threads import available_cores
 
+# Flower's engine hands each seat at most one message in a tenth of a second, and looks at all that
+# are under way to find it: few are enough, and many take half of the server's time.
+SEATS_PER_WORKER = 8
+# Of a cluster, whose cores are not known here.
 SEATS = 64
 SEAT = "seat"
 PARTITION = "partition-id"
@@ -88,8 +93,13 @@ class SeatedGrid(Grid):
 
 def seats(config: RunConfig) -> int:
     """The number of Flower's nodes for a simulation; Flower's mods may keep something in them."""
-    clients = config.federation.clients
-    return clients if config.mods else min(clients, SEATS)
+    federation = config.federation
+    if config.mods:
+        return federation.clients
+    if federation.ray_address is not None:
+        return min(federation.clients, SEATS)
+    workers = max(1, int(available_cores() / federation.cpus_per_client))
+    return min(federation.clients, SEATS_PER_WORKER * workers)
 
 
 def client_number(message: Message, context: Context) -> int:
