@@ -5,6 +5,12 @@ import os
 # Set before Flower or Ray is imported anywhere: no test tells anybody about itself.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Files that run side by side have a share of the cores each, as the runs of a sweep have: else
+# every simulation would start as many workers as there are cores, longer than what they do takes.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from fedleak.attacks import DLG, IGA, NRA
+from fedleak.attacks import DLG, IGA, NRA, matching
 from fedleak.attacks.costs import COSTS
 from fedleak.attacks.local_steps import DummyUpdate, averaging, cannot_simulate
 from fedleak.errors import BadInput
@@ -347,12 +347,15 @@ def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [0.0, 0.1])
-def test_traced_steps_are_those_that_are_not(batch_norm: float) -> None:
+def test_traced_steps_are_those_that_are_not(
+    monkeypatch: pytest.MonkeyPatch, batch_norm: float
+) -> None:
+    monkeypatch.setattr(matching, "TRACE_FROM", 50)
     model = Normalised().double()
     inputs, labels = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 2])
-    victim = several_steps(toy_victim(model, inputs, labels), batch_size=1, epochs=2)
+    victim = several_steps(toy_victim(model, inputs, labels), batch_size=1, epochs=1)
     found = [
-        IGA(iterations=400, batch_norm=batch_norm, compile=compiler)(
+        IGA(iterations=50, learning_rate=0.08, batch_norm=batch_norm, compile=compiler)(
             [victim.update], victim.knowledge
         )[0]
         for compiler in ("off", "trace")
@@ -363,7 +366,7 @@ def test_traced_steps_are_those_that_are_not(batch_norm: float) -> None:
 
 def test_labels_are_restored_through_several_steps() -> None:
     victim = several_steps(smooth_victim(), batch_size=1, epochs=2)
-    (result,) = DLG(iterations=40, restarts=2)([victim.update], victim.knowledge)
+    (result,) = DLG(iterations=15, restarts=2)([victim.update], victim.knowledge)
     assert torch.equal(result.labels, victim.truth.labels)
     error = (result.inputs - victim.truth.inputs).square().mean()
     assert error < 0.05 * victim.truth.inputs.var()

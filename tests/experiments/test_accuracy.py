@@ -6,6 +6,7 @@ import json
 import sys
 import tarfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak import cli
 from fedleak.data import Npz
-from fedleak.sweep import expand, load_study, run_sweep
+from fedleak.sweep import Cell, expand, load_study, run_sweep
 from fedleak.sweep.schedule import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,9 +103,13 @@ def test_what_cannot_be_packed_is_refused(script, images, train, stray, message)
 # ------------------------------------------------------------------------------------ the studies
 
 
+@cache
+def cells(study: Path) -> list[Cell]:
+    return expand(load_study(study), cli._resolve)
+
+
 def test_both_studies_have_the_same_levels_of_the_same_defences():
-    accuracy = expand(load_study(ACCURACY / "study.yaml"), cli._resolve)
-    levels = expand(load_study(LEVELS / "study.yaml"), cli._resolve)
+    accuracy, levels = cells(ACCURACY / "study.yaml"), cells(LEVELS / "study.yaml")
     trained = {(cell.axes["model"], cell.axes["defence"]): cell.config for cell in accuracy}
     assert {cell.config.model.init_args["optimizer"] for cell in accuracy} == {"adam"}
     for cell in levels:
@@ -120,7 +125,7 @@ def test_both_studies_have_the_same_levels_of_the_same_defences():
 def test_the_centralised_study_differs_in_clients_and_rounds_alone():
     trained = {}
     for name in ("study", "centralised"):
-        for cell in expand(load_study(ACCURACY / f"{name}.yaml"), cli._resolve):
+        for cell in cells(ACCURACY / f"{name}.yaml"):
             federation = replace(cell.config.federation, clients=1, rounds=1)
             plain = replace(cell.config, federation=federation)
             trained.setdefault((cell.axes["model"], cell.axes["defence"]), []).append(plain)
