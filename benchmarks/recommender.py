@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -82,13 +82,15 @@ def fedvae_attack_seconds(
     found: list[Any] = []
     seconds = seconds_of(lambda: found.extend(attack(updates, knowledge))) / users
     f1 = [score_items(*pair)[0].f1 for pair in zip(truths, found, strict=True)]
+    alone = seconds_of(lambda: attack(updates[:1], knowledge))
     slow = seconds_of(lambda: _plain_attack(model, updates[0], truths[0].labels, plain))
     ratio = slow / plain * iterations / seconds
     return {
         "value": seconds,
         "unit": "seconds a user",
         "setting": f"NRA (relative error, signed Adam 0.01, {iterations} iterations) on {users} "
-        f"users of an untrained FedVAE without dropout together, {name}, {threads_text()}; "
+        f"users of an untrained FedVAE without dropout together, {name}, {threads_text()}, one "
+        f"alone {alone:.1f} s; "
         f"F1 {sum(f1) / users:.4f} (mean); a plain autograd loop with whole gradients takes "
         f"{ratio:.1f} times as long (from {plain} iterations on one)",
     }
@@ -124,39 +126,57 @@ class _Clock(Observer):
         self.ended.append(time.perf_counter())
 
 
-_measured: dict[tuple[int, bool], tuple[float, float, float, str]] = {}
+class _Measured(NamedTuple):
+    """Seconds of a round and peak in GB, both of the federation and of the plain loop."""
+
+    seconds: float
+    peak: float
+    plain_seconds: float
+    plain_peak: float
+    setting: str
 
 
-def _round(users: int, small: bool) -> tuple[float, float, float, str]:
-    """Seconds of a round, peak in GB, seconds of the plain loop, and the setting; measured once."""
+_measured: dict[tuple[int, bool], _Measured] = {}
+
+
+def _round(users: int, small: bool) -> _Measured:
+    """A round of a federation, and the same in a plain loop; measured once."""
     key = (users, small)
     if key not in _measured:
         data, settings, name = recommender(small)
-        kind = type(data)
-        clock, cores = _Clock(), os.cpu_count() or 1
-        with tempfile.TemporaryDirectory() as folder:
-            config = RunConfig(
-                data=Plugin(f"{kind.__module__}.{kind.__name__}", settings),
-                model=Plugin("fedleak.models.fedvae.FedVAE"),
-                output=str(Path(folder) / "run"),
-                federation=Federation(
-                    clients=len(data.train_set), clients_per_round=users, partition="one_each",
-                    rounds=3, evaluate_every=3, strategy="FedAdam",
-                    strategy_options={"eta": 0.001, "tau": 1e-8},
-                ),
-                victims=Victims(clients=[0], rounds=[1]),
-            )  # fmt: skip
-            with _peak() as peak:
-                experiment.run(config, [clock])
+        clock, peak = _federation(type(data), settings, users)
         # The workers start in the first round, and the last one is evaluated.
         seconds = clock.ended[2] - clock.ended[1]
-        plain = seconds_of(lambda: _plain_round(data, users))
+        with _peak() as plain_peak:
+            plain = seconds_of(lambda: _plain_round(data, users))
         setting = (
             f"a round of {users} users by Flower on Ray, FedSGD with FedAdam, FedVAE with dropout "
-            f"0.5, {name}, {cores} cores"
+            f"0.5, {name}, {os.cpu_count()} cores"
         )
-        _measured[key] = seconds, peak[0], plain, setting
+        _measured[key] = _Measured(seconds, peak, plain, plain_peak[0], setting)
     return _measured[key]
+
+
+def _federation(
+    kind: type[RecommenderData], settings: dict[str, Any], users: int
+) -> tuple[_Clock, float]:
+    """When three rounds of so many users ended, and the peak in GB; a client for each user."""
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            data=Plugin(f"{kind.__module__}.{kind.__name__}", settings),
+            model=Plugin("fedleak.models.fedvae.FedVAE"),
+            output=str(Path(folder) / "run"),
+            federation=Federation(
+                clients=len(kind(**settings).train_set), clients_per_round=users,
+                partition="one_each", rounds=3, evaluate_every=3, strategy="FedAdam",
+                strategy_options={"eta": 0.001, "tau": 1e-8},
+            ),
+            victims=Victims(clients=[0], rounds=[1]),
+        )  # fmt: skip
+        with _peak() as peak:
+            experiment.run(config, [clock])
+    return clock, peak[0]
 
 
 def fedvae_round_seconds(users: int = 128, small: bool = False) -> Entry:
@@ -166,33 +186,54 @@ def fedvae_round_seconds(users: int = 128, small: bool = False) -> Entry:
         users: number of users of a round.
         small: whether to take a few made-up users.
     """
-    seconds, _, plain, setting = _round(users, small)
+    found = _round(users, small)
+    ratio = found.seconds / found.plain_seconds
     return {
-        "value": seconds,
+        "value": found.seconds,
         "unit": "seconds a round",
-        "setting": f"{setting}; the second of three rounds, which is not evaluated; "
-        f"{seconds / plain:.1f} times as long as the same gradients one by one, summed, and Adam's "
-        f"step in a plain torch loop ({plain:.1f} s, {threads_text()})",
+        "setting": f"{found.setting}; the second of three rounds, which is not evaluated; "
+        f"{ratio:.1f} times as long as the same gradients one by one, summed, and Adam's "
+        f"step in a plain torch loop ({found.plain_seconds:.1f} s, {threads_text()})",
     }
 
 
 def fedvae_round_peak_gb(users: int = 128, small: bool = False) -> Entry:
-    """Peak memory of a federation with such rounds, beside that of its replies in full.
+    """Peak memory of a federation with such rounds, beside that of a plain loop.
 
     Args:
         users: number of users of a round.
         small: whether to take a few made-up users.
     """
-    _, peak, _, setting = _round(users, small)
-    data, _, _ = recommender(small)
-    model = FedVAE(input_shape=(data.input_shape[0],))
-    whole = users * sum(4 * value.numel() for value in model.parameters()) / 1e9
+    found = _round(users, small)
     return {
-        "value": peak,
+        "value": found.peak,
         "unit": "GB",
-        "setting": f"{setting}: the highest sum of the processes' proportional set sizes over the "
-        f"whole run, looked at every {PAUSE:g} s; {peak / whole:.2f} times what a round's "
-        f"gradients take in a plain loop that keeps them, {whole:.1f} GB",
+        "setting": f"{found.setting}: the highest sum of the processes' proportional set sizes "
+        f"over the whole run, looked at every {PAUSE:g} s; {found.peak / found.plain_peak:.1f} "
+        f"times that of a plain torch loop, which adds the gradients up ({found.plain_peak:.1f} "
+        "GB)",
+    }
+
+
+def fedvae_users_peak_ratio(few: int = 1000, times: int = 10, users: int = 64) -> Entry:
+    """Peak memory of a federation of ten times as many users, over that of a few.
+
+    Args:
+        few: number of users, those held out included.
+        times: how many times as many the others are.
+        users: number of users of a round.
+    """
+    sizes: dict[str, Any] = {"items": 2000, "held_out": few // 20}
+    peaks = [
+        _federation(PlantedGroups, sizes | {"users": count}, users)[1]
+        for count in (few, times * few)
+    ]
+    return {
+        "value": peaks[1] / peaks[0],
+        "unit": f"times the peak memory for {times} times the users",
+        "setting": f"{times * few:,} made-up users and {few:,}, {sizes['items']:,} items, a client "
+        f"for each but those held out, three rounds of {users} by Flower on Ray, FedVAE with "
+        f"dropout 0.5: {peaks[1]:.2f} GB and {peaks[0]:.2f} GB over the whole runs",
     }
 
 

@@ -19,6 +19,7 @@ from benchmarks.recommender import (
     fedvae_attack_seconds,
     fedvae_round_peak_gb,
     fedvae_round_seconds,
+    fedvae_users_peak_ratio,
 )
 from benchmarks.sweep import sweep_two_process_speedup
 
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], Entry]] = {
     "fedvae_attack_seconds": fedvae_attack_seconds,
     "fedvae_round_seconds": fedvae_round_seconds,
     "fedvae_round_peak_gb": fedvae_round_peak_gb,
+    "fedvae_users_peak_ratio": fedvae_users_peak_ratio,
 }
 PEERS: dict[str, Callable[[], Entry]] = {
     "peer_breaching_speedup": peer_breaching_speedup,

@@ -10,6 +10,9 @@ from fedleak.updates import GroundTruth, InterceptedUpdate
 class Observer:
     """Told of every event of a run; a subclass overrides what it cares about."""
 
+    def data_loaded(self, description: str) -> None:
+        """The data are there; the description tells their counts in a line."""
+
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
         """A federation with so many clients a round begins with round ``first`` of ``rounds``."""
 

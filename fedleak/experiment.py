@@ -59,6 +59,7 @@ def run(
     work.folder.open(config, resume=resume, overwrite=overwrite)
     if work.is_complete:
         return work.summary
+    work.observer.data_loaded(parts.data.describe())
     with work.status():
         for variant, part in config.variants.items():
             try:

@@ -22,6 +22,7 @@ from benchmarks.recommender import (
     fedvae_attack_seconds,
     fedvae_round_peak_gb,
     fedvae_round_seconds,
+    fedvae_users_peak_ratio,
 )
 from benchmarks.sweep import sweep_two_process_speedup
 from fedleak.attacks import IGA
@@ -87,6 +88,9 @@ def test_the_recommenders_benchmarks_tell_their_setting(monkeypatch):
         assert entry["value"] > 0
         for word in ("FedVAE", "150 made-up users", "plain", "times"):
             assert word in entry["setting"]
+    entry = fedvae_users_peak_ratio(few=60, times=2, users=4)
+    assert 0 < entry["value"] < 2
+    assert "120 made-up users and 60, 2,000 items" in entry["setting"]
 
 
 def test_the_closed_forms_benchmark_tells_its_setting(monkeypatch):

@@ -174,7 +174,8 @@ def test_events_come_in_order(finished: Finished) -> None:
     )  # fmt: skip
     attacked = ["attack_started", *["victim_attacked"] * 8]
     assert names == [
-        *federation, *federation, *attacked, "attack_skipped", *attacked, *attacked, "run_ended",
+        "data_loaded", *federation, *federation,
+        *attacked, "attack_skipped", *attacked, *attacked, "run_ended",
     ]  # fmt: skip
     assert finished.events.arguments("attack_skipped") == [
         ("nra", "smlp", "nra restores noise and SMLP draws none")

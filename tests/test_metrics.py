@@ -8,7 +8,16 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structu
 from torch import Tensor
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import Score, assign, label_recovery_rate, psnr, score, ssim, to_space
+from fedleak.metrics import (
+    Score,
+    assign,
+    label_recovery_rate,
+    psnr,
+    score,
+    score_items,
+    ssim,
+    to_space,
+)
 from fedleak.updates import GroundTruth
 from tests.cases import pictures
 
@@ -249,3 +258,31 @@ def test_share_of_the_labels_recovered(recovered: list[int], rate: float) -> Non
 def test_as_many_labels_as_there_are(labels: list[int], recovered: list[int]) -> None:
     with pytest.raises(ValueError, match=rf"got {len(labels)} and {len(recovered)}\."):
         label_recovery_rate(torch.tensor(labels), torch.tensor(recovered))
+
+
+# ------------------------------------------------------------------------------- users' items
+
+
+def test_items_by_hand() -> None:
+    """Of items 0 and 1, item 0 is found, and items 2 and 3 as well; 0.59 is not enough."""
+    labels = torch.zeros(1, dtype=torch.long)
+    truth = GroundTruth(torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]), labels)
+    found = Reconstruction(torch.tensor([[0.6, 0.59, 0.7, 1.0, 0.0]]), labels)
+    (item,) = score_items(truth, found)
+    assert (item.precision, item.recall) == pytest.approx((1 / 3, 1 / 2))
+    assert item.f1 == pytest.approx(0.4)
+    assert item.mse == pytest.approx((0.4**2 + 0.41**2 + 0.7**2 + 1) / 5)
+    assert not item.exact
+    (easier,) = score_items(truth, found, threshold=0.5)
+    assert (easier.precision, easier.recall) == pytest.approx((1 / 2, 1))
+    (same,) = score_items(truth, Reconstruction(0.8 * truth.inputs, labels))
+    assert (same.precision, same.recall, same.f1, same.exact) == (1, 1, 1, True)
+    (nothing,) = score_items(truth, Reconstruction(torch.full((1, 5), math.nan), labels))
+    assert (nothing.precision, nothing.recall, nothing.f1, nothing.exact) == (0, 0, 0, False)
+
+
+def test_users_of_a_batch_are_matched() -> None:
+    labels = torch.zeros(2, dtype=torch.long)
+    inputs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    scores = score_items(GroundTruth(inputs, labels), Reconstruction(inputs.flip(0), labels))
+    assert [(item.sample, item.match, item.f1) for item in scores] == [(0, 1, 1), (1, 0, 1)]

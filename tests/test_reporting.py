@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -458,9 +459,10 @@ def test_without_a_terminal_there_are_plain_lines(finished: Finished) -> None:
     text = replayed(finished, terminal=False)
     assert "\x1b" not in text
     lines = text.splitlines()
-    assert lines[0] == "Federation of 4 clients training smlp: 2 rounds"
-    assert lines[1].startswith("  round 0: loss ")
-    assert ", accuracy " in lines[1]
+    assert re.fullmatch(r"Data .+: \d+ samples for training, \d+ for the test", lines[0])
+    assert lines[1] == "Federation of 4 clients training smlp: 2 rounds"
+    assert lines[2].startswith("  round 0: loss ")
+    assert ", accuracy " in lines[2]
     assert lines.index("Attack iga on smlp: 8 updates") < lines.index(
         "Attack nra on smlp skipped: nra restores noise and SMLP draws none"
     )

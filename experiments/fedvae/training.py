@@ -4,6 +4,7 @@ r"""Collects what the cells of training.yaml have left: ranking metrics, and att
 
 It writes training.csv (a row for each evaluated round of each finished cell) and attacked.csv (a
 row for each victim), and prints both as tables in Markdown: means and deviations over the seeds.
+Of the first federation it writes artists.md: what was read of one victim of each attacked round.
 """
 
 import argparse
@@ -14,8 +15,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedleak.config import RunConfig
 from fedleak.reporting.charts import read_scalars
+from fedleak.reporting.item_lists import read_item_lists
+from fedleak.results import RunFolder
 
+# Of a victim's list in artists.md.
+LINES = 12
 METRICS = ("ndcg@100", "recall@20", "recall@50")
 ATTACKED = ("round", "client", "attack", "precision", "recall", "f1", "success", "noise_mse")
 
@@ -69,6 +75,27 @@ def attacks(attacked: Sequence[Row]) -> str:
     return _markdown(lines)
 
 
+def lists(sweep: Path) -> str:
+    """Items by name, the true ones and those found, of the first federation that was attacked."""
+    for cell in _read(sweep / "cells.csv"):
+        folder = RunFolder(sweep / cell["folder"])
+        if not folder.results.is_file() or not _read(folder.results):
+            continue
+        seen: set[int] = set()
+        parts = ["# What was read of one user of each attacked round"]
+        for found in read_item_lists(folder, RunConfig.load(folder.config)):
+            if found.round in seen:
+                continue
+            seen.add(found.round)
+            table = found.markdown().splitlines()
+            left = len(table) - 2 - LINES
+            more = f"\n\nAnd {left} more." if left > 0 else ""
+            rows = "\n".join(table[: 2 + LINES])
+            parts.append(f"Round {found.round}, client {found.client}\n\n{rows}{more}")
+        return "\n\n".join(parts) + "\n"
+    return ""
+
+
 def _spread(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
@@ -111,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if attacked:
         _write(chosen.output / "attacked.csv", attacked)
         print("\n" + attacks(attacked))
+        (chosen.output / "artists.md").write_text(lists(chosen.sweep), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,13 @@ class PrivateData(pl.LightningDataModule):
     def std(self) -> tuple[float, ...]:
         """What each channel was divided by thereafter."""
 
+    def describe(self) -> str:
+        """The counts in a line."""
+        return (
+            f"{self.name}: {len(self.train_set):,} samples for training, "
+            f"{len(self.test_set):,} for the test"
+        )
+
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Shuffled batches of the training set."""
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=0)

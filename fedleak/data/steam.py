@@ -1,6 +1,7 @@
 """Steam 200k: which games users bought and played."""
 
 import csv
+import math
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Steam(RecommenderData):
                 for row in rows:
                     if not row:
                         continue
-                    if len(row) < 4 or not row[0].isdecimal() or row[2] not in BEHAVIOURS:
+                    if not _is_whole(row):
                         raise BadInput(
                             "Expected user, game, purchase or play, and hours between commas in "
                             f"line {rows.line_num} of {path}, got `{','.join(row)[:60]}`."
@@ -69,3 +70,13 @@ class Steam(RecommenderData):
     def item_names(self) -> list[str]:
         """The games' names, column by column."""
         return [self._games[item] for item in self.split.items]
+
+
+def _is_whole(row: list[str]) -> bool:
+    """Whether a row is a user's number, a game, what was done with it, and hours."""
+    try:
+        user, _, behaviour, hours = row[:4]
+        known = user.isdecimal() and int(user) < 2**63
+        return known and behaviour in BEHAVIOURS and math.isfinite(float(hours))
+    except ValueError:
+        return False

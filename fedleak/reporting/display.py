@@ -64,6 +64,10 @@ class Display(Observer):
         if self._live:
             self._bars.stop()
 
+    def data_loaded(self, description: str) -> None:
+        """See :class:`Observer`."""
+        self._say(f"Data {description}")
+
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
         """See :class:`Observer`."""
         these = f"rounds {first} to {rounds}" if first > 1 else _count(rounds, "round")

@@ -1,9 +1,9 @@
 """Recommender data: the files' formats, the split by users, and what it costs in memory."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from fedleak.data.steam import Steam
 from fedleak.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("FEDLEAK_DATA", "nowhere"))
 # User -> items; user 9 has too few, and item 70 is one of user 9's alone.
 TOY = {user: [10 * user + item for item in range(4)] + [5, 6] for user in range(1, 9)} | {
     9: [5, 70]
@@ -202,6 +201,8 @@ BAD_ROWS = [
     ("steam", "s.csv", "1,G,purchase,1,0\n1,G,sold,1,0\n", r"line 2 of .*`1,G,sold,1,0`"),
     ("steam", "s.csv", '1,"G\nH",play,1,0\nx,G,play,1,0\n', r"line 3 of"),
     ("steam", "s.csv", "1,G\n", r"line 1 of .*`1,G`"),
+    ("steam", "s.csv", "1,G,play,1,0\n1,G,play,long,0\n", r"line 2 of .*`1,G,play,long,0`"),
+    ("steam", "s.csv", "99999999999999999999,G,play,1,0\n", r"line 1 of"),
     ("steam", "s.csv", "", r"at least one row in .*, found none"),
 ]
 KINDS = {"movielens": MovieLens, "lastfm": LastFM, "steam": Steam}
@@ -255,15 +256,36 @@ def test_settings_out_of_range() -> None:
 # ------------------------------------------------------------------------------------ the real one
 
 
-@pytest.mark.skipif(
-    not (DATA / "lastfm_user_artists.dat").is_file(), reason="FEDLEAK_DATA has no Last.fm"
+def file_of(folder: Path, name: str) -> str:
+    """A file of real data; a test that asks for one that is not there is skipped."""
+    if not (folder / name).is_file():
+        pytest.skip(f"no {name} among the real data")
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "users", "items", "held_out"),
+    [
+        (LastFM, "lastfm_user_artists.dat", 1877, 16423, 100),
+        (MovieLens, "ratings.dat", 6034, 3520, 200),
+        (Steam, "steam-200k.csv", 3757, 4789, 500),
+    ],
+    ids=["lastfm", "movielens-1m", "steam"],
 )
-def test_lastfm_has_the_papers_counts() -> None:
-    data = LastFM(path="lastfm_user_artists.dat", artists="lastfm_artists.dat")
-    assert (data.num_users, data.input_shape) == (1877, (16423,))
-    assert len(data.validation_set) == len(data.test_set) == 100
-    assert "1,877 users, 16,423 items, " in data.describe()
-    assert sum(name.isdecimal() for name in data.item_names()) < 100
+def test_the_papers_counts(
+    data_folder: Path, kind: Any, file: str, users: int, items: int, held_out: int
+) -> None:
+    data = kind(path=file_of(data_folder, file), held_out=held_out)
+    assert (data.num_users, data.input_shape) == (users, (items,))
+    assert len(data.validation_set) == len(data.test_set) == held_out
+    assert f"{users:,} users, {items:,} items, " in data.describe()
+
+
+def test_the_artists_of_lastfm_have_names(data_folder: Path) -> None:
+    files = ("lastfm_user_artists.dat", "lastfm_artists.dat")
+    path, artists = (file_of(data_folder, name) for name in files)
+    names = LastFM(path=path, artists=artists).item_names()
+    assert sum(name.isdecimal() for name in names) < 100
 
 
 @pytest.mark.slow
@@ -276,7 +298,7 @@ def test_the_size_of_movielens_20m_fits_in_two_gigabytes(tmp_path: Path) -> None
         for _ in range(40):
             users = random.integers(138_000, size=500_000)
             films = random.integers(20_000, size=500_000)
-            ratings = random.integers(1, 11, size=500_000) / 2
+            ratings = random.integers(6, 10, size=500_000) / 2  # from 3.0 to 4.5
             np.savetxt(
                 file, np.stack([users, films, ratings], axis=1), fmt=["%d", "%d", "%.1f"],
                 delimiter=",",

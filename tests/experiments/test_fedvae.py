@@ -41,6 +41,29 @@ def test_every_mean_of_the_table_can_be_computed_again() -> None:
         assert weighted / len(values) == pytest.approx(statistics.mean(values), abs=1e-4)
 
 
+def test_the_readmes_table_is_that_of_the_results() -> None:
+    """Every row of the README has the figures of a row of table.csv, and every one is there."""
+    text = (FOLDER / "README.md").read_text()
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith(("| dropout", "| noise", "| pruning"))
+    ]
+    expected = []
+    for entry in rows_of(FOLDER / "results" / "table.csv"):
+        n = int(entry["n"])
+        figures = [
+            _spread(float(entry[f"{name}_mean"]), float(entry[f"{name}_std"]))
+            for name in ("precision", "recall", "f1")
+        ]
+        expected.append([str(n), *figures, f"{round(n * float(entry['asr']))} of {n}"])
+    assert sorted(line[2:] for line in lines) == sorted(expected)
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return f"{mean:.3f} ± {deviation:.3f}" if deviation else f"{mean:.3f}"
+
+
 def test_smoke_attacks_as_the_study_does() -> None:
     study, smoke = study_and_smoke(FOLDER)
     kinds = []
@@ -78,7 +101,11 @@ def test_trainings_of_a_sweep_are_collected(
     assert ended.returncode == 0, ended.stderr
     assert "| federated | 1 | 1 |" in ended.stdout
     assert "| analytic | 1 | 4 |" in ended.stdout
-    assert {path.name for path in Path("found").iterdir()} == {"training.csv", "attacked.csv"}
+    files = {path.name for path in Path("found").iterdir()}
+    assert files == {"training.csv", "attacked.csv", "artists.md"}
+    text = Path("found/artists.md").read_text()
+    assert text.count("Round 1, client ") == 1
+    assert "| item | true | analytic on fedvae (F1 1.0000) |" in text
     ended = subprocess.run([*command[:2], "nothing", *command[3:]], capture_output=True, text=True)
     assert ended.returncode == 2
     assert "Expected at least one finished cell" in ended.stderr

@@ -100,7 +100,9 @@ def test_every_client_is_the_user_of_its_number(tmp_path: Path) -> None:
     settings = config(tmp_path / "run", rounds=1)
     run(settings)
     data = make_data(settings)
-    for update, truth in updates_of(settings):
+    found = updates_of(settings)
+    assert len(found) == 7
+    for update, truth in found:
         assert torch.equal(truth.inputs[0], data.train_set[update.client][0])
 
 
@@ -108,7 +110,8 @@ def test_a_few_seats_do_as_a_node_for_each_client(tmp_path: Path) -> None:
     metrics = []
     for seats in (5, USERS):
         settings = config(tmp_path / str(seats))
-        with mock.patch("fedleak.federation.seats.SEATS", seats):
+        few = {"SEATS_PER_WORKER": seats, "available_cores": lambda: 1}
+        with mock.patch.multiple("fedleak.federation.seats", **few):
             metrics.append(run(settings)[1])
     assert metrics[0] == metrics[1]
     assert list(metrics[0]) == [0, 1, 2]
@@ -141,14 +144,18 @@ def test_the_server_sees_the_whole_gradient_of_a_few_numbers(tmp_path: Path) -> 
     assert sent < 0.2 * sum(value.numel() for value in expected.values())
 
 
-def test_the_servers_adam_is_that_of_the_sum_over_all_users(tmp_path: Path) -> None:
+@pytest.mark.parametrize("learning_rate", [1.0, 0.01])
+def test_the_servers_adam_is_that_of_the_sum_over_all_users(
+    tmp_path: Path, learning_rate: float
+) -> None:
     """FedAdam as it is: Kingma and Ba's Adam, its bias correction being one step ahead.
 
     The paper's server adds the gradients of a round's K users and divides by the number N of all
-    users. Adam does not notice the factor N / K but by its epsilon, which is scaled here.
+    users. Adam does not notice the factor N / K but by its epsilon, which is scaled here; nor that
+    FedAdam is given steps of the clients' learning rate, but for that.
     """
     rounds = 4
-    settings = config(tmp_path / "run", {"learning_rate": 1.0}, rounds=rounds)
+    settings = config(tmp_path / "run", {"learning_rate": learning_rate}, rounds=rounds)
     run(settings)
     groups: dict[int, list[Tensors]] = {}
     sent: dict[int, Tensors] = {}
@@ -156,7 +163,7 @@ def test_the_servers_adam_is_that_of_the_sum_over_all_users(tmp_path: Path) -> N
         gradient = literal_gradient(settings, update.sent, truth)
         groups.setdefault(update.round, []).append({n: g.double() for n, g in gradient.items()})
         sent[update.round] = update.sent
-    share = len(groups[1]) / USERS
+    epsilon = EPSILON / learning_rate * len(groups[1]) / USERS
     theta = {name: value.double() for name, value in sent[1].items()}
     m = {name: torch.zeros_like(value) for name, value in theta.items()}
     v = {name: torch.zeros_like(value) for name, value in theta.items()}
@@ -166,7 +173,7 @@ def test_the_servers_adam_is_that_of_the_sum_over_all_users(tmp_path: Path) -> N
             total: Tensor = sum(gradient[name] for gradient in groups[step]) / USERS  # type: ignore[assignment]
             m[name] = 0.9 * m[name] + 0.1 * total
             v[name] = 0.99 * v[name] + 0.01 * total**2
-            theta[name] = theta[name] - scale * m[name] / (v[name].sqrt() + EPSILON * share)
+            theta[name] = theta[name] - scale * m[name] / (v[name].sqrt() + epsilon)
             # Each round's gradients are those of float32 weights: the error does not add up.
             torch.testing.assert_close(
                 sent[step + 1][name].double(), theta[name], rtol=1e-4, atol=2e-5
