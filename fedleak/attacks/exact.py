@@ -10,7 +10,7 @@ from torch import Tensor
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form import first_linear, linear_input
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.local_steps import averaging
+from fedleak.attacks.local_steps import UNORDERED, averaging
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
 from fedleak.attacks.reading import Reader, enters_unchanged, within
@@ -105,11 +105,12 @@ class ExactNRA(Attack):
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
         facts = problem.knowledge
-        if facts.labels is None:
+        recovered = facts.labels is None
+        if recovered:
             labels = recover_labels(problem.model, problem.gradient, facts)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
         if facts.local_steps > 1:
-            return self._of_several_steps(problem, report)
+            return self._of_several_steps(problem, report, recovered=recovered)
         reading = Reader(
             problem,
             solver_iterations=self.solver_iterations,
@@ -133,7 +134,9 @@ class ExactNRA(Attack):
         found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
-    def _of_several_steps(self, problem: Problem, report: Report) -> Reconstruction:
+    def _of_several_steps(
+        self, problem: Problem, report: Report, *, recovered: bool
+    ) -> Reconstruction:
         facts = problem.knowledge
         findings = [f"the update is of {facts.local_steps} local steps"]
         if (reason := averaging(facts, problem.noise_shapes)) is not None:
@@ -141,6 +144,8 @@ class ExactNRA(Attack):
         layer = first_linear(facts)
         if facts.num_samples > 1:
             findings.append(f"on {facts.num_samples} images")
+            if recovered and len(facts.local_batches) > 1:
+                findings.append(UNORDERED)
         elif layer is None or not enters_unchanged(problem, layer):
             findings.append("no linear layer with bias is given the image first")
         else:

@@ -13,6 +13,8 @@ from fedleak.updates import Knowledge, Tensors
 
 # Steps that are simulated unasked: each takes the time of an iteration on one step.
 MOST_STEPS = 32
+# Found of labels that are recovered.
+UNORDERED = "which of the labels belongs to which step is not known"
 
 
 def cannot_simulate(
@@ -72,7 +74,7 @@ def told_of_steps(problem: Problem, reason: str | None) -> tuple[str, ...]:
         f"{batches} batch{'es' * (batches > 1)}"
     ]
     if facts.labels is None and batches > 1:
-        found.append("which of the labels belongs to which step is not known")
+        found.append(UNORDERED)
     return tuple(found)
 
 

@@ -151,6 +151,15 @@ def test_what_enters_the_layer_is_not_taken_for_the_image() -> None:
     assert "so a search by L-BFGS through all steps" in found.findings[-1]
 
 
+def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
+    victim = several_steps(victim_of(SMLP, batch=2, shape=(1, 8, 8)), batch_size=1, epochs=1)
+    for labels, told in ((None, True), (victim.truth.labels, False)):
+        facts = replace(victim.knowledge, labels=labels)
+        (found,) = ExactNRA(joint_steps=1)([victim.update], facts)
+        told_so = "which of the labels belongs to which step is not known" in found.findings
+        assert told_so == told
+
+
 def test_images_and_noise_of_several_steps_are_searched_together() -> None:
     victim = several_steps(victim_of(LeNet, shape=(1, 8, 8)), batch_size=1, epochs=2)
     (found,) = ExactNRA(joint_steps=25)([victim.update], victim.knowledge)
