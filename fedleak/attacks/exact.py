@@ -59,7 +59,7 @@ class ExactNRA(Attack):
         matching_steps: steps of L-BFGS in the matching, of up to 20 evaluations each.
         joint_steps: the same where noise is searched together with the images, and through several
             local steps.
-        features: weight of the known features in the cost of the matching, at least 0.
+        features: weight of the known features in the cost of a search, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
         nra_iterations: iterations of NRA where nothing better can be done.
 
@@ -123,7 +123,7 @@ class ExactNRA(Attack):
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
         if failed and (failed != reading.before or len(facts.input_shape) != 3):
-            return self._search(problem, Known(noise), report, found.findings)
+            return self._search(problem, Known(noise, found.features), report, found.findings)
         steps = self.joint_steps if failed else self.matching_steps
         # The matching, unlike its cost here, is no search for a factor too.
         gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
@@ -167,7 +167,7 @@ class ExactNRA(Attack):
     def _search(
         self, problem: Problem, known: Known, report: Report, findings: list[str]
     ) -> Reconstruction:
-        found = _Search(self.nra_iterations, known).run(problem, report)
+        found = _Search(self, known).run(problem, report)
         return replace(found, findings=(*findings, "so a search as nra's, with what is known"))
 
 
@@ -196,8 +196,8 @@ class RGAP(ExactNRA):
 class _Search(NRA):
     """NRA from what is known."""
 
-    def __init__(self, iterations: int, facts: Known) -> None:
-        super().__init__(iterations=iterations)
+    def __init__(self, settings: ExactNRA, facts: Known) -> None:
+        super().__init__(iterations=settings.nra_iterations, features=settings.features)
         self._facts = facts
 
     def known(self, problem: Problem) -> Known:

@@ -323,6 +323,26 @@ def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signa
     return found, _solved(layer, found, equations, solution)
 
 
+@peels(nn.AvgPool2d)
+def _average(module: nn.AvgPool2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    """A convolution of each channel on its own, whose windows have to overlap."""
+    if module.ceil_mode:
+        raise ValueError("it rounds its size up")
+    channels = layer.call.entering.shape[1]
+    same = nn.Conv2d(
+        channels, channels, module.kernel_size, module.stride, module.padding,
+        groups=channels, bias=False, dtype=output.value.dtype,
+    )  # fmt: skip
+    nn.init.constant_(same.requires_grad_(False).weight, 1 / same.weight[0].numel())
+    # What is divided by, where pixels of the padding do not count.
+    ones = torch.ones(layer.call.entering.shape, dtype=output.value.dtype)
+    factor = same(ones) / module(ones)
+    scaled = Signal(
+        output.value * factor, output.error * factor, output.at_most, output.gradient / factor
+    )
+    return _convolution(same, layer, scaled)
+
+
 def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Equations:
     """The equations for a convolution's input: of its known outputs, and of its gradient."""
     maps = ConvolutionMaps(module)

@@ -213,7 +213,8 @@ class Reader:
         doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
         findings.append(
             f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "
-            f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt"
+            f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt, "
+            f"residual {smoothest.residual:.1e}"
         )
         return Reading(smoothest.image, features, findings, smoothest.evaluations)
 

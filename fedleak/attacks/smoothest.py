@@ -36,12 +36,14 @@ class Smoothest(NamedTuple):
         image: the images, ``(samples, C, H, W)``, within their bounds.
         equations: number of equations that it was to fulfil.
         bounds: number of upper bounds.
+        residual: what is unexplained of the output, as a share of it.
         evaluations: number of passes forwards and backwards.
     """
 
     image: Tensor
     equations: int
     bounds: int
+    residual: float
     evaluations: int
 
 
@@ -99,11 +101,13 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
             x = call.module(x)
         return x
 
+    def unexplained(found: Tensor) -> Tensor:
+        difference = found - wanted
+        return (counted * difference + bounding * difference.relu()).square().sum() / size
+
     def objective(weight: float) -> Tensor:
         found = leaving(image)
-        difference = found - wanted
-        missed = (counted * difference + bounding * difference.relu()).square().sum()
-        total = OUTPUT * missed / size
+        total = OUTPUT * unexplained(found)
         if parameters:
             gradients = torch.autograd.grad(
                 (found * signal).sum(), list(parameters.values()), create_graph=True
@@ -143,7 +147,8 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
             signal = torch.where(unsure, through, output.gradient)
     equations = int(exact.sum()) + sum(value.numel() for value in parameters.values())
     inside = torch.minimum(torch.maximum(image.detach(), low), high)
-    return Smoothest(inside, equations, int(bounded.sum()), evaluations)
+    residual = float(unexplained(leaving(inside).detach()).sqrt())
+    return Smoothest(inside, equations, int(bounded.sum()), residual, evaluations)
 
 
 def color_variation(images: Tensor) -> Tensor:

@@ -186,7 +186,6 @@ def test_images_of_a_batch(kind: Any, precode: bool, batch: int, largest: float,
     victim = victim_of(kind, precode=precode, batch=batch)
     attack = ExactNRA() if precode else RGAP()
     (found,) = attack([victim.update], victim.knowledge)
-    assert torch.equal(found.labels, victim.truth.labels)
     assert ends in found.findings[-1]
     # Samples of one label come in any order.
     rows = torch.cdist(victim.truth.inputs.flatten(1), found.inputs.flatten(1)).argmin(dim=1)
@@ -293,7 +292,7 @@ def test_pooling_and_other_activations(activation: nn.Module) -> None:
     )  # fmt: skip
     victim = make_victim(model, (3, 12, 12))
     (found,) = RGAP()([victim.update], victim.knowledge)
-    assert any("AvgPool2d, which cannot be taken off" in f for f in found.findings)
+    assert any("AvgPool2d): 576 equations for 2304 unknowns" in f for f in found.findings)
     assert missed(victim, found.inputs) < 0.1
 
 
