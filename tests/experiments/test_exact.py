@@ -54,20 +54,33 @@ def test_every_mean_of_the_table_can_be_computed_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "by"), [("results.csv", "dataset"), ("batches.csv", "batch_size")]
+    ("file", "by", "many"), [("results.csv", "dataset", 12), ("batches.csv", "batch_size", 9)]
 )
-def test_the_readmes_tables_are_those_of_the_rows(file: str, by: str) -> None:
+def test_the_readmes_tables_are_those_of_the_rows(file: str, by: str, many: int) -> None:
     text = (FOLDER / "README.md").read_text()
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows_of(FOLDER / "results" / file):
         groups.setdefault((row[by], row["model"].split("+")[0]), []).append(row)
-    assert groups
+    assert len(groups) == many
     for (first, model), rows in groups.items():
+        assert len(rows) == (64 if by == "dataset" else 8 * int(first))
         start = f"| {TITLES.get(first, first)} | {TITLES[model]} |"
         (line,) = [line for line in text.splitlines() if line.startswith(start)]
         seconds = statistics.median(float(row["seconds"]) for row in rows)
         ssim = spread([float(row["ssim"]) for row in rows])
         assert line.endswith(f"| {ssim} | {seconds:.1f} |")
+
+
+def test_the_readmes_figures_of_the_published_attack_are_those_of_its_study() -> None:
+    text = (FOLDER / "README.md").read_text()
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(EXPERIMENTS / "nra-image" / "results" / "results.csv"):
+        if row["attack"] == "nra":
+            model = row["model"].removesuffix("+precode")
+            groups.setdefault((row["dataset"], model), []).append(float(row["ssim"]))
+    assert len(groups) == 12
+    for (dataset, model), ssim in groups.items():
+        assert f"| {TITLES[dataset]} | {TITLES[model]} | {spread(ssim)} | " in text
 
 
 def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
