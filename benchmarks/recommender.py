@@ -251,7 +251,7 @@ def _peak() -> Iterator[list[float]]:
     peak, done = [0.0], threading.Event()
 
     def look() -> None:
-        while not done.wait(PAUSE):
+        while True:
             total = 0
             me = psutil.Process()
             for process in [me, *me.children(recursive=True)]:
@@ -260,6 +260,8 @@ def _peak() -> Iterator[list[float]]:
                 except (psutil.Error, AttributeError):
                     continue
             peak[0] = max(peak[0], total / 1e9)
+            if done.wait(PAUSE):
+                return
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

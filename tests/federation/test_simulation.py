@@ -165,7 +165,7 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     monkeypatch.setattr("fedleak.federation.simulation.ALARM_SECONDS", 1.0)
     config = tiny_config(
         tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.Moody", model_args={},
-        partition="shards", shards_per_client=1, client_timeout=2.0,
+        partition="shards", shards_per_client=1, client_timeout=2.0, cpus_per_client=0.5,
         attacks=(attack_plugin("iga"),),
     )  # fmt: skip
     by_class = clients_by_class(config)
