@@ -13,7 +13,7 @@ from fedleak.threads import available_cores
 # Flower's engine hands each seat at most one message in a tenth of a second, and looks at all that
 # are under way to find it: few are enough, and many take half of the server's time.
 SEATS_PER_WORKER = 8
-# Of a cluster, whose cores are not known here.
+# Up to so many clients have a node each. So many seats has a cluster, whose cores are not known.
 SEATS = 64
 SEAT = "seat"
 PARTITION = "partition-id"
@@ -94,10 +94,10 @@ class SeatedGrid(Grid):
 def seats(config: RunConfig) -> int:
     """The number of Flower's nodes for a simulation; Flower's mods may keep something in them."""
     federation = config.federation
-    if config.mods:
+    if config.mods or federation.clients <= SEATS:
         return federation.clients
     if federation.ray_address is not None:
-        return min(federation.clients, SEATS)
+        return SEATS
     workers = max(1, int(available_cores() / federation.cpus_per_client))
     return min(federation.clients, SEATS_PER_WORKER * workers)
 

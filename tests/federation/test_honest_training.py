@@ -1,6 +1,7 @@
 """A federation under a malicious server trains as plain Flower does."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,9 @@ def test_accuracy_rises_and_is_that_of_plain_flower(
     observer = Recorder()
     summary = experiment.run(config, [observer])
     ours = {round_: metrics for _, round_, metrics in observer.arguments("round_evaluated")}
-    plain = plain_flower(config)
-    # To the last bit: the same weights give the same loss.
-    assert ours == plain
+    # To the last bit: the same weights give the same loss. Two rounds are enough to tell.
+    plain = plain_flower(replace(config, federation=replace(config.federation, rounds=2)))
+    assert plain == {round_: ours[round_] for round_ in range(3)}
     accuracies = [ours[round_]["test/accuracy"] for round_ in range(rounds + 1)]
     assert accuracies[0] == pytest.approx(1 / 8, abs=0.03)
     assert accuracies[-1] > accuracies[0] + 0.15, accuracies
