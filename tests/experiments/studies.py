@@ -3,14 +3,19 @@
 import csv
 import importlib.util
 import statistics
+import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
 from fedleak import cli
+from fedleak.sweep import run_sweep
+from fedleak.sweep.schedule import run_command
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 Rows = list[dict[str, str]]
@@ -22,9 +27,21 @@ def rows_of(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
-def swept(study: Path) -> Rows:
+def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]:
+    """A cell whose clients share its process, which saves the start of an engine."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(EXPERIMENTS.parent)!r})\n"
+        "from fedleak import cli; from tests.federation.runs import in_process\n"
+        "with in_process(): cli.main(sys.argv[1:])"
+    )
+    return [sys.executable, "-c", code, *run_command(settings, folder, resume)[3:]]
+
+
+def swept(study: Path, *, on_ray: bool = False) -> Rows:
     """The rows of a sweep, made in ``sweep`` of the working folder."""
-    with pytest.raises(SystemExit) as end:
+    command = run_command if on_ray else command_without_ray
+    runner = mock.patch.object(cli, "run_sweep", partial(run_sweep, command=command))
+    with runner, pytest.raises(SystemExit) as end:
         cli.main(["sweep", str(study), "--output", "sweep"])
     assert end.value.code in (0, None)
     return rows_of(Path("sweep/results.csv"))

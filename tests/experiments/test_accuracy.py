@@ -3,7 +3,6 @@
 import csv
 import importlib
 import json
-import sys
 import tarfile
 from dataclasses import replace
 from functools import cache
@@ -17,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from fedleak import cli
 from fedleak.data import Npz
 from fedleak.sweep import Cell, expand, load_study, run_sweep
-from fedleak.sweep.schedule import run_command
+from tests.experiments.studies import command_without_ray
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCURACY = ROOT / "experiments" / "accuracy"
@@ -220,17 +219,7 @@ def test_scripts_say_so_where_nothing_has_ended(script, sweeps, tmp_path, capsys
 # ------------------------------------------------------------------------------------ in small
 
 
-def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]:
-    """A cell whose clients share its process, which saves the start of an engine."""
-    code = (
-        "import sys; from fedleak import cli; from tests.federation.runs import in_process\n"
-        "with in_process(): cli.main(sys.argv[1:])"
-    )
-    return [sys.executable, "-c", code, *run_command(settings, folder, resume)[3:]]
-
-
-def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path):
     results = tmp_path / "results"
     for folder in (ACCURACY, LEVELS):
         study = load_study(folder / "smoke.yaml")

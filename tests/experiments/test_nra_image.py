@@ -19,7 +19,7 @@ FOLDER = EXPERIMENTS / "nra-image"
 
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = swept(FOLDER / "smoke.yaml")
+    rows = swept(FOLDER / "smoke.yaml", on_ray=True)
     assert Counter((row["attack"], row["model"]) for row in rows) == {
         ("iga", "lenet"): 2, ("iga", "lenet+precode"): 2, ("iga_partial", "lenet+precode"): 2,
         ("nra", "lenet+precode"): 2,
