@@ -1,7 +1,6 @@
 """A federation under a malicious server trains as plain Flower does."""
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,22 +60,19 @@ def plain_flower(config: RunConfig) -> dict[int, dict[str, float]]:
     return metrics
 
 
-def test_accuracy_rises_and_is_that_of_plain_flower(
+def test_the_metrics_are_those_of_plain_flower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.federation.simulation.run_on_ray", run_in_process)
-    rounds = 5
-    config = lenet_on_photos(tmp_path / "run", 10, rounds)
+    config = lenet_on_photos(tmp_path / "run", 10, 2)
     observer = Recorder()
     summary = experiment.run(config, [observer])
     ours = {round_: metrics for _, round_, metrics in observer.arguments("round_evaluated")}
-    # To the last bit: the same weights give the same loss. Two rounds are enough to tell.
-    plain = plain_flower(replace(config, federation=replace(config.federation, rounds=2)))
-    assert plain == {round_: ours[round_] for round_ in range(3)}
-    accuracies = [ours[round_]["test/accuracy"] for round_ in range(rounds + 1)]
-    assert accuracies[0] == pytest.approx(1 / 8, abs=0.03)
-    assert accuracies[-1] > accuracies[0] + 0.15, accuracies
-    assert summary["federation"]["accuracy"] == accuracies[-1]
+    # To the last bit: the same weights give the same loss.
+    assert ours == plain_flower(config)
+    assert list(ours) == [0, 1, 2]
+    assert ours[0]["test/accuracy"] == pytest.approx(1 / 8, abs=0.03)
+    assert summary["federation"]["accuracy"] == ours[2]["test/accuracy"]
 
 
 def test_the_server_evaluates_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
