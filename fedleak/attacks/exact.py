@@ -41,8 +41,8 @@ class ExactNRA(Attack):
       relative squared error, with the noise put in and known features matched;
     - noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
       same matching, of the images and that noise together;
-    - no such input is known (no bias, a defence's noise, as many samples as classes), other noise
-      is not to be had, or the samples are no images: a search as NRA's, with what is known.
+    - no such input is known (no bias, a defence's noise, as many samples as classes), noise behind
+      them is not to be had, or the samples are no images: a search as NRA's, with what is known.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
     is linear with bias. Else images and the noise of every step are searched together, through all
@@ -168,7 +168,8 @@ class ExactNRA(Attack):
         self, problem: Problem, known: Known, report: Report, findings: list[str]
     ) -> Reconstruction:
         found = _Search(self, known).run(problem, report)
-        return replace(found, findings=(*findings, "so a search as nra's, with what is known"))
+        told = ", with what is known" if known.noise or known.features else ""
+        return replace(found, findings=(*findings, f"so a search as nra's{told}"))
 
 
 class RGAP(ExactNRA):
