@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
@@ -20,6 +19,7 @@ from fedleak import experiment
 from fedleak.arguments import parse
 from fedleak.config import RunConfig, versions
 from fedleak.errors import BadInput
+from fedleak.interrupts import STOP_SECONDS, Interrupt
 from fedleak.parts import make_data
 from fedleak.registry import KINDS, Plugin, short_name
 from fedleak.reporting import (
@@ -39,9 +39,6 @@ from fedleak.results import RunFolder, read_rows
 from fedleak.scoring import scoring_class
 from fedleak.sweep import load_study, run_sweep
 
-# Seconds that the first signal gives to come to an orderly end; the next one after them ends all.
-STOP_SECONDS = 10.0
-
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script ``fedleak``.
@@ -59,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         line = " ".join(text.split())
         complaints.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
 
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     before = {
         number: signal.signal(number, interrupt)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -210,20 +207,6 @@ def _leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-class _Interrupt:
-    """What a signal does: the first one interrupts, later ones wait until it has had its time."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        if self._first is None:
-            self._first = time.monotonic()
-            raise KeyboardInterrupt
-        if time.monotonic() - self._first > STOP_SECONDS:
-            os._exit(130)
 
 
 if __name__ == "__main__":

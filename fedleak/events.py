@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedleak.attacks.base import Progress, Reconstruction
+from fedleak.interrupts import held
 from fedleak.updates import GroundTruth, InterceptedUpdate
 
 
@@ -52,7 +53,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Passes every event on to several observers, in their order."""
+    """Passes every event on to several observers, in their order; no signal comes in between."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         for name in [name for name in vars(Observer) if not name.startswith("_")]:
@@ -61,7 +62,8 @@ class Observers(Observer):
 
 def _each(methods: Sequence[Any]) -> Any:
     def call(*args: Any, **kwargs: Any) -> None:
-        for method in methods:
-            method(*args, **kwargs)
+        with held():
+            for method in methods:
+                method(*args, **kwargs)
 
     return call

@@ -12,6 +12,7 @@ from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
 from fedleak.events import Observer, Observers
+from fedleak.interrupts import held
 from fedleak.parts import Parts, knowledge_of, prepare
 from fedleak.results import Recorder, RunFolder, Status, write_summary
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
@@ -296,15 +297,17 @@ class _Work:
         reconstruction: Reconstruction,
     ) -> None:
         truth = self.folder.read_truth(variant, update.round, update.client)
-        rows = self.recorder.record(attack.name, update, truth, reconstruction)
-        self.observer.victim_attacked(
-            attack.name, update.model, update, truth, reconstruction, rows
-        )
+        with held():
+            rows = self.recorder.record(attack.name, update, truth, reconstruction)
+            self.observer.victim_attacked(
+                attack.name, update.model, update, truth, reconstruction, rows
+            )
 
     def _write(self, status: Status) -> None:
-        self.summary = write_summary(self.folder, self.config, status, self.federation)
-        if status != "running":
-            self.observer.run_ended(status)
+        with held():
+            self.summary = write_summary(self.folder, self.config, status, self.federation)
+            if status != "running":
+                self.observer.run_ended(status)
 
 
 def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTruth | None) -> None:

@@ -721,16 +721,3 @@ def test_a_signal_during_an_attack(
     done = read_rows(results)
     assert summary["attacks"][0]["n"] == len(done)
     assert 0 < len(done) < 32
-
-
-def test_a_second_signal_is_patient_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    interrupt = cli._Interrupt()
-    with pytest.raises(KeyboardInterrupt):
-        interrupt(signal.SIGINT, None)
-    interrupt(signal.SIGINT, None)
-    assert codes == []
-    monkeypatch.setattr(cli, "STOP_SECONDS", -1.0)
-    interrupt(signal.SIGTERM, None)
-    assert codes == [130]
