@@ -350,12 +350,12 @@ def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
 def test_traced_steps_are_those_that_are_not(
     monkeypatch: pytest.MonkeyPatch, batch_norm: float
 ) -> None:
-    monkeypatch.setattr(matching, "TRACE_FROM", 50)
+    monkeypatch.setattr(matching, "TRACE_FROM", 20)
     model = Normalised().double()
     inputs, labels = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 2])
     victim = several_steps(toy_victim(model, inputs, labels), batch_size=1, epochs=1)
     found = [
-        IGA(iterations=50, learning_rate=0.08, batch_norm=batch_norm, compile=compiler)(
+        IGA(iterations=20, learning_rate=0.2, batch_norm=batch_norm, compile=compiler)(
             [victim.update], victim.knowledge
         )[0]
         for compiler in ("off", "trace")
@@ -366,7 +366,7 @@ def test_traced_steps_are_those_that_are_not(
 
 def test_labels_are_restored_through_several_steps() -> None:
     victim = several_steps(smooth_victim(), batch_size=1, epochs=2)
-    (result,) = DLG(iterations=15, restarts=2)([victim.update], victim.knowledge)
+    (result,) = DLG(iterations=15)([victim.update], victim.knowledge)
     assert torch.equal(result.labels, victim.truth.labels)
     error = (result.inputs - victim.truth.inputs).square().mean()
     assert error < 0.05 * victim.truth.inputs.var()

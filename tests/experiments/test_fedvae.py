@@ -1,12 +1,10 @@
 """The recommender's study in seconds, and the files of the real one."""
 
+import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fedleak.results import COLUMNS
 from fedleak.scoring import ITEM_COLUMNS
@@ -15,16 +13,25 @@ from tests.experiments.studies import EXPERIMENTS, rows_of, script, study_and_sm
 FOLDER = EXPERIMENTS / "fedvae"
 
 
-def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    rows = swept(FOLDER / "smoke.yaml")
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the smoke was swept in."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        swept(FOLDER / "smoke.yaml")
+    return folder / "sweep"
+
+
+def test_smoke(smoke: Path) -> None:
+    rows = rows_of(smoke / "results.csv")
     assert tuple(rows[0]) == ("cell", *COLUMNS, *ITEM_COLUMNS)
     cells = {(row["attack"], row["defense"]) for row in rows}
     assert cells == {
         (attack, guard) for attack in ("analytic", "nra") for guard in ("none", "pruning")
     }
-    assert {"results.md", "table.csv"} <= {path.name for path in Path("sweep").iterdir()}
-    assert not Path("sweep/picture.png").exists()  # there are no pictures of items
+    assert {"results.md", "table.csv"} <= {path.name for path in smoke.iterdir()}
+    assert not (smoke / "picture.png").exists()  # there are no pictures of items
     # Undefended, whatever the users drew.
     exact = [row for row in rows if (row["attack"], row["defense"]) == ("analytic", "none")]
     assert [float(row["f1"]) for row in exact] == [1.0] * len(exact)
@@ -65,9 +72,9 @@ def _spread(mean: float, deviation: float) -> str:
 
 
 def test_smoke_attacks_as_the_study_does() -> None:
-    study, smoke = study_and_smoke(FOLDER)
+    study, small = study_and_smoke(FOLDER)
     kinds = []
-    for grid in (study, smoke):
+    for grid in (study, small):
         attacks = [
             item if isinstance(item, str) else item["class_path"]
             for choice in grid["grid"]["attacks"]
@@ -85,27 +92,29 @@ def test_the_readmes_tables_of_the_trainings_can_be_made_again() -> None:
 
 
 def test_trainings_of_a_sweep_are_collected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rounds of a few made-up users."""
-    monkeypatch.chdir(tmp_path)
-    study = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
-    study["grid"] = {
-        "seed": [{"name": "seed 0", "set": {"seed": 0}}],
-        "training": [{"name": "federated", "set": {"attacks": ["analytic"]}}],
-    }
-    Path("study.yaml").write_text(yaml.safe_dump(study))
-    swept(Path("study.yaml"))
-    command = [sys.executable, str(FOLDER / "training.py"), "sweep", "--output", "found"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "| federated | 1 | 1 |" in ended.stdout
-    assert "| analytic | 1 | 4 |" in ended.stdout
-    files = {path.name for path in Path("found").iterdir()}
+    """Of the smoke's two cells, as if they were one training with two seeds."""
+    training = script(FOLDER / "training.py")
+    sweep = tmp_path / "sweep"
+    shutil.copytree(smoke, sweep)
+    lines = (sweep / "cells.csv").read_text().splitlines()
+    header = lines[0].replace("attacks", "training").replace("setting", "seed")
+    assert {"training", "seed"} <= set(header.split(","))
+    (sweep / "cells.csv").write_text("\n".join([header, *lines[1:]]) + "\n")
+    training.main([str(sweep), "--output", str(tmp_path / "found")])
+    printed = capsys.readouterr().out
+    assert "| relative error | 2 | 1 |" in printed
+    assert "| analytic | 1 | 8 |" in printed
+    files = {path.name for path in (tmp_path / "found").iterdir()}
     assert files == {"training.csv", "attacked.csv", "artists.md"}
-    text = Path("found/artists.md").read_text()
+    text = (tmp_path / "found" / "artists.md").read_text()
     assert text.count("Round 1, client ") == 1
     assert "| item | true | analytic on fedvae (F1 1.0000) |" in text
-    ended = subprocess.run([*command[:2], "nothing", *command[3:]], capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "Expected at least one finished cell" in ended.stderr
+
+
+def test_a_folder_without_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script(FOLDER / "training.py").main([str(tmp_path), "--output", str(tmp_path / "found")])
+    assert "Expected at least one finished cell" in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
