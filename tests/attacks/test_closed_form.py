@@ -45,6 +45,23 @@ def test_estimated_error_is_the_real_one() -> None:
     assert real < 0.01 * float((plain - value).square().mean().sqrt())
 
 
+@pytest.mark.parametrize("learning_rate", [1e-1, 1e-3])
+def test_estimated_error_of_a_weight_difference_is_the_real_one(learning_rate: float) -> None:
+    """A step of SGD in float32: what the weights' rounding leaves of the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(40, 501, generator=generator) / 20
+    leaving = torch.randn(40, generator=generator, dtype=torch.float64) / 100
+    value = torch.randn(500, generator=generator, dtype=torch.float64)
+    gradient = torch.outer(leaving, torch.cat((value, torch.ones(1).double())))
+    after = before - (learning_rate * gradient).float()
+    assert after.dtype == torch.float32
+    difference = (before.double() - after.double()) / learning_rate
+    known = linear_input(difference[:, :-1], difference[:, -1])
+    real = float((known.value - value).square().mean().sqrt() / value.square().mean().sqrt())
+    assert 1e-9 / learning_rate < real
+    assert real == pytest.approx(known.error, rel=0.5)
+
+
 def test_what_was_pruned_is_left_out() -> None:
     """Small entries cut to 0: what is left of a column tells its entry, exactly."""
     generator = torch.Generator().manual_seed(0)

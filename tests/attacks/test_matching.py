@@ -402,6 +402,26 @@ def test_features_are_known_of_one_sample_and_step(several: dict[str, int]) -> N
     assert IGA(features=0.0).refuses(facts) is None
 
 
+def test_features_that_are_known_are_compared_by_their_relative_error() -> None:
+    """The cost that is reported, against a plain forward pass of the result."""
+    victim = case_victim(MODELS[2], precode=False, dtype=torch.float64)
+    attack = IGA(iterations=3, features=2.0, total_variation=0.0)
+    (result,) = attack([victim.update], victim.knowledge)
+    missed = []
+    for layer in [m for m in victim.model.modules() if isinstance(m, nn.Linear)]:
+        seen: list[Tensor] = []
+        with layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])):
+            for inputs in (result.inputs, victim.truth.inputs):
+                batch_loss(victim.model, (inputs, result.labels))
+        found, wanted = (value.detach() for value in seen)
+        missed.append(float((found - wanted).square().sum() / wanted.square().sum()))
+    assert min(missed) > 1e-6
+    dummy = dense_gradient(victim.model, result.inputs, result.labels, {})
+    plain = float(cost_of("cosine", dummy, victim.update.received))
+    expected = plain + 2.0 * sum(missed) / len(missed)
+    assert result.cost == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_gpu_would_compute_in_full_precision() -> None:
     before = torch.backends.cudnn.allow_tf32
     seen: list[bool] = []
