@@ -19,9 +19,11 @@ from fedleak.attacks import NRA, ExactNRA
 from fedleak.attacks.optimizers import OPTIMIZERS, Adam
 from fedleak.data import ImageData
 from fedleak.metrics import DATA_RANGE, ssim, to_space
-from fedleak.models import DMLP, LeNet, LeNetR, Precode
+from fedleak.models import DMLP, ImageClassifier, LeNet, LeNetR, Precode
 from fedleak.models.noise import inject, noise_slots
 from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+
+Kinds = tuple[type[ImageClassifier], ...]
 
 LEAKED = 0.9
 VICTIMS = 5
@@ -64,20 +66,25 @@ def time_to_leak_speedup(iterations: int = 7000, width: int = 1024, plain: int =
     }
 
 
-def exact_seconds() -> Entry:
-    """Seconds of exact_nra for a 32x32 victim of LeNet or LeNetR, whichever is slower."""
-    return _seconds(*published_victims())
+def exact_seconds(victims: int = VICTIMS, kinds: Kinds = (LeNet, LeNetR)) -> Entry:
+    """Seconds of exact_nra for a 32x32 victim of LeNet or LeNetR, whichever is slower.
+
+    Args:
+        victims: number of victims.
+        kinds: the models.
+    """
+    return _seconds(*published_victims(), victims, kinds)
 
 
-def exact_seconds_large() -> Entry:
-    """The same for a 64x64 victim."""
-    return _seconds(*large_victims())
+def exact_seconds_large(victims: int = VICTIMS, kinds: Kinds = (LeNet, LeNetR)) -> Entry:
+    """The same for a 64x64 victim; for the arguments see :func:`exact_seconds`."""
+    return _seconds(*large_victims(), victims, kinds)
 
 
-def _seconds(data: ImageData, name: str) -> Entry:
+def _seconds(data: ImageData, name: str, victims: int, kinds: Kinds) -> Entry:
     parts, worst = [], 0.0
-    for kind in (LeNet, LeNetR):
-        updates, facts, truths = make_victims(kind, VICTIMS, data, precode=Precode())
+    for kind in kinds:
+        updates, facts, truths = make_victims(kind, victims, data, precode=Precode())
         took, scores = [], []
         for update, known, truth in zip(updates, facts, truths, strict=True):
             started = time.perf_counter()
@@ -94,7 +101,7 @@ def _seconds(data: ImageData, name: str) -> Entry:
         "value": worst,
         "unit": "seconds a victim",
         "setting": f"exact_nra on PRECODE (K 256), untrained, {name}, batch size 1, labels known, "
-        f"{threads_text()}, median of {VICTIMS} victims: {', '.join(parts)}",
+        f"{threads_text()}, median of {victims} victims: {', '.join(parts)}",
     }
 
 

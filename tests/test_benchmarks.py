@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import reference, run
 from benchmarks.bandwidth import bandwidth_share, needed_bytes, weight_passes
 from benchmarks.common import large_victims, make_victims
-from benchmarks.exact import time_to_leak_speedup
+from benchmarks.exact import exact_seconds, exact_seconds_large, time_to_leak_speedup
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.peers import compare
 from benchmarks.recommender import (
@@ -101,6 +101,15 @@ def test_the_closed_forms_benchmark_tells_its_setting(monkeypatch):
     assert set(entry) == {"value", "unit", "setting"}
     assert entry["value"] > 0
     for word in ("DMLP 4x24 + PRECODE", "photos", "untrained", "labels known", "30 of 30"):
+        assert word in entry["setting"]
+
+
+@pytest.mark.parametrize(("benchmark", "size"), [(exact_seconds, 32), (exact_seconds_large, 64)])
+def test_the_closed_forms_seconds_tell_what_was_reached(benchmark, size, monkeypatch):
+    monkeypatch.delenv("FEDLEAK_DATA", raising=False)
+    entry = benchmark(victims=1, kinds=(SMLP,))
+    assert entry["value"] > 0
+    for word in ("PRECODE", "photos", f"x{size}x{size}", "median of 1 victims: SMLP", "SSIM 1.000"):
         assert word in entry["setting"]
 
 
