@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ import yaml
 
 from fedleak import cli
 from fedleak.arguments import parse
-from fedleak.config import RunConfig
+from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.registry import class_path
 from fedleak.results import COLUMNS
@@ -284,6 +285,27 @@ class Watcher(SweepObserver):
 
     def sweep_ended(self, summary):
         self.events.append(("over", summary["status"]))
+
+
+@pytest.mark.parametrize(
+    ("federation", "victims", "updates"),
+    [
+        ({"clients": 10, "rounds": 3}, {}, 30),
+        ({"clients": 10, "clients_per_round": 4, "rounds": 3}, {}, 12),
+        ({"clients": 10, "clients_per_round": 4}, {"clients": [1, 7], "rounds": [1]}, 2),
+    ],
+)
+def test_a_cell_is_expected_to_have_as_many_updates_as_there_can_be(
+    federation, victims, updates, tmp_path
+):
+    (cell, *_) = expand(study_of(tmp_path), resolve)
+    config = replace(
+        cell.config,
+        federation=Federation(**federation),
+        victims=Victims(**victims),
+        attacks=2 * cell.config.attacks,
+    )
+    assert schedule._Work(replace(cell, config=config), "pending").expected == 2 * updates
 
 
 def test_a_sweep_from_beginning_to_end(tmp_path):

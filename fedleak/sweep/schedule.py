@@ -118,6 +118,7 @@ class _Work:
         """The number of updates that will be attacked, at most."""
         config = self.cell.config
         clients = len(config.victims.clients or range(config.federation.clients))
+        clients = min(clients, config.federation.clients_per_round or clients)
         rounds = len(config.victims.rounds or range(config.federation.rounds))
         return clients * rounds * len(config.attacks) * len(config.variants)
 
