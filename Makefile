@@ -33,8 +33,9 @@ setup: $(STAMP) ## create .venv and install into it; the targets below do this i
 demo: $(STAMP) ## the main job on embedded photographs: attack a federation, show what leaks
 	$(VENV)/bin/fedleak run --config experiments/main-job/demo.yaml --output runs/demo --overwrite $(ARGS)
 
+# In the files' own order: those with few tests would else come last, and some of them are long.
 test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(STAMP) ## the benchmarks but for the peers'; writes benchmarks/results.json
 	$(RUN) -m benchmarks.run $(ARGS)

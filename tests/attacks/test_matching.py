@@ -458,11 +458,11 @@ def test_double_precision_on_request() -> None:
 def test_of_equal_costs_the_last_iterate_is_kept() -> None:
     """Where the cost is lost in rounding, the total variation goes on to smooth the picture."""
     victim = case_victim(MODELS[2], precode=False)
-    attack = IGA(iterations=300)
+    attack = IGA(iterations=160)
     (alone,) = attack([victim.update], victim.knowledge)
     other = case_victim(MODELS[2], precode=False, client=1)
     together = attack([victim.update, other.update], [victim.knowledge, other.knowledge])[0]
-    early = IGA(iterations=300, patience=1)([victim.update], victim.knowledge)[0]
+    early = IGA(iterations=160, patience=1)([victim.update], victim.knowledge)[0]
     assert abs(alone.cost) < 1e-5
 
     def error(result: Reconstruction) -> float:

@@ -17,9 +17,10 @@ from tests.experiments.studies import (
 FOLDER = EXPERIMENTS / "nra-image"
 
 
-def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_smoke(on_ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = swept(FOLDER / "smoke.yaml", on_ray=True)
+    rows = swept(FOLDER / "smoke.yaml", on_ray=on_ray)
     assert Counter((row["attack"], row["model"]) for row in rows) == {
         ("iga", "lenet"): 2, ("iga", "lenet+precode"): 2, ("iga_partial", "lenet+precode"): 2,
         ("nra", "lenet+precode"): 2,

@@ -211,10 +211,10 @@ def test_the_noise_restoring_attack_reads_a_users_items(dropout: float) -> None:
         1, 0, "fedsgd", 1, "fedvae", sent, dict(zip(names, gradient, strict=True))
     )
     knowledge = Knowledge(model=model, input_shape=(ITEMS,), num_classes=1, labels=labels)
-    (found,) = NRA(iterations=600, restarts=4)([update], knowledge)
+    (found,) = NRA(iterations=300, learning_rate=0.03, restarts=4)([update], knowledge)
     assert torch.equal((found.inputs >= 0.6).float(), inputs)
     assert set(found.noise) == ({"dropout", "noise"} if dropout else {"noise"})
-    (blind,) = IGA(iterations=600, restarts=4)([update], knowledge)
+    (blind,) = IGA(iterations=300, learning_rate=0.03, restarts=4)([update], knowledge)
     assert found.cost < 0.1 * blind.cost
     truth = GroundTruth(inputs, labels, {name: drawn[0] for name, drawn in notes.items()})
     ((seeing,), (guessing,)) = (score_items(truth, result) for result in (found, blind))
