@@ -103,12 +103,15 @@ def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
     for row in rows_of(FOLDER / "results" / "answers.csv"):
         found = cells.setdefault(row["cell"], {})
         found.setdefault(row["attack"], []).append(float(row["ssim"]))
-    titles = {"lenet_precode": "PRECODE", "lenet_ppp": "PRECODE, PPP", "lenet_cvb": "CVB"}
-    assert set(cells) == set(titles)
+    titles = {
+        "precode": "PRECODE", "ppp": "PRECODE, PPP", "cvb": "CVB", "cvb-ppp": "CVB, PPP",
+        "clipping": "PRECODE, clipping", "pruning": "PRECODE, pruning", "noise": "PRECODE, noise",
+    }  # fmt: skip
+    assert set(cells) == {f"lenet_{answer}" for answer in titles}
     attacks = ("iga", "iga_partial", "nra", "exact_nra")
     for cell, found in cells.items():
         figures = [spread(found[attack]) for attack in attacks]
-        assert f"| {' | '.join([titles[cell], *figures])} |" in lines
+        assert f"| {' | '.join([titles[cell.removeprefix('lenet_')], *figures])} |" in lines
 
 
 def test_cost_of_a_point() -> None:
