@@ -28,6 +28,8 @@ class ImageFolder(ImageData):
         test_fraction: share of the images that is held out, above 0 and below 1.
         mean: mean of each channel; none: computed from the training images.
         std: deviation of each channel; none: likewise.
+        class_names: the class folders in the order of their labels, for weights or victims that
+            number classes otherwise; none: alphabetical, as torchvision numbers them.
         batch_size: images a batch in all loaders.
 
     Raises:
@@ -45,6 +47,7 @@ class ImageFolder(ImageData):
         test_fraction: float = 0.1,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        class_names: list[str] | None = None,
         batch_size: int = 64,
     ) -> None:
         super().__init__(batch_size=batch_size)
@@ -62,13 +65,14 @@ class ImageFolder(ImageData):
         self.grey = grey
         self.test_fraction = test_fraction
         self._given = None if mean is None or std is None else (tuple(mean), tuple(std))
+        self._order = class_names
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Read all images.
 
         Raises:
-            BadInput: if the folder is missing, has no classes, or holds unreadable images or
-                images of several sizes where ``size`` is not set.
+            BadInput: if the folder is missing, has no classes or others than ``class_names``, or
+                holds unreadable images or images of several sizes where ``size`` is not set.
         """
         root = located(self.root)
         require(root.is_dir(), f"Expected a folder of images at `root`, found none: {root}.")
@@ -106,8 +110,13 @@ class ImageFolder(ImageData):
             raise BadInput(
                 f"Expected a folder of images for each class in {root}: {error}"
             ) from error
-        self.class_names = found.classes
-        return [(Path(path), label) for path, label in found.samples]
+        self.class_names = names = found.classes if self._order is None else self._order
+        require(
+            sorted(names) == found.classes,
+            f"Expected `class_names` to be the class folders of {root} in any order, "
+            f"{found.classes}, got {names}.",
+        )
+        return [(Path(path), names.index(found.classes[label])) for path, label in found.samples]
 
     def _read(self, files: list[tuple[Path, int]]) -> _Images:
         images = [self._image(path) for path, _ in files]
@@ -139,13 +148,19 @@ class MedicalMNIST(ImageFolder):
     Args:
         root: the folder that holds AbdomenCT, BreastMRI, CXR, ChestCT, Hand and HeadCT.
         test_fraction: share of the images that is held out, above 0 and below 1.
+        class_names: see :class:`ImageFolder`.
         batch_size: images a batch in all loaders.
     """
 
     name = "medical_mnist"
 
     def __init__(
-        self, *, root: str = "medical_mnist", test_fraction: float = 0.1, batch_size: int = 64
+        self,
+        *,
+        root: str = "medical_mnist",
+        test_fraction: float = 0.1,
+        class_names: list[str] | None = None,
+        batch_size: int = 64,
     ) -> None:
         super().__init__(
             root=root,
@@ -154,6 +169,7 @@ class MedicalMNIST(ImageFolder):
             test_fraction=test_fraction,
             mean=[0.35834864],
             std=[0.2821981],
+            class_names=class_names,
             batch_size=batch_size,
         )
 

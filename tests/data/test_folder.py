@@ -43,6 +43,23 @@ def test_reads_pixels_labels_and_class_names(root):
     assert data.mean[0] == pytest.approx(data.train_set.images.double().mean().item() / 255)
 
 
+def test_classes_are_numbered_in_the_order_that_was_asked_for(root):
+    data = ImageFolder(root=str(root), grey=True, class_names=["dog", "cat"])
+    assert data.classes == ["dog", "cat"]
+    images = torch.cat([data.train_set.images, data.test_set.images]).numpy()
+    labels = torch.cat([data.train_set.labels, data.test_set.labels]).tolist()
+    label_of = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    for label, name in enumerate(("dog", "cat")):
+        for path in (root / name).iterdir():
+            assert label_of[np.asarray(Image.open(path)).tobytes()] == label
+
+
+@pytest.mark.parametrize("names", [["dog"], ["dog", "cat", "bird"], ["dog", "cat", "dog"], []])
+def test_other_class_names_than_the_folders_are_refused(root, names):
+    with pytest.raises(BadInput, match=r"class folders of .* \['cat', 'dog'\], got"):
+        ImageFolder(root=str(root), class_names=names).setup()
+
+
 def test_byte_duplicates_stay_in_one_split_and_the_split_is_the_same_every_time(root):
     data, again = (ImageFolder(root=str(root), grey=True, test_fraction=0.3) for _ in range(2))
     train = {image.numpy().tobytes() for image in data.train_set.images}
@@ -107,6 +124,7 @@ def test_medical_mnist_is_grey_64x64_with_the_papers_constants(root):
     data = MedicalMNIST(root=str(root))
     assert data.input_shape == (1, 64, 64)
     assert (data.mean, data.std) == ((0.35834864,), (0.2821981,))
+    assert MedicalMNIST(root=str(root), class_names=["dog", "cat"]).classes == ["dog", "cat"]
     with pytest.raises(BadInput, match="Medical-MNIST-Classification"):
         MedicalMNIST(root=str(root / "nowhere")).setup()
 
