@@ -35,7 +35,7 @@ from fedleak.sweep import (
     run_sweep,
     schedule,
 )
-from fedleak.sweep.settings import merged
+from fedleak.sweep.settings import filled, merged
 
 FAKE = Path(__file__).with_name("fake_run.py")
 BASE = {
@@ -188,6 +188,28 @@ def test_skip_leaves_combinations_out(tmp_path):
         expand(study_of(tmp_path, skip=[{"seed": [0, 1]}]), resolve)
 
 
+def test_texts_take_the_names_of_the_cells_values(tmp_path):
+    grid = {
+        "model": ["smlp", "lenet"],
+        "after": [
+            {"name": "1 epoch", "set": {"weights": "runs/${model}_${seed}/${after}.safetensors"}},
+            {"name": "none", "set": {"weights": None}},
+        ],
+        "seed": [3],
+    }
+    cells = expand(study_of(tmp_path, grid=grid), resolve)
+    assert [cell.config.weights for cell in cells] == [
+        "runs/smlp_3/1 epoch.safetensors",
+        None,
+        "runs/lenet_3/1 epoch.safetensors",
+        None,
+    ]
+    nested = {"attacks": [{"init_args": {"path": "${model}", "iterations": 7}}]}
+    assert filled(nested, {"model": "smlp"}) == {
+        "attacks": [{"init_args": {"path": "smlp", "iterations": 7}}]
+    }
+
+
 def test_names_of_cells_are_unique(tmp_path):
     values = [{"name": name, "set": {"seed": i}} for i, name in enumerate(["a b", "a/b", "A-B"])]
     cells = expand(study_of(tmp_path, grid={"x": values}), resolve)
@@ -239,6 +261,10 @@ def test_what_is_wrong_in_a_study_is_said(tmp_path, content, message):
         ({"n": [{"federation.client": 1}]}, "In cell `client=1`: Unknown.*`clients`"),
         ({"x": [{"seed": 0}, {"name": "nil"}]}, "`seed=0` and `nil` have the same settings"),
         ({"x": [{"name": "y", "set": {"attacks.3.restarts": 1}}]}, "one of the 1 attacks"),
+        (
+            {"x": [{"name": "y", "set": {"weights": "${z}"}}]},
+            r"In cell `y`: Unknown axis behind \$ `z`: expected one of x",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_cell_is_said_before_anything_is_written(tmp_path, grid, message):

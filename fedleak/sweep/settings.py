@@ -1,8 +1,10 @@
 """Settings by their dotted names: how a cell's overrides change the settings of a run."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from fedleak.config import RunConfig
@@ -78,6 +80,31 @@ def merged(*layers: Mapping[str, Any]) -> Settings:
             for owner, path in _owners(settings, first, rest):
                 _put(owner, path, copy.deepcopy(value))
     return settings
+
+
+def filled(settings: Any, names: Mapping[str, str]) -> Any:
+    """Settings in whose texts ``${axis}`` gives way to the cell's value on that axis.
+
+    Args:
+        settings: mappings, lists and what they hold.
+        names: the name of the cell's value on each axis.
+
+    Raises:
+        BadInput: if a text names an axis that is not there.
+    """
+    if isinstance(settings, Mapping):
+        return {key: filled(value, names) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [filled(value, names) for value in settings]
+    if isinstance(settings, str):
+        return re.sub(r"\$\{(.*?)\}", partial(_value, names), settings)
+    return settings
+
+
+def _value(names: Mapping[str, str], found: re.Match[str]) -> str:
+    if found[1] not in names:
+        raise unknown_name("axis behind $", found[1], names)
+    return names[found[1]]
 
 
 def _owners(settings: Settings, first: str, rest: list[str]) -> list[tuple[Settings, list[str]]]:

@@ -1,7 +1,8 @@
 """A study: what its file says, and the cells of its grid.
 
 A study's file holds ``base``, any settings of a run, and ``grid``: for each axis the values that it
-takes, a value being a name and the settings that it changes. Every combination is a cell.
+takes, a value being a name and the settings that it changes. Every combination is a cell; in the
+text of a setting, ``${axis}`` stands for the name of the cell's value on that axis.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import yaml
 
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.sweep.settings import Settings, check_names, flat, merged
+from fedleak.sweep.settings import Settings, check_names, filled, flat, merged
 
 # Turns the settings of a cell into a configuration, as `fedleak run --config` does.
 Resolve = Callable[[dict[str, Any]], RunConfig]
@@ -146,7 +147,7 @@ def expand(study: Study, resolve: Resolve) -> list[Cell]:
         name = _slug(axes, [cell.name for cell in cells])
         changes = {key: value for choice in choices for key, value in choice.settings.items()}
         try:
-            config = resolve(merged(study.base, changes))
+            config = resolve(filled(merged(study.base, changes), axes))
         except BadInput as error:
             raise BadInput(f"In cell `{name}`: {error}") from error
         require(

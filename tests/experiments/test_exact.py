@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
+from fedleak import cli
 from fedleak.data import Photos
 from fedleak.findings import read_findings
+from fedleak.sweep import expand, load_study
 from tests.experiments.studies import (
     EXPERIMENTS,
     check_means_of_images,
@@ -90,11 +91,12 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
         cells.setdefault(row["cell"], []).append(row)
     assert len(cells) == 12
     for cell, rows in cells.items():
-        model, _, epochs = cell.removesuffix("_K256").split("-")
+        data, model, epochs, _ = cell.rsplit("_", 3)
         ssim = [float(row["ssim"]) for row in rows]
         seconds = statistics.median(float(row["seconds"]) for row in rows)
         figures = f"{spread(ssim)} | {min(ssim):.3f} | {seconds:.1f}"
-        assert f"| {epochs} | {TITLES[model]} | {figures} |" in lines
+        title, epochs = TITLES[f"victims_{data}"], epochs.removeprefix("after-")
+        assert f"| {title} | {epochs} | {TITLES[model]} | {figures} |" in lines
 
 
 def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
@@ -145,16 +147,16 @@ def test_models_of_the_cost_are_up_to_sixteen_times_as_large() -> None:
 
 def test_trained_models_are_those_that_the_training_leaves() -> None:
     training, trained = (
-        yaml.safe_load((FOLDER / name).read_text()) for name in ("training.yaml", "trained.yaml")
+        expand(load_study(FOLDER / name), cli._resolve)
+        for name in ("training.yaml", "trained.yaml")
     )
-    rounds = training["base"]["victims"]["rounds"]
-    (bottleneck,) = training["grid"]["bottleneck"]
     expected = {
-        (model, f"runs/exact-training/cells/{model}_{bottleneck['name']}/updates/r{r:04d}-global")
-        for model in training["grid"]["model"]
-        for r in rounds
+        (
+            cell.config.model_name,
+            f"runs/exact-training/cells/{cell.name}/updates/r{number:04d}-global.safetensors",
+        )
+        for cell in training
+        for number in cell.config.victims.rounds
     }
-    states = [state["set"] for state in trained["grid"]["state"]]
-    found = {(s["model"], s["weights"].removesuffix(".safetensors")) for s in states}
-    assert found == expected
-    assert len(states) == len(expected)
+    assert {(cell.config.model_name, cell.config.weights) for cell in trained} == expected
+    assert len(trained) == len(expected) == 36
