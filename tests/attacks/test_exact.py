@@ -270,6 +270,25 @@ def test_the_image_does_not_need_the_noise() -> None:
     assert missed(victim, found.inputs) < 1e-4
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_without_any_bias_is_searched(several: bool) -> None:
+    torch.manual_seed(0)
+    model = OneWay()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_parameter("bias", None)
+    victim = make_victim(model, (3, 8, 8))
+    if several:
+        victim = several_steps(victim, batch_size=1, epochs=2)
+    (found,) = ExactNRA(nra_iterations=3, joint_steps=3)([victim.update], victim.knowledge)
+    steps, none, search = found.findings if several else ("", *found.findings)
+    assert steps == ("the update is of 2 local steps" if several else "")
+    assert "linear layer with bias" in none
+    assert "so a search" in search
+    assert found.inputs.isfinite().all()
+    assert set(found.noise) == {"bottleneck.noise"}
+
+
 def test_plain_dropout_behind_does_no_harm() -> None:
     """What is drawn behind the known layer is in the gradient of its bias."""
     torch.manual_seed(0)

@@ -533,6 +533,22 @@ def test_knowledge_may_depend_on_the_update() -> None:
     assert sorted(problem.knowledge.num_samples for problem in attack.seen) == [5, 6, 7]
 
 
+def test_steps_follow_the_clients_samples_where_knowledge_is_of_whole_epochs() -> None:
+    attack = Peek()
+    facts = knowledge(protocol="fedavg", num_samples=4, batch_size=2, local_steps=6)
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[attack], clients=CLIENTS, knowledge=facts
+    )
+    one_round(strategy, **toy_replies())
+    seen = {p.knowledge.num_samples: p for p in attack.seen}
+    # Clients of 2, 3 and 4 samples, three epochs each.
+    assert {number: p.knowledge.local_steps for number, p in seen.items()} == {2: 3, 3: 6, 4: 6}
+    for number, problem in seen.items():
+        moved = toy_weights(0)["layer.bias"] - toy_weights(number - 1)["layer.bias"]
+        steps = problem.knowledge.local_steps
+        assert torch.allclose(problem.gradient["layer.bias"], moved / (0.5 * steps))
+
+
 @pytest.mark.parametrize("when", ["during", "after"])
 def test_an_update_with_nan_does_not_stop_the_round(when: str, tmp_path: Path) -> None:
     bad = toy_weights(2)
