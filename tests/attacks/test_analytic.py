@@ -74,6 +74,35 @@ def test_weights_after_one_step_will_do() -> None:
     torch.testing.assert_close(result.inputs, victim.truth.inputs, rtol=1e-2, atol=1e-2)
 
 
+def test_what_was_pruned_is_left_out() -> None:
+    victim = case_victim(SMLP, precode=False, dtype=torch.float64)
+    name = "features.1.weight"
+    value = victim.update.received[name]
+    largest = value.abs() >= value.abs().flatten().quantile(0.5)
+    found = attacked(victim, **{name: value * largest})
+    torch.testing.assert_close(found, victim.truth.inputs, rtol=1e-9, atol=1e-9)
+
+
+def test_noise_in_some_rows_spoils_little_and_the_error_tells_how_much() -> None:
+    victim = case_victim(SMLP, precode=False, dtype=torch.float64)
+    name, bias = "features.1.weight", "features.1.bias"
+    value = victim.update.received[name].clone()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        value[::2] += value.square().mean().sqrt() * torch.randn_like(value[::2])
+        value[1::2] *= 1 + 1e-4 * torch.randn_like(value[1::2])
+    update = replace(victim.update, received=dict(victim.update.received) | {name: value})
+    (result,) = Analytic()([update], victim.knowledge)
+    missed = float((result.inputs - victim.truth.inputs).square().mean().sqrt())
+    signal = victim.update.received[bias]
+    plain = (value.T @ signal / signal.square().sum()).reshape(victim.truth.inputs.shape)
+    assert missed < 0.01 * float((plain - victim.truth.inputs).square().mean().sqrt())
+    (finding,) = result.findings
+    told = float(finding.rpartition(" ")[2])
+    size = float(victim.truth.inputs.square().mean().sqrt())
+    assert 0.2 * missed < told * size < 5 * missed
+
+
 def test_the_cost_tells_that_it_is_not_what_it_is_taken_for() -> None:
     victim = case_victim(SMLP, precode=False)
     name = "features.1.weight"

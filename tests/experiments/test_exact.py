@@ -91,7 +91,7 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
         cells.setdefault(row["cell"], []).append(row)
     assert len(cells) == 12
     for cell, rows in cells.items():
-        data, model, epochs, _ = cell.rsplit("_", 3)
+        data, model, epochs = cell.removesuffix("_exact_nra_K256").rsplit("_", 2)
         ssim = [float(row["ssim"]) for row in rows]
         seconds = statistics.median(float(row["seconds"]) for row in rows)
         figures = f"{spread(ssim)} | {min(ssim):.3f} | {seconds:.1f}"
@@ -154,9 +154,12 @@ def test_trained_models_are_those_that_the_training_leaves() -> None:
         (
             cell.config.model_name,
             f"runs/exact-training/cells/{cell.name}/updates/r{number:04d}-global.safetensors",
+            attack,
         )
         for cell in training
         for number in cell.config.victims.rounds
+        for attack in ("exact_nra", "nra")
     }
-    assert {(cell.config.model_name, cell.config.weights) for cell in trained} == expected
-    assert len(trained) == len(expected) == 36
+    found = [(c.config.model_name, c.config.weights, c.axes["attack"]) for c in trained]
+    assert set(found) == expected
+    assert len(found) == len(expected) == 72
