@@ -33,6 +33,7 @@ from fedleak.reporting import (
     rounds_table,
     write_picture,
     write_report,
+    write_rounds,
     write_tables,
 )
 from fedleak.results import RunFolder, read_rows
@@ -133,7 +134,7 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     finally:
         paths: list[Path | None] = []
         if (output / "cells.csv").is_file():
-            paths = [*write_tables(output), write_picture(output)]
+            paths = [*write_tables(output), write_rounds(output), write_picture(output)]
     for path in paths:
         if path is not None:
             console.print(f"Look at {path}", highlight=False, soft_wrap=True)

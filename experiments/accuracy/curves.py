@@ -13,14 +13,13 @@ import argparse
 import csv
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from fedleak.reporting.charts import read_scalars
+from fedleak.reporting.charts import global_metrics, read_scalars
 
 AXES = ("training", "defence", "model")
 COLUMNS = (*AXES, "round", "accuracy", "loss")
@@ -47,17 +46,15 @@ def collect(sweep: Path) -> list[Row]:
         folder = sweep / cell["folder"]
         if not is_complete(folder):
             continue
-        metrics: dict[str, dict[int, float]] = {"accuracy": {}, "loss": {}}
-        for tag, points in read_scalars(folder / "tensorboard").items():
-            match = re.fullmatch(r".+/global/(?:.+/)?(accuracy|loss)", tag)
-            if match:
-                metrics[match[1]] = {int(step): value for step, value in points}
-        if not metrics["accuracy"]:
+        found = global_metrics(read_scalars(folder / "tensorboard"))
+        if "accuracy" not in found:
             raise ValueError(f"Expected the test accuracy in {folder}/tensorboard, found none.")
-        for step, accuracy in metrics["accuracy"].items():
-            loss = metrics["loss"].get(step)
+        (model,) = found["accuracy"]
+        losses = dict(found.get("loss", {}).get(model, []))
+        for step, accuracy in found["accuracy"][model]:
+            loss = losses.get(step)
             rows.append({axis: cell[axis] for axis in AXES} | {
-                "round": str(step), "accuracy": f"{accuracy:.4f}",
+                "round": str(int(step)), "accuracy": f"{accuracy:.4f}",
                 "loss": "" if loss is None else f"{loss:.4f}",
             })  # fmt: skip
     return rows

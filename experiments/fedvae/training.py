@@ -10,13 +10,12 @@ Of the first federation it writes artists.md: what was read of one victim of eac
 import argparse
 import csv
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedleak.config import RunConfig
-from fedleak.reporting.charts import read_scalars
+from fedleak.reporting.charts import global_metrics, read_scalars
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.results import RunFolder
 
@@ -39,11 +38,11 @@ def collect(sweep: Path) -> tuple[list[Row], list[Row]]:
             continue
         axes = {"seed": cell["seed"], "training": cell["training"]}
         found: dict[int, Row] = {}
-        for tag, points in read_scalars(folder / "tensorboard").items():
-            match = re.fullmatch(r".+/global/test/(.+)", tag)
-            if match and match[1] in METRICS:
+        evaluated = global_metrics(read_scalars(folder / "tensorboard"))
+        for name in METRICS:
+            for points in evaluated.get(name, {}).values():
                 for step, value in points:
-                    found.setdefault(int(step), {})[match[1]] = f"{value:.4f}"
+                    found.setdefault(int(step), {})[name] = f"{value:.4f}"
         metrics += [axes | {"round": str(step)} | found[step] for step in sorted(found)]
         if (folder / "results.csv").is_file():
             rows = _read(folder / "results.csv")

@@ -3,6 +3,7 @@
 from fedleak.reporting.display import Display
 from fedleak.reporting.figures import Figures, write_figures
 from fedleak.reporting.report import write_report
+from fedleak.reporting.rounds import write_rounds
 from fedleak.reporting.study import write_tables
 from fedleak.reporting.study_picture import write_picture
 from fedleak.reporting.sweep_display import SweepDisplay
@@ -21,5 +22,6 @@ __all__ = [
     "write_figures",
     "write_picture",
     "write_report",
+    "write_rounds",
     "write_tables",
 ]

@@ -105,22 +105,40 @@ def read_scalars(folder: Path) -> dict[str, Points]:
     }
 
 
+def global_metrics(scalars: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+    """What the server found of the global models by evaluating them.
+
+    Args:
+        scalars: tag -> points, see :func:`read_scalars`.
+
+    Returns:
+        Metric -> model -> points by round, round 0 being the untrained model.
+    """
+    found: dict[str, dict[str, Points]] = {}
+    for tag, points in scalars.items():
+        match = re.fullmatch(r"(.+)/global/(?:.+/)?([^/]+)", tag)
+        if match:
+            found.setdefault(match[2], {})[match[1]] = points
+    return found
+
+
 def training_charts(scalars: Mapping[str, Points]) -> list[Chart]:
     """Accuracy, loss and ranking of the global models by round, of two rounds or more.
 
     Args:
         scalars: tag -> points, see :func:`read_scalars`.
     """
-    found: dict[str, dict[str, Points]] = {}
-    for tag, points in scalars.items():
-        match = re.fullmatch(r"(.+)/global/(?:.+/)?([^/]+)", tag)
-        if match and match[2] in METRICS and len([step for step, _ in points if step > 0]) >= 2:
-            found.setdefault(match[2], {})[match[1]] = points
+    found = global_metrics(scalars)
     charts = []
     for metric, title in METRICS.items():
+        trained = {
+            model: points
+            for model, points in found.get(metric, {}).items()
+            if len([step for step, _ in points if step > 0]) >= 2
+        }
         lines = [
             Series(model, model, index % STYLES, _thin(points))
-            for index, (model, points) in enumerate(found.get(metric, {}).items())
+            for index, (model, points) in enumerate(trained.items())
         ]
         if lines:
             charts.append(Chart(f"Global {metric}", "round (0: untrained)", title, lines))
