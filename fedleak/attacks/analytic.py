@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form import first_linear, linear_input
 from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.reading import enters_unchanged
 from fedleak.updates import Knowledge, Tensors
 
 # So many deviations of the noise count as signal.
@@ -53,7 +54,10 @@ class Analytic(Attack):
                 f"{self.name} reads sums of gradients, and {knowledge.local_steps} local steps of "
                 "another optimiser than plain SGD are none"
             )
-        if first_linear(knowledge) is None:
+        layer = first_linear(knowledge)
+        # What a recommender does to a user's vector leaves its zeros where they are.
+        images = len(knowledge.input_shape) == 3
+        if layer is None or (images and not enters_unchanged(knowledge, layer)):
             return (
                 f"{self.name} needs a linear layer with bias that takes the sample first and "
                 f"{type(knowledge.model).__name__} has none"

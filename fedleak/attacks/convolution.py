@@ -11,18 +11,14 @@ class ConvolutionMaps:
     """The two maps that are linear in a convolution's input.
 
     Args:
-        module: a Conv2d that pads with zeros, if at all.
-
-    Raises:
-        ValueError: if it pads otherwise.
+        module: a Conv2d.
     """
 
     def __init__(self, module: nn.Conv2d) -> None:
-        if module.padding_mode != "zeros":
-            raise ValueError(f"it pads by `{module.padding_mode}`")
         self._module = module
         # Left, right, top, bottom, as torch itself has it for the likes of padding="same".
         self._padding = module._reversed_padding_repeated_twice
+        self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
 
     def both(self, x: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs without bias, and weight gradients, of many inputs at once.
@@ -39,10 +35,10 @@ class ConvolutionMaps:
         many, samples = x.shape[:2]
         left, right, top, bottom = self._padding
         x = x.flatten(0, 1)
-        if (left, top) == (right, bottom):
+        if (left, top) == (right, bottom) and self._mode == "constant":
             padding = (top, left)
         else:
-            x, padding = functional.pad(x, self._padding), (0, 0)
+            x, padding = functional.pad(x, self._padding, self._mode), (0, 0)
         patches = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
         # (many * samples * groups, in / groups * kH * kW, H' * W')
         patches = patches.reshape(len(x) * groups, -1, patches.shape[-1])
@@ -68,11 +64,11 @@ class ConvolutionMaps:
         """
         module, (height, width) = self._module, shape[-2:]
         size, groups = height * width, module.groups
-        # Number of the entry that a patch has at each place, 0 in the padding.
+        # Number of the entry that a patch has at each place, 0 in a padding of zeros.
         numbers = torch.arange(1, size + 1, dtype=leaving.dtype).reshape(1, 1, height, width)
         places = functional.unfold(
-            functional.pad(numbers, self._padding), module.kernel_size, module.dilation, 0,
-            module.stride,
+            functional.pad(numbers, self._padding, self._mode), module.kernel_size,
+            module.dilation, 0, module.stride,
         )[0].long()  # fmt: skip
         weight = module.weight.reshape(module.out_channels, -1, len(places))
         pairs = torch.einsum("ock,ocl->okl", weight, weight) / module.in_channels
@@ -85,7 +81,7 @@ class ConvolutionMaps:
         gradient = leaving.reshape(samples * module.out_channels, 1, -1)
         gradient = gradient.expand(-1, len(places), -1)
         spread = torch.zeros(len(gradient), len(places), size + 1, dtype=leaving.dtype)
-        spread.scatter_(2, places.expand_as(gradient), gradient)
+        spread.scatter_add_(2, places.expand_as(gradient), gradient)
         spread = spread[..., 1:].reshape(-1, size)
         # A channel meets the outputs of its own group alone.
         return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups / samples

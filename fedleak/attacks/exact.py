@@ -10,7 +10,7 @@ from torch import Tensor
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form import first_linear, linear_input
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.local_steps import UNORDERED, averaging
+from fedleak.attacks.local_steps import MOST_STEPS, UNORDERED, cannot_simulate
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
 from fedleak.attacks.reading import Reader, enters_unchanged, within
@@ -41,8 +41,9 @@ class ExactNRA(Attack):
       relative squared error, with the noise put in and known features matched;
     - noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
       same matching, of the images and that noise together;
-    - no such input is known (no bias, a defence's noise, as many samples as classes), noise behind
-      them is not to be had, or the samples are no images: a search as NRA's, with what is known.
+    - no such input is known (no bias, much noise of a defence, as many samples as classes), noise
+      behind them is not to be had, or the samples are no images: a search as NRA's, with what is
+      known.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
     is linear with bias. Else images and the noise of every step are searched together, through all
@@ -139,16 +140,12 @@ class ExactNRA(Attack):
     ) -> Reconstruction:
         facts = problem.knowledge
         findings = [f"the update is of {facts.local_steps} local steps"]
-        if (reason := averaging(facts, problem.noise_shapes)) is not None:
-            return self._search(problem, Known(), report, [*findings, reason])
         layer = first_linear(facts)
         if facts.num_samples > 1:
             findings.append(f"on {facts.num_samples} images")
-            if recovered and len(facts.local_batches) > 1:
-                findings.append(UNORDERED)
-        elif layer is None or not enters_unchanged(problem, layer):
+        elif layer is None or not enters_unchanged(facts, layer):
             findings.append("no linear layer with bias is given the image first")
-        else:
+        elif facts.plain_sgd:
             weight, bias = (problem.gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
             entering = linear_input(weight, bias)
             findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
@@ -158,6 +155,13 @@ class ExactNRA(Attack):
                 findings.append(f"the image is read without a search{unread}")
                 image = within(entering.value.cpu(), facts)
                 return _reconstruction(problem, image, {}, findings, 0)
+        reason = cannot_simulate(facts, problem.noise_shapes)
+        if reason is None and facts.local_steps > MOST_STEPS:
+            reason = f"more than {MOST_STEPS} are too many to be searched through"
+        if reason is not None:
+            return self._search(problem, Known(), report, [*findings, reason])
+        if recovered and len(facts.local_batches) > 1:
+            findings.append(UNORDERED)
         own = ", each with noise of its own" if problem.noise_shapes else ""
         findings.append(f"so a search by L-BFGS through all steps{own}")
         found = _Precise(self, self.joint_steps, Known()).run(problem, report)
@@ -173,10 +177,12 @@ class ExactNRA(Attack):
 
 
 class RGAP(ExactNRA):
-    """The same for models that draw no noise: layers are peeled off from the classifier on.
+    """The same for models that draw no noise.
 
-    Where a layer's equations do not determine its input, the published attack takes the solution of
-    least norm; here it goes on as :class:`ExactNRA` does.
+    The published attack peels all layers off from the loss on, with biases or without. This one
+    begins at the earliest linear layer whose input its bias gives away, and without such a layer
+    searches. Where a layer's equations do not determine its input, the published attack takes the
+    solution of least norm; here it goes on as :class:`ExactNRA` does.
     """
 
     name: ClassVar[str] = "rgap"

@@ -151,8 +151,8 @@ def peel(
         seed: of what a solver draws.
 
     Returns:
-        Of every layer that came off, from last to first, its call and its input; the steps; and why
-        it ended before the first layer, or none.
+        Of every layer that came off, from last to first, its call and its input; the steps, of one
+        that was solved for too little as well; and why it ended before the first layer, or none.
     """
     signal, off, steps = last, list[tuple[Call, Signal]](), list[Step]()
     for call in reversed(chain):
@@ -171,13 +171,13 @@ def peel(
             found, step = function(call.module, layer, signal.shaped(call.leaving.shape))
         except ValueError as error:
             return off, steps, f"{call.name} ({kind}): {error}"
+        steps.append(step)
         share = float((found.at_most | found.known).double().mean())
         if share < ENOUGH:
             # What is known of its output says more than that.
             return off, steps, f"{call.name} ({kind}) leaves {share:.1%} of its input known"
         signal = found
         off.append((call, signal))
-        steps.append(step)
     return off, steps, None
 
 

@@ -37,18 +37,19 @@ class Reading(NamedTuple):
     evaluations: int = 0
 
 
-def enters_unchanged(problem: Problem, layer: str) -> bool:
+def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     """Whether a layer is given the inputs themselves, in another shape at most.
 
     Args:
-        problem: the problem.
+        knowledge: gives the model and the shape of its inputs.
         layer: name of the layer.
     """
-    model = copy.deepcopy(problem.model)  # a forward pass in train mode moves statistics
-    like = next(iter(problem.gradient.values()))
-    inputs = torch.zeros(problem.batch_shape).to(like)
-    labels = torch.zeros(len(inputs), dtype=torch.long, device=like.device)
-    calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
+    # A forward pass in train mode moves statistics.
+    model = copy.deepcopy(knowledge.model).train(knowledge.training)
+    like = model.get_parameter(f"{layer}.weight")
+    inputs = torch.zeros(knowledge.num_samples, *knowledge.input_shape).to(like)
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    calls = calls_of(model, knowledge.loss, (inputs, labels))
     chain = chain_to(calls, layer, inputs)
     if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
         return False

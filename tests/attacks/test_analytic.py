@@ -65,6 +65,27 @@ def test_labels_are_recovered_where_they_are_not_known() -> None:
     assert torch.equal(result.labels, victim.truth.labels)
 
 
+class Plain(nn.Sequential):
+    """Layers one after the other, and cross entropy."""
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Scaled(Plain):
+    """Does something to its input before the first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x - 1)
+
+
+def test_an_image_that_the_model_changes_first_is_refused() -> None:
+    layers = (nn.Flatten(), nn.Linear(3 * 64, 8), nn.Tanh(), nn.Linear(8, 4))
+    plain, scaled = (Knowledge(kind(*layers), (3, 8, 8), 4) for kind in (Plain, Scaled))
+    assert Analytic().refuses(plain) is None
+    assert "takes the sample first and Scaled has none" in str(Analytic().refuses(scaled))
+
+
 def test_weights_after_one_step_will_do() -> None:
     victim = case_victim(SMLP, precode=True)
     update, rate = victim.update, 0.1

@@ -17,7 +17,8 @@ from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_imag
 from fedleak.defenses import PPP, Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
-from tests.cases import STD, Victim, make_victim, pictures, several_steps
+from fedleak.updates import InterceptedUpdate, Knowledge
+from tests.cases import STD, Victim, client_gradient, make_victim, pictures, several_steps
 from tests.toys import OwnClassifier
 
 SHAPE = (3, 16, 16)
@@ -127,6 +128,22 @@ def test_image_of_several_steps(kind: Any) -> None:
     assert "the image is read without a search" in found.findings[-1]
     assert found.noise == {}
     assert math.isnan(found.cost)
+
+
+def test_no_number_of_steps_hides_an_image_behind_a_linear_layer() -> None:
+    victim = several_steps(victim_of(SMLP), batch_size=1, epochs=40)
+    (found,) = ExactNRA()([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < 0.05
+    assert "the image is read without a search" in found.findings[-1]
+
+
+def test_many_steps_are_not_searched_through() -> None:
+    victim = several_steps(victim_of(LeNet), batch_size=1, epochs=33)
+    (found,) = ExactNRA(nra_iterations=2)([victim.update], victim.knowledge)
+    assert found.findings == (
+        "the update is of 33 local steps", "no linear layer with bias is given the image first",
+        "more than 32 are too many to be searched through", "so a search as nra's",
+    )  # fmt: skip
 
 
 def test_image_of_several_steps_without_noise() -> None:
@@ -287,6 +304,64 @@ def test_a_model_without_any_bias_is_searched(several: bool) -> None:
     assert "so a search" in search
     assert found.inputs.isfinite().all()
     assert set(found.noise) == {"bottleneck.noise"}
+
+
+class Aside(Stack):
+    """The loss sees the input past the layers, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean()
+
+
+def _twice() -> Stack:
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    return Stack(layer, nn.Tanh(), layer, nn.Flatten(), nn.Linear(3 * 64, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "says"),
+    [
+        (_twice, (3, 8, 8), "0 is called more than once"),
+        (
+            lambda: Aside(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)),
+            (3, 8, 8),
+            "the loss depends on more than the input of 2",
+        ),
+    ],
+    ids=["called twice", "seen past the layers"],
+)
+def test_what_ends_the_peeling_is_said(make: Any, shape: tuple[int, ...], says: str) -> None:
+    torch.manual_seed(0)
+    victim = make_victim(make(), shape)
+    (found,) = RGAP(matching_steps=2, nra_iterations=2)([victim.update], victim.knowledge)
+    assert says in found.findings
+    assert "search" in found.findings[-1] or "matching" in found.findings[-1]
+
+
+def test_a_vector_is_searched_where_the_peeling_ends() -> None:
+    torch.manual_seed(0)
+    model = Stack(nn.Linear(9, 20, bias=False), nn.Softmax(dim=1), nn.Linear(20, 4))
+    inputs, labels = torch.rand(1, 9), torch.tensor([2])
+    gradient, _ = client_gradient(model, inputs, labels)
+    sent = {name: value.clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "stack", sent, gradient)
+    (found,) = RGAP(matching_steps=50)([update], Knowledge(model, (9,), 4, labels=labels))
+    assert "the input is no image" in found.findings
+    assert "gradient matching from there" in found.findings[-1]
+    torch.testing.assert_close(found.inputs, inputs, rtol=1e-2, atol=1e-2)
+
+
+def test_an_image_that_does_not_give_the_gradient_is_doubted() -> None:
+    victim = victim_of(LeNetR, precode=False)
+    received = dict(victim.update.received)
+    for name, value in received.items():
+        if name.startswith("features.0."):
+            received[name] = -value
+    (found,) = RGAP(image_iterations=20)(
+        [replace(victim.update, received=received)], victim.knowledge
+    )
+    assert "its gradient is not the client's" in found.findings[-1]
+    assert found.cost > 0.2
 
 
 def test_plain_dropout_behind_does_no_harm() -> None:

@@ -70,6 +70,11 @@ INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
     (nn.Linear(9, 7).double(), rand(3, 9)),
     (conv(padding=1), rand(2, 4, 6, 7)),
     (conv(padding=1, groups=2), rand(3, 4, 6, 7)),
+    # Paddings in which pixels stand twice.
+    *(
+        (conv(padding=2, padding_mode=mode), rand(2, 4, 6, 7))
+        for mode in ("reflect", "replicate", "circular")
+    ),
     # Sizes at which the strides leave no pixel out.
     (conv(stride=2, padding=1, groups=2), rand(1, 4, 7, 7)),
     (conv(stride=3, padding=1, groups=4), rand(1, 4, 5, 5)),
@@ -100,7 +105,9 @@ def test_pixels_that_nothing_looks_at_are_not_known(settings: dict[str, Any]) ->
     call, output, gradient, expected = case(conv(**settings), rand(1, 4, 6, 7))
     assert not bool((expected != 0).all())
     off, steps, reason = peel([call], output, gradient, iterations=3000, seed=0)
-    assert off == steps == []
+    assert off == []
+    (step,) = steps
+    assert step.rank < step.unknowns
     assert reason is not None
     assert "of its input known" in reason
 
@@ -195,7 +202,6 @@ def test_several_layers_from_last_to_first() -> None:
         (nn.Softmax(dim=1), rand(1, 4), "Softmax, which cannot be taken off"),
         (nn.AvgPool2d(2), rand(1, 2, 4, 6), "AvgPool2d): 12 equations for 48 unknowns"),
         (nn.AvgPool2d(2, ceil_mode=True), rand(1, 2, 5, 6), "it rounds its size up"),
-        (conv(padding=1, padding_mode="reflect"), rand(1, 4, 6, 6), "pads by `reflect`"),
         (nn.Conv2d(9, 1, 2, stride=2).double(), rand(1, 9, 6, 6), "45 equations for 324 unknowns"),
         (nn.Linear(3, 4).double(), rand(1, 2, 3), "no single vector"),
         (nn.LeakyReLU(0.0), rand(1, 4), "slope of 0"),
