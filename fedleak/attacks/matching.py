@@ -174,7 +174,18 @@ class GradientMatching(Attack):
         return self.run_many([problem], report)[0]
 
     def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
-        """Attack updates in batches of those that share weights and shapes."""
+        """Attack updates in batches of those that share weights and shapes.
+
+        Raises:
+            BadInput: if ``simulate_steps`` is on and a slot's noise is in the way.
+        """
+        for problem in problems:
+            reason = self._averages(problem) if problem.knowledge.local_steps > 1 else None
+            require(
+                not (self.simulate_steps and reason),
+                f"Expected an update whose steps can be simulated, but {reason}: leave "
+                "`simulate_steps` out.",
+            )
         groups: dict[tuple[object, ...], list[int]] = {}
         known = [self.known(problem) for problem in problems]
         for index, problem in enumerate(problems):

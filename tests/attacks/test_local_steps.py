@@ -15,6 +15,7 @@ from fedleak.attacks.costs import COSTS
 from fedleak.attacks.local_steps import DummyUpdate, averaging, cannot_simulate
 from fedleak.errors import BadInput
 from fedleak.models import inject
+from fedleak.models.noise import NormalNoise
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
 from tests.cases import (
     LIGHT_MODELS,
@@ -22,6 +23,7 @@ from tests.cases import (
     ModelCase,
     Victim,
     case_victim,
+    make_victim,
     several_steps,
     smooth_victim,
 )
@@ -259,6 +261,28 @@ def test_what_cannot_be_simulated(changes: dict[str, Any], reason: str) -> None:
     assert cannot_simulate(replace(facts, **changes)) == reason
     slots = {"drawer": (6, 5)}
     assert cannot_simulate(facts, slots) == "drawer draws 6 rows for 2 samples"
+
+
+class Drawer(nn.Module):
+    """Draws once for both samples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drawer = nn.Linear(2 * 3 * 8 * 8, 4), NormalNoise()
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        both = batch[0].reshape(1, -1)
+        return self.layer(both + self.drawer(both)).square().sum()
+
+
+def test_noise_that_cannot_be_simulated_is_refused_if_asked_for() -> None:
+    torch.manual_seed(0)
+    victim = make_victim(Drawer(), (3, 8, 8), batch=2)
+    facts = replace(victim.knowledge, local_steps=2, batch_size=2)
+    with pytest.raises(BadInput, match="but drawer draws 1 rows for 2 samples: leave"):
+        NRA(iterations=2, simulate_steps=True)([victim.update], facts)
+    (found,) = NRA(iterations=2)([victim.update], facts)
+    assert found.findings == ("2 local steps taken for one, as drawer draws 1 rows for 2 samples",)
 
 
 def test_many_steps_are_simulated_only_if_asked() -> None:
