@@ -89,14 +89,21 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
     cells: dict[str, list[dict[str, str]]] = {}
     for row in rows_of(FOLDER / "results" / "trained.csv"):
         cells.setdefault(row["cell"], []).append(row)
-    assert len(cells) == 12
+    assert len(cells) == 24
+    accuracies = {
+        (row["cell"], row["round"]): 100 * float(row["accuracy"])
+        for row in rows_of(FOLDER / "results" / "training.csv")
+    }
     for cell, rows in cells.items():
-        data, model, epochs = cell.removesuffix("_exact_nra_K256").rsplit("_", 2)
+        data, model, after = cell.removesuffix("_exact_nra_K256").rsplit("_", 2)
         ssim = [float(row["ssim"]) for row in rows]
+        assert len(ssim) == 16
         seconds = statistics.median(float(row["seconds"]) for row in rows)
+        epochs = after.removeprefix("after-")
+        start = f"{TITLES[f'victims_{data}']} | {TITLES[model]} | {epochs}"
+        accuracy = f"{accuracies[f'{data}_{model}_K256', epochs]:.1f}"
         figures = f"{spread(ssim)} | {min(ssim):.3f} | {seconds:.1f}"
-        title, epochs = TITLES[f"victims_{data}"], epochs.removeprefix("after-")
-        assert f"| {title} | {epochs} | {TITLES[model]} | {figures} |" in lines
+        assert f"| {start} | {accuracy} | {figures} |" in lines
 
 
 def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
