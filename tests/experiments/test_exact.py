@@ -123,6 +123,20 @@ def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
         assert f"| {' | '.join([titles[cell.removeprefix('lenet_')], *figures])} |" in lines
 
 
+def test_the_readmes_table_of_several_steps_is_that_of_the_rows() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    cells: dict[str, list[dict[str, str]]] = {}
+    for row in rows_of(FOLDER / "results" / "steps.csv"):
+        cells.setdefault(row["cell"], []).append(row)
+    assert len(cells) == 9
+    for cell, rows in cells.items():
+        model, steps, _ = cell.split("_")
+        ssim = spread([float(row["ssim"]) for row in rows])
+        seconds = statistics.median(float(row["seconds"]) for row in rows)
+        title = steps.removeprefix("steps").replace("-", " ")
+        assert f"| {TITLES[model]} | {title} | {ssim} | {seconds:.1f} |" in lines
+
+
 def test_cost_of_a_point() -> None:
     cost = script(FOLDER / "cost.py")
     threads = torch.get_num_threads()
