@@ -21,6 +21,9 @@ from fedleak.updates import Knowledge, Tensors
 # Of the gradient of what was found, as a share of the client's; that of an image that the equations
 # do not determine is below.
 DOUBTFUL = 0.5
+# Of a search of images and noise together, which ends orders of magnitude below it, or has been led
+# astray: by the kinks of a ReLU, or by noise that was added to the gradient.
+MATCHED = 1e-3
 
 
 class ExactNRA(Attack):
@@ -42,12 +45,14 @@ class ExactNRA(Attack):
     - noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
       same matching, of the images and that noise together;
     - no such input is known (no bias, much noise of a defence, as many samples as classes), noise
-      behind them is not to be had, or the samples are no images: a search as NRA's, with what is
-      known.
+      behind them is not to be had, that matching does not find the gradient, or the samples are no
+      images: a search as NRA's, with the noise that is known;
+    - no image fits what is known, as where noise was added to the gradient or entries were cut from
+      it: the same search, from the smoothest image on.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
     is linear with bias. Else images and the noise of every step are searched together, through all
-    the steps.
+    the steps, and as NRA does where that does not find the gradient.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
     parameters and up to a factor common to all of them; that of a search as NRA's is NRA's, that
@@ -60,7 +65,7 @@ class ExactNRA(Attack):
         matching_steps: steps of L-BFGS in the matching, of up to 20 evaluations each.
         joint_steps: the same where noise is searched together with the images, and through several
             local steps.
-        features: weight of the known features in the cost of a search, at least 0.
+        features: weight of the known features in the cost of the matching, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
         nra_iterations: iterations of NRA where nothing better can be done.
 
@@ -121,10 +126,13 @@ class ExactNRA(Attack):
             return self._search(problem, Known(), report, reading.findings)
         noise, failed = reading.noise, reading.failed
         found = reading.read(report)
-        if found.image is not None:
+        if found.image is not None and found.fits:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
-        if failed and (failed != reading.before or len(facts.input_shape) != 3):
-            return self._search(problem, Known(noise, found.features), report, found.findings)
+        if not found.fits:
+            return self._search(problem, Known(noise, begin=found.image), report, found.findings)
+        drawn_behind = bool(failed) and failed != reading.before
+        if drawn_behind or (failed and len(facts.input_shape) != 3):
+            return self._search(problem, Known(noise), report, found.findings)
         steps = self.joint_steps if failed else self.matching_steps
         # The matching, unlike its cost here, is no search for a factor too.
         gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
@@ -133,6 +141,9 @@ class ExactNRA(Attack):
         image = within(result.inputs.double().cpu(), facts)
         what = " of image and noise" if failed else ""
         found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
+        if failed and (missed := _relative_error(problem, image, result.noise)) > MATCHED:
+            found.findings.append(f"relative squared error {missed:.1e}: it has not found them")
+            return self._search(problem, Known(noise), report, found.findings)
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
     def _of_several_steps(
@@ -165,6 +176,9 @@ class ExactNRA(Attack):
         own = ", each with noise of its own" if problem.noise_shapes else ""
         findings.append(f"so a search by L-BFGS through all steps{own}")
         found = _Precise(self, self.joint_steps, Known()).run(problem, report)
+        if found.cost > MATCHED:
+            findings.append(f"relative squared error {found.cost:.1e}: it has not found them")
+            return self._search(problem, Known(), report, findings)
         image = within(found.inputs.double().cpu(), facts)
         return replace(found, inputs=image.to(found.inputs), findings=tuple(findings))
 
@@ -172,7 +186,8 @@ class ExactNRA(Attack):
         self, problem: Problem, known: Known, report: Report, findings: list[str]
     ) -> Reconstruction:
         found = _Search(self, known).run(problem, report)
-        told = ", with what is known" if known.noise or known.features else ""
+        told = ", with the noise that is known" if known.noise else ""
+        told += ", from that image on" if known.begin is not None else ""
         return replace(found, findings=(*findings, f"so a search as nra's{told}"))
 
 
@@ -204,7 +219,8 @@ class _Search(NRA):
     """NRA from what is known."""
 
     def __init__(self, settings: ExactNRA, facts: Known) -> None:
-        super().__init__(iterations=settings.nra_iterations, features=settings.features)
+        # Known features are of no use to its signed steps: with them it finds less.
+        super().__init__(iterations=settings.nra_iterations)
         self._facts = facts
 
     def known(self, problem: Problem) -> Known:

@@ -47,10 +47,12 @@ class Known:
     Args:
         noise: slot -> noise ``(batch, ...)`` that is put in as it is.
         features: module's path -> its input, see the hyperparameter ``features``.
+        begin: inputs ``(batch, ...)`` with which every restart begins; none: a normal start.
     """
 
     noise: Tensors = field(default_factory=dict)
     features: Tensors = field(default_factory=dict)
+    begin: Tensor | None = None
 
 
 class GradientMatching(Attack):
@@ -190,7 +192,8 @@ class GradientMatching(Attack):
         known = [self.known(problem) for problem in problems]
         for index, problem in enumerate(problems):
             shapes = tuple(problem.noise_shapes.items())
-            names = (tuple(known[index].noise), tuple(known[index].features))
+            found = known[index]
+            names = (tuple(found.noise), tuple(found.features), found.begin is None)
             facts = problem.knowledge
             steps = (facts.local_steps, facts.batch_size, facts.learning_rate, facts.plain_sgd)
             kind = (id(problem.model), problem.batch_shape, shapes, names, steps)
@@ -199,10 +202,10 @@ class GradientMatching(Attack):
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
                 chunk = indices[begin : begin + self.at_once]
-                found = self._match(
+                matched = self._match(
                     [problems[index] for index in chunk], [known[index] for index in chunk], report
                 )
-                results.update(zip(chunk, found, strict=True))
+                results.update(zip(chunk, matched, strict=True))
         return [results[index] for index in range(len(problems))]
 
     def refuses(self, knowledge: Knowledge) -> str | None:
@@ -357,7 +360,12 @@ class GradientMatching(Attack):
         """Where every update's every restart begins: rows are (update, restart), side by side."""
         first, starts = problems[0], self.restarts
         kind = self._kind(first)
+        # Drawn even where it is not needed, so that what else is drawn stays the same.
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
+        begin = [facts.begin for facts in known if facts.begin is not None]
+        if begin:
+            inputs = torch.stack(begin).repeat_interleave(starts, dim=0)
+            state["inputs"] = inputs.to(state["inputs"])
         if self.restores_labels:
             logits = (first.knowledge.num_samples, first.knowledge.num_classes)
             state["labels"] = _starts(problems, logits, starts).to(kind)

@@ -16,6 +16,9 @@ from fedleak.attacks.unmixing import unmix
 from fedleak.models.noise import Noise, noise_slots
 from fedleak.updates import Knowledge, Tensors
 
+# What an image may leave unexplained of what is known, as a share of it. Of clean gradients it is
+# below, of those to which noise was added or from which entries were cut it is above.
+FITS = 1e-2
 # Layers that draw and are no noise slots.
 DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
@@ -29,12 +32,14 @@ class Reading(NamedTuple):
         features: the input of the earliest layer whose input is known, by the layer's name.
         findings: how it went.
         evaluations: passes that it took.
+        fits: whether what is known can be true of one image.
     """
 
     image: Tensor | None
     features: Tensors
     findings: list[str]
     evaluations: int = 0
+    fits: bool = True
 
 
 def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
@@ -217,6 +222,9 @@ class Reader:
             f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt, "
             f"residual {smoothest.residual:.1e}"
         )
+        if smoothest.residual > FITS:
+            findings.append("no image fits: something was added to the gradient, or cut from it")
+            return Reading(smoothest.image, features, findings, smoothest.evaluations, fits=False)
         return Reading(smoothest.image, features, findings, smoothest.evaluations)
 
 
