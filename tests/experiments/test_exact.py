@@ -66,10 +66,9 @@ def test_the_readmes_tables_are_those_of_the_rows(file: str, by: str, many: int)
     for (first, model), rows in groups.items():
         assert len(rows) == (64 if by == "dataset" else 8 * int(first))
         start = f"| {TITLES.get(first, first)} | {TITLES[model]} |"
-        (line,) = [line for line in text.splitlines() if line.startswith(start)]
         seconds = statistics.median(float(row["seconds"]) for row in rows)
-        ssim = spread([float(row["ssim"]) for row in rows])
-        assert line.endswith(f"| {ssim} | {seconds:.1f} |")
+        end = f"| {spread([float(row['ssim']) for row in rows])} | {seconds:.1f} |"
+        assert any(ln.startswith(start) and ln.endswith(end) for ln in text.splitlines())
 
 
 def test_the_readmes_figures_of_the_published_attack_are_those_of_its_study() -> None:
@@ -89,7 +88,7 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
     cells: dict[str, list[dict[str, str]]] = {}
     for row in rows_of(FOLDER / "results" / "trained.csv"):
         cells.setdefault(row["cell"], []).append(row)
-    assert len(cells) == 24
+    assert len(cells) == 36
     accuracies = {
         (row["cell"], row["round"]): 100 * float(row["accuracy"])
         for row in rows_of(FOLDER / "results" / "training.csv")
