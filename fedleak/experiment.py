@@ -12,7 +12,7 @@ from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
 from fedleak.events import Observer, Observers
-from fedleak.interrupts import held
+from fedleak.interrupts import held, restored
 from fedleak.parts import Parts, knowledge_of, prepare
 from fedleak.results import Recorder, RunFolder, Status, write_summary
 from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
@@ -195,7 +195,8 @@ class _Work:
         self.recorder = Recorder(self.folder, self.config, self.parts.scoring)
         self._write("running")
         try:
-            yield
+            with restored():
+                yield
         except (KeyboardInterrupt, SystemExit):
             self._write("interrupted")
             raise

@@ -17,6 +17,8 @@ class _Hold:
     depth = 0
     is_late = False
     """Whether a signal has come meanwhile."""
+    signals = 0
+    """How many have come in all."""
 
 
 class Interrupt:
@@ -31,6 +33,7 @@ class Interrupt:
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """A signal has come."""
+        _Hold.signals += 1
         if self._first is None:
             self._first = time.monotonic()
             if _Hold.depth:
@@ -63,3 +66,22 @@ def held() -> Iterator[None]:
         if _Hold.is_late and not _Hold.depth:
             _Hold.is_late = False
             raise KeyboardInterrupt
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """An error that ends the block is an interrupt again, if a signal came within.
+
+    An interrupt that falls into a callback, as of torch's C++ while it records an iteration, may
+    come out as another error.
+
+    Raises:
+        KeyboardInterrupt: in place of another error, if a signal came within.
+    """
+    before = _Hold.signals
+    try:
+        yield
+    except Exception as error:
+        if _Hold.signals > before:
+            raise KeyboardInterrupt from error
+        raise

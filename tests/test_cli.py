@@ -714,7 +714,7 @@ def test_a_signal_during_an_attack(
     while not results.is_file():
         time.sleep(0.1)
     code, errors, seconds = process.stop(number, group=group)
-    assert (code, errors) == (130, "fedleak: interrupted.\n")
+    assert (code, errors) == (130, "fedleak: interrupted.\n"), errors
     assert seconds < 10
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["status"] == "interrupted"

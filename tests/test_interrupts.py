@@ -9,7 +9,7 @@ import pytest
 
 from fedleak import interrupts
 from fedleak.events import Observer, Observers
-from fedleak.interrupts import Interrupt, held
+from fedleak.interrupts import Interrupt, held, restored
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +91,21 @@ def test_observers_are_all_told_before_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         Observers([First(), Second()]).data_loaded("data")
     assert told == ["first data", "second data"]
+
+
+def test_what_an_interrupt_has_become_is_one_again() -> None:
+    @restored()
+    def callback() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("said by a callback") from None
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        callback()
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), restored():
+        _ = 1 / 0

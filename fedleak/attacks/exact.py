@@ -47,12 +47,12 @@ class ExactNRA(Attack):
     - no such input is known (no bias, much noise of a defence, as many samples as classes), noise
       behind them is not to be had, that matching does not find the gradient, or the samples are no
       images: a search as NRA's, with the noise that is known;
-    - no image fits what is known, as where noise was added to the gradient or entries were cut from
-      it: the same search, from the smoothest image on.
+    - no image fits what is known, as where noise was added to the gradient, entries were cut from
+      it, or a solver went astray: the same search, from the smoothest image on.
 
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
     is linear with bias. Else images and the noise of every step are searched together, through all
-    the steps, and as NRA does where that does not find the gradient.
+    the steps if they are no more than 32, and as NRA does where that does not find the gradient.
 
     The cost is the relative squared error of the reconstruction's gradient, averaged over the
     parameters and up to a factor common to all of them; that of a search as NRA's is NRA's, that
@@ -170,7 +170,8 @@ class ExactNRA(Attack):
         if reason is None and facts.local_steps > MOST_STEPS:
             reason = f"more than {MOST_STEPS} are too many to be searched through"
         if reason is not None:
-            return self._search(problem, Known(), report, [*findings, reason])
+            findings.append(f"they are taken for one, as {reason}")
+            return self._search(problem, Known(), report, findings)
         if recovered and len(facts.local_batches) > 1:
             findings.append(UNORDERED)
         own = ", each with noise of its own" if problem.noise_shapes else ""

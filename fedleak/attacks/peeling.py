@@ -72,7 +72,7 @@ class Signal:
 
 
 class Step(NamedTuple):
-    """How one layer came off.
+    """How one layer came off, or was solved for in vain.
 
     Args:
         layer: name of the layer.

@@ -16,8 +16,8 @@ from fedleak.attacks.unmixing import unmix
 from fedleak.models.noise import Noise, noise_slots
 from fedleak.updates import Knowledge, Tensors
 
-# What an image may leave unexplained of what is known, as a share of it. Of clean gradients it is
-# below, of those to which noise was added or from which entries were cut it is above.
+# What an image may leave unexplained of what is known, as a share of it. Where noise was added to
+# the gradient or entries were cut from it, it is more, and where a solver has gone astray.
 FITS = 1e-2
 # Layers that draw and are no noise slots.
 DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -49,12 +49,13 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
         knowledge: gives the model and the shape of its inputs.
         layer: name of the layer.
     """
-    # A forward pass in train mode moves statistics.
-    model = copy.deepcopy(knowledge.model).train(knowledge.training)
+    # What is in front of the layer is the same in eval mode, in which no statistics are moved.
+    model = copy.deepcopy(knowledge.model).eval()
     like = model.get_parameter(f"{layer}.weight")
     inputs = torch.zeros(knowledge.num_samples, *knowledge.input_shape).to(like)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-    calls = calls_of(model, knowledge.loss, (inputs, labels))
+    with torch.random.fork_rng():  # a bottleneck draws
+        calls = calls_of(model, knowledge.loss, (inputs, labels))
     chain = chain_to(calls, layer, inputs)
     if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
         return False
@@ -223,7 +224,9 @@ class Reader:
             f"residual {smoothest.residual:.1e}"
         )
         if smoothest.residual > FITS:
-            findings.append("no image fits: something was added to the gradient, or cut from it")
+            findings.append(
+                "no image fits what is known: the gradient was changed, or a solver went astray"
+            )
             return Reading(smoothest.image, features, findings, smoothest.evaluations, fits=False)
         return Reading(smoothest.image, features, findings, smoothest.evaluations)
 

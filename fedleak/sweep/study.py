@@ -2,7 +2,8 @@
 
 A study's file holds ``base``, any settings of a run, and ``grid``: for each axis the values that it
 takes, a value being a name and the settings that it changes. Every combination is a cell; in the
-text of a setting, ``${axis}`` stands for the name of the cell's value on that axis.
+text of a setting, ``${axis}`` stands for the name of the cell's value on that axis, as cells.csv
+has it. In braces, YAML wants such a text in quotes.
 """
 
 import hashlib

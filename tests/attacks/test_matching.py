@@ -16,6 +16,7 @@ from fedleak.attacks.base import _prepare
 from fedleak.attacks.costs import COSTS, Products, layer_weights
 from fedleak.attacks.gradients import DummyGradient
 from fedleak.attacks.iterates import BestIterates, rounding_of
+from fedleak.attacks.matching import Known
 from fedleak.attacks.optimizers import OPTIMIZERS
 from fedleak.attacks.priors import batch_norm_distance
 from fedleak.attacks.statistics import expected_statistics
@@ -470,3 +471,20 @@ def test_of_equal_costs_the_last_iterate_is_kept() -> None:
 
     assert error(together) == pytest.approx(error(alone), rel=0.2)
     assert error(alone) <= error(early)
+
+
+class Begun(IGA):
+    """Begins at samples of its own for every update."""
+
+    def known(self, problem: Any) -> Known:
+        value = 0.1 * float(problem.knowledge.labels[0])
+        return Known(begin=torch.full(problem.batch_shape, value))
+
+
+def test_every_restart_begins_where_the_known_samples_are() -> None:
+    victims = [case_victim(MODELS[0], precode=False, batch=2, client=at) for at in range(3)]
+    attack = Begun(iterations=1, learning_rate=1e-6, restarts=2)
+    found = attack([v.update for v in victims], [v.knowledge for v in victims])
+    for victim, result in zip(victims, found, strict=True):
+        expected = torch.full_like(result.inputs, 0.1 * float(victim.truth.labels[0]))
+        torch.testing.assert_close(result.inputs, expected, atol=1e-5, rtol=0)

@@ -54,6 +54,18 @@ def test_classes_are_numbered_in_the_order_that_was_asked_for(root):
             assert label_of[np.asarray(Image.open(path)).tobytes()] == label
 
 
+def test_the_order_holds_for_own_train_and_test_folders(tmp_path):
+    for part in ("train", "test"):
+        for value, name in enumerate(("a", "b")):
+            write(tmp_path / part / name / "0.png", np.full((6, 6), 50 * value, np.uint8))
+    data = ImageFolder(root=str(tmp_path), grey=True, class_names=["b", "a"])
+    for found in (data.train_set, data.test_set):
+        labels = {
+            int(image.max()): int(k) for image, k in zip(found.images, found.labels, strict=True)
+        }
+        assert labels == {50: 0, 0: 1}
+
+
 @pytest.mark.parametrize("names", [["dog"], ["dog", "cat", "bird"], ["dog", "cat", "dog"], []])
 def test_other_class_names_than_the_folders_are_refused(root, names):
     with pytest.raises(BadInput, match=r"class folders of .* \['cat', 'dog'\], got"):

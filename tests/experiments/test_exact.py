@@ -180,6 +180,11 @@ def test_trained_models_are_those_that_the_training_leaves() -> None:
         for number in cell.config.victims.rounds
         for attack in ("exact_nra", "nra")
     }
+    for cell in trained:
+        after = int(cell.axes["epochs"].removeprefix("after "))
+        assert f"/{cell.axes['data']}_" in str(cell.config.weights)
+        # The round that begins with the weights which so many epochs have left.
+        assert f"r{after + 1:04d}-global" in str(cell.config.weights)
     found = [(c.config.model_name, c.config.weights, c.axes["attack"]) for c in trained]
     assert set(found) == expected
     assert len(found) == len(expected) == 72
