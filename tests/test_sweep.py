@@ -36,6 +36,7 @@ from fedleak.sweep import (
     schedule,
 )
 from fedleak.sweep.settings import filled, merged
+from tests.experiments.studies import resolve
 
 FAKE = Path(__file__).with_name("fake_run.py")
 BASE = {
@@ -46,21 +47,6 @@ BASE = {
 }
 GRID = {"model": ["smlp", "lenet"], "seed": [0, 1]}
 NAMES = ["smlp_seed0", "smlp_seed1", "lenet_seed0", "lenet_seed1"]
-
-
-def resolve(settings: dict) -> RunConfig:
-    """A configuration without jsonargparse, for speed."""
-
-    def named(kind: str, plugin: dict) -> dict:
-        return plugin | {"class_path": class_path(kind, plugin["class_path"])}
-
-    values = dict(settings)
-    values["data"], values["model"] = (
-        named("data", values["data"]),
-        named("models", values["model"]),
-    )
-    values["attacks"] = [named("attacks", plugin) for plugin in values.get("attacks", [])]
-    return RunConfig.from_dict(values)
 
 
 def study_of(tmp_path: Path, base=None, grid=None, **more):

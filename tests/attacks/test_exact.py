@@ -237,7 +237,10 @@ def test_a_perturbed_gradient_is_searched_from_the_smoothest_image_on(kind: Any)
     outgoing = Outgoing(clean, victim.model)
     sent, _ = protect([PPP(sigma=0.1, relative=True)], outgoing, seed=0, memory={})
     update = replace(victim.update, received=clean | sent)
-    first, more = (ExactNRA(nra_iterations=n)([update], victim.knowledge)[0] for n in (1, 50))
+    first, more = (
+        ExactNRA(nra_iterations=n, image_iterations=30)([update], victim.knowledge)[0]
+        for n in (1, 50)
+    )
     assert first.findings[-2:] == (
         "no image fits what is known: the gradient was changed, or a solver went astray",
         "so a search as nra's, with the noise that is known, from that image on",

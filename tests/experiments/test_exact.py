@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedleak import cli
 from fedleak.data import Photos
 from fedleak.findings import read_findings
 from fedleak.sweep import expand, load_study
@@ -15,6 +14,7 @@ from tests.experiments.studies import (
     EXPERIMENTS,
     check_means_of_images,
     check_smoke_is_of_the_study,
+    resolve,
     rows_of,
     script,
     spread,
@@ -167,8 +167,7 @@ def test_models_of_the_cost_are_up_to_sixteen_times_as_large() -> None:
 
 def test_trained_models_are_those_that_the_training_leaves() -> None:
     training, trained = (
-        expand(load_study(FOLDER / name), cli._resolve)
-        for name in ("training.yaml", "trained.yaml")
+        expand(load_study(FOLDER / name), resolve) for name in ("training.yaml", "trained.yaml")
     )
     expected = {
         (

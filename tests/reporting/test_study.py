@@ -11,8 +11,6 @@ import torch
 import yaml
 from PIL import Image
 
-from fedleak.config import RunConfig
-from fedleak.registry import class_path
 from fedleak.reporting import study_picture
 from fedleak.reporting.study import write_tables
 from fedleak.reporting.study_picture import SIDE, write_picture
@@ -20,6 +18,7 @@ from fedleak.results import append_rows
 from fedleak.sweep import SweepFolder, expand, load_study
 from fedleak.sweep.study import study_hash
 from fedleak.updates import GroundTruth, update_key
+from tests.experiments.studies import resolve
 
 GRID = {
     "model": [
@@ -29,17 +28,6 @@ GRID = {
     ],
     "seed": [0, 1],
 }
-
-
-def resolve(settings: dict) -> RunConfig:
-    def named(kind: str, plugin: dict) -> dict:
-        return plugin | {"class_path": class_path(kind, plugin["class_path"])}
-
-    values = dict(settings)
-    values["data"] = named("data", values["data"])
-    values["model"] = named("models", values["model"])
-    values["attacks"] = [named("attacks", plugin) for plugin in values["attacks"]]
-    return RunConfig.from_dict(values)
 
 
 def make(tmp_path: Path, grid=GRID, rows=None, **base):
