@@ -1,8 +1,9 @@
 """Stands in for `fedleak run` in the tests of a sweep: the same files, and nothing to wait for.
 
-Called with the configuration, the run's folder, and settings as JSON: ``pause`` (seconds a victim),
-``fail`` (name of a cell that fails), ``stubborn`` (name of one that does not heed SIGTERM),
-``children`` (whether it starts a process of its own). It imports nothing slow.
+Called with the configuration, the run's folder, and settings as JSON: ``hold`` (after so many
+victims it waits for the file ``go`` beside the cells), ``fail`` (name of a cell that fails),
+``stubborn`` (name of one that does not heed SIGTERM), ``children`` (whether it starts a process of
+its own). It imports nothing slow.
 """
 
 import csv
@@ -55,7 +56,8 @@ def main(config: Path, folder: Path, settings: dict) -> int:
     done = repaired(results)
     for client in range(CLIENTS):
         if str(client) not in done:
-            time.sleep(settings.get("pause", 0))
+            while client == settings.get("hold") and not (folder.parent / "go").exists():
+                time.sleep(0.02)
             append(results, {"round": 1, "client": client, "sample": 0, "batch_size": 1})
     (folder / "summary.json").write_text('{"status": "complete"}')
     return 0

@@ -641,23 +641,21 @@ class Process:
         raise AssertionError(f"no `{text}` in {self.lines}, but {self.popen.communicate()[1]}")
 
     def stop(self, number: signal.Signals, *, group: bool) -> tuple[int, str, float]:
-        """Exit code, errors and seconds that it took; nothing of it may be left."""
+        """Exit code and errors; nothing of it may be left."""
         family = psutil.Process(self.popen.pid).children(recursive=True)
-        begin = time.monotonic()
         (os.killpg if group else os.kill)(self.popen.pid, number)
         try:
             _, errors = self.popen.communicate(timeout=60)
         finally:
             if self.popen.poll() is None:
                 os.killpg(self.popen.pid, signal.SIGKILL)
-        seconds = time.monotonic() - begin
         # They are gone at once, but for a machine that is busy with something else.
         _, alive = psutil.wait_procs(family, timeout=30)
         left = [p.name() for p in alive if p.status() != psutil.STATUS_ZOMBIE]
         for process in alive:
             process.kill()
         assert left == []
-        return self.popen.returncode, errors, seconds
+        return self.popen.returncode, errors
 
 
 @pytest.mark.parametrize(
@@ -676,10 +674,9 @@ def test_a_signal_during_the_federation(
     config = write_yaml(values)
     process = Process("run", "--config", config)
     process.wait_for("round 1:")
-    code, errors, seconds = process.stop(number, group=group)
+    code, errors = process.stop(number, group=group)
     assert code == 130
     assert errors == "fedleak: interrupted.\n"
-    assert seconds < 15
     assert json.loads(Path("out/summary.json").read_text())["status"] == "interrupted"
     assert sorted(path.name for path in Path("out/updates").glob("*-c*")) == [
         f"r0001-c000{client}.safetensors" for client in range(2)
@@ -713,9 +710,8 @@ def test_a_signal_during_an_attack(
     results = Path("out/results.csv")
     while not results.is_file():
         time.sleep(0.1)
-    code, errors, seconds = process.stop(number, group=group)
+    code, errors = process.stop(number, group=group)
     assert (code, errors) == (130, "fedleak: interrupted.\n"), errors
-    assert seconds < 10
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["status"] == "interrupted"
     done = read_rows(results)

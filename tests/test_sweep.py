@@ -354,13 +354,16 @@ def test_a_sweep_from_beginning_to_end(tmp_path):
 def test_cells_share_the_cores_and_run_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "available_cores", lambda: 7)
     monkeypatch.setattr(schedule, "REPORT_SECONDS", 0.05)
-    watcher = Watcher()
-    sweep(tmp_path, watcher, fake_settings={"pause": 0.2}, processes=3)
+
+    def go_on(progress):
+        # Finished victims show before their cell has ended.
+        if list(progress.running.values()) == [(1, 3)] * 3:
+            (tmp_path / "out" / "cells" / "go").touch()
+
+    watcher = Watcher(stop=go_on)
+    sweep(tmp_path, watcher, fake_settings={"hold": 1}, processes=3)
     assert watcher.events[0] == ("sweep", 4, 0, 3)
     assert max(len(progress.running) for progress in watcher.reports) == 3
-    # Finished victims show before their cell has ended.
-    seen = {counts for report in watcher.reports for counts in report.running.values()}
-    assert {(1, 3), (2, 3)} & seen
     for name in NAMES:
         threads = json.loads((tmp_path / "out" / "cells" / name / "threads.json").read_text())
         assert threads == {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
@@ -406,8 +409,8 @@ def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "STOP_SECONDS", 0.5)
     monkeypatch.setattr(schedule, "REPORT_SECONDS", 0.05)
     # One run heeds the request to end, the other one does not; both have a child of their own.
-    settings = {"pause": 0.3, "stubborn": "smlp_seed1", "children": True}
-    watcher = Watcher(stop=lambda progress: progress.victims >= 2)
+    settings = {"hold": 1, "stubborn": "smlp_seed1", "children": True}
+    watcher = Watcher(stop=lambda progress: progress.victims == 2)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, watcher, fake_settings=settings, processes=2)
     output = tmp_path / "out"
@@ -437,7 +440,7 @@ def test_killed_sweep_resumes_with_no_victim_twice_and_none_missing(tmp_path, mo
         "from fedleak.sweep import load_study, run_sweep\n"
         "from tests.test_sweep import fake, resolve\n"
         "study, out = load_study(Path('study.yaml')), Path('out')\n"
-        "command = fake(pause=0.6, stubborn='smlp_seed1')\n"
+        "command = fake(hold=1, stubborn='smlp_seed1')\n"
         "run_sweep(study, out, resolve, processes=2, command=command)\n"
     )
     root = str(Path(__file__).parents[1])

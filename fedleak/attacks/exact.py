@@ -126,10 +126,10 @@ class ExactNRA(Attack):
             return self._search(problem, Known(), report, reading.findings)
         noise, failed = reading.noise, reading.failed
         found = reading.read(report)
-        if found.image is not None and found.fits:
-            return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
         if not found.fits:
             return self._search(problem, Known(noise, begin=found.image), report, found.findings)
+        if found.image is not None:
+            return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
         drawn_behind = bool(failed) and failed != reading.before
         if drawn_behind or (failed and len(facts.input_shape) != 3):
             return self._search(problem, Known(noise), report, found.findings)
