@@ -89,7 +89,8 @@ class Reconstruction:
             simulated ``(num_samples, epochs, ...)``; empty where none is restored.
         costs: the course of the cost, as pairs of iteration and cost.
         iterations: number of iterations done.
-        seconds: time that it took; of updates attacked together, each one's share.
+        seconds: time that it took; of updates attacked together, each one's share. Filled in by
+            the public call where the attack leaves it at 0.
         findings: what it found on the way and why it went that way, a sentence each.
     """
 
@@ -191,12 +192,17 @@ class Attack(ABC):
             report: to be called now and then with the progress.
 
         Returns:
-            The reconstruction; its ``seconds`` are filled in by the caller.
+            The reconstruction.
         """
 
     def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
         """Attack several updates: one by one, unless a plugin knows a faster way."""
-        return [self.run(problem, report) for problem in problems]
+        results = []
+        for problem in problems:
+            started = time.perf_counter()
+            result = self.run(problem, report)
+            results.append(replace(result, seconds=time.perf_counter() - started))
+        return results
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """Why the attack makes no sense with this knowledge; none if it does.
@@ -338,5 +344,5 @@ def _packed(result: Reconstruction, seconds: float) -> Reconstruction:
         inputs=result.inputs.detach().cpu(),
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},
-        seconds=seconds,
+        seconds=result.seconds or seconds,
     )

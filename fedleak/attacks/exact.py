@@ -1,8 +1,10 @@
 """Noise and image from one gradient in closed form, and by a search only where that ends."""
 
 import copy
+import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +52,8 @@ class ExactNRA(Attack):
     - no image fits what is known, as where noise was added to the gradient, entries were cut from
       it, or a solver went astray: the same search, from the smoothest image on.
 
+    Updates are read one by one; those left for a search as NRA's are searched together.
+
     Several local steps of plain SGD on one image leave it in the first layer's gradient, if that
     is linear with bias. Else images and the noise of every step are searched together, through all
     the steps if they are no more than 32, and as NRA does where that does not find the gradient.
@@ -68,6 +72,8 @@ class ExactNRA(Attack):
         features: weight of the known features in the cost of the matching, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
         nra_iterations: iterations of NRA where nothing better can be done.
+        at_once: number of updates that are worked on before their results are given, and that are
+            searched as NRA does in one batched computation.
 
     Raises:
         BadInput: if a value is out of its range.
@@ -91,11 +97,12 @@ class ExactNRA(Attack):
         features: float = 10.0,
         total_variation: float = 1e-5,
         nra_iterations: int = 7000,
+        at_once: int = 8,
     ) -> None:
         for name, count in (
             ("solver_iterations", solver_iterations), ("image_iterations", image_iterations),
             ("matching_steps", matching_steps), ("joint_steps", joint_steps),
-            ("nra_iterations", nra_iterations),
+            ("nra_iterations", nra_iterations), ("at_once", at_once),
         ):  # fmt: skip
             require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
         for name, weight in (("features", features), ("total_variation", total_variation)):
@@ -107,9 +114,33 @@ class ExactNRA(Attack):
         self.features = features
         self.total_variation = total_variation
         self.nra_iterations = nra_iterations
+        self.at_once = at_once
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
+        return self.run_many([problem], report)[0]
+
+    def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
+        """Read updates one by one, then search what is left of them in one go."""
+        results: dict[int, Reconstruction] = {}
+        left: dict[int, tuple[_Left, float]] = {}
+        for index, problem in enumerate(problems):
+            begun = time.perf_counter()
+            found = self._read(problem, report)
+            seconds = time.perf_counter() - begun
+            if isinstance(found, _Left):
+                left[index] = found, seconds
+            else:
+                results[index] = replace(found, seconds=seconds)
+        begun = time.perf_counter()
+        searched = _Search(self, [item for item, _ in left.values()]).all(report)
+        share = (time.perf_counter() - begun) / max(len(left), 1)
+        for (index, (item, seconds)), found in zip(left.items(), searched, strict=True):
+            findings = (*item.findings, item.told)
+            results[index] = replace(found, findings=findings, seconds=seconds + share)
+        return [results[index] for index in range(len(problems))]
+
+    def _read(self, problem: Problem, report: Report) -> "Reconstruction | _Left":
         facts = problem.knowledge
         recovered = facts.labels is None
         if recovered:
@@ -123,16 +154,16 @@ class ExactNRA(Attack):
             image_iterations=self.image_iterations,
         )
         if not reading.begun:
-            return self._search(problem, Known(), report, reading.findings)
+            return _Left(problem, Known(), reading.findings)
         noise, failed = reading.noise, reading.failed
         found = reading.read(report)
         if not found.fits:
-            return self._search(problem, Known(noise, begin=found.image), report, found.findings)
+            return _Left(problem, Known(noise, begin=found.image), found.findings)
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
         drawn_behind = bool(failed) and failed != reading.before
         if drawn_behind or (failed and len(facts.input_shape) != 3):
-            return self._search(problem, Known(noise), report, found.findings)
+            return _Left(problem, Known(noise), found.findings)
         steps = self.joint_steps if failed else self.matching_steps
         # The matching, unlike its cost here, is no search for a factor too.
         gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
@@ -143,12 +174,12 @@ class ExactNRA(Attack):
         found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
         if failed and (missed := _relative_error(problem, image, result.noise)) > MATCHED:
             found.findings.append(f"relative squared error {missed:.1e}: it has not found them")
-            return self._search(problem, Known(noise), report, found.findings)
+            return _Left(problem, Known(noise), found.findings)
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
     def _of_several_steps(
         self, problem: Problem, report: Report, *, recovered: bool
-    ) -> Reconstruction:
+    ) -> "Reconstruction | _Left":
         facts = problem.knowledge
         findings = [f"the update is of {facts.local_steps} local steps"]
         layer = first_linear(facts)
@@ -171,7 +202,7 @@ class ExactNRA(Attack):
             reason = f"more than {MOST_STEPS} are too many to be searched through"
         if reason is not None:
             findings.append(f"they are taken for one, as {reason}")
-            return self._search(problem, Known(), report, findings)
+            return _Left(problem, Known(), findings)
         if recovered and len(facts.local_batches) > 1:
             findings.append(UNORDERED)
         own = ", each with noise of its own" if problem.noise_shapes else ""
@@ -179,17 +210,9 @@ class ExactNRA(Attack):
         found = _Precise(self, self.joint_steps, Known()).run(problem, report)
         if found.cost > MATCHED:
             findings.append(f"relative squared error {found.cost:.1e}: it has not found them")
-            return self._search(problem, Known(), report, findings)
+            return _Left(problem, Known(), findings)
         image = within(found.inputs.double().cpu(), facts)
         return replace(found, inputs=image.to(found.inputs), findings=tuple(findings))
-
-    def _search(
-        self, problem: Problem, known: Known, report: Report, findings: list[str]
-    ) -> Reconstruction:
-        found = _Search(self, known).run(problem, report)
-        told = ", with the noise that is known" if known.noise else ""
-        told += ", from that image on" if known.begin is not None else ""
-        return replace(found, findings=(*findings, f"so a search as nra's{told}"))
 
 
 class RGAP(ExactNRA):
@@ -216,17 +239,36 @@ class RGAP(ExactNRA):
         return super().refuses(knowledge)
 
 
-class _Search(NRA):
-    """NRA from what is known."""
+class _Left(NamedTuple):
+    """An update that only a search can go on with."""
 
-    def __init__(self, settings: ExactNRA, facts: Known) -> None:
+    problem: Problem
+    known: Known
+    findings: list[str]
+
+    @property
+    def told(self) -> str:
+        told = ", with the noise that is known" if self.known.noise else ""
+        told += ", from that image on" if self.known.begin is not None else ""
+        return f"so a search as nra's{told}"
+
+
+class _Search(NRA):
+    """NRA from what is known of each update."""
+
+    def __init__(self, settings: ExactNRA, left: Sequence[_Left]) -> None:
         # Known features are of no use to its signed steps: with them it finds less.
-        super().__init__(iterations=settings.nra_iterations)
-        self._facts = facts
+        super().__init__(iterations=settings.nra_iterations, at_once=settings.at_once)
+        self._problems = [item.problem for item in left]
+        self._known = {id(item.problem): item.known for item in left}
+
+    def all(self, report: Report) -> list[Reconstruction]:
+        """The reconstructions of the updates, in their order."""
+        return self.run_many(self._problems, report)
 
     def known(self, problem: Problem) -> Known:
         """See :meth:`GradientMatching.known`."""
-        return self._facts
+        return self._known[id(problem)]
 
 
 class _Precise(GradientMatching):

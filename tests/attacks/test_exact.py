@@ -253,6 +253,39 @@ def test_a_perturbed_gradient_is_searched_from_the_smoothest_image_on(kind: Any)
     assert missed(victim, more.inputs) < missed(victim, first.inputs)
 
 
+def test_what_is_left_of_updates_is_searched_together_each_as_if_alone() -> None:
+    torch.manual_seed(0)
+    precode = Precode(bottleneck_size=32, beta=1e-3)
+    model = LeNet(input_shape=SHAPE, num_classes=4, precode=precode).double()
+    victims = [make_victim(model, SHAPE, client=client) for client in range(4)]
+    facts = [victim.knowledge for victim in victims]
+    updates = [victim.update for victim in victims]
+    # The second client's image is read, the others' gradients were changed; the last one's so much
+    # that its noise is not had either.
+    generator = torch.Generator().manual_seed(0)
+    for update, scale in ((updates[0], 0.5), (updates[2], 0.5), (updates[3], 10.0)):
+        for name, value in update.received.items():
+            if scale > 1 or name.startswith("features"):
+                spread = scale * value.abs().max()
+                value += spread * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    attack = ExactNRA(nra_iterations=4, image_iterations=10, at_once=2)
+    together = attack(updates, facts)
+    for update, knowledge, found in zip(updates, facts, together, strict=True):
+        (alone,) = attack([update], knowledge)
+        assert found.findings == alone.findings
+        torch.testing.assert_close(found.inputs, alone.inputs, rtol=1e-6, atol=1e-6)
+        assert found.cost == pytest.approx(alone.cost)
+        assert found.noise.keys() == alone.noise.keys()
+        assert found.seconds > 0
+    assert [found.findings[-1] for found in together] == [
+        "so a search as nra's, with the noise that is known, from that image on",
+        "the image is read without a search",
+        "so a search as nra's, with the noise that is known, from that image on",
+        "so a search as nra's",
+    ]
+    assert missed(victims[1], together[1].inputs) < 1e-2
+
+
 def test_a_search_of_image_and_noise_that_fails_is_followed_by_nras() -> None:
     torch.manual_seed(0)
     model = LeNetR(input_shape=SHAPE, num_classes=4, precode=Precode(kind="convolutional"))
