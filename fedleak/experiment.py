@@ -258,20 +258,34 @@ class _Work:
                     updates.append(update)
                 except BadInput as error:
                     self.observer.attack_skipped(attack.name, name, str(error))
-            try:
-                reconstructions = attack(
-                    updates,
-                    [self._knowledge(variant, update) for update in updates],
-                    seed=self.config.seed,
-                    device=self.config.device,
-                    report=lambda progress: self._report(attack.name, name, progress),
-                )
-            except BadInput as error:
-                # What was found out too late to refuse the run must not cost what else it does.
+            self._attack_together(attack, variant, updates)
+
+    def _attack_together(
+        self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
+    ) -> None:
+        name = self.config.variants[variant].model_name
+
+        def record(index: int, reconstruction: Reconstruction) -> None:
+            self._record(attack, variant, updates[index], reconstruction)
+
+        try:
+            attack(
+                updates,
+                [self._knowledge(variant, update) for update in updates],
+                seed=self.config.seed,
+                device=self.config.device,
+                report=lambda progress: self._report(attack.name, name, progress),
+                finished=record,
+            )
+        except BadInput as error:
+            # What was found out too late to refuse the run must not cost what else it does: the
+            # updates that are left are attacked each by itself, and whose fault it is, is skipped.
+            if len(updates) == 1:
                 self.observer.attack_skipped(attack.name, name, str(error))
-                continue
-            for update, reconstruction in zip(updates, reconstructions, strict=True):
-                self._record(attack, variant, update, reconstruction)
+                return
+            for update in updates:
+                if not self._is_done(attack, name, update.key):
+                    self._attack_together(attack, variant, [update])
 
     def _report(self, attack: str, model: str, progress: Progress) -> None:
         self.observer.attack_progressed(attack, model, progress)

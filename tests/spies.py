@@ -1,4 +1,4 @@
-"""An attack that notes what it is given, and a walk over all that can be reached from there."""
+"""Attacks that note what they are given or refuse it, and a walk over all that can be reached."""
 
 import functools
 import types
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedleak.attacks import Attack, Problem, Reconstruction
 from fedleak.attacks.base import Report
+from fedleak.errors import require
 from fedleak.updates import GroundTruth
 
 
@@ -29,6 +30,19 @@ class Spy(Attack):
         if labels is None:
             labels = torch.zeros(problem.knowledge.num_samples, dtype=torch.long)
         return Reconstruction(torch.zeros(problem.batch_shape), labels)
+
+
+class Fussy(Attack):
+    """Finds out late that one client's update is not what it wants."""
+
+    name = "fussy"
+    paper = "none"
+    needs = "any client but 1"
+    at_once = 8
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        require(problem.name != "r0001-c0001", "Expected another client, got 1.")
+        return Reconstruction(torch.zeros(problem.batch_shape), problem.knowledge.labels)
 
 
 def reachable(*roots: Any) -> Iterator[Any]:

@@ -362,6 +362,16 @@ def test_an_interrupted_attack_goes_on_where_it_was(data: Path, tmp_path: Path) 
     assert len(second.arguments("victim_attacked")) == 2 + 4
 
 
+def test_an_update_that_cannot_be_attacked_costs_no_other(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "run", attacks=(Plugin("tests.spies.Fussy"),))
+    observer = Recorder()
+    rows = run(config, observer)
+    assert [row["client"] for row in rows] == [0, 0, 2, 2, 3, 3]
+    (skipped,) = observer.arguments("attack_skipped")
+    assert skipped[0] == "fussy"
+    assert skipped[-1] == "Expected another client, got 1."
+
+
 def test_an_interruption_in_the_middle_of_an_attack_leaves_no_half_rows(
     data: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@ r"""What exact_nra costs: seconds and peak memory for more victims, and for larg
     python experiments/exact/cost.py --output experiments/exact/results
 
 Each point is a process of its own with one thread: untrained models with PRECODE, photographs, one
-image an update, labels known. Victims are attacked one after the other, as `fedleak attack` does.
+image an update, labels known. Victims are read one after the other, as `fedleak attack` does; it
+holds eight updates at a time, this script one.
 It writes cost.csv (a row for each point, as it comes; points that are there are not made again) and
 cost.png, and prints the table in Markdown.
 """

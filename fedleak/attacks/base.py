@@ -89,8 +89,7 @@ class Reconstruction:
             simulated ``(num_samples, epochs, ...)``; empty where none is restored.
         costs: the course of the cost, as pairs of iteration and cost.
         iterations: number of iterations done.
-        seconds: time that it took; of updates attacked together, each one's share. Filled in by
-            the public call where the attack leaves it at 0.
+        seconds: time that it took; of updates attacked together, each one's share.
         findings: what it found on the way and why it went that way, a sentence each.
     """
 
@@ -123,7 +122,7 @@ Report = Callable[[Progress], None]
 class Attack(ABC):
     """Reconstructs clients' inputs from intercepted updates.
 
-    A plugin sets the class attributes and writes :meth:`run` (or, to work on many updates at once,
+    A plugin sets the class attributes and writes :meth:`run` (and, to work on many updates at once,
     :meth:`run_many`); its constructor takes keyword-only hyperparameters with the paper's defaults.
     It is found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
     """
@@ -146,6 +145,7 @@ class Attack(ABC):
         seed: int = 0,
         device: str = "cpu",
         report: Report | None = None,
+        finished: Callable[[int, Reconstruction], None] | None = None,
     ) -> list[Reconstruction]:
         """Attack updates, together where the attack can do so.
 
@@ -157,6 +157,8 @@ class Attack(ABC):
             seed: seed of every random draw.
             device: where to compute, such as ``cpu`` or ``cuda``.
             report: called now and then with the progress.
+            finished: called with an update's index and its reconstruction as soon as it is there,
+                in whatever order that is.
 
         Returns:
             A reconstruction for each update, on the CPU, in the order of the updates.
@@ -178,10 +180,12 @@ class Attack(ABC):
             for problem in problems:
                 reason = self.refuses(problem.knowledge) or self.refuses_device(device)
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
-            started = time.perf_counter()
-            results = self.run_many(problems, report or (lambda _: None)) if problems else []
-            share = (time.perf_counter() - started) / max(len(problems), 1)
-        return [_packed(result, share) for result in results]
+            results: dict[int, Reconstruction] = {}
+            for index, result in self.run_many(problems, report or (lambda _: None)):
+                results[index] = _packed(result)
+                if finished is not None:
+                    finished(index, results[index])
+        return [results[index] for index in range(len(problems))]
 
     @abstractmethod
     def run(self, problem: Problem, report: Report) -> Reconstruction:
@@ -192,17 +196,25 @@ class Attack(ABC):
             report: to be called now and then with the progress.
 
         Returns:
-            The reconstruction.
+            The reconstruction; its ``seconds`` are filled in by the caller.
         """
 
-    def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
-        """Attack several updates: one by one, unless a plugin knows a faster way."""
-        results = []
-        for problem in problems:
+    def run_many(
+        self, problems: Sequence[Problem], report: Report
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """Attack several updates: one by one, unless a plugin knows a faster way.
+
+        Args:
+            problems: the updates, made ready.
+            report: to be called now and then with the progress.
+
+        Yields:
+            The index of an update and its reconstruction, each as soon as it is there.
+        """
+        for index, problem in enumerate(problems):
             started = time.perf_counter()
             result = self.run(problem, report)
-            results.append(replace(result, seconds=time.perf_counter() - started))
-        return results
+            yield index, replace(result, seconds=time.perf_counter() - started)
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """Why the attack makes no sense with this knowledge; none if it does.
@@ -338,11 +350,10 @@ def _full_precision() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def _packed(result: Reconstruction, seconds: float) -> Reconstruction:
+def _packed(result: Reconstruction) -> Reconstruction:
     return replace(
         result,
         inputs=result.inputs.detach().cpu(),
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},
-        seconds=result.seconds or seconds,
     )

@@ -75,6 +75,8 @@ def calls_of(
 def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None:
     """The calls before a layer, if each is given what the one before gave, from the inputs on.
 
+    What came in between may have been given another shape, as by ``flatten``.
+
     Args:
         calls: see :func:`calls_of`.
         layer: name of the layer.
@@ -88,13 +90,26 @@ def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None
     before, version = inputs, inputs._version
     for call in calls:
         # A function in between gives another tensor, or changes this one in place.
-        if call.entering is not before or call.entered != version:
+        if not same_entries(call.entering, before) or call.entered != version:
             chain = []
         if call.name == layer:
             return chain
         chain.append(call)
         before, version = call.leaving, call.left
     return None
+
+
+def same_entries(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same order, in shapes of their own.
+
+    Args:
+        one: a tensor.
+        other: another one, which may be a view of it.
+    """
+    if one is other:
+        return True
+    in_order = one.is_contiguous() and other.is_contiguous()
+    return in_order and (one.data_ptr(), one.numel()) == (other.data_ptr(), other.numel())
 
 
 @contextmanager

@@ -23,6 +23,9 @@ Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 TRUSTED = 1e-2
 # Of what a restored noise gives, from what it should give.
 AGREEMENT = 1e-3
+# Of a gradient's entries, so many of one magnitude are signs.
+SIGNS = 0.9
+SAME = 0.02
 # Times that the rows are weighted anew, where more than rounding is unexplained.
 REWEIGHTED = 4
 ROUNDING = 1e-6
@@ -58,8 +61,9 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
         leaving: gradient of the output, which is that of the bias, ``(out,)``.
 
     Returns:
-        The input ``(in,)``; of a gradient with less than two rows, whose error nothing tells, with
-        an infinite one.
+        The input ``(in,)``; with an infinite error where nothing tells of it: of a gradient with
+        less than two rows, and of signs, as a client's Adam leaves them after one step, which are a
+        product as well, but with the input's signs.
     """
     weight, leaving = weight.double(), leaving.double()
     size = weight.shape[1]
@@ -70,6 +74,8 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
     if int(counted.sum()) < 2:  # a single row always fits
         return KnownInput(weight[counted].sum(0) / leaving.sum(), float("inf"))
     weight, leaving = weight[counted], leaving[counted]
+    if _are_signs(leaving) and _are_signs(weight[weight != 0]):
+        return KnownInput(weight.sign().T @ leaving.sign() / len(leaving), float("inf"))
     # An entry of 0 between others of its column was cut off by somebody.
     there = (weight != 0).to(weight)
     rows = weight.square().mean(dim=1)
@@ -90,6 +96,16 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
     scale = found.square().mean().sqrt().clamp_min(limits.tiny)
     error = float(precision.rsqrt() / scale)
     return KnownInput(found, error if unexplained < 1 else float("inf"))
+
+
+def _are_signs(entries: Tensor) -> bool:
+    """Whether nearly all of at least three entries are of one magnitude."""
+    sizes = entries.abs()
+    middle = sizes.median()
+    return (
+        len(entries) > 2
+        and float(((sizes - middle).abs() <= SAME * middle).double().mean()) > SIGNS
+    )
 
 
 def readable(gradient: Tensors, layers: Sequence[Call], samples: int) -> list[Call]:

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
@@ -15,7 +15,7 @@ from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.local_steps import MOST_STEPS, UNORDERED, cannot_simulate
 from fedleak.attacks.matching import GradientMatching, Known
 from fedleak.attacks.nra import NRA
-from fedleak.attacks.reading import Reader, enters_unchanged, within
+from fedleak.attacks.reading import Reader, drawing_layers, enters_unchanged, within
 from fedleak.errors import require
 from fedleak.models.noise import inject, noise_slots
 from fedleak.updates import Knowledge, Tensors
@@ -46,9 +46,10 @@ class ExactNRA(Attack):
       relative squared error, with the noise put in and known features matched;
     - noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
       same matching, of the images and that noise together;
-    - no such input is known (no bias, much noise of a defence, as many samples as classes), noise
-      behind them is not to be had, that matching does not find the gradient, or the samples are no
-      images: a search as NRA's, with the noise that is known;
+    - no such input is known (no bias, much noise of a defence, signs instead of a gradient, as many
+      samples as classes), noise behind them is not to be had, that matching does not find the
+      gradient, a layer draws anew in every evaluation (a dropout in train mode), or noise is to be
+      found of samples that are no images: a search as NRA's, with the noise that is known;
     - no image fits what is known, as where noise was added to the gradient, entries were cut from
       it, or a solver went astray: the same search, from the smoothest image on.
 
@@ -72,8 +73,7 @@ class ExactNRA(Attack):
         features: weight of the known features in the cost of the matching, at least 0.
         total_variation: weight of the total variation in the matching, at least 0.
         nra_iterations: iterations of NRA where nothing better can be done.
-        at_once: number of updates that are worked on before their results are given, and that are
-            searched as NRA does in one batched computation.
+        at_once: number of updates that are searched as NRA does in one batched computation.
 
     Raises:
         BadInput: if a value is out of its range.
@@ -118,27 +118,35 @@ class ExactNRA(Attack):
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
-        return self.run_many([problem], report)[0]
+        ((_, result),) = self.run_many([problem], report)
+        return result
 
-    def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
-        """Read updates one by one, then search what is left of them in one go."""
-        results: dict[int, Reconstruction] = {}
-        left: dict[int, tuple[_Left, float]] = {}
+    def run_many(
+        self, problems: Sequence[Problem], report: Report
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """Read updates one by one, then search what is left of them together.
+
+        Args:
+            problems: see :meth:`Attack.run_many`.
+            report: see there.
+
+        Yields:
+            First the results of those that are read.
+        """
+        left: list[tuple[int, _Left, float]] = []
         for index, problem in enumerate(problems):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             found = self._read(problem, report)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
             if isinstance(found, _Left):
-                left[index] = found, seconds
+                left.append((index, found, seconds))
             else:
-                results[index] = replace(found, seconds=seconds)
-        begun = time.perf_counter()
-        searched = _Search(self, [item for item, _ in left.values()]).all(report)
-        share = (time.perf_counter() - begun) / max(len(left), 1)
-        for (index, (item, seconds)), found in zip(left.items(), searched, strict=True):
-            findings = (*item.findings, item.told)
-            results[index] = replace(found, findings=findings, seconds=seconds + share)
-        return [results[index] for index in range(len(problems))]
+                yield index, replace(found, seconds=seconds)
+        search = _Search(self, [item for _, item, _ in left])
+        for at, found in search.run_many(search.problems, report):
+            index, item, seconds = left[at]
+            findings, seconds = (*item.findings, item.told), seconds + found.seconds
+            yield index, replace(found, findings=findings, seconds=seconds)
 
     def _read(self, problem: Problem, report: Report) -> "Reconstruction | _Left":
         facts = problem.knowledge
@@ -161,6 +169,9 @@ class ExactNRA(Attack):
             return _Left(problem, Known(noise, begin=found.image), found.findings)
         if found.image is not None:
             return _reconstruction(problem, found.image, noise, found.findings, found.evaluations)
+        if drawing := drawing_layers(problem.model):
+            found.findings.append(f"{drawing[0]} draws anew in every evaluation")
+            return _Left(problem, Known(noise), found.findings)
         drawn_behind = bool(failed) and failed != reading.before
         if drawn_behind or (failed and len(facts.input_shape) != 3):
             return _Left(problem, Known(noise), found.findings)
@@ -172,9 +183,11 @@ class ExactNRA(Attack):
         image = within(result.inputs.double().cpu(), facts)
         what = " of image and noise" if failed else ""
         found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
-        if failed and (missed := _relative_error(problem, image, result.noise)) > MATCHED:
+        if (missed := _relative_error(problem, image, result.noise)) > MATCHED:
             found.findings.append(f"relative squared error {missed:.1e}: it has not found them")
-            return _Left(problem, Known(noise), found.findings)
+            # With all noise known it has but not come to its end; else it has been led astray.
+            known = Known(noise, begin=None if failed else image)
+            return _Left(problem, known, found.findings)
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
     def _of_several_steps(
@@ -259,12 +272,8 @@ class _Search(NRA):
     def __init__(self, settings: ExactNRA, left: Sequence[_Left]) -> None:
         # Known features are of no use to its signed steps: with them it finds less.
         super().__init__(iterations=settings.nra_iterations, at_once=settings.at_once)
-        self._problems = [item.problem for item in left]
+        self.problems = [item.problem for item in left]
         self._known = {id(item.problem): item.known for item in left}
-
-    def all(self, report: Report) -> list[Reconstruction]:
-        """The reconstructions of the updates, in their order."""
-        return self.run_many(self._problems, report)
 
     def known(self, problem: Problem) -> Known:
         """See :meth:`GradientMatching.known`."""

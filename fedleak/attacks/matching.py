@@ -1,9 +1,10 @@
 """Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
@@ -76,7 +77,8 @@ class GradientMatching(Attack):
         restarts: number of random starts, of which the one with the lowest cost is kept.
         patience: stop an update's attack once its lowest cost has not fallen by 1 % within this
             many iterations; none: never.
-        at_once: number of updates that are attacked in one batched computation.
+        at_once: number of updates that are attacked in one batched computation; L-BFGS searches
+            along a line for each of them by itself.
         optimizer: adam, sgd, or lbfgs (with up to 20 evaluations a step), see
             :mod:`fedleak.attacks.optimizers`.
         layers: weight of each parameter's gradient in the cost, by name or pattern, such as
@@ -173,10 +175,20 @@ class GradientMatching(Attack):
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """Attack one update; see :meth:`Attack.run`."""
-        return self.run_many([problem], report)[0]
+        ((_, result),) = self.run_many([problem], report)
+        return result
 
-    def run_many(self, problems: Sequence[Problem], report: Report) -> list[Reconstruction]:
+    def run_many(
+        self, problems: Sequence[Problem], report: Report
+    ) -> Iterator[tuple[int, Reconstruction]]:
         """Attack updates in batches of those that share weights and shapes.
+
+        Args:
+            problems: see :meth:`Attack.run_many`.
+            report: see there.
+
+        Yields:
+            The results of a batch, once it is done.
 
         Raises:
             BadInput: if ``simulate_steps`` is on and a slot's noise is in the way.
@@ -198,15 +210,16 @@ class GradientMatching(Attack):
             steps = (facts.local_steps, facts.batch_size, facts.learning_rate, facts.plain_sgd)
             kind = (id(problem.model), problem.batch_shape, shapes, names, steps)
             groups.setdefault(kind, []).append(index)
-        results: dict[int, Reconstruction] = {}
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
                 chunk = indices[begin : begin + self.at_once]
+                started = time.perf_counter()
                 matched = self._match(
                     [problems[index] for index in chunk], [known[index] for index in chunk], report
                 )
-                results.update(zip(chunk, matched, strict=True))
-        return [results[index] for index in range(len(problems))]
+                share = (time.perf_counter() - started) / len(chunk)
+                for index, result in zip(chunk, matched, strict=True):
+                    yield index, replace(result, seconds=share)
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """See :meth:`Attack.refuses`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Problem, Report
-from fedleak.attacks.calls import Call, calls_of, chain_to
+from fedleak.attacks.calls import Call, calls_of, chain_to, same_entries
 from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
 from fedleak.attacks.peeling import Signal, peel
 from fedleak.attacks.smoothest import Remainder, smoothest_image
@@ -19,8 +19,11 @@ from fedleak.updates import Knowledge, Tensors
 # What an image may leave unexplained of what is known, as a share of it. Where noise was added to
 # the gradient or entries were cut from it, it is more, and where a solver has gone astray.
 FITS = 1e-2
-# Layers that draw and are no noise slots.
-DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Layers that draw in train mode and are no noise slots.
+DRAWING = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.RReLU,
+)  # fmt: skip
 RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
@@ -60,7 +63,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
         return False
     first = chain[0] if chain else next(call for call in calls if call.name == layer)
-    return first.entering is inputs and not first.entered
+    return same_entries(first.entering, inputs) and not first.entered
 
 
 class Reader:
@@ -162,6 +165,7 @@ class Reader:
         agrees = float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT
         if not (agrees and factor > 0):
             # Something else is drawn behind the layer, or the labels are not these.
+            self.findings.append(f"the gradient in the input of {name} is not what they explain")
             return {}, list(noise)
         self.factor = factor
         return noise, failed
@@ -192,7 +196,7 @@ class Reader:
             if bool(found.known.all()) and often[call.name] == 1:
                 features = {call.name: found.value}
         first = chain[0] if chain else self._layer
-        if first.entering is not self._batch[0] or first.entered:
+        if not same_entries(first.entering, self._batch[0]) or first.entered:
             findings.append(f"{first.name} is not given what a layer before it has left")
             return Reading(None, features, findings)
         if reason is None:
@@ -201,7 +205,7 @@ class Reader:
             return Reading(within(image, self._facts), features, findings)
         findings.append(reason)
         rest = chain[: len(chain) - len(off)]
-        drawing = [c.name for c in rest if isinstance(c.module, (Noise, *DRAWING))]
+        drawing = [c.name for c in rest if isinstance(c.module, Noise) or _draws(c.module)]
         if len(self._facts.input_shape) != 3 or drawing:
             findings.append(f"{drawing[0]} draws noise" if drawing else "the input is no image")
             return Reading(None, features, findings)
@@ -229,6 +233,19 @@ class Reader:
             )
             return Reading(smoothest.image, features, findings, smoothest.evaluations, fits=False)
         return Reading(smoothest.image, features, findings, smoothest.evaluations)
+
+
+def drawing_layers(model: nn.Module) -> list[str]:
+    """The layers, besides noise slots, that draw anew in every forward pass.
+
+    Args:
+        model: the model, in the client's mode.
+    """
+    return [name for name, module in model.named_modules() if _draws(module)]
+
+
+def _draws(module: nn.Module) -> bool:
+    return isinstance(module, DRAWING) and module.training and getattr(module, "p", 1.0) > 0
 
 
 def _has_weights(call: Call) -> bool:

@@ -98,7 +98,7 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
 
     def leaving(x: Tensor) -> Tensor:
         for call in rest.layers:
-            x = call.module(x)
+            x = call.module(x.reshape(call.entering.shape))
         return x
 
     def unexplained(found: Tensor) -> Tensor:

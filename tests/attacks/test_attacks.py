@@ -207,9 +207,11 @@ def test_batch_of_updates_equals_one_by_one(case: AttackCase, model) -> None:
     updates = [victim.update for victim in victims]
     attack = case.make()
     alone = [attack([u], [k], seed=SEED)[0] for u, k in zip(updates, facts, strict=True)]
+    told: dict[int, Reconstruction] = {}
     settings = {"at_once": 2} if "at_once" in inspect.signature(case.kind).parameters else {}
-    for together in (attack(updates, facts, seed=SEED),
+    for together in (attack(updates, facts, seed=SEED, finished=told.__setitem__),
                      case.make(**settings)(updates, facts, seed=SEED)):  # fmt: skip
+        assert sorted(told) == [0, 1, 2]
         for left, right in zip(alone, together, strict=True):
             torch.testing.assert_close(left.inputs, right.inputs, rtol=1e-9, atol=1e-9)
             assert left.noise.keys() == right.noise.keys()
@@ -217,6 +219,8 @@ def test_batch_of_updates_equals_one_by_one(case: AttackCase, model) -> None:
                 torch.testing.assert_close(left.noise[name], right.noise[name])
             assert left.iterations == right.iterations
             assert [c for _, c in left.costs] == pytest.approx([c for _, c in right.costs])
+    for index, left in enumerate(alone):
+        torch.testing.assert_close(told[index].inputs, left.inputs, rtol=1e-9, atol=1e-9)
 
 
 @every_attack

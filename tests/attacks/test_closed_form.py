@@ -76,6 +76,32 @@ def test_what_was_pruned_is_left_out() -> None:
     assert known.trusted
 
 
+@pytest.mark.parametrize("adam", [False, True])
+def test_signs_are_not_taken_for_a_gradient(adam: bool) -> None:
+    """A product they are, and of what entered the layer they have the signs alone."""
+    generator = torch.Generator().manual_seed(0)
+    leaving = torch.randn(40, generator=generator, dtype=torch.float64) / 100
+    value = torch.randn(500, generator=generator, dtype=torch.float64)
+    weight = torch.outer(leaving, value)
+    assert linear_input(weight, leaving).trusted
+    sent = [
+        gradient / (gradient.abs() + 1e-8) if adam else 0.3 * gradient.sign()
+        for gradient in (weight, leaving)
+    ]
+    known = linear_input(*sent)
+    assert not known.trusted
+    assert torch.equal(known.value, value.sign())
+
+
+def test_entries_of_one_size_are_read() -> None:
+    """As of a white image, or of a classifier that has learnt nothing."""
+    leaving = torch.full((100,), 0.01, dtype=torch.float64)
+    leaving[3] = -0.99
+    assert linear_input(torch.outer(leaving, torch.arange(1.0, 9.0).double()), leaving).trusted
+    uneven = torch.linspace(0.1, 1, 40, dtype=torch.float64)
+    assert linear_input(torch.outer(uneven, torch.ones(50).double()), uneven).trusted
+
+
 def test_one_row_tells_nothing_of_its_error() -> None:
     known = linear_input(torch.ones(1, 4), torch.ones(1))
     assert torch.equal(known.value, torch.ones(4, dtype=torch.float64))

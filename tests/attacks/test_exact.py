@@ -1,6 +1,7 @@
 """The closed form from end to end: images, noise, and what is said where they are not had."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks import NRA, RGAP, ExactNRA
+from fedleak.attacks import NRA, RGAP, Analytic, ExactNRA
 from fedleak.attacks.base import Progress
 from fedleak.attacks.calls import Call
 from fedleak.attacks.peeling import Signal
 from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
-from fedleak.defenses import PPP, Outgoing, protect
+from fedleak.defenses import PPP, Outgoing, Sign, protect
 from fedleak.errors import BadInput
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
 from fedleak.updates import InterceptedUpdate, Knowledge
@@ -378,6 +379,71 @@ def test_a_model_without_any_bias_is_searched(several: bool) -> None:
     assert set(found.noise) == {"bottleneck.noise"}
 
 
+def test_signs_of_a_gradient_are_searched() -> None:
+    """Those of a client's Adam after one step, or of a defence, look like a product's factors."""
+    victim = victim_of(SMLP)
+    outgoing = Outgoing(victim.update.received, victim.model)
+    sent, _ = protect([Sign()], outgoing, seed=0, memory={})
+    update = replace(victim.update, received=sent)
+    (found,) = ExactNRA(nra_iterations=2)([update], victim.knowledge)
+    assert found.findings == (
+        "no input of a linear layer with bias stands in the gradient", "so a search as nra's"
+    )  # fmt: skip
+    (found,) = Analytic()([update], victim.knowledge)
+    assert found.findings == ("input of features.1 in closed form, error inf",)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropout_that_nobody_records(training: bool) -> None:
+    """In train mode nothing can be compared, in eval mode it is no hindrance."""
+    torch.manual_seed(0)
+    model = Stack(
+        nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8 * 36, 4)
+    )
+    victim = make_victim(model, (3, 8, 8), training=training)
+    (found,) = RGAP(matching_steps=2, nra_iterations=2)([victim.update], victim.knowledge)
+    if training:
+        assert found.findings[-2:] == ("2 draws anew in every evaluation", "so a search as nra's")
+    else:
+        assert missed(victim, found.inputs) < 1e-2
+
+
+class Reshaping(nn.Module):
+    """What is between its layers changes a shape, and where it is asked to, more than that."""
+
+    def __init__(self, *, also: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.also = also
+        self.first, self.second = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 16, 3)
+        self.one, self.two = nn.Sigmoid(), nn.Sigmoid()
+        self.linear = nn.Linear(16 * 16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.two(self.second(self.also(self.one(self.first(images)))))
+        return self.linear(found.flatten(1))
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_another_shape_does_not_end_the_peeling() -> None:
+    torch.manual_seed(0)
+    victim = make_victim(Reshaping(), (3, 8, 8))
+    (found,) = RGAP()([victim.update], victim.knowledge)
+    assert found.findings[-1] == "the image is read without a search"
+    assert missed(victim, found.inputs) < 1e-2
+
+
+@pytest.mark.parametrize(
+    "also", [torch.exp, lambda x: x.transpose(2, 3)], ids=["another value", "another order"]
+)
+def test_a_function_between_layers_ends_the_peeling(also: Any) -> None:
+    torch.manual_seed(0)
+    victim = make_victim(Reshaping(also=also), (3, 8, 8))
+    (found,) = RGAP(matching_steps=2, nra_iterations=2)([victim.update], victim.knowledge)
+    assert "second is not given what a layer before it has left" in found.findings
+
+
 class Aside(Stack):
     """The loss sees the input past the layers, too."""
 
@@ -406,7 +472,10 @@ def test_what_ends_the_peeling_is_said(make: Any, says: str) -> None:
     victim = make_victim(make(), (3, 8, 8))
     (found,) = RGAP(matching_steps=2, nra_iterations=2)([victim.update], victim.knowledge)
     assert says in found.findings
-    assert found.findings[-1].startswith("gradient matching from there")
+    assert any(said.startswith("gradient matching from there") for said in found.findings)
+    # Two steps are not always enough for it.
+    searched = found.findings[-1] == "so a search as nra's, from that image on"
+    assert searched == any("it has not found them" in said for said in found.findings)
 
 
 def test_a_vector_is_searched_where_the_peeling_ends() -> None:

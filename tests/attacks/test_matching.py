@@ -1,6 +1,7 @@
 """The engine's options: layers, optimisers, the batch-norm prior, tracing."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from shutil import which
 from typing import Any
@@ -428,7 +429,7 @@ def test_a_gpu_would_compute_in_full_precision() -> None:
     seen: list[bool] = []
 
     class Looking(IGA):
-        def run_many(self, *arguments: Any) -> list[Reconstruction]:
+        def run_many(self, *arguments: Any) -> Iterator[tuple[int, Reconstruction]]:
             seen.append(torch.backends.cudnn.allow_tf32)
             return super().run_many(*arguments)
 

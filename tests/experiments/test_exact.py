@@ -136,6 +136,30 @@ def test_the_readmes_table_of_several_steps_is_that_of_the_rows() -> None:
         assert f"| {TITLES[model]} | {title} | {ssim} | {seconds:.1f} |" in lines
 
 
+def test_the_readmes_table_of_less_knowledge_is_that_of_the_rows() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    cells: dict[str, list[dict[str, str]]] = {}
+    for row in rows_of(FOLDER / "results" / "limits.csv"):
+        cells.setdefault(row["cell"], []).append(row)
+    assert len(cells) == 6
+    for cell, rows in cells.items():
+        model, known, _ = cell.split("_")
+        ssim = [float(row["ssim"]) for row in rows]
+        assert len(ssim) == 16
+        title = known.replace("-", " ").replace(" labels", ", labels")
+        seconds = statistics.median(float(row["seconds"]) for row in rows)
+        assert f"| {TITLES[model]} | {title} | {spread(ssim)} | {seconds:.1f} |" in lines
+
+
+def test_the_readmes_table_of_the_cost_is_that_of_its_rows() -> None:
+    cost = script(FOLDER / "cost.py")
+    rows = rows_of(FOLDER / "results" / "cost.csv")
+    assert {tuple(row[name] for name in cost.COLUMNS[:4]) for row in rows} == {
+        tuple(map(str, point)) for point in cost.points()
+    }
+    assert cost.table(rows) in (FOLDER / "README.md").read_text()
+
+
 def test_cost_of_a_point() -> None:
     cost = script(FOLDER / "cost.py")
     threads = torch.get_num_threads()
