@@ -366,7 +366,7 @@ def test_an_update_that_cannot_be_attacked_costs_no_other(data: Path, tmp_path: 
     config = tiny_config(data, tmp_path / "run", attacks=(Plugin("tests.spies.Fussy"),))
     observer = Recorder()
     rows = run(config, observer)
-    assert [row["client"] for row in rows] == [0, 0, 2, 2, 3, 3]
+    assert [int(row["client"]) for row in rows] == [0, 0, 2, 2, 3, 3]
     (skipped,) = observer.arguments("attack_skipped")
     assert skipped[0] == "fussy"
     assert skipped[-1] == "Expected another client, got 1."
