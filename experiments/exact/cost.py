@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from fedleak.attacks import ExactNRA
 from fedleak.data import Photos
@@ -32,6 +33,8 @@ VICTIMS = (1, 8, 64, 512)
 # LeNet, whose other layers are small, PRECODE's K.
 WIDTHS = (512, 860, 1400, 2160, 3250)
 SIZES = (256, 520, 1045, 2100, 4205)
+# Marks of the figure's axis.
+MILLIONS = (0.6e6, 2.5e6, 10e6, 40e6)
 COLUMNS = ("axis", "model", "victims", "size", "parameters", "seconds", "peak_mb")
 
 Row = dict[str, str]
@@ -88,14 +91,19 @@ def measure(point: Point) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [[name.replace("_", " ") for name in COLUMNS], ["---"] * len(COLUMNS)]
-    for row in rows:
+    """The rows in Markdown, those of a line of the figure together."""
+    head = ["more", "model", "victims", "width or K", "parameters", "seconds", "peak MB"]
+    lines = [head, ["---"] * len(COLUMNS)]
+    for row in sorted(rows, key=_place):
         lines.append([
             row["axis"], row["model"], row["victims"], row["size"], f"{int(row['parameters']):,}",
             row["seconds"], row["peak_mb"],
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _place(row: Row) -> tuple[bool, str, int, int]:
+    return row["axis"] == "parameters", row["model"], int(row["victims"]), int(row["size"])
 
 
 def figure(rows: Sequence[Row]) -> Figure:
@@ -107,15 +115,19 @@ def figure(rows: Sequence[Row]) -> Figure:
             panel = panels[line][column]
             for model, style in (("dmlp", "o-"), ("lenet", "s--")):
                 chosen = [row for row in rows if (row["axis"], row["model"]) == (axis, model)]
+                chosen.sort(key=_place)
                 across, up = ([float(row[key]) for row in chosen] for key in (axis, name))
                 panel.plot(across, up, style, label=f"{model} + PRECODE")
             panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            panel.set_xticks(VICTIMS if axis == "victims" else MILLIONS)
             panel.set_xlabel(axis)
             panel.set_ylabel(title)
             if name == "seconds":
                 panel.set_yscale("log")
+                panel.set_ylim(0.2, 5000)  # alike in both panels
             else:
-                panel.set_ylim(bottom=0)
+                panel.set_ylim(0, 4000)
             panel.grid(alpha=0.3)
     panels[0][0].legend()
     return drawing
