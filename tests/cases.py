@@ -103,16 +103,16 @@ class ModelCase:
 
 
 ATTACKS = (
-    AttackCase(IGA, {"iterations": 8}),
-    AttackCase(IGA, {"iterations": 8, "restarts": 2, "signed": False, "learning_rate": 0.1}),
-    AttackCase(IGA, {"iterations": 8, "cost": "squared_error", "box": False}, boxed=False),
-    AttackCase(NRA, {"iterations": 8}, needs_noise=True),
+    AttackCase(IGA, {"iterations": 6}),
+    AttackCase(IGA, {"iterations": 6, "restarts": 2, "signed": False, "learning_rate": 0.1}),
+    AttackCase(IGA, {"iterations": 6, "cost": "squared_error", "box": False}, boxed=False),
+    AttackCase(NRA, {"iterations": 6}, needs_noise=True),
     AttackCase(
         NRA,
-        {"iterations": 8, "restarts": 2, "total_variation": 0.0, "decay": False},
+        {"iterations": 6, "restarts": 2, "total_variation": 0.0, "decay": False},
         needs_noise=True,
     ),
-    AttackCase(PartialIGA, {"iterations": 8}, needs_noise=True),
+    AttackCase(PartialIGA, {"iterations": 6}, needs_noise=True),
     AttackCase(DLG, {"iterations": 1}, boxed=False),
     AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}, boxed=False),
     AttackCase(Analytic, {}, iterative=False, reads_one=True, first_linear=True),

@@ -514,7 +514,7 @@ def test_plain_dropout_behind_does_no_harm() -> None:
     assert missed(victim, found.inputs) < 1e-2
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh(), nn.GELU(), nn.LeakyReLU(0.2), nn.ELU()], ids=str)
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU(0.2)], ids=str)
 def test_pooling_and_other_activations(activation: nn.Module) -> None:
     """Average pooling stays on: the image is solved for through it."""
     torch.manual_seed(0)
@@ -526,14 +526,6 @@ def test_pooling_and_other_activations(activation: nn.Module) -> None:
     (found,) = RGAP()([victim.update], victim.knowledge)
     assert any("AvgPool2d): 576 equations for 2304 unknowns" in f for f in found.findings)
     assert missed(victim, found.inputs) < 0.1
-
-
-def test_a_search_where_noise_is_drawn_before() -> None:
-    torch.manual_seed(0)
-    model = Stack(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * 36, 4))
-    victim = make_victim(model, (3, 8, 8))
-    (found,) = RGAP(matching_steps=1)([victim.update], victim.knowledge)
-    assert any("1 draws noise" in f for f in found.findings)
 
 
 def test_own_model_whose_layers_are_no_chain_is_matched() -> None:
