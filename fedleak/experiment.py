@@ -264,9 +264,14 @@ class _Work:
         self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
     ) -> None:
         name = self.config.variants[variant].model_name
+        recording: list[BadInput] = []
 
         def record(index: int, reconstruction: Reconstruction) -> None:
-            self._record(attack, variant, updates[index], reconstruction)
+            try:
+                self._record(attack, variant, updates[index], reconstruction)
+            except BadInput as error:
+                recording.append(error)
+                raise
 
         try:
             attack(
@@ -278,14 +283,19 @@ class _Work:
                 finished=record,
             )
         except BadInput as error:
-            # What was found out too late to refuse the run must not cost what else it does: the
-            # updates that are left are attacked each by itself, and whose fault it is, is skipped.
-            if len(updates) == 1:
-                self.observer.attack_skipped(attack.name, name, str(error))
-                return
-            for update in updates:
-                if not self._is_done(attack, name, update.key):
-                    self._attack_together(attack, variant, [update])
+            if recording:
+                raise
+            # What was found out too late to refuse the run must not cost what else it does.
+            reason = f"{updates[0].key}: {error}"
+        else:
+            return
+        if len(updates) == 1:
+            self.observer.attack_skipped(attack.name, name, reason)
+            return
+        # Each by itself, so that the one whose fault it is costs no other.
+        for update in updates:
+            if not self._is_done(attack, name, update.key):
+                self._attack_together(attack, variant, [update])
 
     def _report(self, attack: str, model: str, progress: Progress) -> None:
         self.observer.attack_progressed(attack, model, progress)

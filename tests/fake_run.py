@@ -56,8 +56,11 @@ def main(config: Path, folder: Path, settings: dict) -> int:
     done = repaired(results)
     for client in range(CLIENTS):
         if str(client) not in done:
+            held = time.monotonic()
             while client == settings.get("hold") and not (folder.parent / "go").exists():
                 time.sleep(0.02)
+                if time.monotonic() - held > 120:
+                    return 3
             append(results, {"round": 1, "client": client, "sample": 0, "batch_size": 1})
     (folder / "summary.json").write_text('{"status": "complete"}')
     return 0

@@ -640,7 +640,7 @@ class Process:
                 return
         raise AssertionError(f"no `{text}` in {self.lines}, but {self.popen.communicate()[1]}")
 
-    def stop(self, number: signal.Signals, *, group: bool) -> tuple[int, str, float]:
+    def stop(self, number: signal.Signals, *, group: bool) -> tuple[int, str]:
         """Exit code and errors; nothing of it may be left."""
         family = psutil.Process(self.popen.pid).children(recursive=True)
         (os.killpg if group else os.kill)(self.popen.pid, number)

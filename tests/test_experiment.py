@@ -369,7 +369,7 @@ def test_an_update_that_cannot_be_attacked_costs_no_other(data: Path, tmp_path: 
     assert [int(row["client"]) for row in rows] == [0, 0, 2, 2, 3, 3]
     (skipped,) = observer.arguments("attack_skipped")
     assert skipped[0] == "fussy"
-    assert skipped[-1] == "Expected another client, got 1."
+    assert skipped[-1] == "r0001-c0001: Expected another client, got 1."
 
 
 def test_an_interruption_in_the_middle_of_an_attack_leaves_no_half_rows(

@@ -209,7 +209,8 @@ class Attack(ABC):
             report: to be called now and then with the progress.
 
         Yields:
-            The index of an update and its reconstruction, each as soon as it is there.
+            The index of an update and its reconstruction, of each once and as soon as it is there,
+            with its ``seconds``.
         """
         for index, problem in enumerate(problems):
             started = time.perf_counter()

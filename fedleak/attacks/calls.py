@@ -108,8 +108,8 @@ def same_entries(one: Tensor, other: Tensor) -> bool:
     """
     if one is other:
         return True
-    in_order = one.is_contiguous() and other.is_contiguous()
-    return in_order and (one.data_ptr(), one.numel()) == (other.data_ptr(), other.numel())
+    alike = one.dtype == other.dtype and one.is_contiguous() and other.is_contiguous()
+    return alike and (one.data_ptr(), one.numel()) == (other.data_ptr(), other.numel())
 
 
 @contextmanager

@@ -23,9 +23,9 @@ Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 TRUSTED = 1e-2
 # Of what a restored noise gives, from what it should give.
 AGREEMENT = 1e-3
-# Of a gradient's entries, so many of one magnitude are signs.
-SIGNS = 0.9
-SAME = 0.02
+# Entries of a gradient whose magnitudes are so much alike are signs: the square of their mean over
+# the mean of their squares.
+SIGNS = 0.9995
 # Times that the rows are weighted anew, where more than rounding is unexplained.
 REWEIGHTED = 4
 ROUNDING = 1e-6
@@ -74,7 +74,8 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
     if int(counted.sum()) < 2:  # a single row always fits
         return KnownInput(weight[counted].sum(0) / leaving.sum(), float("inf"))
     weight, leaving = weight[counted], leaving[counted]
-    if _are_signs(leaving) and _are_signs(weight[weight != 0]):
+    # Two classes always have gradients of one magnitude.
+    if (len(leaving) == 2 or _are_signs(leaving)) and _are_signs(weight[weight != 0]):
         return KnownInput(weight.sign().T @ leaving.sign() / len(leaving), float("inf"))
     # An entry of 0 between others of its column was cut off by somebody.
     there = (weight != 0).to(weight)
@@ -99,13 +100,8 @@ def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
 
 
 def _are_signs(entries: Tensor) -> bool:
-    """Whether nearly all of at least three entries are of one magnitude."""
     sizes = entries.abs()
-    middle = sizes.median()
-    return (
-        len(entries) > 2
-        and float(((sizes - middle).abs() <= SAME * middle).double().mean()) > SIGNS
-    )
+    return float(sizes.mean().square() / sizes.square().mean()) > SIGNS
 
 
 def readable(gradient: Tensors, layers: Sequence[Call], samples: int) -> list[Call]:

@@ -23,9 +23,11 @@ from fedleak.updates import Knowledge, Tensors
 # Of the gradient of what was found, as a share of the client's; that of an image that the equations
 # do not determine is below.
 DOUBTFUL = 0.5
-# Of a search of images and noise together, which ends orders of magnitude below it, or has been led
-# astray: by the kinks of a ReLU, or by noise that was added to the gradient.
+# Of a search by L-BFGS, which ends orders of magnitude below it, or has been led astray: by the
+# kinks of a ReLU, or by noise that was added to the gradient.
 MATCHED = 1e-3
+# Of the gradient's norm: less of it is rounding, as of a bias before a batch norm.
+NOTHING = 1e-6
 
 
 class ExactNRA(Attack):
@@ -49,7 +51,8 @@ class ExactNRA(Attack):
     - no such input is known (no bias, much noise of a defence, signs instead of a gradient, as many
       samples as classes), noise behind them is not to be had, that matching does not find the
       gradient, a layer draws anew in every evaluation (a dropout in train mode), or noise is to be
-      found of samples that are no images: a search as NRA's, with the noise that is known;
+      found of samples that are no images: a search as NRA's, with the noise that is known and from
+      what that matching has found, if no noise is missing;
     - no image fits what is known, as where noise was added to the gradient, entries were cut from
       it, or a solver went astray: the same search, from the smoothest image on.
 
@@ -183,7 +186,8 @@ class ExactNRA(Attack):
         image = within(result.inputs.double().cpu(), facts)
         what = " of image and noise" if failed else ""
         found.findings.append(f"gradient matching{what} from there, {result.iterations} steps")
-        if (missed := _relative_error(problem, image, result.noise)) > MATCHED:
+        missed = _relative_error(problem, image, result.noise)
+        if not missed <= MATCHED:
             found.findings.append(f"relative squared error {missed:.1e}: it has not found them")
             # With all noise known it has but not come to its end; else it has been led astray.
             known = Known(noise, begin=None if failed else image)
@@ -221,7 +225,7 @@ class ExactNRA(Attack):
         own = ", each with noise of its own" if problem.noise_shapes else ""
         findings.append(f"so a search by L-BFGS through all steps{own}")
         found = _Precise(self, self.joint_steps, Known()).run(problem, report)
-        if found.cost > MATCHED:
+        if not found.cost <= MATCHED:
             findings.append(f"relative squared error {found.cost:.1e}: it has not found them")
             return _Left(problem, Known(), findings)
         image = within(found.inputs.double().cpu(), facts)
@@ -346,9 +350,10 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
     ]
     common = sum(float((value * sent).sum()) for value, sent in pairs)
     common /= max(sum(float(value.square().sum()) for value, _ in pairs), 1e-300)
+    whole = torch.stack([sent.norm() for _, sent in pairs]).norm()
     errors = [
         ((common * value - sent).norm() / sent.norm()).square()
         for value, sent in pairs
-        if bool(sent.any())
+        if bool(sent.norm() > NOTHING * whole)
     ]
     return float(torch.stack(errors).mean())

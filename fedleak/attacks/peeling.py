@@ -29,6 +29,10 @@ ZERO = 1e-6
 DEVIATIONS = 6.0
 # The share of an output's entries that has to be known for the layer to come off.
 ENOUGH = 0.98
+# They leave everything as it is, unless they draw.
+DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
 # Entries with an error above this share of the values' root mean square are not known.
 UNKNOWN = 0.05
 # Gradients are rounded to seven digits.
@@ -190,6 +194,20 @@ def _step(layer: Layer, signal: Signal) -> Step:
     )  # fmt: skip
 
 
+def draws(module: nn.Module) -> bool:
+    """Whether a layer that is no noise slot draws anew in every forward pass."""
+    if isinstance(module, DROPOUTS):
+        return module.training and module.p > 0
+    return isinstance(module, nn.RReLU) and module.training
+
+
+@peels(*DROPOUTS)
+def _dropout(module: nn.Module, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    if draws(module):
+        raise ValueError("it draws")
+    return _reshape(module, layer, output)
+
+
 @peels(nn.Flatten, nn.Identity, nn.Unflatten)
 def _reshape(module: nn.Module, layer: Layer, output: Signal) -> tuple[Signal, Step]:
     found = output.shaped(layer.call.entering.shape)
@@ -311,6 +329,8 @@ def _inputs_of_batch(weight: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
 
 @peels(nn.Conv2d)
 def _convolution(module: nn.Conv2d, layer: Layer, output: Signal) -> tuple[Signal, Step]:
+    if output.value.dim() != 4:
+        raise ValueError("it takes no batch")
     equations = convolution_equations(module, layer, output)
     unknowns = layer.call.entering.numel()
     if equations.count < unknowns:

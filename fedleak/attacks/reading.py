@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Problem, Report
 from fedleak.attacks.calls import Call, calls_of, chain_to, same_entries
 from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
-from fedleak.attacks.peeling import Signal, peel
+from fedleak.attacks.peeling import Signal, draws, peel
 from fedleak.attacks.smoothest import Remainder, smoothest_image
 from fedleak.attacks.unmixing import unmix
 from fedleak.models.noise import Noise, noise_slots
@@ -19,11 +19,6 @@ from fedleak.updates import Knowledge, Tensors
 # What an image may leave unexplained of what is known, as a share of it. Where noise was added to
 # the gradient or entries were cut from it, it is more, and where a solver has gone astray.
 FITS = 1e-2
-# Layers that draw in train mode and are no noise slots.
-DRAWING = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-    nn.RReLU,
-)  # fmt: skip
 RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
@@ -205,7 +200,7 @@ class Reader:
             return Reading(within(image, self._facts), features, findings)
         findings.append(reason)
         rest = chain[: len(chain) - len(off)]
-        drawing = [c.name for c in rest if isinstance(c.module, Noise) or _draws(c.module)]
+        drawing = [c.name for c in rest if isinstance(c.module, Noise) or draws(c.module)]
         if len(self._facts.input_shape) != 3 or drawing:
             findings.append(f"{drawing[0]} draws noise" if drawing else "the input is no image")
             return Reading(None, features, findings)
@@ -219,6 +214,7 @@ class Reader:
             signals[-2].gradient if through else None,
             self._gradient,
             (low, high),
+            self._batch[0].shape,
         )
         smoothest = smoothest_image(remainder, iterations=self._image_iterations, report=report)
         doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
@@ -241,11 +237,7 @@ def drawing_layers(model: nn.Module) -> list[str]:
     Args:
         model: the model, in the client's mode.
     """
-    return [name for name, module in model.named_modules() if _draws(module)]
-
-
-def _draws(module: nn.Module) -> bool:
-    return isinstance(module, DRAWING) and module.training and getattr(module, "p", 1.0) > 0
+    return [name for name, module in model.named_modules() if draws(module)]
 
 
 def _has_weights(call: Call) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Progress, Report
 from fedleak.attacks.calls import Call
-from fedleak.attacks.peeling import Signal
+from fedleak.attacks.peeling import DROPOUTS, Signal
 from fedleak.updates import Tensors
 
 # Weights of the total variation, from one stage to the next: each starts from the image of the one
@@ -24,7 +24,7 @@ OUTPUT = 10.0
 EDGE = 0.01
 HISTORY = 30
 REPORT_EVERY = 20
-LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d)
+LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, *DROPOUTS)
 # Layers whose slope does not jump: behind others, the gradient of what is before them does.
 SMOOTH = (*LINEAR, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 
@@ -58,6 +58,7 @@ class Remainder:
             output is positive, which of some may be in doubt; none where another layer follows.
         gradient: gradient by parameter name.
         bounds: lowest and highest valid values, that broadcast with the image.
+        shape: shape of the images, ``(samples, C, H, W)``.
     """
 
     layers: Sequence[Call]
@@ -65,6 +66,7 @@ class Remainder:
     behind: Tensor | None
     gradient: Tensors
     bounds: tuple[Tensor, Tensor]
+    shape: torch.Size
 
 
 def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoothest:
@@ -82,8 +84,7 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
         report: called now and then with the progress, in evaluations.
     """
     low, high = rest.bounds
-    shape = rest.layers[0].entering.shape
-    image = ((low + high) / 2).expand(shape).clone().requires_grad_()
+    image = ((low + high) / 2).expand(rest.shape).clone().requires_grad_()
     output = rest.output.shaped(rest.layers[-1].leaving.shape)
     bounded = output.at_most
     exact = output.known & ~bounded

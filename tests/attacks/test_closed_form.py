@@ -98,8 +98,11 @@ def test_entries_of_one_size_are_read() -> None:
     leaving = torch.full((100,), 0.01, dtype=torch.float64)
     leaving[3] = -0.99
     assert linear_input(torch.outer(leaving, torch.arange(1.0, 9.0).double()), leaving).trusted
-    uneven = torch.linspace(0.1, 1, 40, dtype=torch.float64)
-    assert linear_input(torch.outer(uneven, torch.ones(50).double()), uneven).trusted
+    items = (torch.arange(50) % 3 == 0).double()
+    assert linear_input(torch.outer(leaving, items), leaving).trusted
+    two = torch.tensor([0.3, -0.3], dtype=torch.float64)
+    features = 0.5 + torch.linspace(-0.05, 0.05, 50, dtype=torch.float64)
+    assert linear_input(torch.outer(two, features), two).trusted
 
 
 def test_one_row_tells_nothing_of_its_error() -> None:
