@@ -263,7 +263,23 @@ class _Work:
     def _attack_together(
         self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
     ) -> None:
+        """Attack updates in one call; if that fails, each by itself, so that none costs others."""
         name = self.config.variants[variant].model_name
+        reason = self._reason_against(attack, variant, updates)
+        reasons = {update.key: reason for update in updates}
+        if reason is not None and len(updates) > 1:
+            left = [update for update in updates if not self._is_done(attack, name, update.key)]
+            reasons = {one.key: self._reason_against(attack, variant, [one]) for one in left}
+        # What was found out too late to refuse the run must not cost what else it does.
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            keys = [key for key, found in reasons.items() if found == reason]
+            whose = "" if len(keys) == len(updates) > 1 else f"{', '.join(keys)}: "
+            self.observer.attack_skipped(attack.name, name, whose + reason)
+
+    def _reason_against(
+        self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
+    ) -> str | None:
+        """Attack updates and record what comes of it; why they cannot be attacked, if so."""
         recording: list[BadInput] = []
 
         def record(index: int, reconstruction: Reconstruction) -> None:
@@ -273,29 +289,21 @@ class _Work:
                 recording.append(error)
                 raise
 
+        model = self.config.variants[variant].model_name
         try:
             attack(
                 updates,
                 [self._knowledge(variant, update) for update in updates],
                 seed=self.config.seed,
                 device=self.config.device,
-                report=lambda progress: self._report(attack.name, name, progress),
+                report=lambda progress: self._report(attack.name, model, progress),
                 finished=record,
             )
         except BadInput as error:
             if recording:
                 raise
-            # What was found out too late to refuse the run must not cost what else it does.
-            reason = f"{updates[0].key}: {error}"
-        else:
-            return
-        if len(updates) == 1:
-            self.observer.attack_skipped(attack.name, name, reason)
-            return
-        # Each by itself, so that the one whose fault it is costs no other.
-        for update in updates:
-            if not self._is_done(attack, name, update.key):
-                self._attack_together(attack, variant, [update])
+            return str(error)
+        return None
 
     def _report(self, attack: str, model: str, progress: Progress) -> None:
         self.observer.attack_progressed(attack, model, progress)
