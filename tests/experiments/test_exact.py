@@ -83,6 +83,18 @@ def test_the_readmes_figures_of_the_published_attack_are_those_of_its_study() ->
         assert f"| {TITLES[dataset]} | {TITLES[model]} | {spread(ssim)} | " in text
 
 
+def test_the_results_join_the_table_of_the_published_attack() -> None:
+    lines = (EXPERIMENTS / "nra-image" / "README.md").read_text().splitlines()
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows_of(FOLDER / "results" / "results.csv"):
+        key = (row["dataset"], row["model"].removesuffix("+precode"))
+        groups.setdefault(key, []).append(float(row["ssim"]))
+    assert len(groups) == 12
+    for (dataset, model), ssim in groups.items():
+        start, end = f"| {TITLES[dataset]} | {TITLES[model]} |", f"| {spread(ssim)} |"
+        assert any(line.startswith(start) and line.endswith(end) for line in lines)
+
+
 def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
     lines = (FOLDER / "README.md").read_text().splitlines()
     cells: dict[str, list[dict[str, str]]] = {}
