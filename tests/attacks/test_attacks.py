@@ -289,8 +289,8 @@ def test_patience_stops_each_update_where_it_would_stop_alone(
     ]
     facts = [type(v.knowledge)(**vars(v.knowledge) | {"model": model}) for v in victims]
     # Steps this large soon lead nowhere, sooner for one update than for another; with a patience of
-    # 1, some would have gone on to lead somewhere. From 400 iterations on they would be traced, which
-    # takes longer than they do.
+    # 1, some would have gone on to lead somewhere. From 400 iterations on, they would be traced,
+    # which takes longer than they do.
     attack = case.make(iterations=399, learning_rate=learning_rate, decay=False, patience=patience)
     together = attack([v.update for v in victims], facts, seed=SEED)
     assert len({result.iterations for result in together}) > 1
