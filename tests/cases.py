@@ -176,10 +176,12 @@ class Pair:
         return f"{self.attack}-on-{self.model}{'-precode' if self.precode else ''}"
 
 
+# Other settings of an attack are tried on two models; on all of them it is itself.
+FIRST_OF_KIND = {case.kind: case for case in reversed(ATTACKS)}.values()
 PAIRS = [
     Pair(attack, model, precode)
     for attack in ATTACKS
-    for model in LIGHT_MODELS
+    for model in (LIGHT_MODELS if attack in FIRST_OF_KIND else (MODELS[0], MODELS[3]))
     for precode in (False, True)
     if attack.fits(model)
     and (precode or not attack.needs_noise)
