@@ -274,12 +274,12 @@ def test_no_study_at_all(tmp_path, text, message):
 
 
 class Watcher(SweepObserver):
-    """Keeps what it is told, and may raise at some event."""
+    """Keeps what it is told, and interrupts where a function of the progress is true."""
 
-    def __init__(self, stop=lambda progress: False):
+    def __init__(self, on_progress=lambda progress: False):
         self.events = []
         self.reports = []
-        self.stop = stop
+        self.on_progress = on_progress
 
     def sweep_started(self, cells, complete, processes, threads):
         self.events.append(("sweep", len(cells), complete, processes))
@@ -292,7 +292,7 @@ class Watcher(SweepObserver):
 
     def progressed(self, progress):
         self.reports.append(progress)
-        if self.stop(progress):
+        if self.on_progress(progress):
             raise KeyboardInterrupt
 
     def sweep_ended(self, summary):
@@ -360,7 +360,7 @@ def test_cells_share_the_cores_and_run_at_once(tmp_path, monkeypatch):
         if list(progress.running.values()) == [(1, 3)] * 3:
             (tmp_path / "out" / "cells" / "go").touch()
 
-    watcher = Watcher(stop=go_on)
+    watcher = Watcher(on_progress=go_on)
     sweep(tmp_path, watcher, fake_settings={"hold": 1}, processes=3)
     assert watcher.events[0] == ("sweep", 4, 0, 3)
     assert max(len(progress.running) for progress in watcher.reports) == 3
@@ -410,7 +410,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "REPORT_SECONDS", 0.05)
     # One run heeds the request to end, the other one does not; both have a child of their own.
     settings = {"hold": 1, "stubborn": "smlp_seed1", "children": True}
-    watcher = Watcher(stop=lambda progress: progress.victims == 2)
+    watcher = Watcher(on_progress=lambda progress: progress.victims == 2)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, watcher, fake_settings=settings, processes=2)
     output = tmp_path / "out"

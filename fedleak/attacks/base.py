@@ -241,6 +241,21 @@ class Attack(ABC):
         return f"{type(self).__name__}({values})"
 
 
+class JointAttack(Attack):
+    """An attack that works on many updates at once, of which one is the least."""
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        """See :meth:`Attack.run`."""
+        ((_, result),) = self.run_many([problem], report)
+        return result
+
+    @abstractmethod
+    def run_many(
+        self, problems: Sequence[Problem], report: Report
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """See :meth:`Attack.run_many`."""
+
+
 def _prepare(
     update: InterceptedUpdate,
     knowledge: Knowledge,

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.base import JointAttack, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form import first_linear, linear_input
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.local_steps import MOST_STEPS, UNORDERED, cannot_simulate
@@ -30,7 +30,7 @@ MATCHED = 1e-3
 NOTHING = 1e-6
 
 
-class ExactNRA(Attack):
+class ExactNRA(JointAttack):
     """Restores a bottleneck's noise in closed form and peels the layers before it off.
 
     Of one sample, the inputs of all linear layers with bias stand in the gradient, and with those
@@ -119,22 +119,12 @@ class ExactNRA(Attack):
         self.nra_iterations = nra_iterations
         self.at_once = at_once
 
-    def run(self, problem: Problem, report: Report) -> Reconstruction:
-        """See :meth:`Attack.run`."""
-        ((_, result),) = self.run_many([problem], report)
-        return result
-
     def run_many(
         self, problems: Sequence[Problem], report: Report
     ) -> Iterator[tuple[int, Reconstruction]]:
         """Read updates one by one, then search what is left of them together.
 
-        Args:
-            problems: see :meth:`Attack.run_many`.
-            report: see there.
-
-        Yields:
-            First the results of those that are read.
+        See :meth:`Attack.run_many`; the results of those that are read come first.
         """
         left: list[tuple[int, _Left, float]] = []
         for index, problem in enumerate(problems):

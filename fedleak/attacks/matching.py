@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction, Report
+from fedleak.attacks.base import JointAttack, Problem, Progress, Reconstruction, Report
 from fedleak.attacks.calls import calls_of
 from fedleak.attacks.closed_form import known_inputs
 from fedleak.attacks.costs import COSTS, layer_weights
@@ -56,7 +56,7 @@ class Known:
     begin: Tensor | None = None
 
 
-class GradientMatching(Attack):
+class GradientMatching(JointAttack):
     """Optimises dummy inputs, from a normal start, until their gradient matches the client's.
 
     Updates of one round are worked on together, in one batched computation; each gets the result
@@ -173,22 +173,12 @@ class GradientMatching(Attack):
         self.noise_slots = noise_slots
         self.simulate_steps = simulate_steps
 
-    def run(self, problem: Problem, report: Report) -> Reconstruction:
-        """Attack one update; see :meth:`Attack.run`."""
-        ((_, result),) = self.run_many([problem], report)
-        return result
-
     def run_many(
         self, problems: Sequence[Problem], report: Report
     ) -> Iterator[tuple[int, Reconstruction]]:
         """Attack updates in batches of those that share weights and shapes.
 
-        Args:
-            problems: see :meth:`Attack.run_many`.
-            report: see there.
-
-        Yields:
-            The results of a batch, once it is done.
+        See :meth:`Attack.run_many`; the results of a batch come together.
 
         Raises:
             BadInput: if ``simulate_steps`` is on and a slot's noise is in the way.
