@@ -214,7 +214,7 @@ def _ray(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        with suppress(Exception):
+        with suppress(Exception), _own_signals():
             ray.shutdown()
         # What was interrupted while it started may have left something behind.
         for process in psutil.wait_procs(started, timeout=1)[1]:
@@ -224,7 +224,11 @@ def _ray(config: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray ends the process at SIGTERM without a word to anybody; here its handler is taken back."""
+    """Ray ends the process at SIGTERM without a word to anybody; here its handler is taken back.
+
+    When it starts, that is a handler of its own; when it ends, the system's default, which Python
+    does not know of.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +98,23 @@ def plain_flower(config: RunConfig, engine: Any) -> Tensors:
     return records.to_tensors(found[0])
 
 
+@contextmanager
+def sigterm_heard_afterwards() -> Iterator[None]:
+    """Who listened to SIGTERM before the block hears it behind it; else the process ends there."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        yield
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_federation_learns_and_ends_as_plain_fedavg_does(tmp_path: Path) -> None:
     config = photos_config(tmp_path / "run", clients=4, rounds=3)
     observer = Recorder()
-    with nothing_left_running():
+    with nothing_left_running(), sigterm_heard_afterwards():
         weights, outcome = malicious(config, observer)
     assert same_tensors(weights, plain_flower(config, run_in_process))
     accuracies = [m["test/accuracy"] for _, _, m in observer.arguments("round_evaluated")]
