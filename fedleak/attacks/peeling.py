@@ -10,69 +10,37 @@ A layer type is one function, registered by :func:`peels`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks.calls import Call
 from fedleak.attacks.closed_form import linear_input
 from fedleak.attacks.convolution import ConvolutionMaps
 from fedleak.attacks.equations import Equations, Solution, solve
+from fedleak.attacks.gates import settled
+from fedleak.attacks.signals import Signal
 from fedleak.updates import Tensors
 
-# Values up to this share of the largest count as the 0 that a ReLU gives.
-ZERO = 1e-6
-# So many standard errors above 0 a value is taken for positive: of its own error, which is but an
-# estimate from few samples, and of all errors' root mean square.
-DEVIATIONS = 6.0
+# Values up to this share of the largest count as the 0 that a ReLU gives; up to the second one, and
+# between so many standard errors and so many, they are in doubt.
+ZERO, SMALL = 1e-8, 1e-6
+DEVIATIONS, CLEAR_DEVIATIONS = 3.0, 6.0
+# So are values that lie less than so many times as far above 0, in standard errors, as the lowest
+# lies below, where no output of a ReLU is: the errors are estimates.
+MARGIN = 1.5
 # The share of an output's entries that has to be known for the layer to come off.
 ENOUGH = 0.98
 # They leave everything as it is, unless they draw.
 DROPOUTS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
-# Entries with an error above this share of the values' root mean square are not known.
-UNKNOWN = 0.05
 # Gradients are rounded to seven digits.
 ROUNDING = 1e-7
 # The largest plane, in pixels, on which the solver is preconditioned: its Gram matrix is made.
 LARGEST_PLANE = 1024
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What is known of a tensor between two layers, ``(samples, ...)`` throughout, float64.
-
-    Args:
-        value: the values, as good as they are known.
-        error: their standard errors; infinite where nothing is known.
-        at_most: where the value is but an upper bound.
-        gradient: the loss's gradient in the tensor.
-    """
-
-    value: Tensor
-    error: Tensor
-    at_most: Tensor
-    gradient: Tensor
-
-    @property
-    def known(self) -> Tensor:
-        """Where the values are known."""
-        return self.error <= UNKNOWN * self.scale
-
-    @property
-    def scale(self) -> Tensor:
-        """The root mean square of the values; not 0."""
-        return self.value.square().mean().sqrt().clamp_min(torch.finfo(self.value.dtype).tiny)
-
-    def shaped(self, shape: torch.Size) -> "Signal":
-        """The same in another shape."""
-        return Signal(
-            self.value.reshape(shape), self.error.reshape(shape), self.at_most.reshape(shape),
-            self.gradient.reshape(shape),
-        )  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -159,7 +127,7 @@ def peel(
         that was solved for too little as well; and why it ended before the first layer, or none.
     """
     signal, off, steps = last, list[tuple[Call, Signal]](), list[Step]()
-    for call in reversed(chain):
+    for call, before in zip(reversed(chain), [*reversed(chain[:-1]), None], strict=True):
         function = _PEELS.get(type(call.module))
         kind = type(call.module).__name__
         if function is None:
@@ -175,6 +143,9 @@ def peel(
             found, step = function(call.module, layer, signal.shaped(call.leaving.shape))
         except ValueError as error:
             return off, steps, f"{call.name} ({kind}): {error}"
+        if isinstance(call.module, nn.ReLU) and before is not None:
+            found = _settled(found, signal.shaped(found.value.shape), before, gradient)
+            step = _step(layer, found)
         steps.append(step)
         share = float((found.at_most | found.known).double().mean())
         if share < ENOUGH:
@@ -183,6 +154,14 @@ def peel(
         signal = found
         off.append((call, signal))
     return off, steps, None
+
+
+def _settled(entering: Signal, leaving: Signal, before: Call, gradient: Tensors) -> Signal:
+    """What entered a ReLU, gates in doubt settled where a convolution is before it."""
+    bias = gradient.get(f"{before.name}.bias")
+    if not isinstance(before.module, nn.Conv2d) or bias is None or not bool(bias.any()):
+        return entering
+    return settled(entering, leaving, bias)
 
 
 def _step(layer: Layer, signal: Signal) -> Step:
@@ -253,28 +232,44 @@ def _leaky_relu(module: nn.LeakyReLU, layer: Layer, output: Signal) -> tuple[Sig
 
 @peels(nn.ReLU)
 def _relu(module: nn.ReLU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
-    """Positive outputs are the inputs; of the others the input is at most 0."""
-    value, error = output.value, output.error
-    least = torch.maximum(ZERO * value.abs().amax(), DEVIATIONS * error)
-    known = error[output.known]
-    if known.numel():
-        least = torch.maximum(least, DEVIATIONS * known.square().mean().sqrt())
-    active = value > least
-    # An output that is 0 or a little more is taken for 0, if little means little.
-    off = ~active & (error <= UNKNOWN * output.scale)
+    """Positive outputs are the inputs; of the others the input is at most 0; few are in doubt."""
+    value, largest, accurate = output.value, output.value.abs().amax(), output.known
+    error = _spread(output.error, accurate).clamp_min(torch.finfo(value.dtype).tiny)
+    zero = torch.maximum(ZERO * largest, DEVIATIONS * error)
+    likely = torch.maximum(SMALL * largest, CLEAR_DEVIATIONS * error)
+    lowest = torch.where(accurate & (value < -ZERO * largest), value / error, 0.0).amin()
+    clear = torch.maximum(likely, -MARGIN * lowest * error)
+    off = accurate & (value <= zero)
     nothing = torch.full_like(error, torch.inf)
     found = Signal(
-        torch.where(off, 0.0, value), torch.where(active, error, nothing), off,
-        output.gradient * (value > 0) * ~off,
+        torch.where(off, 0.0, value), torch.where(value > clear, output.error, nothing), off,
+        output.gradient * (value > torch.where(accurate, likely, 0.0)),
     )  # fmt: skip
     return found, _step(layer, found)
+
+
+def _spread(error: Tensor, accurate: Tensor) -> Tensor:
+    """Errors that are estimates from few samples, as root mean squares of those near by.
+
+    What a convolution tells little of lies together: some places, in all channels.
+    """
+    squares, count = torch.where(accurate, error, 0.0).square(), accurate.to(error)
+    if error.dim() == 4:
+        squares, count = (
+            functional.avg_pool2d(part.mean(dim=1, keepdim=True), 3, stride=1, padding=1)
+            for part in (squares, count)
+        )
+    else:
+        squares, count = squares.mean(), count.mean()
+    near = (squares / count.clamp_min(torch.finfo(error.dtype).tiny)).sqrt().expand_as(error)
+    return torch.where(accurate, torch.maximum(error, near), error)
 
 
 @peels(nn.GELU)
 def _gelu(module: nn.GELU, layer: Layer, output: Signal) -> tuple[Signal, Step]:
     """Outputs above 0 rise with the inputs; each below is that of two inputs, so not known."""
     value = output.value
-    positive = value > DEVIATIONS * output.error.clamp_max(output.scale)
+    positive = value > CLEAR_DEVIATIONS * output.error.clamp_max(output.scale)
     point = value.clamp_min(0) + 0.2  # above the solution, where the function is convex enough
     for _ in range(60):  # Newton; the slope there is between 0.5 and 1.2
         at = point.detach().requires_grad_()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Problem, Report
 from fedleak.attacks.calls import Call, calls_of, chain_to, same_entries
 from fedleak.attacks.closed_form import AGREEMENT, Head, KnownInput, known_inputs, restore_noise
-from fedleak.attacks.peeling import Signal, draws, peel
+from fedleak.attacks.peeling import draws, peel
+from fedleak.attacks.signals import Signal
 from fedleak.attacks.smoothest import Remainder, smoothest_image
 from fedleak.attacks.unmixing import unmix
 from fedleak.models.noise import Noise, noise_slots

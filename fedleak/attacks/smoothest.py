@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Progress, Report
 from fedleak.attacks.calls import Call
-from fedleak.attacks.peeling import DROPOUTS, Signal
+from fedleak.attacks.peeling import DROPOUTS
+from fedleak.attacks.signals import Signal
 from fedleak.updates import Tensors
 
 # Weights of the total variation, from one stage to the next: each starts from the image of the one

@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedleak.attacks import NRA, RGAP, Analytic, ExactNRA
 from fedleak.attacks.base import Progress
 from fedleak.attacks.calls import Call
-from fedleak.attacks.peeling import Signal
+from fedleak.attacks.signals import Signal
 from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
 from fedleak.defenses import PPP, Outgoing, Sign, protect
 from fedleak.errors import BadInput

@@ -12,7 +12,8 @@ from fedleak.attacks import peeling
 from fedleak.attacks.calls import Call
 from fedleak.attacks.convolution import ConvolutionMaps
 from fedleak.attacks.equations import Equations, solve
-from fedleak.attacks.peeling import Layer, Signal, Step, peel, peels
+from fedleak.attacks.peeling import Layer, Step, peel, peels
+from fedleak.attacks.signals import Signal
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

@@ -97,24 +97,28 @@ def test_the_results_join_the_table_of_the_published_attack() -> None:
 
 def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
     lines = (FOLDER / "README.md").read_text().splitlines()
-    cells: dict[str, list[dict[str, str]]] = {}
+    cells: dict[tuple[str, str, str], dict[str, list[dict[str, str]]]] = {}
     for row in rows_of(FOLDER / "results" / "trained.csv"):
-        cells.setdefault(row["cell"], []).append(row)
+        name = row["cell"].removeprefix(f"{row['attack']}_").removesuffix("_K256")
+        data, model, after = name.rsplit("_", 2)
+        found = cells.setdefault((data, model, after.removeprefix("after-")), {})
+        found.setdefault(row["attack"], []).append(row)
     assert len(cells) == 36
     accuracies = {
         (row["cell"], row["round"]): 100 * float(row["accuracy"])
         for row in rows_of(FOLDER / "results" / "training.csv")
     }
-    for cell, rows in cells.items():
-        data, model, after = cell.removesuffix("_exact_nra_K256").rsplit("_", 2)
-        ssim = [float(row["ssim"]) for row in rows]
-        assert len(ssim) == 16
-        seconds = statistics.median(float(row["seconds"]) for row in rows)
-        epochs = after.removeprefix("after-")
+    for (data, model, epochs), found in cells.items():
+        assert {attack: len(rows) for attack, rows in found.items()} == {"exact_nra": 64, "nra": 8}
+        nra, exact = ([float(row["ssim"]) for row in found[name]] for name in ("nra", "exact_nra"))
+        seconds = statistics.median(float(row["seconds"]) for row in found["exact_nra"])
         start = f"{TITLES[f'victims_{data}']} | {TITLES[model]} | {epochs}"
         accuracy = f"{accuracies[f'{data}_{model}_K256', epochs]:.1f}"
-        figures = f"{spread(ssim)} | {min(ssim):.3f} | {seconds:.1f}"
-        assert f"| {start} | {accuracy} | {figures} |" in lines
+        figures = f"{spread(nra)} | {spread(exact)} | {min(exact):.3f} | {seconds:.1f}"
+        failed = [row["client"] for row in found["exact_nra"] if float(row["ssim"]) < 0.6]
+        expected = [f"| {start} | {accuracy} | {figures} |"]
+        expected += [f"| {start} | {', '.join(failed)} |"] if failed else []
+        assert [line for line in lines if line.startswith(f"| {start} |")] == expected
 
 
 def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:

@@ -1,0 +1,43 @@
+"""What is known of a tensor between two layers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Entries with an error above this share of the values' root mean square are not known.
+UNKNOWN = 0.05
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is known of a tensor between two layers, ``(samples, ...)`` throughout, float64.
+
+    Args:
+        value: the values, as good as they are known.
+        error: their standard errors; infinite where nothing is known.
+        at_most: where the value is but an upper bound.
+        gradient: the loss's gradient in the tensor.
+    """
+
+    value: Tensor
+    error: Tensor
+    at_most: Tensor
+    gradient: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Where the values are known."""
+        return self.error <= UNKNOWN * self.scale
+
+    @property
+    def scale(self) -> Tensor:
+        """The root mean square of the values; not 0."""
+        return self.value.square().mean().sqrt().clamp_min(torch.finfo(self.value.dtype).tiny)
+
+    def shaped(self, shape: torch.Size) -> "Signal":
+        """The same in another shape."""
+        return Signal(
+            self.value.reshape(shape), self.error.reshape(shape), self.at_most.reshape(shape),
+            self.gradient.reshape(shape),
+        )  # fmt: skip
