@@ -10,24 +10,25 @@ from fedleak.attacks.signals import Signal
 # Gates in doubt in a channel whose subsets are all looked at; if none will do, those of more gates.
 # Of many, some subset or other explains anything.
 LOOKED_AT = (8, 11, 14)
-# What the best of them may leave unexplained, as a share of the gradients' absolute sum.
-EXPLAINED = 3e-7
+# What a subset may leave unexplained, as a share of the absolute sum of all gradients, which are
+# rounded, or of those of its gates, so much that one of all subsets does by chance.
+ROUNDING, CHANCE = 3e-7, 0.01
 
 
 def settled(entering: Signal, leaving: Signal, bias: Tensor) -> Signal:
     """What entered a ReLU, gates in doubt opened or closed as a bias before it has felt them.
 
-    The gradient of a convolution's bias is the sum of the gradients of its outputs, channel by
-    channel, and a ReLU lets those pass alone whose unit was on. So of the gates in doubt those are
-    open whose gradients make up what is missing in the sum of the others. Where too many are in
-    doubt, those are looked at whose values are nearest to what divides the guess, and where none of
-    their subsets explains the bias's gradient, the guess stays.
+    The gradient of a bias is the sum of the gradients of the layer's outputs, channel by channel,
+    and a ReLU lets those pass alone whose unit was on. So of the gates in doubt those are open whose
+    gradients make up what is missing in the sum of the others. Where too many are in doubt, those
+    are looked at whose values are nearest to what divides the guess, and where none of their subsets
+    explains the bias's gradient, the guess stays.
 
     Args:
         entering: what is known of the ReLU's input, ``(samples, out, H, W)``; of gates in doubt,
             those are guessed to be open that let the gradient pass.
         leaving: of its output, of the same shape.
-        bias: gradient of the bias of the convolution before it, ``(out,)``.
+        bias: gradient of the bias of the layer before it, ``(out,)``.
     """
     doubt = ~(entering.known | entering.at_most)
     gradient = entering.gradient.clone()
@@ -41,7 +42,7 @@ def settled(entering: Signal, leaving: Signal, bias: Tensor) -> Signal:
             samples, rows, columns = (part[chosen] for part in places)
             at = samples, torch.full_like(samples, channel), rows, columns
             others = gradient[:, channel].sum() - gradient[at].sum()
-            allowed = EXPLAINED * leaving.gradient[:, channel].abs().sum()
+            allowed = ROUNDING * leaving.gradient[:, channel].abs().sum()
             found = _subset(leaving.gradient[at], is_open[at], bias[channel] - others, allowed)
             if found is not None:
                 gradient[at] = leaving.gradient[at] * found
@@ -65,6 +66,7 @@ def _subset(parts: Tensor, guess: Tensor, total: Tensor, allowed: Tensor) -> Ten
     """Which parts add up to the total; of several sets that do, that with the fewest changes."""
     subsets = torch.cartesian_prod(*[torch.tensor([False, True])] * len(parts))
     subsets = subsets.reshape(-1, len(parts))
+    allowed = torch.maximum(allowed, CHANCE / len(subsets) * parts.abs().sum())
     explains = (subsets.to(parts) @ parts - total).abs() <= allowed
     if not bool(explains.any()):
         return None

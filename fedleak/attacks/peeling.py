@@ -4,7 +4,9 @@ A layer whose output and whose output's gradient are known gives its input by eq
 linear in it: those of its forward pass, and those of its weight's gradient. With the input known,
 so is the input's gradient, and the layer before can be taken off (R-GAP, Zhu and Blaschko, ICLR
 2021, https://arxiv.org/abs/2010.07733, section 3, which begins at the classifier of a model that
-draws no noise).
+draws no noise). Behind a ReLU a value that is nearly 0 may be that of a unit that was off, whose
+input may be anything below 0: a wrong guess spoils the equations of the layer before, so that few
+are settled with care (:mod:`fedleak.attacks.gates`).
 
 A layer type is one function, registered by :func:`peels`.
 """
@@ -157,11 +159,17 @@ def peel(
 
 
 def _settled(entering: Signal, leaving: Signal, before: Call, gradient: Tensors) -> Signal:
-    """What entered a ReLU, gates in doubt settled where a convolution is before it."""
-    bias = gradient.get(f"{before.name}.bias")
-    if not isinstance(before.module, nn.Conv2d) or bias is None or not bool(bias.any()):
+    """What entered a ReLU, gates in doubt settled by the bias of the layer before it."""
+    bias, shape = gradient.get(f"{before.name}.bias"), entering.value.shape
+    if isinstance(before.module, nn.Linear) and len(shape) == 2:
+        places = torch.Size([*shape, 1, 1])
+    elif isinstance(before.module, nn.Conv2d) and len(shape) == 4:
+        places = shape
+    else:
         return entering
-    return settled(entering, leaving, bias)
+    if bias is None or not bool(bias.any()):
+        return entering
+    return settled(entering.shaped(places), leaving.shaped(places), bias).shaped(shape)
 
 
 def _step(layer: Layer, signal: Signal) -> Step:
