@@ -19,10 +19,10 @@ def settled(entering: Signal, leaving: Signal, bias: Tensor) -> Signal:
     """What entered a ReLU, gates in doubt opened or closed as a bias before it has felt them.
 
     The gradient of a bias is the sum of the gradients of the layer's outputs, channel by channel,
-    and a ReLU lets those pass alone whose unit was on. So of the gates in doubt those are open whose
-    gradients make up what is missing in the sum of the others. Where too many are in doubt, those
-    are looked at whose values are nearest to what divides the guess, and where none of their subsets
-    explains the bias's gradient, the guess stays.
+    and a ReLU lets those pass alone whose unit was on. So of the gates in doubt those are open
+    whose gradients make up what is missing in the sum of the others. Where too many are in doubt,
+    those are looked at whose values are nearest to what divides the guess, and where none of their
+    subsets explains the bias's gradient, the guess stays.
 
     Args:
         entering: what is known of the ReLU's input, ``(samples, out, H, W)``; of gates in doubt,

@@ -1,7 +1,7 @@
 """Gates of a ReLU that are in doubt, against those that were really open."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -97,35 +97,39 @@ def test_what_is_not_in_doubt_stays() -> None:
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_unit_that_was_barely_on_lets_its_gradient_through(with_bias: bool) -> None:
+@pytest.mark.parametrize(
+    ("layer", "shape", "place"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (1, 3, 5, 6), (0, 2, 2, 2)),
+        (nn.Conv2d(3, 4, 3, padding=1), (2, 3, 5, 6), (1, 2, 2, 2)),
+        (nn.Linear(5, 20), (3, 5), (1, 2)),
+    ],
+    ids=["conv", "conv-batch", "linear-batch"],
+)
+def test_a_unit_that_was_barely_on_lets_its_gradient_through(
+    layer: Any, shape: tuple[int, ...], place: tuple[int, ...], with_bias: bool
+) -> None:
     """Its value alone would be taken for the 0 of a unit that was off."""
-    torch.manual_seed(0)
-    layer = nn.Conv2d(3, 4, 3, padding=1).double()
-    value = rand(1, 3, 5, 6)
+    layer, value = layer.double(), rand(*shape)
     with torch.no_grad():
-        first = layer(value)
-        barely = (ZERO * SMALL) ** 0.5 * float(first.amax())
-        # The first unit that is off becomes one that is on, but hardly.
-        channel = int((first[0, :, 2, 2] < 0).nonzero()[0])
-        layer.bias[channel] += barely - first[0, channel, 2, 2]
+        largest = float(layer(value).amax())
+        layer.bias[place[1]] += (ZERO * SMALL) ** 0.5 * largest - layer(value)[place]
         entering = layer(value)
-    assert 0 < float(entering[0, channel, 2, 2]) < SMALL * float(entering.amax())
-    upstream = rand(1, 4, 5, 6, seed=1)
+    assert 0 < float(entering[place]) < SMALL * float(entering.amax())
+    upstream = rand(*entering.shape, seed=1)
     gradient = upstream * (entering > 0)
-    output = Signal(
-        entering.relu(), torch.zeros_like(upstream), torch.zeros_like(upstream, dtype=torch.bool),
-        upstream,
-    )  # fmt: skip
+    nothing = torch.zeros_like(upstream)
+    output = Signal(entering.relu(), nothing, nothing.bool(), upstream)
     relu = Call("relu", nn.ReLU(), entering, entering.relu())
-    before = Call("conv", layer.requires_grad_(False), value, entering)
-    gradients = {"conv.bias": gradient.sum(dim=(0, 2, 3))} if with_bias else {}
+    before = Call("layer", layer.requires_grad_(False), value, entering)
+    bias = gradient.sum(dim=[d for d in range(gradient.dim()) if d != 1])
+    gradients = {"layer.bias": bias} if with_bias else {}
     off, steps, _ = peel([before, relu], output, gradients, iterations=1, seed=0)
     found = off[0][1]
-    place = (0, channel, 2, 2)
     assert bool(found.known[place]) == with_bias
     assert not bool(found.at_most[place])
     assert (float(found.gradient[place]) != 0) == with_bias
-    assert steps[0].known == (1 if with_bias else pytest.approx(1 - 1 / 120))
+    assert steps[0].known == (1 if with_bias else pytest.approx(1 - 1 / entering.numel()))
     if with_bias:
         assert torch.equal(found.gradient, gradient)
 
