@@ -129,7 +129,7 @@ def peel(
         that was solved for too little as well; and why it ended before the first layer, or none.
     """
     signal, off, steps = last, list[tuple[Call, Signal]](), list[Step]()
-    for call, before in zip(reversed(chain), [*reversed(chain[:-1]), None], strict=True):
+    for at, call in reversed(list(enumerate(chain))):
         function = _PEELS.get(type(call.module))
         kind = type(call.module).__name__
         if function is None:
@@ -145,8 +145,8 @@ def peel(
             found, step = function(call.module, layer, signal.shaped(call.leaving.shape))
         except ValueError as error:
             return off, steps, f"{call.name} ({kind}): {error}"
-        if isinstance(call.module, nn.ReLU) and before is not None:
-            found = _settled(found, signal.shaped(found.value.shape), before, gradient)
+        if isinstance(call.module, nn.ReLU) and at:
+            found = _settled(found, signal.shaped(found.value.shape), chain[at - 1], gradient)
             step = _step(layer, found)
         steps.append(step)
         share = float((found.at_most | found.known).double().mean())

@@ -313,3 +313,9 @@ def test_estimated_error_follows_the_noise(noise: float, seeds: int) -> None:
         real = (solution.value - truth).square().mean().sqrt()
         ratios.append(float(solution.error.square().mean().sqrt() / real))
     assert 0.2 < float(np.mean(ratios)) < 5
+
+
+def test_nothing_to_take_off() -> None:
+    """The known layer is the first one, or stands behind a gap."""
+    _, output, gradient, _ = case(nn.Identity(), rand(1, 5))
+    assert peel([], output, gradient, iterations=1, seed=0) == ([], [], None)
