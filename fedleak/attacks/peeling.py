@@ -311,7 +311,14 @@ def _linear(module: nn.Linear, layer: Layer, output: Signal) -> tuple[Signal, St
     found = Signal(
         value, error, torch.zeros_like(value, dtype=torch.bool), output.gradient @ module.weight
     )
-    return found, _step(layer, found)
+    missed = (layer.weight - output.gradient.mT @ value).norm() / layer.weight.norm()
+    singular = torch.linalg.svdvals(output.gradient)
+    independent = int((singular > ROUNDING * singular[0]).sum())
+    return found, Step(
+        layer.call.name, type(module).__name__, value.numel(), layer.weight.numel(),
+        independent * value.shape[1], float(missed), float(singular[0] / singular[-1]),
+        float(found.known.double().mean()),
+    )  # fmt: skip
 
 
 def _inputs_of_batch(weight: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:

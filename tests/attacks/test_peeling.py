@@ -319,3 +319,18 @@ def test_nothing_to_take_off() -> None:
     """The known layer is the first one, or stands behind a gap."""
     _, output, gradient, _ = case(nn.Identity(), rand(1, 5))
     assert peel([], output, gradient, iterations=1, seed=0) == ([], [], None)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_linear_layers_step_says_what_its_equations_leave_unexplained(samples: int) -> None:
+    call, output, gradient, _ = case(nn.Linear(9, 7).double(), rand(samples, 9))
+    noisy = gradient | {"layer.weight": gradient["layer.weight"] + 0.01 * rand(7, 9, seed=5)}
+    _, (clean_step,), _ = peel([call], output, gradient, iterations=1, seed=0)
+    _, (step,), _ = peel([call], output, noisy, iterations=1, seed=0)
+    expected, *_ = np.linalg.lstsq(output.gradient.T.numpy(), noisy["layer.weight"].numpy())
+    left = noisy["layer.weight"].numpy() - output.gradient.T.numpy() @ expected
+    share = np.linalg.norm(left) / np.linalg.norm(noisy["layer.weight"].numpy())
+    assert step.residual == pytest.approx(float(share), rel=0.05)
+    assert clean_step.residual < 1e-12
+    assert step.equations == 63
+    assert step.condition == pytest.approx(float(np.linalg.cond(output.gradient.numpy())))
