@@ -334,9 +334,12 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
         loss = problem.knowledge.loss(model, (image, problem.knowledge.labels))
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    # For what a client does not train it sends zeros.
+    trained = {n for n, v in problem.knowledge.model.named_parameters() if v.requires_grad}
     pairs = [
         (value.double(), problem.gradient[name].double())
         for name, value in zip(names, found, strict=True)
+        if name in trained or not trained
     ]
     common = sum(float((value * sent).sum()) for value, sent in pairs)
     common /= max(sum(float(value.square().sum()) for value, _ in pairs), 1e-300)

@@ -86,6 +86,17 @@ def test_clipping_is_no_obstacle_to_the_noise(batch: int) -> None:
     assert found.cost < 1e-6
 
 
+def test_a_layer_that_is_not_trained_does_not_spoil_the_cost() -> None:
+    victim = victim_of(DMLP)
+    frozen = "classifier.weight"
+    victim.update.received[frozen].zero_()
+    victim.model.get_parameter(frozen).requires_grad_(False)
+    (found,) = ExactNRA()([victim.update], victim.knowledge)
+    assert missed(victim, found.inputs) < 1e-3
+    assert found.cost < 1e-6
+    assert "something of this is wrong" not in " ".join(found.findings)
+
+
 def test_weights_instead_of_a_gradient() -> None:
     """One local step of SGD: the difference of float32 weights is a gradient with more rounding."""
     victim = victim_of(LeNet)
