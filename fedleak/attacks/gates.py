@@ -29,6 +29,9 @@ def settled(entering: Signal, leaving: Signal, bias: Tensor) -> Signal:
             those are guessed to be open that let the gradient pass.
         leaving: of its output, of the same shape.
         bias: gradient of the bias of the layer before it, ``(out,)``.
+
+    Returns:
+        The input, with the gates that are settled known or at most 0, and their gradients right.
     """
     doubt = ~(entering.known | entering.at_most)
     gradient = entering.gradient.clone()
