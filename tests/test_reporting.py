@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,18 @@ def test_a_resumed_run_goes_on_in_the_same_curves(tmp_path: Path) -> None:
     assert [image.step for image in whole.Images("reconstructions")] == list(range(8))
     assert len(whole.Tensors("config/text_summary")) == 1
     assert "_hparams_/session_start_info" in whole.summary_metadata
+
+
+def test_a_resumed_runs_event_file_is_read_after_the_ones_before(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "tensorboard"
+    folder.mkdir(parents=True)
+    # Of this second, and last by what follows it in the name.
+    before = folder / f"events.out.tfevents.{int(time.time()):010d}.~.1.9"
+    before.touch()
+    board = TensorBoard(tiny_config(tiny_data(tmp_path), tmp_path / "run"), *SCALING)
+    board.round_evaluated("smlp", 1, {"test/loss": 1.0})
+    assert sorted(folder.iterdir())[0] == before
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_a_refused_run_leaves_no_event_files(finished: Finished, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class TensorBoard(Observer):
         # Opened with the first event, since a run that is refused must leave nothing behind.
         if self._open is None:
             resumed = any(self._folder.tensorboard.glob("events.*"))
+            _wait_for_a_later_name(self._folder.tensorboard)
             self._open = SummaryWriter(str(self._folder.tensorboard))
             if not resumed:
                 text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
@@ -157,6 +159,17 @@ class TensorBoard(Observer):
             self._writer._get_file_writer().add_summary(part)
         for name, value in metrics.items():
             self._write("add_scalar", name, value)
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Lets the second pass in which an event file of the folder was opened.
+
+    TensorBoard reads event files in the order of their names. These begin with the second; what
+    follows, a process and a count as text (``9`` after ``10``), does not grow.
+    """
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now):010d}.*")):
+        time.sleep(int(now) + 1 - now)
 
 
 def _mean(values: Sequence[float]) -> float:
