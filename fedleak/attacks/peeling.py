@@ -377,11 +377,8 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
     """The equations for a convolution's input: of its known outputs, and of its gradient."""
     maps = ConvolutionMaps(module)
     bias = 0.0 if module.bias is None else module.bias.reshape(1, -1, 1, 1)
-    known = output.known & ~output.at_most
-    # Below the median, errors are alike: an estimate that happens to be small has no more weight.
-    errors = output.error[known]
-    middle = errors.median() if errors.numel() else torch.tensor(1.0)
-    trust = (middle / errors.clamp_min(middle)).nan_to_num(1.0)
+    known, counted = output.exact, output.trust
+    trust = counted[known]
     targets = [((output.value - bias)[known] * trust)[None]]
     if layer.weight is not None:
         targets.append(layer.weight[None])
@@ -393,8 +390,6 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
 
     if shape[-1] * shape[-2] > LARGEST_PLANE:
         return Equations(sides, targets, shape)
-    counted = torch.zeros_like(output.value)
-    counted[known] = trust
     return Equations(
         sides, targets, shape,
         lambda: maps.gram(output.gradient, counted, shape)[: len(targets)],

@@ -31,6 +31,24 @@ class Signal:
         return self.error <= UNKNOWN * self.scale
 
     @property
+    def exact(self) -> Tensor:
+        """Where the values are known and no mere bounds."""
+        return self.known & ~self.at_most
+
+    @property
+    def trust(self) -> Tensor:
+        """How much an entry counts where values are fitted, from 0 (not exact) to 1.
+
+        As the inverse of its error; below the median, errors count as alike, since an estimate that
+        happens to be small has no more weight.
+        """
+        exact = self.exact
+        errors = self.error[exact]
+        middle = float(errors.median()) if errors.numel() else 0.0
+        trust = (middle / self.error.clamp_min(middle)).nan_to_num(1.0)
+        return torch.where(exact, trust, 0.0)
+
+    @property
     def scale(self) -> Tensor:
         """The root mean square of the values; not 0."""
         return self.value.square().mean().sqrt().clamp_min(torch.finfo(self.value.dtype).tiny)

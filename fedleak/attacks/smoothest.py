@@ -37,7 +37,7 @@ class Smoothest(NamedTuple):
         image: the images, ``(samples, C, H, W)``, within their bounds.
         equations: number of equations that it was to fulfil.
         bounds: number of upper bounds.
-        residual: what is unexplained of the output, as a share of it.
+        residual: what is unexplained of the output, as a share of it; entries as they count.
         evaluations: number of passes forwards and backwards.
     """
 
@@ -75,9 +75,10 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
 
     L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
     is above it) and of the gradients of their weights, each over its squared norm, what lies
-    outside the box, and a total variation whose weight falls from stage to stage. The output's
-    gradient being known, the weights' gradients take one pass through these layers alone. Where a
-    single layer is left that is linear, the problem is convex.
+    outside the box, and a total variation whose weight falls from stage to stage. Entries of the
+    output with larger errors than most count less, where no ReLU is before or behind them. The
+    output's gradient being known, the weights' gradients take one pass through these layers alone.
+    Where a single layer is left that is linear, the problem is convex.
 
     Args:
         rest: the layers left, and what is known.
@@ -88,12 +89,14 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
     image = ((low + high) / 2).expand(rest.shape).clone().requires_grad_()
     output = rest.output.shaped(rest.layers[-1].leaving.shape)
     bounded = output.at_most
-    exact = output.known & ~bounded
+    exact = output.exact
     unsure = ~(exact | bounded)
     size = output.value[exact].square().sum().clamp_min(torch.finfo(image.dtype).tiny)
     # Zeros instead of a selection, whose backward pass takes longer than a convolution.
     wanted = torch.where(unsure, 0.0, output.value)
-    counted, bounding = exact.to(wanted), bounded.to(wanted)
+    # Of the bounds and the jumps of a ReLU, errors say too little: with weights less was found.
+    even = bool(bounded.any()) or not _is_smooth(rest.layers)
+    counted, bounding = exact.to(wanted) if even else output.trust, bounded.to(wanted)
     parameters = _matched(rest.layers, rest.gradient)
     signal = output.gradient
     evaluations = 0
@@ -167,7 +170,11 @@ def color_variation(images: Tensor) -> Tensor:
 def _weights(layers: Sequence[Call]) -> tuple[float, ...]:
     if len(layers) == 1 and isinstance(layers[0].module, LINEAR):
         return CONVEX
-    return CURVED if all(isinstance(call.module, SMOOTH) for call in layers) else JUMPING
+    return CURVED if _is_smooth(layers) else JUMPING
+
+
+def _is_smooth(layers: Sequence[Call]) -> bool:
+    return all(isinstance(call.module, SMOOTH) for call in layers)
 
 
 def _matched(layers: Sequence[Call], gradient: Tensors) -> Tensors:
