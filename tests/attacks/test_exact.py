@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks import NRA, RGAP, Analytic, ExactNRA
-from fedleak.attacks.base import Progress
-from fedleak.attacks.calls import Call
-from fedleak.attacks.signals import Signal
-from fedleak.attacks.smoothest import Remainder, color_variation, smoothest_image
 from fedleak.defenses import PPP, Outgoing, Sign, protect
 from fedleak.errors import BadInput
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, VariationalBottleneck, kl_penalty
 from fedleak.updates import InterceptedUpdate, Knowledge
-from tests.cases import STD, Victim, client_gradient, make_victim, pictures, several_steps
+from tests.cases import STD, Victim, client_gradient, make_victim, several_steps
 from tests.toys import OwnClassifier
 
 SHAPE = (3, 16, 16)
@@ -589,50 +585,3 @@ def test_rgap_is_for_models_without_noise() -> None:
 def test_settings_out_of_range(setting: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         ExactNRA(**setting)
-
-
-# ------------------------------------------------------------------------------ the smoothest image
-
-
-def test_color_variation_by_loops() -> None:
-    images = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    total = 0.0
-    for image in images:
-        for row in range(3):
-            for column in range(4):
-                here = image[:, row, column]
-                steps = (image[:, row, column + 1] - here).square().sum()
-                steps = steps + (image[:, row + 1, column] - here).square().sum()
-                total += float((steps + 1e-4).sqrt())
-    assert float(color_variation(images)) == pytest.approx(total)
-
-
-def test_smoothest_image_fulfils_what_is_known() -> None:
-    """Fewer equations than pixels: they and the bounds hold, and it is as smooth as can be."""
-    torch.manual_seed(0)
-    layer = nn.Conv2d(3, 4, 5, stride=2, padding=2).double().requires_grad_(False)
-    truth = pictures(1, SHAPE)
-    leaving = layer(truth)
-    upstream = torch.randn(leaving.shape, dtype=torch.float64)
-    weight = layer.weight.requires_grad_()
-    (gradient,) = torch.autograd.grad((layer(truth) * upstream).sum(), weight)
-    off = leaving <= leaving.median()
-    error = torch.where(off, torch.inf, 1e-9)
-    output = Signal(torch.where(off, leaving + 0.1, leaving).detach(), error, off, upstream)
-    rest = Remainder(
-        [Call("layer", layer, truth, leaving.detach())], output, upstream,
-        {"layer.weight": gradient, "layer.bias": upstream.sum(dim=(0, 2, 3))},
-        (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape,
-    )  # fmt: skip
-    seen: list[Progress] = []
-    found = smoothest_image(rest, iterations=200, report=seen.append)
-    assert seen[-1].iterations == 600
-    assert [one.iteration for one in seen] == sorted(one.iteration for one in seen)
-    assert seen[-1].cost < seen[0].cost
-    assert found.equations == int((~off).sum()) + weight.numel() + 4
-    assert found.bounds == int(off.sum())
-    assert ((found.image >= 0) & (found.image <= 1)).all()
-    again = layer(found.image)
-    torch.testing.assert_close(again[~off], leaving[~off].detach(), rtol=1e-2, atol=1e-2)
-    assert (again[off] <= leaving[off] + 0.11).all()
-    assert float(color_variation(found.image)) <= float(color_variation(truth)) * 1.01
