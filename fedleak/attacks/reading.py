@@ -183,6 +183,10 @@ class Reader:
         if repeated:
             findings.append(f"{repeated[-1].name} is called more than once")
             return Reading(None, features, findings)
+        sharing = _sharing(self._model)
+        if shared := [call.name for call in chain if call.name in sharing]:
+            findings.append(f"{shared[-1]} shares parameters with another layer")
+            return Reading(None, features, findings)
         off, steps, reason = peel(
             chain, last, self._gradient,
             iterations=self._solver_iterations, seed=self._seed,
@@ -196,9 +200,11 @@ class Reader:
             findings.append(f"{first.name} is not given what a layer before it has left")
             return Reading(None, features, findings)
         if reason is None:
-            image = off[-1][1].value if off else value
-            findings.append("the image is read without a search")
-            return Reading(within(image, self._facts), features, findings)
+            image = off[-1][1] if off else last
+            missing = float((~image.known).double().mean())
+            but = f", but for {missing:.1%} of it" if missing else ""
+            findings.append(f"the image is read without a search{but}")
+            return Reading(within(image.value, self._facts), features, findings)
         findings.append(reason)
         rest = chain[: len(chain) - len(off)]
         drawing = [c.name for c in rest if isinstance(c.module, Noise) or draws(c.module)]
@@ -244,6 +250,15 @@ def drawing_layers(model: nn.Module) -> list[str]:
 def _has_weights(call: Call) -> bool:
     """Whether a call's module has weights of its own."""
     return next(call.module.parameters(), None) is not None
+
+
+def _sharing(model: nn.Module) -> set[str]:
+    """The layers that share a parameter, whose gradient is then a sum over them."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for value in module.parameters(recurse=False):
+            owners.setdefault(id(value), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def within(image: Tensor, facts: Knowledge) -> Tensor:

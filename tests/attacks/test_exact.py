@@ -488,9 +488,20 @@ def _twice() -> Stack:
     return Stack(layer, nn.Tanh(), layer, nn.Flatten(), nn.Linear(3 * 64, 4))
 
 
+def _sharing() -> Stack:
+    first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    second.weight = first.weight
+    return Stack(first, nn.Tanh(), second, nn.Flatten(), nn.Linear(3 * 64, 4))
+
+
 @pytest.mark.parametrize(
     ("make", "says", "ends"),
     [
+        (
+            _sharing,
+            "2 shares parameters with another layer",
+            "so a search as nra's, from that image on",
+        ),
         (_twice, "0 is called more than once", "so a search as nra's, from that image on"),
         (
             lambda: Aside(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4)),
@@ -498,7 +509,7 @@ def _twice() -> Stack:
             "gradient matching from there, 2 steps",
         ),
     ],
-    ids=["called twice", "seen past the layers"],
+    ids=["shared weights", "called twice", "seen past the layers"],
 )
 def test_what_ends_the_peeling_is_said(make: Any, says: str, ends: str) -> None:
     torch.manual_seed(0)
