@@ -140,6 +140,19 @@ ATTACKS = (
         iterative=False,
         no_noise=True,
     ),
+    AttackCase(
+        RGAP,
+        {
+            "solver_iterations": 40,
+            "image_iterations": 3,
+            "soft_gates": True,
+            "matching_steps": 1,
+            "joint_steps": 1,
+            "nra_iterations": 4,
+        },
+        iterative=False,
+        no_noise=True,
+    ),
 )
 
 MODELS = (

@@ -70,6 +70,8 @@ class ExactNRA(JointAttack):
     Args:
         solver_iterations: the most that a layer's solver takes, at least 1.
         image_iterations: iterations of L-BFGS in each stage to the smoothest image.
+        soft_gates: whether the smoothest image is then to match the gradients of the layers before
+            a ReLU, too, through a ReLU that is soft at first.
         matching_steps: steps of L-BFGS in the matching, of up to 20 evaluations each.
         joint_steps: the same where noise is searched together with the images, and through several
             local steps.
@@ -95,6 +97,7 @@ class ExactNRA(JointAttack):
         *,
         solver_iterations: int = 4000,
         image_iterations: int = 200,
+        soft_gates: bool = False,
         matching_steps: int = 75,
         joint_steps: int = 300,
         features: float = 10.0,
@@ -112,6 +115,7 @@ class ExactNRA(JointAttack):
             require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
         self.solver_iterations = solver_iterations
         self.image_iterations = image_iterations
+        self.soft_gates = soft_gates
         self.matching_steps = matching_steps
         self.joint_steps = joint_steps
         self.features = features
@@ -153,6 +157,7 @@ class ExactNRA(JointAttack):
             problem,
             solver_iterations=self.solver_iterations,
             image_iterations=self.image_iterations,
+            soft_gates=self.soft_gates,
         )
         if not reading.begun:
             return _Left(problem, Known(), reading.findings)

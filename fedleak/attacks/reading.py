@@ -69,6 +69,7 @@ class Reader:
         problem: the problem, whose labels are known.
         solver_iterations: the most that a layer's solver takes.
         image_iterations: iterations in each stage to the smoothest image.
+        soft_gates: whether that one is to match the gradients of layers before a ReLU, too.
 
     Attributes:
         begun: whether there is a layer whose input is known.
@@ -80,8 +81,11 @@ class Reader:
         findings: how it went so far.
     """
 
-    def __init__(self, problem: Problem, *, solver_iterations: int, image_iterations: int) -> None:
+    def __init__(
+        self, problem: Problem, *, solver_iterations: int, image_iterations: int, soft_gates: bool
+    ) -> None:
         self._solver_iterations, self._image_iterations = solver_iterations, image_iterations
+        self._soft_gates = soft_gates
         self._facts = problem.knowledge
         self._gradient = {name: value.double().cpu() for name, value in problem.gradient.items()}
         self._model = copy.deepcopy(problem.model).double().cpu()
@@ -223,7 +227,10 @@ class Reader:
             (low, high),
             self._batch[0].shape,
         )
-        smoothest = smoothest_image(remainder, iterations=self._image_iterations, report=report)
+        smoothest = smoothest_image(
+            remainder, iterations=self._image_iterations, soft_gates=self._soft_gates,
+            report=report,
+        )  # fmt: skip
         doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
         findings.append(
             f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "

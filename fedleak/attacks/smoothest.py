@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks.base import Progress, Report
 from fedleak.attacks.calls import Call
@@ -19,6 +20,10 @@ from fedleak.updates import Tensors
 CONVEX = (0.1, 0.01, 0.001)
 JUMPING = (3.0, 0.3, 0.03, 0.003)
 CURVED = (*JUMPING, 0.0003)
+# Where the gradients of layers before a ReLU are matched: from a softplus on, as they jump with its
+# gates, in which L-BFGS would end at once.
+SHARPNESS = (10.0, 30.0, 100.0, 300.0, 0.0)
+SOFT_WEIGHT = 0.01
 # Of the output's error: it says more than the errors of gradients.
 OUTPUT = 10.0
 # Steps below this, in pixels from 0 to 1, count by their square.
@@ -70,7 +75,9 @@ class Remainder:
     shape: torch.Size
 
 
-def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoothest:
+def smoothest_image(
+    rest: Remainder, *, iterations: int, soft_gates: bool, report: Report
+) -> Smoothest:
     """The image of least total variation whose output and gradients are those that are known.
 
     L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
@@ -83,6 +90,8 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
     Args:
         rest: the layers left, and what is known.
         iterations: of L-BFGS in each stage.
+        soft_gates: whether stages follow in which the gradients of layers before a ReLU are
+            matched, too, through a softplus in its place that is ever sharper.
         report: called now and then with the progress, in evaluations.
     """
     low, high = rest.bounds
@@ -97,62 +106,64 @@ def smoothest_image(rest: Remainder, *, iterations: int, report: Report) -> Smoo
     # Of the bounds and the jumps of a ReLU, errors say too little: with weights less was found.
     even = bool(bounded.any()) or not _is_smooth(rest.layers)
     counted, bounding = exact.to(wanted) if even else output.trust, bounded.to(wanted)
-    parameters = _matched(rest.layers, rest.gradient)
+    stages = _stages(rest, soft_gates=soft_gates)
     signal = output.gradient
     evaluations = 0
 
-    def leaving(x: Tensor) -> Tensor:
-        for call in rest.layers:
-            x = call.module(x.reshape(call.entering.shape))
+    def leaving(x: Tensor, sharp: Sequence[float]) -> Tensor:
+        for call, sharpness in zip(rest.layers, sharp, strict=True):
+            x = x.reshape(call.entering.shape)
+            x = functional.softplus(x, sharpness) if sharpness else call.module(x)
         return x
 
     def unexplained(found: Tensor) -> Tensor:
         difference = found - wanted
         return (counted * difference + bounding * difference.relu()).square().sum() / size
 
-    def objective(weight: float) -> Tensor:
-        found = leaving(image)
+    def objective(stage: _Stage, sharp: Sequence[float]) -> Tensor:
+        found = leaving(image, sharp)
         total = OUTPUT * unexplained(found)
-        if parameters:
+        if stage.matched:
             gradients = torch.autograd.grad(
-                (found * signal).sum(), list(parameters.values()), create_graph=True
+                (found * signal).sum(), list(stage.matched.values()), create_graph=True
             )
             errors = [
                 (value - rest.gradient[name]).square().sum() / rest.gradient[name].square().sum()
-                for name, value in zip(parameters, gradients, strict=True)
+                for name, value in zip(stage.matched, gradients, strict=True)
             ]
             total = total + torch.stack(errors).mean()
         outside = (low - image).relu().square() + (image - high).relu().square()
         smoothness = color_variation(image / (high - low)) / image.numel()
-        return total + outside.mean() + weight * smoothness
+        return total + outside.mean() + stage.weight * smoothness
 
-    weights = _weights(rest.layers)
-    for weight in weights:
+    hard = [0.0] * len(rest.layers)
+    for stage in stages:
+        sharp = _sharpness(rest.layers, image.detach(), stage.sharpness)
         optimizer = torch.optim.LBFGS(
             [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
             line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
         )  # fmt: skip
 
-        def closure(weight: float = weight) -> float:
+        def closure(stage: _Stage = stage, sharp: Sequence[float] = sharp) -> float:
             nonlocal evaluations
             evaluations += 1
-            value = objective(weight)
+            value = objective(stage, sharp)
             (image.grad,) = torch.autograd.grad(value, image)
             found = float(value.detach())
             if evaluations % REPORT_EVERY == 0:
                 # An iteration takes one evaluation, and now and then one more.
-                total = len(weights) * iterations
+                total = len(stages) * iterations
                 report(Progress(min(evaluations, total), total, found))
             return found
 
         optimizer.step(closure)
         if rest.behind is not None and bool(unsure.any()):
             with torch.no_grad():
-                through = rest.behind.reshape(signal.shape) * (leaving(image) > 0)
+                through = rest.behind.reshape(signal.shape) * (leaving(image, hard) > 0)
             signal = torch.where(unsure, through, output.gradient)
-    equations = int(exact.sum()) + sum(value.numel() for value in parameters.values())
+    equations = int(exact.sum()) + sum(value.numel() for value in stages[-1].matched.values())
     inside = torch.minimum(torch.maximum(image.detach(), low), high)
-    residual = float(unexplained(leaving(inside).detach()).sqrt())
+    residual = float(unexplained(leaving(inside, hard).detach()).sqrt())
     return Smoothest(inside, equations, int(bounded.sum()), residual, evaluations)
 
 
@@ -167,25 +178,62 @@ def color_variation(images: Tensor) -> Tensor:
     return (across + down + EDGE**2).sqrt().sum()
 
 
-def _weights(layers: Sequence[Call]) -> tuple[float, ...]:
+class _Stage(NamedTuple):
+    """One run of L-BFGS.
+
+    Args:
+        weight: of the total variation.
+        matched: the parameters whose gradients are matched.
+        sharpness: of the softplus that stands for a ReLU, over the root mean square of what enters
+            it; 0 for the ReLU itself.
+    """
+
+    weight: float
+    matched: Tensors
+    sharpness: float
+
+
+def _stages(rest: Remainder, *, soft_gates: bool) -> list[_Stage]:
+    layers = rest.layers
+    weights: tuple[float, ...] = JUMPING
     if len(layers) == 1 and isinstance(layers[0].module, LINEAR):
-        return CONVEX
-    return CURVED if _is_smooth(layers) else JUMPING
+        weights = CONVEX
+    elif _is_smooth(layers):
+        weights = CURVED
+    behind = list(reversed(layers))
+    jumps = next((at for at, call in enumerate(behind) if not _is_smooth([call])), len(behind))
+    stages = [_Stage(weight, _trained(behind[:jumps], rest.gradient), 0.0) for weight in weights]
+    if soft_gates and any(isinstance(call.module, nn.ReLU) for call in layers):
+        every = _trained(behind, rest.gradient)
+        stages += [_Stage(SOFT_WEIGHT, every, sharpness) for sharpness in SHARPNESS]
+    return stages
 
 
 def _is_smooth(layers: Sequence[Call]) -> bool:
     return all(isinstance(call.module, SMOOTH) for call in layers)
 
 
-def _matched(layers: Sequence[Call], gradient: Tensors) -> Tensors:
-    """The parameters, from the last layer back, whose gradients do not jump with the image."""
-    found: Tensors = {}
-    for call in reversed(layers):
-        if not isinstance(call.module, SMOOTH):
-            break
-        for name, value in call.module.named_parameters():
-            path = f"{call.name}.{name}"
-            # Missing where it is another layer's too, 0 where it is not trained.
-            if path in gradient and bool(gradient[path].any()):
-                found[path] = value.requires_grad_()
+def _trained(layers: Sequence[Call], gradient: Tensors) -> Tensors:
+    """The parameters of some layers whose gradients are known."""
+    return {
+        f"{call.name}.{name}": value.requires_grad_()
+        for call in layers
+        for name, value in call.module.named_parameters()
+        # Missing where it is another layer's too, 0 where it is not trained.
+        if f"{call.name}.{name}" in gradient and bool(gradient[f"{call.name}.{name}"].any())
+    }
+
+
+def _sharpness(layers: Sequence[Call], image: Tensor, sharpness: float) -> list[float]:
+    """Of every layer, that of the softplus in its place; 0 where it stays what it is."""
+    found, x = [], image
+    tiny = torch.finfo(image.dtype).tiny
+    with torch.no_grad():
+        for call in layers:
+            x = x.reshape(call.entering.shape)
+            soft = sharpness > 0 and isinstance(call.module, nn.ReLU)
+            found.append(
+                sharpness / float(x.square().mean().sqrt().clamp_min(tiny)) if soft else 0.0
+            )
+            x = call.module(x)
     return found

@@ -44,7 +44,7 @@ def test_smoothest_image_fulfils_what_is_known() -> None:
         (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape,
     )  # fmt: skip
     seen: list[Progress] = []
-    found = smoothest_image(rest, iterations=200, report=seen.append)
+    found = smoothest_image(rest, iterations=200, soft_gates=False, report=seen.append)
     assert seen[-1].iterations == 600
     assert [one.iteration for one in seen] == sorted(one.iteration for one in seen)
     assert seen[-1].cost < seen[0].cost
@@ -94,7 +94,7 @@ def test_what_is_known_worse_counts_less() -> None:
     missed = []
     for error in (alike, told):
         rest = remainder_behind_a_sigmoid(error, noisy, none)
-        found = smoothest_image(rest, iterations=100, report=lambda _: None)
+        found = smoothest_image(rest, iterations=100, soft_gates=True, report=lambda _: None)
         assert found.equations == noisy.numel()
         missed.append(float((found.image - rest.layers[0].entering).square().mean()))
     assert missed[1] < missed[0] / 4
@@ -103,8 +103,49 @@ def test_what_is_known_worse_counts_less() -> None:
     bound[0, 0, 0, 0] = True
     first, second = (
         smoothest_image(
-            remainder_behind_a_sigmoid(error, noisy, bound), iterations=20, report=lambda _: None
+            remainder_behind_a_sigmoid(error, noisy, bound),
+            iterations=20,
+            soft_gates=False,
+            report=lambda _: None,
         )
         for error in (alike, told)
     )
     assert torch.equal(first.image, second.image)
+
+
+def test_soft_gates_match_the_gradients_of_layers_before_a_relu() -> None:
+    torch.manual_seed(0)
+    first, relu = nn.Conv2d(3, 8, 5, padding=2).double(), nn.ReLU()
+    second = nn.Conv2d(8, 6, 3, stride=2, padding=1).double()
+    truth = pictures(1, SHAPE)
+    between = first(truth)
+    leaving = second(relu(between))
+    off = (leaving <= leaving.median()).detach()
+    upstream = torch.where(off, 0.0, torch.randn_like(leaving))
+    parameters = {
+        f"{name}.{kind}": value
+        for name, layer in (("first", first), ("second", second))
+        for kind, value in layer.named_parameters()
+    }
+    gradients = torch.autograd.grad((leaving * upstream).sum(), list(parameters.values()))
+    known = torch.where(off, leaving.median(), leaving).detach()
+    nothing = torch.where(off, torch.inf, 1e-9)
+    rest = Remainder(
+        [
+            Call("first", first, truth, between.detach()),
+            Call("relu", relu, between.detach(), between.detach()),
+            Call("second", second, between.detach(), known),
+        ],
+        Signal(known, nothing, off, upstream), None, dict(zip(parameters, gradients, strict=True)),
+        (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape,
+    )  # fmt: skip
+    missed, equations = [], []
+    for soft in (False, True):
+        seen: list[Progress] = []
+        found = smoothest_image(rest, iterations=100, soft_gates=soft, report=seen.append)
+        assert seen[-1].iterations == (900 if soft else 400)
+        missed.append(float((found.image - truth).square().mean()))
+        equations.append(found.equations)
+    exact = int((~off).sum())
+    assert equations == [exact + 6 * 72 + 6, exact + 6 * 72 + 6 + 8 * 75 + 8]
+    assert missed[1] < missed[0] / 2
