@@ -377,7 +377,7 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Signal) -> Eq
     """The equations for a convolution's input: of its known outputs, and of its gradient."""
     maps = ConvolutionMaps(module)
     bias = 0.0 if module.bias is None else module.bias.reshape(1, -1, 1, 1)
-    known, counted = output.exact, output.trust
+    known, counted = output.exact, output.trust()
     trust = counted[known]
     targets = [((output.value - bias)[known] * trust)[None]]
     if layer.weight is not None:

@@ -35,17 +35,19 @@ class Signal:
         """Where the values are known and no mere bounds."""
         return self.known & ~self.at_most
 
-    @property
-    def trust(self) -> Tensor:
+    def trust(self, alike: float = 0.0) -> Tensor:
         """How much an entry counts where values are fitted, from 0 (not exact) to 1.
 
         As the inverse of its error; below the median, errors count as alike, since an estimate that
         happens to be small has no more weight.
+
+        Args:
+            alike: so do errors below this share of the values' root mean square.
         """
         exact = self.exact
         errors = self.error[exact]
-        middle = float(errors.median()) if errors.numel() else 0.0
-        trust = (middle / self.error.clamp_min(middle)).nan_to_num(1.0)
+        floor = max(float(errors.median()), alike * float(self.scale)) if errors.numel() else 0.0
+        trust = (floor / self.error.clamp_min(floor)).nan_to_num(1.0)
         return torch.where(exact, trust, 0.0)
 
     @property
