@@ -120,6 +120,25 @@ def test_the_readmes_table_of_trained_models_is_that_of_the_rows() -> None:
         assert [line for line in lines if line.startswith(start)] == expected
 
 
+def test_the_readmes_table_of_soft_gates_is_that_of_the_rows() -> None:
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows_of(FOLDER / "results" / "soft.csv"):
+        found.setdefault(row["cell"], []).append(row)
+    assert len(found) == 9
+    before: dict[str, list[float]] = {}
+    for row in rows_of(FOLDER / "results" / "trained.csv"):
+        if row["attack"] == "exact_nra" and int(row["client"]) < 8:
+            before.setdefault(row["cell"], []).append(float(row["ssim"]))
+    for cell, rows in found.items():
+        data, after = cell.removesuffix("_K256").split("_lenetr_after-")
+        assert [row["client"] for row in rows] == [str(client) for client in range(8)]
+        figures = [before[f"exact_nra_{cell}"], [float(row["ssim"]) for row in rows]]
+        seconds = statistics.median(float(row["seconds"]) for row in rows)
+        start = f"| {TITLES[f'victims_{data}']} | {after} |"
+        assert f"{start} {' | '.join(map(spread, figures))} | {seconds:.1f} |" in lines
+
+
 def test_the_readmes_table_of_what_answers_it_is_that_of_the_rows() -> None:
     lines = (FOLDER / "README.md").read_text().splitlines()
     cells: dict[str, dict[str, list[float]]] = {}
@@ -202,6 +221,16 @@ def test_models_of_the_cost_are_up_to_sixteen_times_as_large() -> None:
     for model, sizes in (("dmlp", cost.WIDTHS), ("lenet", cost.SIZES)):
         factors = [counts[model, size] / counts[model, sizes[0]] for size in sizes]
         assert factors == pytest.approx([1, 2, 4, 8, 16], rel=0.05)
+
+
+def test_soft_gates_are_tried_on_cells_of_the_trained_models() -> None:
+    soft, trained = (
+        expand(load_study(FOLDER / name), resolve) for name in ("soft.yaml", "trained.yaml")
+    )
+    weights = {f"{c.axes['data']} {c.axes['epochs']}": c.config.weights for c in trained
+               if c.axes["attack"] == "exact_nra" and c.axes["model"] == "lenetr"}  # fmt: skip
+    assert {f"{c.axes['data']} {c.axes['epochs']}": c.config.weights for c in soft} == weights
+    assert len(weights) == 9
 
 
 def test_trained_models_are_those_that_the_training_leaves() -> None:
