@@ -202,6 +202,7 @@ def _stages(rest: Remainder, *, soft_gates: bool) -> list[_Stage]:
         weights = CONVEX
     elif _is_smooth(layers):
         weights = CURVED
+    # Gradients jump with the image in front of the last layer that does.
     behind = list(reversed(layers))
     jumps = next((at for at, call in enumerate(behind) if not _is_smooth([call])), len(behind))
     stages = [_Stage(weight, _trained(behind[:jumps], rest.gradient), 0.0) for weight in weights]
@@ -233,9 +234,7 @@ def _sharpness(layers: Sequence[Call], image: Tensor, sharpness: float) -> list[
     with torch.no_grad():
         for call in layers:
             x = x.reshape(call.entering.shape)
-            soft = sharpness > 0 and isinstance(call.module, nn.ReLU)
-            found.append(
-                sharpness / float(x.square().mean().sqrt().clamp_min(tiny)) if soft else 0.0
-            )
+            size = float(x.square().mean().sqrt().clamp_min(tiny))
+            found.append(sharpness / size if isinstance(call.module, nn.ReLU) else 0.0)
             x = call.module(x)
     return found
