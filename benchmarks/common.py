@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate
 
 from fedleak.data import ImageData, Npz, Photos
 from fedleak.models import ImageClassifier, Precode
-from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.update import InterceptedUpdate
 
 # value, unit, and the setting: data, model, batch size, iterations, threads, what is compared.
 Entry = dict[str, object]

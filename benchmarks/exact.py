@@ -16,12 +16,13 @@ from benchmarks.common import (
     threads_text,
 )
 from fedleak.attacks import NRA, ExactNRA
-from fedleak.attacks.optimizers import OPTIMIZERS, Adam
+from fedleak.attacks.matching.optimizers import OPTIMIZERS, Adam
 from fedleak.data import ImageData
 from fedleak.metrics import DATA_RANGE, ssim, to_space
 from fedleak.models import DMLP, ImageClassifier, LeNet, LeNetR, Precode
 from fedleak.models.noise import inject, noise_slots
-from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.update import InterceptedUpdate
 
 Kinds = tuple[type[ImageClassifier], ...]
 

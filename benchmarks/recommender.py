@@ -18,12 +18,14 @@ from fedleak import experiment
 from fedleak.attacks import NRA
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.data import LastFM, PlantedGroups, RecommenderData
-from fedleak.events import Observer
 from fedleak.metrics import score_items
 from fedleak.models import FedVAE
 from fedleak.models.noise import inject, record
 from fedleak.registry import Plugin
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, batch_loss
+from fedleak.runs.observer import Observer
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 LISTENS = "lastfm_user_artists.dat"
 # As many users, items and interactions as Last.fm has.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.models.noise import inject
-from fedleak.updates import batch_loss
+from fedleak.updates.knowledge import batch_loss
 
 
 def dummy_gradient(

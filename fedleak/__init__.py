@@ -13,7 +13,9 @@ from fedleak.attacks import IGA, NRA, Attack, Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.experiment import attack, run
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 __version__ = version("fedleak")
 

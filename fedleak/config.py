@@ -12,7 +12,7 @@ import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.registry import Plugin, load_class, short_name
-from fedleak.updates import LabelRecovery, Protocol
+from fedleak.updates.knowledge import LabelRecovery, Protocol
 
 Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction
+from fedleak.build import knowledge_of
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.events import Observer, Observers
-from fedleak.interrupts import held, restored
-from fedleak.parts import Parts, knowledge_of, prepare
-from fedleak.results import Recorder, RunFolder, Status, write_summary
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, update_files
+from fedleak.preflight import Parts, prepare
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.observer import Observer, Observers
+from fedleak.runs.results import Recorder
+from fedleak.runs.summary import Status, write_summary
+from fedleak.runtime.interrupts import held, restored
+from fedleak.updates.files import update_files
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
-    from fedleak.federation.server import Interception
+    from fedleak.federation.engine.server import Interception
 
 
 class RunFailed(RuntimeError):
@@ -49,9 +55,9 @@ def run(
         KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
-    from fedleak.federation.checkpoint import remove_checkpoint
-    from fedleak.federation.server import make_strategy
-    from fedleak.federation.simulation import FederationError, check_resources, simulate
+    from fedleak.federation.engine.checkpoint import remove_checkpoint
+    from fedleak.federation.engine.server import make_strategy
+    from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
 
     parts = prepare(config)
     make_strategy(config)
@@ -207,7 +213,7 @@ class _Work:
 
     def interception(self, variant: str) -> "Interception":
         """The malicious side of a federation's server."""
-        from fedleak.federation.server import Interception
+        from fedleak.federation.engine.server import Interception
 
         during = self.config.victims.when == "during"
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from fedleak.attacks import DLG, IDLG, IGA, NRA, RGAP, Analytic, Attack, ExactNRA, PartialIGA
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, Tensors, batch_loss
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 from tests.toys import OwnClassifier
 
 CLASSES = 4

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.models import inject
-from fedleak.updates import Tensors, batch_loss
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import batch_loss
 
 
 def dense_gradient(

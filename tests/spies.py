@@ -13,7 +13,7 @@ from torch import Tensor
 from fedleak.attacks import Attack, Problem, Reconstruction
 from fedleak.attacks.base import Report
 from fedleak.errors import require
-from fedleak.updates import GroundTruth
+from fedleak.updates.truth import GroundTruth
 
 
 class Spy(Attack):

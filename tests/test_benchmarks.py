@@ -27,9 +27,9 @@ from benchmarks.recommender import (
 from benchmarks.sweep import sweep_two_process_speedup
 from fedleak.attacks import IGA
 from fedleak.attacks.base import SALT
-from fedleak.attacks.optimizers import OPTIMIZERS
+from fedleak.attacks.matching.optimizers import OPTIMIZERS
 from fedleak.models import SMLP, LeNet
-from fedleak.seeds import derive_seed
+from fedleak.runtime.seeds import derive_seed
 from tests.federation.fakes import run_in_process
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -79,7 +79,7 @@ def test_a_benchmark_tells_a_ratio_and_its_setting(benchmark):
 
 
 def test_the_recommenders_benchmarks_tell_their_setting(monkeypatch):
-    monkeypatch.setattr("fedleak.federation.simulation.run_on_ray", run_in_process)
+    monkeypatch.setattr("fedleak.federation.engine.simulation.run_on_ray", run_in_process)
     for entry in (
         fedvae_attack_seconds(iterations=20, plain=1, small=True),
         fedvae_round_seconds(users=4, small=True), fedvae_round_peak_gb(users=4, small=True),

@@ -19,8 +19,9 @@ from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.experiment import RunFailed
 from fedleak.registry import Plugin
-from fedleak.results import COLUMNS, RunFolder, read_rows
-from fedleak.updates import InterceptedUpdate
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import COLUMNS, read_rows
+from fedleak.updates.update import InterceptedUpdate
 from tests.federation.runs import (
     Finished,
     Recorder,
@@ -238,7 +239,7 @@ def test_attacks_in_the_round_give_the_same_as_afterwards(
 def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
     config = tiny_config(
         data, tmp_path / "run", model_args=PRECODE, batch_size=1, victim_clients=[0, 2],
-        attacks=(Plugin("fedleak.attacks.exact.ExactNRA"), attack_plugin("nra")),
+        attacks=(Plugin("fedleak.attacks.exact_nra.ExactNRA"), attack_plugin("nra")),
     )  # fmt: skip
     run(config)
     lines = RunFolder(Path(config.output)).findings.read_text().splitlines()

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import fedleak
+from fedleak.build import make_data, make_model
 from fedleak.config import Federation, RunConfig
-from fedleak.parts import make_data, make_model
 from fedleak.registry import Plugin
-from fedleak.results import RunFolder
-from fedleak.updates import GroundTruth, InterceptedUpdate
+from fedleak.runs.folder import RunFolder
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 from tests.cases import client_gradient
 
 ROOT = Path(fedleak.__file__).parent

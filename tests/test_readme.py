@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedleak import cli
-from fedleak.arguments import parse
+from fedleak.cli import main as cli
+from fedleak.cli.arguments import parse
 from fedleak.config import RunConfig
 
 README = Path(__file__).parents[1] / "README.md"

@@ -55,7 +55,10 @@ def test_unknown_name(kind: str, name: str, text: str) -> None:
         ("no_such_package.Net", "importable class at `no_such_package.Net`, but importing `no_su"),
         ("fedleak.attacks.igaa.IGA", "importing `fedleak.attacks.igaa` fails: No module named"),
         ("fedleak.attacks.iga.IGAA", r"class of `fedleak.attacks.iga` `IGAA`: .*mean `IGA`\?"),
-        ("fedleak.attacks.costs.cosine", "Unknown class of `fedleak.attacks.costs` `cosine`"),
+        (
+            "fedleak.attacks.matching.costs.cosine",
+            "Unknown class of `fedleak.attacks.matching.costs` `cosine`",
+        ),
         ("Net", "importable class at `Net`"),
         (".toys.Net", "importable class at `.toys.Net`"),
         ("fedleak..IGA", "importable class at `fedleak..IGA`"),

@@ -30,7 +30,9 @@ from fedleak.attacks import IGA, Reconstruction
 from fedleak.metrics import score
 from fedleak.models import SMLP, ImageClassifier, LeNet
 from fedleak.sweep.schedule import THREAD_VARIABLES
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 ROOT = Path(__file__).parents[2]
 INTERPRETER = ROOT / ".venv-peers" / "bin" / "python"

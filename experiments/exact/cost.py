@@ -26,7 +26,8 @@ from matplotlib.ticker import EngFormatter
 from fedleak.attacks import ExactNRA
 from fedleak.data import Photos
 from fedleak.models import DMLP, ImageClassifier, LeNet, Precode
-from fedleak.updates import InterceptedUpdate, Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.update import InterceptedUpdate
 
 VICTIMS = (1, 8, 64, 512)
 # What makes the models 1, 2, 4, 8 and 16 times as large: hidden units of the perceptron, and of

@@ -17,7 +17,7 @@ from pathlib import Path
 from fedleak.config import RunConfig
 from fedleak.reporting.charts import global_metrics, read_scalars
 from fedleak.reporting.item_lists import read_item_lists
-from fedleak.results import RunFolder
+from fedleak.runs.folder import RunFolder
 
 # Of a victim's list in artists.md.
 LINES = 12

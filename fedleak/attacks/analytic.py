@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
-from fedleak.attacks.closed_form import first_linear, linear_input
+from fedleak.attacks.closed_form.linear import linear_input
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.reading import enters_unchanged
-from fedleak.updates import Knowledge, Tensors
+from fedleak.attacks.module_facts import enters_unchanged, first_linear
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
 
 # So many deviations of the noise count as signal.
 DEVIATIONS = 5.0
@@ -24,9 +25,9 @@ class Analytic(Attack):
 
     Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, so
     h follows by weighted least squares over all its rows
-    (:func:`fedleak.attacks.closed_form.linear_input`), whatever follows the layer: the noise of a
-    bottleneck does not change it. Where the layer takes the sample itself, that is the sample,
-    and steps of plain SGD on it add up to ``(sum of d) h^T``, however many there are.
+    (:func:`fedleak.attacks.closed_form.linear.linear_input`), whatever follows the layer: the
+    noise of a bottleneck does not change it. Where the layer takes the sample itself, that is the
+    sample, and steps of plain SGD on it add up to ``(sum of d) h^T``, however many there are.
 
     A recommender scales a user's vector to unit length and may drop some of it. There the items are
     those whose entry of h is not 0 and, if the gradient of the output's bias adds up to 0 as that

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots, record
-from fedleak.seeds import derive_seed
-from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
+from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
 
 # Clients of a simulation are seeded from seed, round and client alone: without it, an attack could
 # draw the very noise that its victim drew.
@@ -31,7 +33,7 @@ class Problem:
         model: a private copy of the model with the weights that were sent, in the client's mode,
             its parameters not requiring gradients.
         gradient: a copy of the client's gradient by parameter name.
-        knowledge: see :class:`fedleak.updates.Knowledge`.
+        knowledge: see :class:`fedleak.updates.knowledge.Knowledge`.
         generator: where the attack draws from; seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
         name: the update's key, for messages.

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fedleak.attacks.base import Problem
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.matching import GradientMatching
-from fedleak.attacks.optimizers import OptimizerName
+from fedleak.attacks.matching.engine import GradientMatching
+from fedleak.attacks.matching.optimizers import OptimizerName
 
 
 class DLG(GradientMatching):

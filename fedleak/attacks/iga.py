@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from fedleak.attacks.matching import GradientMatching
+from fedleak.attacks.matching.engine import GradientMatching
 
 
 class IGA(GradientMatching):

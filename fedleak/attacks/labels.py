@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.updates import Knowledge, LabelRecovery, Tensors
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge, LabelRecovery
 
 
 def recover_labels(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> Tensor:
@@ -138,7 +139,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensors, Knowledge], list[int]]] = {
     "idlg": idlg,
     "row_minima": row_minima,
 }
-"""Name -> method; the names are those of :data:`fedleak.updates.LabelRecovery`."""
+"""Name -> method; the names are those of :data:`fedleak.updates.knowledge.LabelRecovery`."""
 
 
 def _classifier(model: nn.Module, num_classes: int, *, bias: bool = False) -> str:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torchvision import datasets
 
-from fedleak.data.base import ImageData, ImageSet, located
+from fedleak.data.images import ImageData, ImageSet, located
 from fedleak.errors import BadInput
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedleak.data.private import Indices, Samples, TrainSet
+from fedleak.data.base import Indices, Samples, TrainSet
 from fedleak.errors import require
 
 Ids = npt.NDArray[np.int64]

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fedleak.data.base import located
+from fedleak.data.images import located
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
-from fedleak.data.tables import Column, Layout, read_pairs
+from fedleak.data.text_tables import Column, Layout, read_pairs
 from fedleak.errors import BadInput
 
 LISTENS = Layout(
@@ -22,7 +22,7 @@ class LastFM(RecommenderData):
     (Cantador et al., HetRec 2011): tab-separated userID, artistID, weight under a header.
 
     Args:
-        path: the file; see :func:`fedleak.data.base.located`.
+        path: the file; see :func:`fedleak.data.images.located`.
         artists: ``artists.dat`` of the same archive (tab-separated id and name under a header,
             further columns are ignored); none: artists go by their ids.
         held_out: see :class:`RecommenderData`.

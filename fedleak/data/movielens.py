@@ -1,9 +1,9 @@
 """MovieLens 1M, 100K and 20M: which films users liked."""
 
-from fedleak.data.base import located
+from fedleak.data.images import located
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
-from fedleak.data.tables import Column, Layout, read_pairs
+from fedleak.data.text_tables import Column, Layout, read_pairs
 from fedleak.errors import require
 
 RATINGS = (Column("user", 0, "i8"), Column("film", 1, "i8"), Column("rating", 2, "f4"))
@@ -23,7 +23,7 @@ class MovieLens(RecommenderData):
     name's end decides. Columns are user, film and rating.
 
     Args:
-        path: the file; see :func:`fedleak.data.base.located`.
+        path: the file; see :func:`fedleak.data.images.located`.
         above: a film counts if its rating is higher, from 0 to 5.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.

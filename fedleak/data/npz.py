@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from numpy.lib.npyio import NpzFile
 
-from fedleak.data.base import ImageData, ImageSet, channel_statistics, located
+from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
 from fedleak.errors import BadInput
 
 _IMAGE_KEYS = ("images", "x", "data")
@@ -29,7 +29,7 @@ class Npz(ImageData):
     (N, C, H, W) or (N, H, W) with 1 or 3 channels, labels whole numbers from 0, (N,) or (N, 1).
 
     Args:
-        path: the file; see :func:`fedleak.data.base.located`.
+        path: the file; see :func:`fedleak.data.images.located`.
         normalised: whether float images have been normalised with ``mean`` and ``std``; without
             it, images are uint8 pixels or floats in [0, 1].
         mean: one value a channel, on the scale [0, 1]; computed from the training images if left

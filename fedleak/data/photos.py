@@ -9,7 +9,7 @@ import torch
 from skimage.io import imread
 from skimage.transform import downscale_local_mean
 
-from fedleak.data.base import ImageData, ImageSet
+from fedleak.data.images import ImageData, ImageSet
 
 PATCH = 32
 STRIDE = 8

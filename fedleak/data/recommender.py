@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fedleak.data.base import Kind, PrivateData
 from fedleak.data.interactions import FoldInSet, Ids, InteractionSet, UserSplit, split_users
-from fedleak.data.private import Kind, PrivateData
 from fedleak.errors import require
 
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from fedleak.data.base import located
+from fedleak.data.images import located
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
 from fedleak.errors import BadInput, require
@@ -20,7 +20,7 @@ class Steam(RecommenderData):
     game, purchase or play, hours, 0, between commas and without a header.
 
     Args:
-        path: the file; see :func:`fedleak.data.base.located`.
+        path: the file; see :func:`fedleak.data.images.located`.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.
         split_seed: see :class:`RecommenderData`.

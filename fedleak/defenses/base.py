@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import require
-from fedleak.updates import Protocol, Tensors
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Protocol
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from fedleak.defenses.base import Defense, Outgoing, check_range, scaled, total_norm
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 
 class Clipping(Defense):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fedleak.defenses.base import Defense, Outgoing, check_range
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import inject
-from fedleak.updates import Tensors, batch_loss
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import batch_loss
 
 # Largest distance, over the gradient's norm, at which a batch's gradient and the mean of its
 # samples' gradients count as the same.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedleak.defenses.base import Defense, Outgoing, check_range, total_norm
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 
 class NoisyGradients(Defense):

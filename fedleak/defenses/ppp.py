@@ -9,7 +9,7 @@ from torch import nn
 from fedleak.defenses.base import Outgoing
 from fedleak.defenses.noise import NoisyGradients
 from fedleak.models.noise import before_noise
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 
 class PPP(NoisyGradients):

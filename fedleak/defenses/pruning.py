@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedleak.defenses.base import Defense, Outgoing, check_range
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 
 class Pruning(Defense):

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from fedleak.defenses.base import Defense, Outgoing
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 
 class Sign(Defense):

@@ -10,7 +10,7 @@ from torch.func import vjp, vmap
 from fedleak.defenses.base import Defense, Outgoing, check_range
 from fedleak.errors import BadInput
 from fedleak.models.noise import inject
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 
 CHUNK = 64
 

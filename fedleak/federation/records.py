@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
-from fedleak.compact import CompactTensors, weighted_sum
-from fedleak.updates import Tensors
+from fedleak.updates.compression import CompactTensors, weighted_sum
+from fedleak.updates.files import Tensors
 
 ARRAYS = "arrays"
 GRADIENT = "gradient"
@@ -35,7 +35,7 @@ def to_tensors(record: ArrayRecord) -> Tensors:
 
 
 def to_compact(record: ArrayRecord) -> CompactTensors:
-    """Flower's record of a gradient as :func:`fedleak.compact.encode` has made it."""
+    """Flower's record of a gradient as :func:`fedleak.updates.compression.encode` has made it."""
     return CompactTensors(to_tensors(record))
 
 

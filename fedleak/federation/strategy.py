@@ -22,13 +22,14 @@ from flwr.serverapp.strategy import (
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction
-from fedleak.compact import CompactTensors
 from fedleak.config import Victims
 from fedleak.errors import BadInput
 from fedleak.federation import records
-from fedleak.federation.grid import Stopped
-from fedleak.seeds import derive_seed
-from fedleak.updates import InterceptedUpdate, Knowledge, Tensors
+from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.compression import CompactTensors
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -333,3 +334,7 @@ def _sends_gradient(reply: Message) -> bool:
 
 def _load(path: Path) -> InterceptedUpdate:
     return InterceptedUpdate.load(path)
+
+
+class Stopped(Exception):
+    """The run was told to stop while the server waited for clients."""

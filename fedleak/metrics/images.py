@@ -9,9 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.metrics.assignment import Array, assign, noise_error, require_same_shape
 from fedleak.metrics.lpips import Lpips
-from fedleak.metrics.matching import Array, assign, noise_error, require_same_shape
-from fedleak.updates import GroundTruth
+from fedleak.updates.truth import GroundTruth
 
 Space = Literal["pixels", "normalised"]
 

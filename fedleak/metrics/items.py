@@ -9,8 +9,8 @@ from torchmetrics.functional.classification import (
 )
 
 from fedleak.attacks.base import Reconstruction
-from fedleak.metrics.matching import assign, noise_error, require_same_shape
-from fedleak.updates import GroundTruth
+from fedleak.metrics.assignment import assign, noise_error, require_same_shape
+from fedleak.updates.truth import GroundTruth
 
 
 @dataclass(frozen=True)

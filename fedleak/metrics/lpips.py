@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
-from fedleak.metrics.matching import Array
+from fedleak.metrics.assignment import Array
 
 # The least side with which AlexNet's second pooling leaves anything.
 LPIPS_SIDE = 31

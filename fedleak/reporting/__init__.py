@@ -3,10 +3,10 @@
 from fedleak.reporting.display import Display
 from fedleak.reporting.figures import Figures, write_figures
 from fedleak.reporting.report import write_report
-from fedleak.reporting.rounds import write_rounds
-from fedleak.reporting.study import write_tables
-from fedleak.reporting.study_picture import write_picture
 from fedleak.reporting.sweep_display import SweepDisplay
+from fedleak.reporting.sweep_picture import write_picture
+from fedleak.reporting.sweep_rounds import write_rounds
+from fedleak.reporting.sweep_tables import write_tables
 from fedleak.reporting.tables import paths_line, plugin_table, results_table, rounds_table
 from fedleak.reporting.tensorboard import TensorBoard
 

@@ -16,9 +16,10 @@ from rich.progress import (
 
 from fedleak import attacks
 from fedleak.attacks.base import Reconstruction
-from fedleak.events import Observer
-from fedleak.scoring import ImageScoring
-from fedleak.updates import GroundTruth, InterceptedUpdate
+from fedleak.runs.observer import Observer
+from fedleak.runs.scoring import ImageScoring
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 # Without a terminal, so often at most is the progress of an attack printed.
 LINE_SECONDS = 10.0

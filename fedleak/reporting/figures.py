@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fedleak.config import RunConfig
-from fedleak.events import Observer
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import RunFolder
-from fedleak.scoring import ImageScoring, Picture
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.observer import Observer
+from fedleak.runs.scoring import ImageScoring, Picture
 
 CELL = 128  # pixels of the longer side of an image in the figure
 GAP = 12

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fedleak.config import RunConfig
-from fedleak.results import RunFolder, read_rows
-from fedleak.scoring import ItemScoring, scoring_class
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.runs.scoring import ItemScoring, scoring_class
 
 ITEMS = 100  # of a list, at most
 

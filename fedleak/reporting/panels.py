@@ -8,8 +8,9 @@ from PIL import Image
 
 from fedleak.config import RunConfig
 from fedleak.metrics import to_space
-from fedleak.results import RunFolder, read_rows
-from fedleak.scoring import ImageScoring, Picture, scoring_class, to_picture
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -20,72 +20,24 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from fedleak.build import make_data
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
-from fedleak.findings import read_findings
-from fedleak.parts import make_data
 from fedleak.registry import load_class, short_name
 from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import read_panels
-from fedleak.results import Row, RunFolder, append_rows, read_rows
-from fedleak.scoring import ImageScoring, Picture, Scoring, scoring_class
-from fedleak.updates import GroundTruth, update_key
+from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listing, verdict, wilson
+from fedleak.runs.diagnostics import read_findings
+from fedleak.runs.folder import Row, RunFolder
+from fedleak.runs.results import append_rows, read_rows
+from fedleak.runs.scoring import ImageScoring, Picture, Scoring, scoring_class
+from fedleak.updates.files import update_key
+from fedleak.updates.truth import GroundTruth
 
 VICTIMS = 64  # with pictures, at most
-Z = statistics.NormalDist().inv_cdf(0.975)
-NAMES = {
-    "analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP",
-    "precode": "PRECODE", "cvb": "CVB",
-}  # fmt: skip
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one attack did to one model.
-
-    Args:
-        attack: its name.
-        defense: name of the defence, or ``none``.
-        model: the model's name; what follows a ``+`` guards it.
-        rows: the rows of results.csv.
-    """
-
-    attack: str
-    defense: str
-    model: str
-    rows: list[Row]
-
-    @property
-    def scored(self) -> list[Row]:
-        """The rows that could be compared with the truth."""
-        return [row for row in self.rows if is_scored(row)]
-
-    @property
-    def leaked(self) -> int:
-        """Number of successes."""
-        return sum(row["success"] for row in self.scored)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the success rate."""
-        return wilson(self.leaked, len(self.scored))
-
-    @property
-    def title(self) -> str:
-        """The attack's name as papers write it."""
-        return NAMES.get(self.attack, self.attack)
-
-    @property
-    def guard(self) -> str:
-        """What guards the model: bottleneck, defence, both, or nothing."""
-        parts = [NAMES.get(part, part) for part in self.model.split("+")[1:]]
-        return " with ".join(parts + [self.defense] * (self.defense not in ("", "none")))
-
-    def __str__(self) -> str:
-        return f"{self.title} ({self.leaked} of {len(self.scored)})"
 
 
 class _View(RunFolder):
@@ -171,96 +123,6 @@ def _summary(folder: RunFolder) -> dict[str, Any]:
     return summary  # type: ignore[no-any-return]
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate, from 0 to 1 (JASA 22, 1927).
-
-    Args:
-        successes: number of successes, 0 to ``n``.
-        n: number of trials; for none, nothing is known of the rate.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    rate, scale = successes / n, 1 + Z**2 / n
-    middle = (rate + Z**2 / (2 * n)) / scale
-    half = Z / scale * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
-    # Rounding must not leave -1e-17 where the formula gives 0.
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def is_scored(row: Row) -> bool:
-    """Whether a row's success means something: SSIM cannot be had of images below 3 x 3."""
-    comparable = _finite(row["ssim"]) or row.get("f1") is not None
-    return row["success"] is not None and (comparable or not _finite(row["mse"]))
-
-
-def find_outcomes(rows: Iterable[Row]) -> list[Outcome]:
-    """The rows by attack, defence and model, in their order."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["attack"], row["defense"], row["model"]), []).append(row)
-    return [Outcome(*key, members) for key, members in groups.items()]
-
-
-def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
-    """What the attacks achieved, in sentences: unguarded models first, then each guard.
-
-    That a guard stops an attack is said only where the attack succeeded without it and the 95 %
-    intervals of the two success rates do not overlap (that it hinders it, where some of it is
-    left); never that a guard is safe.
-
-    Args:
-        outcomes: what the attacks did.
-        sample: what a sample is.
-    """
-    sentences = []
-    targets: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.scored:
-            targets.setdefault((outcome.model, outcome.defense), []).append(outcome)
-    plain = {model: found for (model, _), found in targets.items() if not found[0].guard}
-    for model, found in plain.items():
-        parts = [f"{each.title} reconstructs {each.leaked} of {len(each.scored)}" for each in found]
-        parts[0] += f" {sample}s of the plain {model}"
-        sentences.append(f"{listing(parts)}.")
-    for (model, _), found in targets.items():
-        if found[0].guard:
-            base = model.split("+")[0]
-            sentences.append(_guarded(found, plain.get(base, []), base))
-    unscored = [outcome for outcome in outcomes if not outcome.scored]
-    if unscored:
-        made = listing([f"{len(o.rows)} by {o.title} on {o.model}" for o in unscored])
-        sentences.append(
-            f"Reconstructions without a score: {made}; what the clients really had is not known "
-            "here, so whether they are right is for the eye to judge."
-        )
-    return sentences
-
-
-def _guarded(found: Sequence[Outcome], plain: Sequence[Outcome], base: str) -> str:
-    guard, bare = found[0].guard, {outcome.attack: outcome for outcome in plain}
-    told: dict[str, list[str]] = {"stops": [], "hinders": [], "not": [], "fails": []}
-    for outcome in found:
-        before, text = bare.get(outcome.attack), str(outcome)
-        worse = before is not None and outcome.interval[1] < before.interval[0]
-        if not outcome.leaked and before is not None and before.leaked and not worse:
-            text = f"{text[:-1]}, too few to tell from chance)"
-        manner = (
-            ("hinders" if worse else "not") if outcome.leaked else "stops" if worse else "fails"
-        )
-        told[manner].append(text)
-    guarded = guard if plain else f"{guard} on {base}"
-    parts = [f"{verb} {listing(told[verb])}" for verb in ("stops", "hinders") if told[verb]]
-    if parts:
-        but = f" but not {listing(told['not'], 'or')}" if told["not"] else ""
-        parts = [f"{guarded} {' and '.join(parts)}{but} in this setting"]
-    elif told["not"]:
-        parts = [f"{guarded} does not stop {listing(told['not'], 'or')}"]
-    if failed := told["fails"]:
-        what = "against it" if parts else f"on {base} with {guard} in this setting"
-        parts.append(f"{listing(failed)} {'fail' if failed[1:] else 'fails'} {what}")
-    return f"{'; '.join(parts)}."
-
-
 def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:
     """What leaked of every client in every round, on every model: cells of a table."""
     models = list(dict.fromkeys((row["model"], row["defense"]) for row in rows))
@@ -274,7 +136,7 @@ def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> l
         group = [row for row in members if is_scored(row)]
         seen = {row["sample"] for row in group}
         leaked = {row["sample"] for row in group if row["success"]}
-        comparable = [row for row in group if _finite(row[headline])]
+        comparable = [row for row in group if is_finite(row[headline])]
         best = max(comparable, key=lambda row: float(row[headline]), default=None)
         found.append(
             {
@@ -297,11 +159,6 @@ def spread(rows: Iterable[Row], name: str, form: str) -> str:
     if len(finite) > 1:
         text += f" ± {format(statistics.stdev(finite), form)}"
     return text if finite == values else f"{text} ({len(finite)} of {len(values)} finite)"
-
-
-def listing(items: Sequence[str], last: str = "and") -> str:
-    """Such as ``a, b and c``."""
-    return f" {last} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def plugin_text(kind: str, plugin: Mapping[str, Any]) -> str:
@@ -367,10 +224,6 @@ def _leaked(rows: Iterable[Row]) -> dict[Victim, bool | None]:
 
 def _sample(row: Row) -> tuple[int, int, int]:
     return row["round"], row["client"], row["sample"]
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _template() -> Template:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from fedleak.config import RunConfig
 from fedleak.registry import SINGULAR, load_class, names
-from fedleak.results import Row, RunFolder, summarise_rounds
-from fedleak.scoring import LPIPS, ImageScoring, scoring_class
+from fedleak.runs.folder import Row, RunFolder
+from fedleak.runs.scoring import LPIPS, ImageScoring, scoring_class
+from fedleak.runs.summary import summarise_rounds
 
 
 def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:

@@ -14,12 +14,15 @@ from torch.utils.tensorboard.summary import hparams
 
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
-from fedleak.events import Observer
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import Panel, read_panels
-from fedleak.results import RunFolder, read_rows, summarise_rounds
-from fedleak.scoring import EXTRA_COLUMNS, LPIPS, Picture, scoring_class
-from fedleak.updates import GroundTruth, InterceptedUpdate
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.observer import Observer
+from fedleak.runs.results import read_rows
+from fedleak.runs.scoring import EXTRA_COLUMNS, LPIPS, Picture, scoring_class
+from fedleak.runs.summary import summarise_rounds
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 GRID = "reconstructions"
 LISTS = 16  # users of whom all items are written out, at most

@@ -18,7 +18,8 @@ import yaml
 
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.results import RunFolder, columns_of
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import columns_of
 from fedleak.sweep.study import Cell, Study
 
 # What the rows of one update share; each has its batch's size, which tells whether all are there.

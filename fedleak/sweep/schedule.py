@@ -18,11 +18,11 @@ from typing import IO, Any
 
 from fedleak.errors import require
 from fedleak.metrics import require_alexnet
-from fedleak.results import Status
+from fedleak.runs.summary import Status
+from fedleak.runtime.threads import available_cores
 from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
 from fedleak.sweep.observer import SweepObserver, SweepProgress
 from fedleak.sweep.study import Cell, Resolve, Study, expand, study_hash
-from fedleak.threads import available_cores
 
 # Makes the command line of a cell: configuration, folder, whether there is a run to resume.
 Command = Callable[[Path, Path, bool], list[str]]
@@ -45,7 +45,7 @@ def run_command(settings: Path, folder: Path, resume: bool) -> list[str]:
         folder: its folder.
         resume: whether the run is there and is to be gone on with.
     """
-    command = [sys.executable, "-m", "fedleak.cli", "run", "--config", str(settings)]
+    command = [sys.executable, "-m", "fedleak.cli.main", "run", "--config", str(settings)]
     return [*command, "--output", str(folder), *(["--resume"] if resume else [])]
 
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from fedleak.attacks import Analytic
 from fedleak.errors import BadInput
 from fedleak.models import FedVAE
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, gradient_to_weights
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate, gradient_to_weights
 from tests.cases import MODELS, Victim, case_victim, client_gradient, several_steps
 
 SMLP, DMLP, LENET = MODELS[0], MODELS[1], MODELS[2]

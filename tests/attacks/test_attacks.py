@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import IGA, NRA, Attack, PartialIGA, Progress, Reconstruction, optimizers
+from fedleak.attacks import IGA, NRA, Attack, PartialIGA, Progress, Reconstruction
+from fedleak.attacks.matching import optimizers
 from fedleak.metrics import score
 from fedleak.models import SMLP, FedVAE, Precode, noise_slots
 from fedleak.registry import load_class, names
-from fedleak.updates import batch_loss
+from fedleak.updates.knowledge import batch_loss
 from tests.cases import (
     ATTACKS,
     LIGHT_MODELS,

@@ -51,7 +51,7 @@ def test_the_same_result_as_on_the_cpu(pair: Pair) -> None:
 def test_every_way_to_record_an_iteration(
     way: str, model: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    monkeypatch.setattr("fedleak.attacks.matching.engine.TRACE_FROM", 1)
     victims = [case_victim(model, precode=True, client=client) for client in range(3)]
     facts = [type(v.knowledge)(**vars(v.knowledge) | {"model": victims[0].model}) for v in victims]
     plain, recorded = (
@@ -70,7 +70,7 @@ def test_every_way_to_record_an_iteration(
 def test_noise_that_is_ignored_is_drawn_anew_there(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.attacks.matching.TRACE_FROM", 1)
+    monkeypatch.setattr("fedleak.attacks.matching.engine.TRACE_FROM", 1)
     victim = case_victim(MODELS[0], precode=True)
     attack = IGA(iterations=30, compile=way, signed=False, learning_rate=1e-9, box=False)
     (result,) = attack([victim.update], victim.knowledge, device="cuda")

@@ -13,7 +13,7 @@ from fedleak.data.photos import Photos
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
 from fedleak.models import SMLP, LeNet, Precode
-from fedleak.updates import Knowledge, LabelRecovery
+from fedleak.updates.knowledge import Knowledge, LabelRecovery
 from tests.cases import (
     ATTACKS,
     CLASSES,

@@ -16,7 +16,9 @@ from fedleak.attacks import IGA, NRA, Attack
 from fedleak.data import Photos
 from fedleak.metrics import score
 from fedleak.models import SMLP, Precode
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 from tests.cases import client_gradient
 
 pytestmark = pytest.mark.slow

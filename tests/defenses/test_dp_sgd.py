@@ -11,7 +11,8 @@ from fedleak.defenses import DPSGD, Outgoing, protect
 from fedleak.defenses.dp_sgd import sample_gradients
 from fedleak.errors import BadInput
 from fedleak.models import inject
-from fedleak.updates import Tensors, batch_loss
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import batch_loss
 from tests.cases import MODELS, ModelCase, client_gradient, pictures
 from tests.toys import Linear, Normalised
 

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from fedleak import cli
+from fedleak.cli import main as cli
 from fedleak.config import RunConfig
 from fedleak.registry import class_path
 from fedleak.sweep import run_sweep

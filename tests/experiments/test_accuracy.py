@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from fedleak import cli
+from fedleak.cli import main as cli
 from fedleak.data import Npz
 from fedleak.sweep import Cell, expand, load_study, run_sweep
 from tests.experiments.studies import command_without_ray

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedleak.data import Photos
-from fedleak.findings import read_findings
+from fedleak.runs.diagnostics import read_findings
 from fedleak.sweep import expand, load_study
 from tests.experiments.studies import (
     EXPERIMENTS,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedleak.results import COLUMNS
-from fedleak.scoring import ITEM_COLUMNS
+from fedleak.runs.results import COLUMNS
+from fedleak.runs.scoring import ITEM_COLUMNS
 from tests.experiments.studies import EXPERIMENTS, rows_of, script, study_and_smoke, swept
 
 FOLDER = EXPERIMENTS / "fedvae"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedleak.results import COLUMNS
+from fedleak.runs.results import COLUMNS
 from tests.experiments.studies import (
     EXPERIMENTS,
     check_means_of_images,

@@ -21,9 +21,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.config import RunConfig
 from fedleak.federation import records
-from fedleak.federation.quiet import quiet
-from fedleak.federation.seats import seats
-from fedleak.updates import Tensors
+from fedleak.federation.engine.virtual_clients import seats
+from fedleak.runtime.quiet import quiet
+from fedleak.updates.files import Tensors
 
 FAILED = 1
 
@@ -166,7 +166,7 @@ def client_grid(app: ClientApp, clients: int) -> FakeGrid:
 def run_in_process(
     config: RunConfig, server: ServerApp, client: ClientApp, line: object = None
 ) -> None:
-    """What stands in for ``fedleak.federation.simulation.run_on_ray`` in tests.
+    """What stands in for ``fedleak.federation.engine.simulation.run_on_ray`` in tests.
 
     As there, the server runs in a thread of its own, and its exception is raised here.
     """

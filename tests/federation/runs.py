@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from fedleak import experiment
+from fedleak.build import client_samples, make_data
 from fedleak.config import Federation, RunConfig, Victims
-from fedleak.events import Observer
-from fedleak.parts import client_samples, make_data
 from fedleak.registry import Plugin
 from fedleak.reporting import Figures, TensorBoard
-from fedleak.results import RunFolder
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.observer import Observer
 from tests.cases import pictures
 from tests.federation.fakes import run_in_process
 
@@ -82,7 +82,7 @@ def attack_plugin(name: str, **settings: Any) -> Plugin:
 @contextlib.contextmanager
 def in_process() -> Iterator[None]:
     """Within the block, clients run in this process, one after the other, and not on Ray."""
-    with mock.patch("fedleak.federation.simulation.run_on_ray", run_in_process):
+    with mock.patch("fedleak.federation.engine.simulation.run_on_ray", run_in_process):
         yield
 
 

@@ -8,12 +8,12 @@ import torch
 from flwr.app import Message, MessageType
 
 from fedleak import experiment
+from fedleak.build import make_data, make_defenses, make_model
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.federation import client_app, records
-from fedleak.parts import make_data, make_defenses, make_model
 from fedleak.registry import Plugin
-from fedleak.updates import Tensors
+from fedleak.updates.files import Tensors
 from tests.federation.fakes import ask, context_of, train_question
 from tests.federation.runs import tiny_config, tiny_data
 

@@ -9,11 +9,11 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedleak import experiment
+from fedleak.build import make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.federation import client_app, records
-from fedleak.federation.client import evaluate_model
-from fedleak.federation.grid import OrderedGrid
-from fedleak.parts import make_data, make_model
+from fedleak.federation.engine.client import evaluate_model
+from fedleak.federation.engine.grid import OrderedGrid
 from fedleak.registry import Plugin
 from tests.federation.fakes import run_in_process
 from tests.federation.runs import Recorder, in_process, tiny_config, tiny_data
@@ -63,7 +63,7 @@ def plain_flower(config: RunConfig) -> dict[int, dict[str, float]]:
 def test_the_metrics_are_those_of_plain_flower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.federation.simulation.run_on_ray", run_in_process)
+    monkeypatch.setattr("fedleak.federation.engine.simulation.run_on_ray", run_in_process)
     config = lenet_on_photos(tmp_path / "run", 10, 2)
     observer = Recorder()
     summary = experiment.run(config, [observer])

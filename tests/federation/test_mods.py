@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from fedleak import experiment
-from fedleak.arguments import parse
-from fedleak.cli import _run_config
+from fedleak.cli.arguments import parse
+from fedleak.cli.main import _run_config
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
-from fedleak.results import RunFolder, read_rows
-from fedleak.updates import InterceptedUpdate, Tensors, update_files
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.updates.files import Tensors, update_files
+from fedleak.updates.update import InterceptedUpdate
 from tests.federation.fakes import same_tensors
 from tests.federation.runs import attack_plugin, in_process, tiny_config, tiny_data
 

@@ -14,16 +14,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fedleak import experiment
+from fedleak.build import make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.federation import records
-from fedleak.federation.server import make_strategy
-from fedleak.federation.shared import SharedFolder, sent_with
+from fedleak.federation.engine.server import make_strategy
+from fedleak.federation.engine.shared_weights import SharedFolder, sent_with
 from fedleak.models.noise import inject
-from fedleak.parts import make_data, make_model
 from fedleak.registry import Plugin
-from fedleak.results import RunFolder, read_rows
-from fedleak.updates import GroundTruth, InterceptedUpdate, Tensors, update_files
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.updates.files import Tensors, update_files
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 from tests.federation.fakes import sends_gradient, train_question, weights
 from tests.federation.runs import (
     Recorder,
@@ -111,7 +114,7 @@ def test_a_few_seats_do_as_a_node_for_each_client(tmp_path: Path) -> None:
     for seats in (5, USERS):
         settings = config(tmp_path / str(seats))
         few = {"SEATS_PER_WORKER": seats, "available_cores": lambda: 1}
-        with mock.patch.multiple("fedleak.federation.seats", **few):
+        with mock.patch.multiple("fedleak.federation.engine.virtual_clients", **few):
             metrics.append(run(settings)[1])
     assert metrics[0] == metrics[1]
     assert list(metrics[0]) == [0, 1, 2]

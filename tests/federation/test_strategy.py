@@ -32,9 +32,11 @@ from fedleak.attacks.base import Report
 from fedleak.config import Victims
 from fedleak.errors import BadInput
 from fedleak.federation import MaliciousStrategy, records
-from fedleak.federation.checkpoint import Outcome, read_outcome, restore, write_checkpoint
-from fedleak.federation.grid import Stopped
-from fedleak.updates import InterceptedUpdate, Knowledge, Tensors, gradient_to_weights
+from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore, write_checkpoint
+from fedleak.federation.strategy import Stopped
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate, gradient_to_weights
 from tests.federation.fakes import (
     FakeGrid,
     fails,

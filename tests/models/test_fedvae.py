@@ -18,7 +18,9 @@ from fedleak.metrics import score_items
 from fedleak.models import FedVAE
 from fedleak.models.noise import DropoutNoise, inject, noise_slots, record
 from fedleak.models.ranking import ndcg, rank_scores, recall
-from fedleak.updates import GroundTruth, InterceptedUpdate, Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 
 ITEMS = 30
 

@@ -30,7 +30,7 @@ from fedleak.models import (
 )
 from fedleak.models.bottleneck import Bottleneck
 from fedleak.registry import names
-from fedleak.updates import Knowledge, batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
 from tests.cases import CLASSES, MODELS, ModelCase, case_victim, make_victim, pictures
 from tests.toys import OwnClassifier
 

@@ -11,7 +11,7 @@ from fedleak.config import Federation, RunConfig
 from fedleak.registry import Plugin
 from fedleak.reporting import Figures, TensorBoard, results_table, write_report
 from fedleak.reporting.item_lists import ItemList, read_item_lists
-from fedleak.results import RunFolder
+from fedleak.runs.folder import RunFolder
 from tests.federation.runs import attack_plugin, in_process
 
 ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic", {})

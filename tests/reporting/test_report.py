@@ -18,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
-from fedleak.findings import Findings, append_findings
 from fedleak.registry import Plugin
 from fedleak.reporting.charts import (
     Chart,
@@ -29,17 +28,13 @@ from fedleak.reporting.charts import (
     read_scalars,
     training_charts,
 )
-from fedleak.reporting.report import (
-    client_rows,
-    find_outcomes,
-    plugin_text,
-    spread,
-    verdict,
-    wilson,
-    write_report,
-)
-from fedleak.results import COLUMNS, RunFolder, append_rows
-from fedleak.updates import GroundTruth, update_key
+from fedleak.reporting.report import client_rows, plugin_text, spread, write_report
+from fedleak.reporting.verdict import find_outcomes, verdict, wilson
+from fedleak.runs.diagnostics import Findings, append_findings
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import COLUMNS, append_rows
+from fedleak.updates.files import update_key
+from fedleak.updates.truth import GroundTruth
 
 VOID = {"meta", "br", "wbr", "img"}  # of the elements that a page of ours holds
 NAN, INF = math.nan, math.inf

@@ -1,0 +1,1 @@
+"""Analytic gradient inversion: inputs, noise and layers in closed form."""

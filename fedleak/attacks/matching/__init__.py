@@ -1,0 +1,1 @@
+"""Gradient matching: optimises dummy inputs until their gradient is the client's."""

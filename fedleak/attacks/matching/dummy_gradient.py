@@ -1,0 +1,304 @@
+"""Products of a model's dummy gradient with target gradients, differentiable in the inputs.
+
+The gradient of a linear layer's weight is ``sum_n d_n h_n^T`` over its rows n, where h are the
+layer's inputs and d the gradients of its outputs. So its squared norm is a sum over pairs of rows,
+``sum_nm (d_n.d_m)(h_n.h_m)``, and its inner product with a target T is ``sum_n d_n^T T h_n``: the
+weight gradient itself, the largest tensor by far, is never built. A target that is the gradient of
+few samples is itself a product ``U V^T`` of low rank, which spares reading T as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from fedleak.attacks.matching.costs import Products
+from fedleak.attacks.matching.hooks import (
+    InputTap,
+    LinearTap,
+    LossModule,
+    NormTap,
+    Rows,
+    drop_running_statistics,
+)
+from fedleak.attacks.matching.priors import Statistics
+from fedleak.models.noise import inject
+from fedleak.updates.files import Tensors
+
+Target = dict[str, tuple[Tensor, ...]]
+
+# A target counts as the product of low-rank factors if they miss less than this share of its norm:
+# float32 rounding of an exact product leaves about 3e-8, a defence's noise orders more.
+LOW_RANK_TOLERANCE = 1e-6
+
+
+class DummyGradient:
+    """The gradient that a client would have sent for given inputs, labels and noise.
+
+    Args:
+        model: a private copy of the model, parameters not requiring gradients; hooks are put on
+            its linear layers, and its batch-norm layers in train mode lose their running
+            statistics, which they do not use.
+        loss: the loss of a batch, given model and batch.
+        batch: an example ``(inputs, labels)``, for the shapes.
+        noise: an example of the noise, by slot.
+        watched: names of modules whose inputs are wanted besides.
+        dense: names of linear layers whose weight gradients are built all the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batch: tuple[Tensor, Tensor],
+        noise: Mapping[str, Tensor],
+        watched: Sequence[str] = (),
+        dense: Sequence[str] = (),
+    ) -> None:
+        self._holder = LossModule(model, loss)
+        drop_running_statistics(model)
+        self._tap = LinearTap(model)
+        self._norms = NormTap(model)
+        self._inputs = InputTap(model, watched)
+        self._shapes: dict[int, dict[str, list[tuple[int, ...]]]] = {}
+        self.prepare(batch, noise)
+        self._tapped = [layer for layer in self._shapes[len(batch[0])] if layer not in dense]
+        used = self._used_elsewhere(batch, noise)
+        self._tapped = [layer for layer in self._tapped if layer not in used]
+        self.free = self._untapped()
+        """The parameters whose gradients are built."""
+
+    def prepare(self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]) -> None:
+        """Make ready for batches of another number of samples than the example's.
+
+        Args:
+            batch: an example of them, ``(inputs, labels)``.
+            noise: an example of their noise, by slot.
+        """
+        taking = inject(self._holder.model, noise)
+        with self._tap.shapes() as shapes, taking, torch.no_grad():
+            self._holder(batch)
+        self._shapes[len(batch[0])] = shapes
+
+    def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
+        """Target gradients of several updates, stacked and factorised where that loses nothing.
+
+        Args:
+            gradients: gradient by parameter name, one for each update.
+            rank: the highest rank to try, such as the number of samples.
+
+        Returns:
+            Parameter name -> (stacked gradient, squared norms), or (U, V, squared norms) with
+            U ``(updates, out, rank)`` and V ``(updates, in, rank)``.
+        """
+        result: Target = {}
+        for name in gradients[0]:
+            stacked = torch.stack([gradient[name] for gradient in gradients])
+            norms = stacked.double().square().flatten(1).sum(dim=1).to(stacked.dtype)
+            factors = None
+            if name.removesuffix(".weight") in self._tapped and name.endswith(".weight"):
+                factors = low_rank_factors(stacked, rank)
+            result[name] = (stacked, norms) if factors is None else (*factors, norms)
+        return result
+
+    def products(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        noise: Mapping[str, Tensor],
+        target: Mapping[str, tuple[Tensor, ...]],
+    ) -> dict[str, Products]:
+        """Products of the dummy gradient with one target, by parameter name.
+
+        Args:
+            inputs: ``(batch, ...)``.
+            labels: ``(batch,)``.
+            noise: slot -> noise ``(batch, ...)``.
+            target: one entry (without the stacking dimension) of :meth:`targets`.
+
+        Returns:
+            Scalars that can be differentiated with respect to inputs and noise.
+        """
+        return self.evaluate(inputs, labels, noise, target)[0]
+
+    def evaluate(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        noise: Mapping[str, Tensor],
+        target: Mapping[str, tuple[Tensor, ...]],
+    ) -> tuple[dict[str, Products], Statistics, Tensors]:
+        """The products, see :meth:`products`, and what entered layers of the model.
+
+        Returns:
+            Products by parameter name; by batch-norm layer the mean and variance ``(channels,)``
+            of its input; and by watched module its input; all can be differentiated likewise.
+        """
+        free, layers, (statistics, entered) = self.differentiate(
+            (inputs, labels), noise, self.free, {}
+        )
+        return self.compare(free, layers, target), statistics, entered
+
+    def compare(
+        self, free: Tensors, layers: Rows, target: Mapping[str, tuple[Tensor, ...]]
+    ) -> dict[str, Products]:
+        """Products of a gradient with one target.
+
+        Args:
+            free: gradients that were built, by parameter name.
+            layers: the others, as :meth:`differentiate` gives them.
+            target: see :meth:`products`.
+        """
+        result = {name: dense_products(value, *target[name]) for name, value in free.items()}
+        for layer, (entering, leaving) in layers.items():
+            weight, *bias = self._tap.parameters(layer)
+            result[weight] = linear_products(entering, leaving, target[weight])
+            if bias:
+                result[bias[0]] = dense_products(leaving.sum(dim=0), *target[bias[0]])
+        return result
+
+    def differentiate(
+        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor], free: Tensors, moves: Rows
+    ) -> tuple[Tensors, Rows, tuple[Statistics, Tensors]]:
+        """Differentiate the loss once.
+
+        Args:
+            batch: inputs and labels, of the example's number or one that was prepared.
+            noise: slot -> noise ``(batch, ...)``.
+            free: values of the parameters whose gradients are built.
+            moves: by how much the weights of other layers were moved, ``outputs^T inputs``.
+
+        Returns:
+            Gradients of the free parameters; of every tapped layer the inputs and the gradients of
+            the outputs, ``(rows, in)`` and ``(rows, out)``; and the batch-norm layers' statistics
+            and the watched modules' inputs.
+        """
+
+        def loss_of(
+            probes: dict[str, list[Tensor]], free: Tensors
+        ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], tuple[Statistics, Tensors]]]:
+            self._tap.start(probes, moves)
+            self._norms.start()
+            self._inputs.start()
+            parameters = {f"model.{name}": value for name, value in free.items()}
+            with inject(self._holder.model, noise):
+                loss = functional_call(self._holder, parameters, (batch,))
+            seen = self._norms.statistics, self._inputs.entered
+            return loss, (self._tap.inputs, seen)
+
+        shapes = self._shapes[len(batch[0])]
+        probes = {
+            layer: [batch[0].new_zeros(shape) for shape in shapes[layer]] for layer in self._tapped
+        }
+        (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
+            probes, free
+        )
+        self._tap.stop()
+        self._norms.stop()
+        self._inputs.stop()
+        layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
+        return gradients, layers, seen
+
+    def _untapped(self) -> Tensors:
+        tapped = {name for layer in self._tapped for name in self._tap.parameters(layer)}
+        parameters = self._holder.model.named_parameters()
+        return {name: value.detach() for name, value in parameters if name not in tapped}
+
+    def _used_elsewhere(
+        self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]
+    ) -> list[str]:
+        """Layers whose weights the loss uses in another way besides, such as in a penalty.
+
+        The gradient that their inputs and outputs tell of is not the one that autograd gives.
+        """
+
+        def once() -> tuple[Tensors, Rows, object]:
+            # A plain dropout must drop the same both times.
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return self.differentiate(batch, noise, self._untapped(), {})
+
+        _, layers, _ = once()
+        tapped, self._tapped = self._tapped, []
+        gradients, _, _ = once()
+        self._tapped = tapped
+        found = []
+        for layer, (entering, leaving) in layers.items():
+            told = (leaving.T @ entering, leaving.sum(dim=0))
+            for name, value in zip(self._tap.parameters(layer), told, strict=False):
+                allowed = torch.finfo(value.dtype).eps ** 0.5 * gradients[name].norm()
+                if not (gradients[name] - value).norm() <= allowed:
+                    found.append(layer)
+                    break
+        return found
+
+
+def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -> Products:
+    """Products of the weight gradient ``outputs^T inputs`` with a target, without building it.
+
+    Args:
+        inputs: the layer's inputs ``(rows, in)``.
+        outputs: the gradients of its outputs ``(rows, out)``.
+        target: (gradient ``(out, in)``, squared norm) or (U ``(out, rank)``, V ``(in, rank)``,
+            squared norm).
+    """
+    rows, features = inputs.shape
+    *factors, norm = target
+    if rows * rows > features * outputs.shape[1]:
+        # With more pairs of rows than weights, the weight gradient is the smaller thing to build.
+        built = outputs.T @ inputs
+        dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1].T
+        return dense_products(built, dense, norm)
+    dummy = ((outputs @ outputs.T) * (inputs @ inputs.T)).sum()
+    if len(factors) == 1:
+        inner = ((outputs @ factors[0]) * inputs).sum()
+    else:
+        inner = ((outputs @ factors[0]) * (inputs @ factors[1])).sum()
+    return Products(inner, dummy, norm)
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    """What went into a layer, or came out, in all its calls, as rows."""
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
+
+
+def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """Factors U V^T of every matrix in a stack, if all are of that rank to rounding.
+
+    Args:
+        stacked: ``(matrices, out, in)``.
+        rank: the highest rank to try.
+
+    Returns:
+        U ``(matrices, out, rank)`` and V ``(matrices, in, rank)``, or none.
+    """
+    rows, columns = stacked.shape[1:]
+    # Worth it only if the factors are much smaller than the matrix.
+    if rank * (rows + columns) * 2 > rows * columns:
+        return None
+    left, right = [], []
+    for matrix in stacked.double():
+        # Range finder (Halko, Martinsson, Tropp 2011, algorithm 4.1) with fixed test vectors.
+        generator = torch.Generator().manual_seed(0)
+        test = torch.randn(columns, rank, generator=generator, dtype=matrix.dtype)
+        basis, _ = torch.linalg.qr(matrix @ test.to(matrix.device))
+        other = matrix.T @ basis
+        missed = (matrix - basis @ other.T).norm()
+        if not missed <= LOW_RANK_TOLERANCE * matrix.norm():
+            return None
+        left.append(basis)
+        right.append(other)
+    return torch.stack(left).to(stacked.dtype), torch.stack(right).to(stacked.dtype)
+
+
+def dense_products(value: Tensor, target: Tensor, norm: Tensor) -> Products:
+    """Products of a gradient that was built with a target of the same shape.
+
+    Args:
+        value: the dummy gradient.
+        target: the target gradient.
+        norm: the target's squared norm.
+    """
+    return Products((value * target).sum(), value.square().sum(), norm)

@@ -1,0 +1,478 @@
+"""Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fedleak.attacks.base import JointAttack, Problem, Progress, Reconstruction, Report
+from fedleak.attacks.closed_form.linear import known_inputs
+from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.matching.best_iterate import BestIterates, Kept, rounding_of
+from fedleak.attacks.matching.compile import Compiler, Step, Traced
+from fedleak.attacks.matching.costs import COSTS, layer_weights
+from fedleak.attacks.matching.dummy_gradient import DummyGradient
+from fedleak.attacks.matching.local_steps import (
+    DummyUpdate,
+    averaging,
+    cannot_simulate,
+    told_of_steps,
+)
+from fedleak.attacks.matching.objective import NOISE, Objective, as_target, noise_of
+from fedleak.attacks.matching.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
+from fedleak.attacks.matching.priors import expected_statistics, has_statistics
+from fedleak.attacks.module_calls import calls_of
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.models.noise import noise_slots
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+
+# The learning rate is cut to a tenth at these shares of the iterations (Geiping 2020, appendix A).
+DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
+REPORT_EVERY = 50
+# Tracing takes about as long as some hundred iterations of a small model.
+TRACE_FROM = 400
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one update besides its gradient.
+
+    Args:
+        noise: slot -> noise ``(batch, ...)`` that is put in as it is.
+        features: module's path -> its input, see the hyperparameter ``features``.
+        begin: inputs ``(batch, ...)`` with which every restart begins; none: a normal start.
+    """
+
+    noise: Tensors = field(default_factory=dict)
+    features: Tensors = field(default_factory=dict)
+    begin: Tensor | None = None
+
+
+class GradientMatching(JointAttack):
+    """Optimises dummy inputs, from a normal start, until their gradient matches the client's.
+
+    Updates of one round are worked on together, in one batched computation; each gets the result
+    that it would get alone. The reconstruction is the iterate of the lowest cost, or the last one
+    whose cost equals it to rounding: there the priors go on to improve what the cost no longer
+    tells apart.
+
+    Args:
+        iterations: number of optimiser steps, at least 1.
+        learning_rate: the optimiser's learning rate, positive.
+        total_variation: weight of the images' total variation in the objective, at least 0; inputs
+            that are no images ``(C, H, W)`` have none.
+        cost: how the gradients are compared, see :mod:`fedleak.attacks.matching.costs`.
+        signed: whether Adam or SGD is given the sign of the inputs' gradient instead of the
+            gradient.
+        box: whether inputs are kept within the valid range, at the start and after each step.
+        decay: whether the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
+        restarts: number of random starts, of which the one with the lowest cost is kept.
+        patience: stop an update's attack once its lowest cost has not fallen by 1 % within this
+            many iterations; none: never.
+        at_once: number of updates that are attacked in one batched computation; L-BFGS searches
+            along a line for each of them by itself.
+        optimizer: adam, sgd, or lbfgs (with up to 20 evaluations a step), see
+            :mod:`fedleak.attacks.matching.optimizers`.
+        layers: weight of each parameter's gradient in the cost, by name or pattern, such as
+            ``{"*": 1, "classifier.*": 0}``, of which the last that fits counts; parameters that
+            none fits are left out. None: all, alike.
+        batch_norm: weight in the objective of the distance between the dummy batch's batch-norm
+            statistics and the expected ones (GradInversion, CVPR 2021), at least 0.
+        precision: type of the numbers computed with; none: the model's, which is float32.
+        compile: off: Python runs every iteration; trace: the iteration is recorded once and
+            replayed, with equal results; inductor: the record is compiled by torch.compile, which
+            takes a C++ compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs.
+            Attacks of fewer than 400 evaluations are not traced.
+        features: weight in the cost of the features that are known: inputs of layers, compared by
+            their relative squared error, at least 0. Of one sample and one step these are the
+            inputs of the linear layers with bias, in closed form; of more it is refused.
+        simulate_steps: whether an update of several local steps is compared with the same steps on
+            the dummy inputs, each with noise of its own, see
+            :mod:`fedleak.attacks.matching.local_steps`; if not, with one step on all of them.
+            None: up to 32 steps, where the client's local training can be simulated.
+        noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
+            which ``*`` stands for anything; those of others are drawn in every iteration. None: all
+            of them if the attack restores noise, and else not one.
+
+    Raises:
+        BadInput: if a value is out of its range or two do not go together.
+    """
+
+    restores_labels: ClassVar[bool] = False
+    """Whether the labels are optimised together with the inputs."""
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 7000,
+        learning_rate: float = 0.01,
+        total_variation: float = 1e-6,
+        cost: Literal["cosine", "squared_error", "relative_error"] = "cosine",
+        signed: bool = True,
+        box: bool = True,
+        decay: bool = True,
+        restarts: int = 1,
+        patience: int | None = None,
+        at_once: int = 16,
+        optimizer: OptimizerName = "adam",
+        layers: dict[str, float] | None = None,
+        batch_norm: float = 0.0,
+        features: float = 0.0,
+        precision: Literal["float32", "float64"] | None = None,
+        compile: Compiler = "trace",
+        noise_slots: list[str] | None = None,
+        simulate_steps: bool | None = None,
+    ) -> None:
+        for kind, value, choices in (
+            ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
+            ("precision", precision, (None, "float32", "float64")),
+            ("compile", compile, get_args(Compiler)),
+        ):  # fmt: skip
+            if value not in choices:
+                raise unknown_name(kind, str(value), [name for name in choices if name])
+        for name, count in (
+            ("iterations", iterations), ("restarts", restarts), ("at_once", at_once),
+            ("patience", 1 if patience is None else patience),
+        ):  # fmt: skip
+            require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
+        require(learning_rate > 0, f"Expected `learning_rate` to be positive, got {learning_rate}.")
+        for name, weight in (
+            ("total_variation", total_variation), ("batch_norm", batch_norm),
+            ("features", features),
+            *((f"layers.{pattern}", value) for pattern, value in (layers or {}).items()),
+        ):  # fmt: skip
+            require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
+        require(
+            not (signed and optimizer == "lbfgs"),
+            "Expected `signed: false` with `optimizer: lbfgs`, which needs the gradient itself.",
+        )
+        self.iterations = iterations
+        self.learning_rate = learning_rate
+        self.total_variation = total_variation
+        self.cost = cost
+        self.signed = signed
+        self.box = box
+        self.decay = decay
+        self.restarts = restarts
+        self.patience = patience
+        self.at_once = at_once
+        self.optimizer = optimizer
+        self.layers = layers
+        self.batch_norm = batch_norm
+        self.features = features
+        self.precision = precision
+        self.compile = compile
+        self.noise_slots = noise_slots
+        self.simulate_steps = simulate_steps
+
+    def run_many(
+        self, problems: Sequence[Problem], report: Report
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """Attack updates in batches of those that share weights and shapes.
+
+        See :meth:`Attack.run_many`; the results of a batch come together.
+
+        Raises:
+            BadInput: if ``simulate_steps`` is on and a slot's noise is in the way.
+        """
+        for problem in problems:
+            reason = self._averages(problem) if problem.knowledge.local_steps > 1 else None
+            require(
+                not (self.simulate_steps and reason),
+                f"Expected an update whose steps can be simulated, but {reason}: leave "
+                "`simulate_steps` out.",
+            )
+        groups: dict[tuple[object, ...], list[int]] = {}
+        known = [self.known(problem) for problem in problems]
+        for index, problem in enumerate(problems):
+            shapes = tuple(problem.noise_shapes.items())
+            found = known[index]
+            names = (tuple(found.noise), tuple(found.features), found.begin is None)
+            facts = problem.knowledge
+            steps = (facts.local_steps, facts.batch_size, facts.learning_rate, facts.plain_sgd)
+            kind = (id(problem.model), problem.batch_shape, shapes, names, steps)
+            groups.setdefault(kind, []).append(index)
+        for indices in groups.values():
+            for begin in range(0, len(indices), self.at_once):
+                chunk = indices[begin : begin + self.at_once]
+                started = time.perf_counter()
+                matched = self._match(
+                    [problems[index] for index in chunk], [known[index] for index in chunk], report
+                )
+                share = (time.perf_counter() - started) / len(chunk)
+                for index, result in zip(chunk, matched, strict=True):
+                    yield index, replace(result, seconds=share)
+
+    def refuses(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`Attack.refuses`."""
+        if self.batch_norm and not has_statistics(knowledge.model):
+            kind = type(knowledge.model).__name__
+            return f"`batch_norm` needs running statistics and {kind} keeps none"
+        names = [name for name, _ in knowledge.model.named_parameters()]
+        for pattern in self.layers or {}:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                kind = type(knowledge.model).__name__
+                nearest = get_close_matches(pattern, names, n=1, cutoff=0.0)[0]
+                return (
+                    f"`layers.{pattern}` fits no parameter of {kind}, the nearest being `{nearest}`"
+                )
+        if self.features and max(knowledge.num_samples, knowledge.local_steps) > 1:
+            return (
+                "`features` are known of one sample and one local step, and the update is of "
+                f"{knowledge.num_samples} samples and {knowledge.local_steps} steps: set it to 0"
+            )
+        reason = cannot_simulate(knowledge) if knowledge.local_steps > 1 else None
+        if self.simulate_steps and reason:
+            return f"`simulate_steps` cannot be had, as {reason}: leave it out"
+        slots = list(noise_slots(knowledge.model))
+        for pattern in self.noise_slots or []:
+            if not any(fnmatchcase(name, pattern) for name in slots):
+                return (
+                    f"`noise_slots` {pattern} fits no noise slot of "
+                    f"{type(knowledge.model).__name__}, which has {', '.join(slots) or 'none'}"
+                )
+        return super().refuses(knowledge)
+
+    def refuses_device(self, device: str) -> str | None:
+        """See :meth:`Attack.refuses_device`."""
+        if self.compile == "cuda_graphs" and torch.device(device).type != "cuda":
+            return f"`compile: cuda_graphs` needs `device: cuda` and it is `{device}`"
+        return None
+
+    def compared(self, problem: Problem) -> list[str]:
+        """The parameters whose gradients are compared: all, unless a plugin leaves some out."""
+        return list(problem.gradient)
+
+    def _weights(self, problem: Problem) -> dict[str, float]:
+        """Weights of what is compared; parameters that a client does not train tell nothing."""
+        names, model = self.compared(problem), problem.knowledge.model
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        return layer_weights([n for n in names if n in trained] or names, self.layers)
+
+    def labels_of(self, problem: Problem) -> Tensor:
+        """The labels ``(num_samples,)`` that the server knows or recovers."""
+        known = problem.knowledge.labels
+        if known is not None:
+            return known
+        return recover_labels(problem.model, problem.gradient, problem.knowledge)
+
+    def _match(
+        self, problems: Sequence[Problem], known: Sequence[Known], report: Report
+    ) -> list[Reconstruction]:
+        first = problems[0]
+        state = self._state(problems, known)
+        put_in = {NOISE + slot for slot in known[0].noise}
+        free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in put_in}
+        fixed = {n: v for n, v in state.items() if n not in free}
+        step, target = self._step(problems, known, state, free)
+
+        def evaluate_row(row: int) -> tuple[Tensors, Tensor]:
+            found, (objectives, _) = step(*(_row(values, row) for values in (free, fixed, target)))
+            return found, objectives[0]
+
+        optimizer = OPTIMIZERS[self.optimizer](free, learning_rate=self.learning_rate)
+        low, high = (bound.to(state["inputs"]) for bound in first.knowledge.bounds)
+        if self.box:
+            torch.clamp(state["inputs"], low, high, out=state["inputs"])
+        drop_at = {int(self.iterations * share) for share in DECAY_AT} if self.decay else set()
+        rounding = rounding_of(self.cost, target["gradient"], self._weights(first))
+        best = BestIterates(state, rounding, self.patience)
+        iteration = 0
+        for iteration in range(self.iterations + 1):
+            for name in fixed:
+                if name.startswith(NOISE) and name not in put_in:
+                    # Whoever ignores the noise draws afresh every time.
+                    drawn = self._noise_starts(problems, name.removeprefix(NOISE))
+                    fixed[name] = state[name] = drawn.to(state[name])
+            gradients, (_, costs) = step(free, fixed, target)
+            best.update(iteration, costs, state)
+            if iteration % REPORT_EVERY == 0 or iteration == self.iterations:
+                best.note(iteration)
+                report(Progress(iteration, self.iterations, float(best.costs.mean())))
+                if best.all_settled():
+                    break
+            if iteration == self.iterations:
+                break
+            if self.signed:
+                gradients = gradients | {"inputs": gradients["inputs"].sign()}
+            if iteration in drop_at:
+                optimizer.scale_learning_rate(0.1)
+            optimizer.step(gradients, evaluate_row)
+            if self.box:
+                torch.clamp(state["inputs"], low, high, out=state["inputs"])
+        return [self._reconstruction(kept, first) for kept in best.kept(self.restarts, iteration)]
+
+    def _reconstruction(self, kept: Kept, problem: Problem) -> Reconstruction:
+        like = next(iter(problem.gradient.values()))
+        labels = kept.variables["labels"]
+        noise = {
+            slot: value for slot, value in noise_of(kept.variables).items() if self._restores(slot)
+        }
+        return Reconstruction(
+            inputs=kept.variables["inputs"].to(like),
+            labels=labels.argmax(dim=-1) if self.restores_labels else labels,
+            noise={name: value.to(like) for name, value in noise.items()},
+            costs=kept.costs,
+            iterations=kept.iterations,
+            findings=told_of_steps(problem, self._averages(problem)),
+        )
+
+    def _is_optimised(self, name: str) -> bool:
+        if name == "labels":
+            return self.restores_labels
+        return name == "inputs" or self._restores(name.removeprefix(NOISE))
+
+    def known(self, problem: Problem) -> Known:
+        """What is known besides the gradient: the features, if they have a weight."""
+        if not self.features:
+            return Known()
+        inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
+        labels = torch.zeros(1, dtype=torch.long, device=inputs.device)
+        # A forward pass in train mode moves batch-norm statistics.
+        model = copy.deepcopy(problem.model)
+        calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
+        found = known_inputs(problem.gradient, calls)
+        return Known(features={n: f.value for n, f in found.items() if f.trusted})
+
+    def _simulates(self, problem: Problem) -> bool:
+        return problem.knowledge.local_steps > 1 and self._averages(problem) is None
+
+    def _averages(self, problem: Problem) -> str | None:
+        return averaging(problem.knowledge, problem.noise_shapes, self.simulate_steps)
+
+    def _noise_shape(self, problem: Problem, slot: str) -> tuple[int, ...]:
+        """Shape of a slot's noise: ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``."""
+        samples, *rest = problem.noise_shapes[slot]
+        epochs = problem.knowledge.epochs if self._simulates(problem) else 1
+        return (samples, *((epochs,) if epochs > 1 else ()), *rest)
+
+    def _restores(self, slot: str) -> bool:
+        if self.noise_slots is None:
+            return self.restores_noise
+        return any(fnmatchcase(slot, pattern) for pattern in self.noise_slots)
+
+    def _state(self, problems: Sequence[Problem], known: Sequence[Known]) -> Tensors:
+        """Where every update's every restart begins: rows are (update, restart), side by side."""
+        first, starts = problems[0], self.restarts
+        kind = self._kind(first)
+        # Drawn even where it is not needed, so that what else is drawn stays the same.
+        state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
+        begin = [facts.begin for facts in known if facts.begin is not None]
+        if begin:
+            inputs = torch.stack(begin).repeat_interleave(starts, dim=0)
+            state["inputs"] = inputs.to(state["inputs"])
+        if self.restores_labels:
+            logits = (first.knowledge.num_samples, first.knowledge.num_classes)
+            state["labels"] = _starts(problems, logits, starts).to(kind)
+        else:
+            labels = torch.stack([self.labels_of(problem) for problem in problems])
+            state["labels"] = labels.repeat_interleave(starts, dim=0)
+        for slot in first.noise_shapes:
+            if slot in known[0].noise:
+                noise = torch.stack([facts.noise[slot] for facts in known])
+                noise = noise.repeat_interleave(starts, dim=0)
+            else:
+                noise = self._noise_starts(problems, slot)
+            state[NOISE + slot] = noise.to(state["inputs"])
+        return state
+
+    def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
+        """Noise of a slot, row by row: what it draws, or a normal start where it is restored."""
+        shape = self._noise_shape(problems[0], slot)
+        if self._restores(slot):
+            return _starts(problems, shape, self.restarts)
+        rows = (self.restarts, *shape)
+        return torch.cat([problem.noise(slot, rows) for problem in problems])
+
+    def _step(
+        self,
+        problems: Sequence[Problem],
+        known: Sequence[Known],
+        state: Tensors,
+        free: Tensors,
+    ) -> tuple[Step, dict[str, Any]]:
+        """The computation of one iteration, and what it compares with, row by row."""
+        first = problems[0]
+        kind = self._kind(first)
+        features = [facts.features for facts in known]
+        with _differentiable(first):
+            dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
+        gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
+        target: dict[str, Any] = {"gradient": dummy.targets(gradients, first.knowledge.num_samples)}
+        if self.batch_norm:
+            found = [expected_statistics(problem, problem.model) for problem in problems]
+            target["statistics"] = {
+                layer: tuple(
+                    torch.stack([item[layer][part] for item in found]).to(kind) for part in (0, 1)
+                )
+                for layer in found[0]
+            }
+        target["features"] = {
+            name: torch.stack([item[name] for item in features]).to(state["inputs"])
+            for name in features[0]
+        }
+        target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
+        step = Objective(
+            dummy=dummy,
+            cost=COSTS[self.cost],
+            weights=self._weights(first),
+            total_variation=self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0,
+            batch_norm=self.batch_norm,
+            features=self.features,
+            soft_labels=self.restores_labels,
+        ).step()
+        fixed = {name: value for name, value in state.items() if name not in free}
+        with _differentiable(first):
+            step(free, fixed, target)
+        evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
+        if self.compile != "off" and evaluations >= TRACE_FROM:
+            step = Traced(step, self.compile)
+        return step, target
+
+    def _dummy(
+        self, problem: Problem, example: Tensors, known: Known
+    ) -> DummyGradient | DummyUpdate:
+        # Both work on a copy, for they take the running statistics away.
+        model = copy.deepcopy(problem.model).to(self._kind(problem))
+        batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
+        facts, noise = problem.knowledge, noise_of(example)
+        if self._simulates(problem):
+            return DummyUpdate(model, facts, batch, noise)
+        return DummyGradient(model, facts.loss, batch, noise, list(known.features))
+
+    def _kind(self, problem: Problem) -> torch.dtype:
+        if self.precision is not None:
+            return torch.float64 if self.precision == "float64" else torch.float32
+        return next(iter(problem.gradient.values())).dtype
+
+
+@contextmanager
+def _differentiable(problem: Problem) -> Iterator[None]:
+    """Says what kind of model is expected where the block fails."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise BadInput(
+            f"Expected a model that torch.func can differentiate twice and batch, but "
+            f"{type(problem.model).__name__} fails there: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _row(values: Any, row: int) -> Any:
+    return tree_map(lambda value: value[row : row + 1], values)
+
+
+def _starts(problems: Sequence[Problem], shape: Sequence[int], starts: int) -> Tensor:
+    """Normal draws ``(updates * starts, *shape)``, each update's from its own generator."""
+    return torch.cat([problem.normal((starts, *shape)) for problem in problems])

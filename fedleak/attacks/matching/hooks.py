@@ -1,0 +1,172 @@
+"""Hooks by which a forward pass under ``torch.func`` tells what went on inside the model."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedleak.attacks.matching.priors import Statistics
+from fedleak.updates.files import Tensors
+
+# What enters and leaves linear layers, or the gradients of what leaves: ``(rows, in)`` and
+# ``(rows, out)``, whose product is a weight's gradient.
+Rows = dict[str, tuple[Tensor, Tensor]]
+
+
+def drop_running_statistics(model: nn.Module) -> None:
+    """Take the running statistics away from batch-norm layers in train mode, which do not use them.
+
+    Args:
+        model: the model, which is changed.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+class LossModule(nn.Module):
+    """The loss as a module's forward, as ``functional_call`` wants it."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch."""
+        return self._loss(self.model, batch)
+
+
+class LinearTap:
+    """Hooks on linear layers that note their inputs and add probes to their outputs.
+
+    The gradient with respect to a probe of zeros is the gradient of the layer's output. A layer
+    whose weight is shared with another module is left to plain differentiation. A layer can be
+    made to compute as if SGD had moved it, without its weight being built.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        uses = Counter(
+            id(value) for module in model.modules() for value in module._parameters.values()
+        )
+        self._layers: dict[str, nn.Linear] = {}
+        self.inputs: dict[str, list[Tensor]] = {}
+        self._probes: dict[str, list[Tensor]] | None = None
+        self._moves: Rows = {}
+        self._shapes: dict[str, list[tuple[int, ...]]] | None = None
+        for name, module in model.named_modules():
+            # Subclasses may compute something else than x W^T + b.
+            if type(module) is nn.Linear and all(
+                uses[id(value)] == 1 for value in module.parameters()
+            ):
+                self._layers[name] = module
+                module.register_forward_hook(self._hook(name), with_kwargs=True)
+
+    def parameters(self, layer: str) -> list[str]:
+        """Names of the layer's weight and, if it has one, bias."""
+        return [f"{layer}.{name}" for name, _ in self._layers[layer].named_parameters()]
+
+    @contextmanager
+    def shapes(self) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+        """Within the block, note the shapes of what every layer gives, call by call."""
+        self._shapes = {}
+        try:
+            yield self._shapes
+        finally:
+            self._shapes = None
+
+    def start(self, probes: dict[str, list[Tensor]], moves: Rows) -> None:
+        """Begin to note inputs and to add what there is to add.
+
+        Args:
+            probes: what is added to a layer's outputs, call by call.
+            moves: by how much its weight was moved, ``outputs^T inputs``, and with it its bias.
+        """
+        self.inputs = {layer: [] for layer in probes}
+        self._probes, self._moves = probes, moves
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.inputs, self._probes, self._moves = {}, None, {}
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(
+            _module: nn.Module,
+            args: tuple[Tensor, ...],
+            kwargs: dict[str, Tensor],
+            output: Tensor,
+        ) -> Tensor | None:
+            if self._shapes is not None:
+                self._shapes.setdefault(name, []).append(tuple(output.shape))
+            if self._probes is None or name not in self._probes:
+                return None
+            call = len(self.inputs[name])
+            given = args[0] if args else kwargs["input"]
+            self.inputs[name].append(given)
+            if name in self._moves:
+                entering, leaving = self._moves[name]
+                output = output + (given @ entering.T) @ leaving
+                if self._layers[name].bias is not None:
+                    output = output + leaving.sum(dim=0)
+            return output + self._probes[name][call]
+
+        return hook
+
+
+class NormTap:
+    """Hooks on batch-norm layers that note mean and variance of what enters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.statistics: Statistics = {}
+        self._active = False
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(self._hook(name))
+
+    def start(self) -> None:
+        """Begin to note statistics."""
+        self.statistics, self._active = {}, True
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.statistics, self._active = {}, False
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._active:
+                # Channels first: (channels, everything else).
+                rows = args[0].transpose(0, 1).flatten(1)
+                # Unbiased, as the running variance is; a single number has none.
+                variance = rows.var(dim=1, unbiased=rows.shape[1] > 1)
+                self.statistics[name] = (rows.mean(dim=1), variance)
+
+        return hook
+
+
+class InputTap:
+    """Hooks on modules that note what they were given last."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.entered: Tensors = {}
+        self._active = False
+        for name in names:
+            model.get_submodule(name).register_forward_pre_hook(self._hook(name), with_kwargs=True)
+
+    def start(self) -> None:
+        """Begin to note inputs."""
+        self.entered, self._active = {}, True
+
+    def stop(self) -> None:
+        """Forget the tensors of the last pass, which must not outlive their transform."""
+        self.entered, self._active = {}, False
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            if self._active:
+                self.entered[name] = args[0] if args else next(iter(kwargs.values()))
+
+        return hook

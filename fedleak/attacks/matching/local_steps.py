@@ -1,0 +1,179 @@
+"""What a client's several local steps would send, differentiable in its inputs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Problem
+from fedleak.attacks.matching.costs import Products
+from fedleak.attacks.matching.dummy_gradient import DummyGradient, Target
+from fedleak.attacks.matching.priors import Statistics
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+
+# Steps that are simulated unasked: each takes the time of an iteration on one step.
+MOST_STEPS = 32
+# Found of labels that are recovered.
+UNORDERED = "which of the labels belongs to which step is not known"
+
+
+def cannot_simulate(
+    knowledge: Knowledge, noise: Mapping[str, Sequence[int]] | None = None
+) -> str | None:
+    """Why a client's local training cannot be simulated; none if it can.
+
+    Args:
+        knowledge: what the server knows of it.
+        noise: shapes of the noise that its slots draw for all samples; none: not looked at.
+    """
+    if not knowledge.plain_sgd:
+        return "the clients' optimiser is not plain SGD"
+    if knowledge.num_samples > 1 and knowledge.batch_size is None:
+        return "`batch_size`, the samples of a local step, is not known"
+    batches = len(knowledge.local_batches)
+    if knowledge.local_steps % batches:
+        return f"{knowledge.local_steps} local steps are no whole epochs of {batches} batches"
+    for slot, shape in (noise or {}).items():
+        if shape[0] != knowledge.num_samples:
+            return f"{slot} draws {shape[0]} rows for {knowledge.num_samples} samples"
+    return None
+
+
+def averaging(
+    knowledge: Knowledge, noise: Mapping[str, Sequence[int]], simulate: bool | None = None
+) -> str | None:
+    """Why several local steps are taken for one; none if they are simulated.
+
+    Args:
+        knowledge: what the server knows of them.
+        noise: see :func:`cannot_simulate`.
+        simulate: whether they should be; none: if they can, and are not too many.
+    """
+    if simulate is False:
+        return "`simulate_steps` is off"
+    if simulate is None and knowledge.local_steps > MOST_STEPS:
+        return f"more than {MOST_STEPS} are simulated only with `simulate_steps: true`"
+    return cannot_simulate(knowledge, noise)
+
+
+def told_of_steps(problem: Problem, reason: str | None) -> tuple[str, ...]:
+    """What an attack says of an update of several local steps; nothing of one.
+
+    Args:
+        problem: the update.
+        reason: see :func:`averaging`.
+    """
+    facts = problem.knowledge
+    if facts.local_steps == 1:
+        return ()
+    if reason is not None:
+        return (f"{facts.local_steps} local steps taken for one, as {reason}",)
+    epochs, batches = facts.epochs, len(facts.local_batches)
+    found = [
+        f"{facts.local_steps} local steps simulated: {epochs} epoch{'s' * (epochs > 1)} of "
+        f"{batches} batch{'es' * (batches > 1)}"
+    ]
+    if facts.labels is None and batches > 1:
+        found.append(UNORDERED)
+    return tuple(found)
+
+
+class DummyUpdate:
+    """The mean gradient of local steps of plain SGD for given inputs, labels and noise.
+
+    The steps are done one after the other and differentiated through, as Geiping et al. (2020,
+    https://arxiv.org/abs/2003.14053) and Dimitrov et al. (2022, https://arxiv.org/abs/2206.12395)
+    do it; each step draws noise of its own. The order of the samples is that of the first epoch,
+    and presumed to be the same in the later ones; labels that are recovered tell nothing of it, so
+    that a step may be given another's. Time and memory grow with the number of steps. What a step
+    does to a linear layer is a product of few rows, so that its weights are neither built nor
+    moved.
+
+    Args:
+        model: a private copy of the model with the weights that were sent, parameters not requiring
+            gradients; it is changed as by :class:`DummyGradient`.
+        knowledge: gives loss, learning rate, the samples of each step and the number of epochs, and
+            the parameters that a client trains.
+        batch: an example ``(inputs, labels)`` of all samples, for the shapes.
+        noise: an example of their noise, see :meth:`evaluate`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        knowledge: Knowledge,
+        batch: tuple[Tensor, Tensor],
+        noise: Mapping[str, Tensor],
+    ) -> None:
+        self._facts = knowledge
+        flags = {n: v.requires_grad for n, v in knowledge.model.named_parameters()}
+        # A model that is frozen as a whole was made so for the attack.
+        frozen = {n for n, trained in flags.items() if not trained and any(flags.values())}
+        part, *_, last = [*knowledge.local_batches, knowledge.local_batches[-1]]
+        self._dummy = DummyGradient(
+            model,
+            knowledge.loss,
+            (batch[0][part], batch[1][part]),
+            self._of_step(noise, part, 0),
+            dense=[name.rpartition(".")[0] for name in frozen],
+        )
+        self._dummy.prepare((batch[0][last], batch[1][last]), self._of_step(noise, last, 0))
+        self._trained = self._dummy.free.keys() - frozen
+
+    def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
+        """Target gradients of several updates, see :meth:`DummyGradient.targets`.
+
+        Args:
+            gradients: mean gradient by parameter name, one for each update.
+            rank: the highest rank of one epoch's gradient to try.
+        """
+        return self._dummy.targets(gradients, rank * self._facts.epochs)
+
+    def evaluate(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        noise: Mapping[str, Tensor],
+        target: Mapping[str, tuple[Tensor, ...]],
+    ) -> tuple[dict[str, Products], Statistics, Tensors]:
+        """Products of the mean gradient with one target, see :meth:`DummyGradient.evaluate`.
+
+        Noise is ``(num_samples, ...)``, of several epochs ``(num_samples, epochs, ...)``. What
+        entered batch-norm layers is averaged over the steps; of frozen parameters the products mean
+        nothing, and of watched modules there are none.
+        """
+        rate, steps = self._facts.learning_rate, self._facts.local_steps
+        free, gone = self._dummy.free, dict.fromkeys(self._dummy.free, torch.zeros(()).to(inputs))
+        passed: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        seen: list[Statistics] = []
+        for epoch in range(self._facts.epochs):
+            for part in self._facts.local_batches:
+                moves = {layer: _moved(rows, -rate) for layer, rows in passed.items()}
+                gradients, layers, (statistics, _) = self._dummy.differentiate(
+                    (inputs[part], labels[part]), self._of_step(noise, part, epoch), free, moves
+                )
+                seen.append(statistics)
+                for layer, rows in layers.items():
+                    passed.setdefault(layer, []).append(rows)
+                gone = {name: value + gradients[name] / steps for name, value in gone.items()}
+                free = free | {n: free[n] - rate * gradients[n] for n in self._trained}
+        mean = {layer: _moved(rows, 1 / steps) for layer, rows in passed.items()}
+        return self._dummy.compare(gone, mean, target), _averaged(seen), {}
+
+    def _of_step(self, noise: Mapping[str, Tensor], part: slice, epoch: int) -> Tensors:
+        several = self._facts.epochs > 1
+        return {n: value[part, epoch] if several else value[part] for n, value in noise.items()}
+
+
+def _moved(rows: Sequence[tuple[Tensor, Tensor]], factor: float) -> tuple[Tensor, Tensor]:
+    """The rows of a sum of gradients, times a factor."""
+    entering, leaving = zip(*rows, strict=True)
+    return torch.cat(entering), factor * torch.cat(leaving)
+
+
+def _averaged(statistics: Sequence[Statistics]) -> Statistics:
+    def mean(layer: str, part: int) -> Tensor:
+        return torch.stack([found[layer][part] for found in statistics]).mean(dim=0)
+
+    return {layer: (mean(layer, 0), mean(layer, 1)) for layer in statistics[0]}

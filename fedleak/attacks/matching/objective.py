@@ -1,0 +1,100 @@
+"""The objective of gradient matching and its derivatives, of many updates side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+from fedleak.attacks.matching.compile import Step
+from fedleak.attacks.matching.costs import Cost
+from fedleak.attacks.matching.dummy_gradient import DummyGradient
+from fedleak.attacks.matching.local_steps import DummyUpdate
+from fedleak.attacks.matching.priors import batch_norm_distance, total_variation
+from fedleak.updates.files import Tensors
+
+# Marks the noise slots among the variables.
+NOISE = "noise/"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised for one update, in its variables: inputs, labels, and noise by slot.
+
+    Args:
+        dummy: gives the products of the dummy gradient with the client's.
+        cost: how the gradients are compared.
+        weights: of the parameters that are compared.
+        total_variation: weight of the inputs' total variation; 0: none.
+        batch_norm: weight of the distance of the batch-norm statistics; 0: none.
+        features: weight in the cost of the features that are known.
+        soft_labels: whether labels are logits ``(num_samples, classes)`` of probabilities.
+    """
+
+    dummy: DummyGradient | DummyUpdate
+    cost: Cost
+    weights: dict[str, float]
+    total_variation: float
+    batch_norm: float
+    features: float
+    soft_labels: bool
+
+    def __call__(
+        self, free: Tensors, fixed: Tensors, target: dict[str, Any]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The objective of one row, and with it (objective, cost).
+
+        Args:
+            free: variables that are optimised, by name.
+            fixed: the other variables.
+            target: what is compared with: ``gradient``, ``features`` and ``statistics``.
+        """
+        values = fixed | free
+        products, statistics, entered = self.dummy.evaluate(
+            values["inputs"],
+            as_target(values["labels"], soft=self.soft_labels),
+            noise_of(values),
+            target["gradient"],
+        )
+        cost = self.cost({name: products[name] for name in self.weights}, self.weights)
+        for layer, wanted in target["features"].items():
+            missed = (entered[layer] - wanted).square().sum() / wanted.square().sum()
+            cost = cost + self.features / len(target["features"]) * missed
+        total = cost
+        if self.total_variation:
+            total = total + self.total_variation * total_variation(values["inputs"])
+        if self.batch_norm:
+            distance = batch_norm_distance(statistics, target["statistics"])
+            total = total + self.batch_norm * distance
+        return total, (total, cost)
+
+    def step(self) -> Step:
+        """Gradients in the free variables and (objectives, costs), row by row."""
+        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row.
+        # A row that is alone needs no batching, which is a fifth of the time of a small model.
+        one_row = grad(self, has_aux=True)
+        many_rows: Step = vmap(one_row, randomness="different")
+
+        def step(
+            free: Tensors, fixed: Tensors, target: dict[str, Any]
+        ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+            if len(free["inputs"]) > 1:
+                return many_rows(free, fixed, target)
+            gradients, costs = one_row(*tree_map(lambda value: value[0], (free, fixed, target)))
+            alone: tuple[Tensors, tuple[Tensor, Tensor]]
+            alone = tree_map(lambda value: value[None], (gradients, costs))
+            return alone
+
+        return step
+
+
+def noise_of(values: Mapping[str, Tensor]) -> Tensors:
+    """The noise among the variables, by slot."""
+    return {n.removeprefix(NOISE): v for n, v in values.items() if n.startswith(NOISE)}
+
+
+def as_target(labels: Tensor, *, soft: bool) -> Tensor:
+    """Labels as the loss takes them: classes ``(batch,)``, or probabilities if they are soft."""
+    return labels.softmax(dim=-1) if soft else labels

@@ -1,0 +1,79 @@
+"""Questions about a model that several attacks ask."""
+
+import copy
+
+import torch
+from torch import nn
+
+from fedleak.attacks.module_calls import calls_of, chain_to, same_entries
+from fedleak.updates.knowledge import Knowledge
+
+
+def first_linear(knowledge: Knowledge) -> str | None:
+    """The first layer with weights, if it is linear with bias and takes all entries of a sample.
+
+    Args:
+        knowledge: gives the model, whose modules are taken to be held in the order of their use.
+    """
+    size = torch.Size(knowledge.input_shape).numel()
+    for name, module in knowledge.model.named_modules():
+        own = {part for part, _ in module.named_parameters(recurse=False)}
+        if own:
+            fits = type(module) is nn.Linear and module.in_features == size
+            return name if fits and own == {"weight", "bias"} else None
+    return None
+
+
+# They leave everything as it is, unless they draw.
+DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether a layer that is no noise slot draws anew in every forward pass."""
+    if isinstance(module, DROPOUTS):
+        return module.training and module.p > 0
+    return isinstance(module, nn.RReLU) and module.training
+
+
+RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
+
+
+def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
+    """Whether a layer is given the inputs themselves, in another shape at most.
+
+    Args:
+        knowledge: gives the model and the shape of its inputs.
+        layer: name of the layer.
+    """
+    # What is in front of the layer is the same in eval mode, in which no statistics are moved.
+    model = copy.deepcopy(knowledge.model).eval()
+    like = model.get_parameter(f"{layer}.weight")
+    inputs = torch.zeros(knowledge.num_samples, *knowledge.input_shape).to(like)
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    with torch.random.fork_rng():  # a bottleneck draws
+        calls = calls_of(model, knowledge.loss, (inputs, labels))
+    chain = chain_to(calls, layer, inputs)
+    if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
+        return False
+    first = chain[0] if chain else next(call for call in calls if call.name == layer)
+    return same_entries(first.entering, inputs) and not first.entered
+
+
+def drawing_layers(model: nn.Module) -> list[str]:
+    """The layers, besides noise slots, that draw anew in every forward pass.
+
+    Args:
+        model: the model, in the client's mode.
+    """
+    return [name for name, module in model.named_modules() if draws(module)]
+
+
+def sharing_layers(model: nn.Module) -> set[str]:
+    """The layers that share a parameter, whose gradient is then a sum over them."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for value in module.parameters(recurse=False):
+            owners.setdefault(id(value), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}

@@ -1,0 +1,235 @@
+"""The parts of a run, made from its configuration and checked before anything is written."""
+
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Attack
+from fedleak.config import RunConfig
+from fedleak.data import PrivateData, partition
+from fedleak.defenses import Defense
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
+from fedleak.registry import build
+from fedleak.runs.scoring import SCORINGS
+from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
+
+
+def make_data(config: RunConfig) -> PrivateData:
+    """The data set of a configuration, loaded.
+
+    Raises:
+        BadInput: if it is no data set of fedleak, or cannot be loaded.
+    """
+    data = build("data", config.data)
+    require(
+        isinstance(data, PrivateData),
+        f"Expected `data` to be a PrivateData, got `{config.data.class_path}`.",
+    )
+    if data.kind not in SCORINGS:
+        raise unknown_name("kind of data", data.kind, SCORINGS)
+    data.prepare_data()
+    data.setup()
+    return data  # type: ignore[no-any-return]
+
+
+def make_attacks(config: RunConfig) -> list[Attack]:
+    """A configuration's attacks.
+
+    Raises:
+        BadInput: if one is no attack, its settings do not fit, or two have one name.
+    """
+    attacks: list[Attack] = []
+    for plugin in config.attacks:
+        attack = build("attacks", plugin)
+        require(
+            isinstance(attack, Attack),
+            f"Expected `attacks` to hold attacks, got `{plugin.class_path}`.",
+        )
+        require(
+            attack.name not in [other.name for other in attacks],
+            f"Expected `attacks` of different names, got {attack.name} twice: try other settings "
+            "by `fedleak attack` on the run.",
+        )
+        attacks.append(attack)
+    return attacks
+
+
+def make_defenses(config: RunConfig) -> list[Defense]:
+    """A configuration's defences.
+
+    Raises:
+        BadInput: if one is no defence, its settings, the protocol or their order do not fit.
+    """
+    defenses: list[Defense] = []
+    for plugin in config.defenses:
+        defense = build("defenses", plugin)
+        require(
+            isinstance(defense, Defense),
+            f"Expected `defenses` to hold defences, got `{plugin.class_path}`.",
+        )
+        reason = defense.refuses(config.federation.protocol)
+        require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
+        require(
+            not (defense.starts_anew and defenses),
+            f"Expected {defense.name} before the other `defenses`, as it computes the gradient "
+            "anew and would undo them, got it after them: change their order.",
+        )
+        defenses.append(defense)
+    return defenses
+
+
+def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
+    """Flower's mods around a client's training, the first one outermost.
+
+    Raises:
+        BadInput: if one cannot be called, or its settings do not fit.
+    """
+    mods: list[Callable[..., Any]] = []
+    for plugin in config.mods:
+        try:
+            mod = build("mods", plugin)
+        except ValueError as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(
+                f"Expected settings that `{plugin.class_path}` takes, got {plugin.init_args}: "
+                f"{error}"
+            ) from error
+        require(
+            callable(mod),
+            f"Expected `federation.mods` to hold mods of Flower, got `{plugin.class_path}`.",
+        )
+        mods.append(mod)
+    return mods
+
+
+def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
+    """The global model of a configuration before its first round, the same for the same seed.
+
+    Raises:
+        BadInput: if its settings or weights do not fit, or it is no module.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed))
+            model = build(
+                "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
+            )
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, BadInput) and data.kind == "images":
+            raise
+        text = " ".join(str(error).split())
+        raise BadInput(
+            f"Expected a model for {data.kind} of shape {data.input_shape} ({config.data_name}), "
+            f"but {config.model_name} cannot be made for them: {text}"
+        ) from error
+    # Lightning's own class is not imported here; what makes a LightningModule is checked instead.
+    if not isinstance(model, nn.Module) or not hasattr(model, "configure_optimizers"):
+        raise BadInput(
+            f"Expected `model` to be a LightningModule, got `{config.model.class_path}`."
+        )
+    local_learning_rate(model)
+    if config.weights is not None:
+        _load(model, config)
+    return model
+
+
+def _load(model: nn.Module, config: RunConfig) -> None:
+    path = Path(str(config.weights)).expanduser()
+    require(path.is_file(), f"Expected a file with weights at {path} (`weights`), found none.")
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(
+            f"Expected a complete safetensors file at {path} (`weights`): {error}."
+        ) from error
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    wrong = sorted(name for name in wanted | shapes if wanted.get(name) != shapes.get(name))
+    if wrong:
+        name = wrong[0]
+        raise BadInput(
+            f"Expected the weights of {config.model_name} in {path} (`weights`), such as `{name}` "
+            f"of shape {wanted.get(name, 'none')}, got {shapes.get(name, 'none')}: give the model "
+            "that they were trained in."
+        )
+    model.load_state_dict(found)
+
+
+def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
+    """Positions in the training set of every client's samples.
+
+    Raises:
+        BadInput: if a client would have none, or fewer than a batch.
+    """
+    federation = config.federation
+    parts = partition(
+        data.train_set.labels.numpy(),
+        federation.clients,
+        kind=federation.partition,
+        alpha=federation.alpha,
+        shards_per_client=federation.shards_per_client,
+        seed=config.seed,
+    )
+    smallest = min(range(len(parts)), key=lambda client: len(parts[client]))
+    require(
+        len(parts[smallest]) >= federation.batch_size,
+        f"Expected every client to have a batch of `federation.batch_size` "
+        f"{federation.batch_size}, but client {smallest} has {len(parts[smallest])} of the "
+        f"{len(data.train_set)} samples: lower it"
+        f"{'.' if federation.partition == 'one_each' else ' or `federation.clients`.'}",
+    )
+    return [part.tolist() for part in parts]
+
+
+def knowledge_of(
+    config: RunConfig,
+    data: PrivateData,
+    model: nn.Module,
+    *,
+    labels: Tensor | None,
+    update: InterceptedUpdate | None = None,
+) -> Knowledge:
+    """What the server of a run knows of an update.
+
+    Args:
+        config: the run's configuration.
+        data: gives shape, classes and scaling.
+        model: the architecture.
+        labels: the true labels, if the setting is that the server knows them; where there are no
+            classes, all are 0.
+        update: the update; without one, that of a client with a single batch is presumed.
+    """
+    federation = config.federation
+    samples = federation.batch_size if update is None else update.num_examples
+    if data.num_classes == 1:
+        # There is nothing to be known or recovered.
+        labels = torch.zeros(samples, dtype=torch.int64)
+    steps = 1
+    if federation.protocol == "fedavg":
+        steps = federation.local_epochs * ceil(samples / federation.batch_size)
+    return Knowledge(
+        model=model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        mean=data.mean,
+        std=data.std,
+        num_samples=samples,
+        labels=labels,
+        protocol=federation.protocol,
+        learning_rate=local_learning_rate(model),
+        local_steps=steps,
+        batch_size=federation.batch_size if federation.protocol == "fedavg" else None,
+        plain_sgd=plain_sgd(model),
+        training=federation.mode == "train",
+        label_recovery=config.victims.label_recovery,
+    )

@@ -1,0 +1,215 @@
+"""The command line: parses, calls, prints."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from rich.console import Console
+
+from fedleak import experiment
+from fedleak.build import make_data
+from fedleak.cli.arguments import parse
+from fedleak.config import RunConfig, versions
+from fedleak.errors import BadInput
+from fedleak.registry import KINDS, Plugin, short_name
+from fedleak.reporting import (
+    Display,
+    Figures,
+    SweepDisplay,
+    TensorBoard,
+    paths_line,
+    plugin_table,
+    results_table,
+    rounds_table,
+    write_picture,
+    write_report,
+    write_rounds,
+    write_tables,
+)
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.runs.scoring import scoring_class
+from fedleak.runtime.interrupts import STOP_SECONDS, Interrupt
+from fedleak.sweep import load_study, run_sweep
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script ``fedleak``.
+
+    It exits with 0, with 1 if a run broke down, 2 for bad input, 130 when interrupted.
+
+    Args:
+        argv: the arguments; none: those of the process.
+    """
+    # A model of one's own lies in the folder where the command is given.
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    console, complaints = Console(), Console(stderr=True, soft_wrap=True)
+
+    def complain(text: str) -> None:
+        line = " ".join(text.split())
+        complaints.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
+
+    interrupt = Interrupt()
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        _command(parse(list(sys.argv[1:] if argv is None else argv)), console)
+        code = 0
+    except BadInput as error:
+        complain(str(error))
+        code = 2
+    except experiment.RunFailed as error:
+        complain(f"{error} What is done is kept: go on by `--resume`.")
+        code = 1
+    except KeyboardInterrupt:
+        complain("interrupted.")
+        code = 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if argv is None:
+        _leave(code)
+    sys.exit(code)
+
+
+def _command(settings: Namespace, console: Console) -> None:
+    command, chosen = settings.subcommand, settings[settings.subcommand]
+    if command == "list":
+        for kind in KINDS if chosen.kind == "all" else (chosen.kind,):
+            console.print(plugin_table(kind))
+        return
+    if command == "report":
+        path = write_report(RunFolder(Path(chosen.run)))
+        console.print(f"Look at {path}", highlight=False, soft_wrap=True)
+        return
+    if command == "sweep":
+        _sweep(chosen, console)
+        return
+    if command == "run":
+        config = _run_config(chosen)
+        _check_versions(chosen.versions, console)
+    else:
+        config = _attack_config(chosen)
+    flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
+    data = make_data(config)
+    with Display(console, scoring_class(config).headline) as display:
+        observers = [
+            display,
+            TensorBoard(config, data.mean, data.std),
+            Figures(config, data.mean, data.std),
+        ]
+        if command == "run":
+            summary = experiment.run(config, observers, **flags)
+        else:
+            summary = experiment.attack(Path(chosen.source), config, observers, **flags)
+    if summary["attacks"]:
+        console.print(results_table(summary, config))
+    by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results), config)
+    if by_round is not None:
+        console.print(by_round)
+    if summary["federation"]["accuracy"] is not None:
+        accuracy = summary["federation"]["accuracy"]
+        console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
+    console.print(paths_line(RunFolder(Path(config.output))))
+
+
+def _sweep(chosen: Namespace, console: Console) -> None:
+    study, output = load_study(Path(chosen.study)), Path(chosen.output)
+    flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
+    try:
+        with SweepDisplay(console) as display:
+            summary = run_sweep(
+                study, output, _resolve, display, processes=chosen.processes, **flags
+            )
+    finally:
+        paths: list[Path | None] = []
+        if (output / "cells.csv").is_file():
+            paths = [*write_tables(output), write_rounds(output), write_picture(output)]
+    for path in paths:
+        if path is not None:
+            console.print(f"Look at {path}", highlight=False, soft_wrap=True)
+    failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
+    if failed:
+        raise experiment.RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
+
+
+def _resolve(settings: dict[str, Any]) -> RunConfig:
+    """A cell's settings as ``fedleak run --config`` would understand them."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(settings, file)
+        file.flush()
+        return _run_config(parse(["run", "--config", file.name]).run)
+
+
+def _run_config(chosen: Namespace) -> RunConfig:
+    values = _as_dict(chosen)
+    return RunConfig.from_dict({item.name: values[item.name] for item in fields(RunConfig)})
+
+
+def _attack_config(chosen: Namespace) -> RunConfig:
+    folder = experiment.source_folder(Path(chosen.source))
+    # Read as `fedleak run --config` reads it, since somebody may have edited it.
+    config = _run_config(parse(["run", "--config", str(folder.config)]).run)
+    values = _as_dict(chosen)
+    attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
+    path = folder.path if folder.path.name else folder.path.resolve()
+    output = chosen.output or f"{path}-{short_name('attacks', attack.class_path)}"
+    victims = replace(config.victims, when="after")
+    metrics = {name: value for name, value in values["metrics"].items() if value is not None}
+    return replace(
+        config,
+        weights=None,  # the updates hold what was sent, and the file may be gone
+        attacks=(attack,),
+        output=output,
+        seed=config.seed if chosen.seed is None else chosen.seed,
+        device=chosen.device or config.device,
+        victims=replace(victims, labels=chosen.labels) if chosen.labels else victims,
+        metrics=replace(config.metrics, **metrics),
+    )
+
+
+def _check_versions(recorded: dict[str, str] | None, console: Console) -> None:
+    """Say so if a configuration was made with other versions than are installed."""
+    here = versions()
+    for name, version in (recorded or {}).items():
+        if here.get(name) != version:
+            console.print(
+                f"Note: the configuration was made with {name} {version}, here is "
+                f"{here.get(name, 'none')}; figures may differ.",
+                highlight=False,
+            )
+
+
+def _as_dict(settings: Namespace) -> dict[str, Any]:
+    plain: dict[str, Any] = settings.as_dict()
+    return plain
+
+
+def _leave(code: int) -> None:
+    """End the process where Python itself would wait: for a thread that an engine has left.
+
+    An interrupted engine is not fit for an orderly exit at all.
+    """
+    deadline = time.monotonic() + STOP_SECONDS / 2
+    left = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    for thread in [] if code == 130 else [t for t in left if not t.daemon]:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if code == 130 or any(t.is_alive() and not t.daemon for t in left):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

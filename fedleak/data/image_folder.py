@@ -1,0 +1,193 @@
+"""Images in a folder for each class, as torchvision's ImageFolder has them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.datasets import ImageFolder as TorchImageFolder
+
+from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
+from fedleak.errors import BadInput, require
+
+_Images = npt.NDArray[np.uint8]
+
+
+class ImageFolder(ImageData):
+    """Images from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+
+    Without train and test folders, a share of the images is held out, chosen by the hash of their
+    bytes: the choice is the same every time, and byte duplicates always land in one split.
+
+    Args:
+        root: the folder; see :func:`fedleak.data.images.located`.
+        size: side to which images are scaled; none: they must all have one size.
+        grey: whether to read one channel instead of three.
+        test_fraction: share of the images that is held out, above 0 and below 1.
+        mean: mean of each channel; none: computed from the training images.
+        std: deviation of each channel; none: likewise.
+        class_names: the class folders in the order of their labels, for weights or victims that
+            number classes otherwise; none: alphabetical, as torchvision numbers them.
+        batch_size: images a batch in all loaders.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    name = "image_folder"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: int | None = None,
+        grey: bool = False,
+        test_fraction: float = 0.1,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(batch_size=batch_size)
+        require(
+            0 < test_fraction < 1,
+            f"Expected `test_fraction` to be above 0 and below 1, got {test_fraction}.",
+        )
+        require(size is None or size >= 1, f"Expected `size` to be at least 1, got {size}.")
+        require(
+            (mean is None) == (std is None),
+            "Expected both `mean` and `std` or neither, got one of them.",
+        )
+        self.root = root
+        self.size = size
+        self.grey = grey
+        self.test_fraction = test_fraction
+        self._given = None if mean is None or std is None else (tuple(mean), tuple(std))
+        self._order = class_names
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Read all images.
+
+        Raises:
+            BadInput: if the folder is missing, has no classes or others than ``class_names``, or
+                holds unreadable images or images of several sizes where ``size`` is not set.
+        """
+        root = located(self.root)
+        require(root.is_dir(), f"Expected a folder of images at `root`, found none: {root}.")
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            test = self._files(root / "test")
+            held_out = self.class_names
+            train = self._files(root / "train")
+            require(
+                held_out == self.class_names,
+                f"Expected the same classes in {root / 'train'} and {root / 'test'}, got "
+                f"{self.class_names} and {held_out}.",
+            )
+        else:
+            train, test = [], []
+            for path, label in self._files(root):
+                part = test if _falls_below(path, self.test_fraction) else train
+                part.append((path, label))
+        require(
+            bool(train) and bool(test),
+            f"Expected images for training and for test in {root}, got {len(train)} and "
+            f"{len(test)}: change `test_fraction`.",
+        )
+        pixels = self._read(train)
+        mean, std = self._given or channel_statistics(pixels)
+        sets = []
+        for images, files in ((pixels, train), (self._read(test), test)):
+            labels = torch.tensor([label for _, label in files])
+            sets.append(ImageSet(torch.from_numpy(images), labels, mean=mean, std=std))
+        return sets[0], sets[1]
+
+    def _files(self, root: Path) -> list[tuple[Path, int]]:
+        try:
+            found = TorchImageFolder(str(root))
+        except FileNotFoundError as error:
+            raise BadInput(
+                f"Expected a folder of images for each class in {root}: {error}"
+            ) from error
+        self.class_names = names = found.classes if self._order is None else self._order
+        require(
+            sorted(names) == found.classes,
+            f"Expected `class_names` to be the class folders of {root} in any order, "
+            f"{found.classes}, got {names}.",
+        )
+        return [(Path(path), names.index(found.classes[label])) for path, label in found.samples]
+
+    def _read(self, files: list[tuple[Path, int]]) -> _Images:
+        images = [self._image(path) for path, _ in files]
+        shapes = {image.shape for image in images}
+        require(
+            len(shapes) == 1,
+            f"Expected images of one size in {self.root}, got {len(shapes)} sizes: set `size`.",
+        )
+        return np.stack(images)
+
+    def _image(self, path: Path) -> _Images:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("L" if self.grey else "RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise BadInput(f"Expected an image at {path}, got a file that is none.") from error
+        if self.size is not None:
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        pixels: _Images = np.asarray(image, dtype=np.uint8)
+        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
+
+
+class MedicalMNIST(ImageFolder):
+    """Medical MNIST: 1x64x64, 6 classes (58,954 images of CT, MR, X-ray), from a folder for each.
+
+    Get it as apolanco3225/Medical-MNIST-Classification on GitHub, or as "Medical MNIST" on Kaggle,
+    and unpack it; images are scaled with the PRECODE paper's constants.
+
+    Args:
+        root: the folder that holds AbdomenCT, BreastMRI, CXR, ChestCT, Hand and HeadCT.
+        test_fraction: share of the images that is held out, above 0 and below 1.
+        class_names: see :class:`ImageFolder`.
+        batch_size: images a batch in all loaders.
+    """
+
+    name = "medical_mnist"
+
+    def __init__(
+        self,
+        *,
+        root: str = "medical_mnist",
+        test_fraction: float = 0.1,
+        class_names: list[str] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__(
+            root=root,
+            size=64,
+            grey=True,
+            test_fraction=test_fraction,
+            mean=[0.35834864],
+            std=[0.2821981],
+            class_names=class_names,
+            batch_size=batch_size,
+        )
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Read all images; see :meth:`ImageFolder.load`.
+
+        Raises:
+            BadInput: if the folder is missing (the message says where to get it) or unusable.
+        """
+        require(
+            located(self.root).is_dir(),
+            f"Expected Medical MNIST at `root`, found no folder {self.root}: get it from GitHub "
+            "(apolanco3225/Medical-MNIST-Classification), unpack it and set `--data.root`.",
+        )
+        return super().load()
+
+
+def _falls_below(path: Path, share: float) -> bool:
+    """Whether an image is among the held-out ones, by its bytes alone."""
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64

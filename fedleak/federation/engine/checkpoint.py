@@ -1,0 +1,152 @@
+"""The state of a federation between two rounds, so that it can be resumed."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.updates.files import Tensors
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Outcome:
+    """How a federation went so far.
+
+    Args:
+        rounds: number of rounds done.
+        failures: replies of training rounds that were missing or errors.
+        metrics: global evaluation by round, round 0 being the untrained model.
+    """
+
+    rounds: int = 0
+    failures: int = 0
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last round's test accuracy; none if the model reports no such metric."""
+        last = self.metrics.get(self.rounds, {})
+        return next((last[name] for name in last if name.endswith(("accuracy", "acc"))), None)
+
+
+def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: Outcome) -> None:
+    """Write weights, the strategy's own state (moments and the like) and the figures so far."""
+    tensors = {f"weights/{name}": value.contiguous() for name, value in weights.items()}
+    arrays, plain = _state(strategy, "strategy")
+    tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    header = {"rounds": outcome.rounds, "failures": outcome.failures, "metrics": outcome.metrics}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, {"outcome": json.dumps(header), "strategy": json.dumps(plain)})
+    part.replace(path)
+
+
+def read_outcome(path: Path) -> Outcome:
+    """The figures in a checkpoint; those of a federation not begun if there is none."""
+    if not path.exists():
+        return Outcome()
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["outcome"])
+    metrics = {int(round_): values for round_, values in header["metrics"].items()}
+    return Outcome(header["rounds"], header["failures"], metrics)
+
+
+def client_memories(path: Path) -> MemoryFolder:
+    """Where the clients keep their part of the state: a folder beside the checkpoint."""
+    return MemoryFolder(path.with_suffix("").resolve())
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if there is one, and what the clients keep beside it."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(client_memories(path).path, ignore_errors=True)
+
+
+def restore(path: Path, strategy: Strategy) -> Tensors:
+    """Put a checkpoint's state back into the strategy.
+
+    Returns:
+        The global weights.
+    """
+    arrays: dict[str, Array] = {}
+    weights: Tensors = {}
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads(file.metadata()["strategy"])
+        for name in file.keys():  # noqa: SIM118
+            if name.startswith("weights/"):
+                weights[name.removeprefix("weights/")] = file.get_tensor(name)
+            else:
+                arrays[name] = file.get_tensor(name).numpy()
+    _set_state(strategy, "strategy", arrays, plain)
+    return weights
+
+
+def _state(strategy: Strategy, prefix: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What changes in a strategy from round to round: its arrays and its numbers, by path.
+
+    A strategy that wraps another one, as those for differential privacy do, has both states.
+    """
+    arrays: dict[str, Array] = {}
+    plain: dict[str, Any] = {}
+    for attribute, value in vars(strategy).items():
+        path = f"{prefix}/{attribute}"
+        if isinstance(value, Strategy):
+            inner_arrays, inner_plain = _state(value, path)
+            arrays |= inner_arrays
+            plain |= inner_plain
+        elif isinstance(value, bool | int | float):
+            plain[path] = value
+        elif isinstance(value, np.ndarray):
+            arrays[path] = value
+        elif isinstance(value, ArrayRecord):
+            arrays |= {f"{path}/{i}": item.numpy() for i, item in enumerate(value.values())}
+            plain[path] = {"kind": "record", "keys": list(value)}
+        elif _holds_arrays(value):
+            # The order of the keys is kept too, since strategies sum over them.
+            keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+            arrays |= {f"{path}/{i}": value[key] for i, key in enumerate(keys)}
+            plain[path] = {"kind": type(value).__name__, "keys": keys}
+    return arrays, plain
+
+
+def _set_state(
+    strategy: Strategy, prefix: str, arrays: Mapping[str, Array], plain: Mapping[str, Any]
+) -> None:
+    for attribute, value in vars(strategy).items():
+        path = f"{prefix}/{attribute}"
+        if isinstance(value, Strategy):
+            _set_state(value, path, arrays, plain)
+        elif path in arrays:
+            setattr(strategy, attribute, arrays[path])
+        elif isinstance(plain.get(path), dict):
+            kind, keys = plain[path]["kind"], plain[path]["keys"]
+            found = {key: arrays[f"{path}/{i}"] for i, key in enumerate(keys)}
+            if kind == "record":
+                record = ArrayRecord({key: FlowerArray(array) for key, array in found.items()})
+                setattr(strategy, attribute, record)
+            else:
+                setattr(strategy, attribute, found if kind == "dict" else list(found.values()))
+        elif path in plain:
+            setattr(strategy, attribute, plain[path])
+
+
+def _holds_arrays(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else value
+    return (
+        isinstance(value, dict | list)
+        and bool(value)
+        and all(isinstance(inner, np.ndarray | np.generic) for inner in values)
+    )

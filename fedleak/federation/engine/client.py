@@ -1,0 +1,371 @@
+"""The client: a Flower ClientApp whose work is done by Lightning."""
+
+import copy
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from fedleak.build import client_samples, make_data, make_defenses, make_mods
+from fedleak.config import RunConfig
+from fedleak.data import PrivateData
+from fedleak.defenses import Outgoing, protect
+from fedleak.errors import BadInput
+from fedleak.federation import records
+from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.linear_factors import linear_factors
+from fedleak.federation.engine.shared_weights import sent_with
+from fedleak.federation.engine.virtual_clients import client_number
+from fedleak.models.noise import record
+from fedleak.registry import build
+from fedleak.runtime.seeds import derive_seed
+from fedleak.runtime.threads import cap_threads
+from fedleak.updates.compression import Factors, encode
+from fedleak.updates.files import Tensors, update_key
+from fedleak.updates.truth import GroundTruth
+
+
+@dataclass(frozen=True)
+class TruthFolder:
+    """Where simulated clients leave what they had, for the scorer; not on the wire.
+
+    Args:
+        path: an existing folder that all workers reach.
+    """
+
+    path: Path
+
+    def write(self, round_: int, client: int, truth: GroundTruth) -> None:
+        """Write one client's truth of one round."""
+        truth.save(self.path / f"{update_key(round_, client)}.safetensors")
+
+
+def client_app(
+    config: RunConfig, truth: TruthFolder | None = None, memories: MemoryFolder | None = None
+) -> ClientApp:
+    """The ClientApp of a configuration, for simulations and deployments.
+
+    It answers ``query`` with the client's number, ``train`` with a gradient or weights and the
+    training metrics, ``evaluate`` with the metrics on its share of the test samples.
+
+    Args:
+        config: the run's configuration, which travels to the workers.
+        truth: where to leave the ground truth of the victims; none in a deployment.
+        memories: where defences keep what they need in later rounds; none: in the client's state,
+            which Flower keeps as long as the client lives.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def identify(message: Message, context: Context) -> Message:
+        client = client_number(message, context)
+        return Message(
+            RecordDict({records.METRICS: MetricRecord({records.CLIENT: client})}),
+            reply_to=message,
+        )
+
+    # Around the training alone: Flower's mods expect weights in every message that they see.
+    @app.train(mods=make_mods(config))
+    def train(message: Message, context: Context) -> Message:
+        client, round_ = _who_and_when(message, context)
+        with _worker(config):
+            memory = _memory(context) if memories is None else memories.read(client)
+            content = _train(config, sent_with(message), client, round_, truth, memory)
+            if memory and memories is not None:
+                memories.write(round_, client, memory)
+            elif memory:
+                context.state[records.DEFENSES] = records.to_record(memory)
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client, round_ = _who_and_when(message, context)
+        with _worker(config):
+            data = _data(config)
+            model = _model(config, sent_with(message))
+            samples = len(data.test_set)
+            # With fewer samples than clients, some clients share one.
+            share = range(client % samples, samples, config.federation.clients)
+            seed = derive_seed(config.seed, round_, client)
+            metrics = evaluate_model(model, Subset(data.test_set, list(share)), seed)
+        content = RecordDict({records.METRICS: records.to_metrics(metrics, len(share))})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def quiet_trainer(**settings: Any) -> pl.Trainer:
+    """A Trainer that writes nothing: no logger, progress bar, checkpoint or summary."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pl.Trainer(
+            accelerator="auto" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            **settings,
+        )
+
+
+def evaluate_model(
+    model: pl.LightningModule,
+    samples: Dataset[tuple[Tensor, Tensor]],
+    seed: int,
+) -> dict[str, float]:
+    """A model's own test metrics (or validation metrics, if it has no ``test_step``).
+
+    Args:
+        model: the module; it is put into eval mode for the time.
+        samples: the test samples.
+        seed: of what the model draws; torch's random state is left as it was.
+
+    Returns:
+        Metric by name; empty if the module has neither step.
+    """
+    overridden = {
+        name: getattr(type(model), name) is not getattr(pl.LightningModule, name)
+        for name in ("test_step", "validation_step")
+    }
+    if not any(overridden.values()):
+        return {}
+    trainer = quiet_trainer()
+    loader = DataLoader(samples, batch_size=256)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        warnings.simplefilter("ignore")
+        run = trainer.test if overridden["test_step"] else trainer.validate
+        (metrics,) = run(model, dataloaders=loader, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+class _Capture(pl.Callback):
+    """Notes the batches of a training and the gradient of its last step."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.gradient: Tensors = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == 0:
+            self.inputs.append(batch[0].detach().cpu().clone())
+            self.labels.append(batch[1].detach().cpu().clone())
+
+    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.max_steps == 1:
+            self.gradient = {
+                name: (torch.zeros_like(value) if value.grad is None else value.grad.detach()).cpu()
+                for name, value in module.named_parameters()
+            }
+            # Taken out, as the step that would follow is the server's.
+            module.zero_grad(set_to_none=True)
+
+
+def _train(
+    config: RunConfig,
+    sent: Tensors,
+    client: int,
+    round_: int,
+    truth: TruthFolder | None,
+    memory: Tensors,
+) -> RecordDict:
+    federation = config.federation
+    data = _data(config)
+    model = _model(config, sent)
+    model.train(federation.mode == "train")
+    samples = _partition(_key(config))[client]
+    pl.seed_everything(derive_seed(config.seed, round_, client), verbose=False)
+    loader = DataLoader(
+        Subset(data.train_set, samples), batch_size=federation.batch_size, shuffle=True
+    )
+    one_step = federation.protocol == "fedsgd"
+    limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
+    capture = _Capture()
+    factors: dict[str, Factors] = {}
+    with record(model) as noise, ExitStack() as stack, warnings.catch_warnings():
+        if one_step:
+            factors = stack.enter_context(linear_factors(model))
+        warnings.simplefilter("ignore")
+        trainer = quiet_trainer(callbacks=[capture], **limit)
+        trainer.fit(model, train_dataloaders=loader)
+    trainer.optimizers = []  # their moments would stay as long as the trainer does
+    gradient, capture.gradient = capture.gradient, {}
+    inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
+    drawn = _drawn(noise, len(inputs), 1 if one_step else federation.local_epochs)
+    if truth is not None and config.victims.includes(round_, client):
+        truth.write(round_, client, GroundTruth(inputs, labels, drawn))
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    owners = {id(value): name for name, value in model.named_parameters()}
+    changed = {n: owners[id(v)] for n, v in model.named_parameters(remove_duplicate=False)}
+    # Of a gradient's sender the buffers alone are wanted.
+    state = {
+        name: value.detach().clone()
+        for name, value in model.state_dict().items()
+        if not (one_step and name in changed)
+    }
+    update = gradient if one_step else {name: state[name] - sent[name] for name in owners.values()}
+    if config.defenses:
+        model.load_state_dict(sent)
+        # With one batch, the noise is the batch's own.
+        outgoing = (
+            Outgoing(update, model, (inputs, labels), drawn) if one_step
+            else Outgoing(update, model)
+        )  # fmt: skip
+        seed = derive_seed(config.seed, round_, client, len(config.defenses))
+        update, effect = protect(make_defenses(config), outgoing, seed=seed, memory=memory)
+        figures |= effect
+    # A tied weight has several names, and the server knows nothing of that.
+    update = {name: update[owner] for name, owner in changed.items()}
+    metrics = records.to_metrics(figures, len(inputs))
+    if not one_step:
+        if config.defenses:
+            state |= {name: sent[name] + value for name, value in update.items()}
+        return RecordDict({
+            records.ARRAYS: records.to_record(state), records.METRICS: metrics
+        })  # fmt: skip
+    content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        records.GRADIENT: records.to_record(encode(update, factors)),
+        records.METRICS: metrics,
+    }
+    buffers = {name: value for name, value in state.items() if name not in update}
+    if buffers:
+        content[records.BUFFERS] = records.to_record(buffers)
+    return RecordDict(content)
+
+
+def _drawn(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tensors:
+    """What every slot drew in a training, sample by sample.
+
+    Returns:
+        Slot -> noise ``(samples, ...)``, of several epochs ``(samples, epochs, ...)``; nothing of
+        several samples in several epochs, since they come in another order in each.
+    """
+    if epochs == 1:
+        found = {name: torch.cat(v).cpu() for name, v in noise.items() if v}
+        whole = {name: len(noise[name]) == 1 or len(v) == samples for name, v in found.items()}
+        return {name: value for name, value in found.items() if whole[name]}
+    if samples > 1:
+        return {}
+    return {
+        name: torch.stack(values, dim=1).cpu()
+        for name, values in noise.items()
+        if len(values) == epochs
+    }
+
+
+def _memory(context: Context) -> Tensors:
+    """What the client's defences kept of earlier rounds; Flower keeps it in the client's state."""
+    kept = context.state.array_records.get(records.DEFENSES)
+    return {} if kept is None else records.to_tensors(kept)
+
+
+def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
+    settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
+    return client_number(message, context), int(settings[records.ROUND])
+
+
+def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
+    """A model of its own for a client, in the memory where the client before had its weights.
+
+    Lightning's objects refer to each other in circles, so that a model of whose weights each client
+    has a copy stays until Python looks for such circles: gigabytes, with a large one.
+    """
+    prototype = _prototype(_key(config))
+    own: dict[int, Any] = {
+        id(value): nn.Parameter(value.detach(), value.requires_grad)
+        for value in prototype.parameters()
+        if type(value) is nn.Parameter
+    }
+    # Buffers that are not sent begin anew with each client.
+    own |= {id(v): v.detach() for name, v in prototype.named_buffers() if name in state}
+    model = copy.deepcopy(prototype, own)
+    model.load_state_dict(state)
+    return model
+
+
+# A worker serves many clients; what they share is made once. Configurations hold dictionaries and
+# so cannot be keys themselves.
+_configs: dict[str, RunConfig] = {}
+
+
+def _key(config: RunConfig) -> str:
+    return _configs.setdefault(config.hash, config).hash
+
+
+def _data(config: RunConfig) -> PrivateData:
+    return _cached_data(_key(config))
+
+
+@lru_cache(maxsize=1)
+def _cached_data(key: str) -> PrivateData:
+    return make_data(_configs[key])
+
+
+@lru_cache(maxsize=1)
+def _prototype(key: str) -> pl.LightningModule:
+    """The model, which takes longer to draw than to fill; its weights are the last client's."""
+    data = _cached_data(key)
+    model: pl.LightningModule = build(
+        "models",
+        _configs[key].model,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+    )
+    return model
+
+
+@lru_cache(maxsize=1)
+def _partition(key: str) -> list[list[int]]:
+    return client_samples(_configs[key], _cached_data(key))
+
+
+@contextmanager
+def _worker(config: RunConfig) -> Iterator[None]:
+    """A client's share of the cores, and an end to it when its time is up."""
+    cap_threads(config.federation.cpus_per_client)
+    try:
+        with _time_limit(config.federation.client_timeout):
+            yield
+    except BadInput as error:
+        # Flower reports the text alone.
+        raise RuntimeError(str(error)) from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block when the time is up."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals reach the main thread alone; elsewhere the server's own patience has to do.
+        yield
+        return
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"the client did not finish within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,144 @@
+"""Flower's Grid in a fixed order, watched, and stoppable."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedleak.federation import records
+from fedleak.federation.engine.shared_weights import SharedFolder
+from fedleak.federation.engine.virtual_clients import SeatedGrid
+from fedleak.federation.strategy import Stopped
+
+POLL_SECONDS = 0.1
+HANDSHAKE_SECONDS = 300.0
+
+
+class OrderedGrid(Grid):
+    """A Grid whose nodes and replies come in the order of the clients' numbers.
+
+    Flower hands out nodes and replies in an arbitrary order, and both client sampling and float
+    sums depend on it; in a fixed order, a run with the same seed gives the same figures.
+
+    Args:
+        grid: Flower's own grid.
+        clients: number of clients to wait for.
+        stop: set from outside to make the server give up waiting.
+        on_reply: called with the client's number and its reply, as the replies come.
+        shared: where to leave what all clients are sent; none: it goes with every message.
+
+    Raises:
+        Stopped: if the run was told to stop.
+        RuntimeError: if a client does not connect or cannot say its number.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        *,
+        stop: threading.Event,
+        on_reply: Callable[[int, Message], None],
+        shared: SharedFolder | None = None,
+    ) -> None:
+        self._grid = grid
+        self._stop = stop
+        self._on_reply = on_reply
+        self._shared = shared
+        self.clients: dict[int, int] = {}
+        if isinstance(grid, SeatedGrid):
+            self._wait_for(1, grid.seats)
+            self.clients = grid.clients
+        else:
+            self.clients = self._identify(clients)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+    def set_run(self, run: Any) -> None:
+        """See flwr.serverapp.Grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See flwr.serverapp.Grid."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See flwr.serverapp.Grid."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes in the order of their clients' numbers."""
+        present = set(self._grid.get_node_ids())
+        return [node for node in self.clients if node in present]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See flwr.serverapp.Grid."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages, wait for the replies, and give them in the order of the clients.
+
+        Args:
+            messages: one for each client.
+            timeout: seconds after which the missing replies are given up; none: never.
+
+        Raises:
+            Stopped: if the run was told to stop.
+        """
+        sending = nullcontext(messages) if self._shared is None else self._shared.sending(messages)
+        with sending as ready:
+            replies = self._exchange(ready, timeout)
+        return sorted(replies, key=lambda reply: self.clients[reply.metadata.src_node_id])
+
+    def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Message]:
+        open_ids = set(self._grid.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while open_ids and (deadline is None or time.monotonic() < deadline):
+            for reply in self._grid.pull_messages(open_ids):
+                open_ids.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+                self._on_reply(self.clients.get(reply.metadata.src_node_id, -1), reply)
+            if open_ids and self._stop.wait(POLL_SECONDS):
+                raise Stopped
+        if self._stop.is_set():
+            raise Stopped  # its clients may have been killed, which is no failure of theirs
+        return replies
+
+    def _wait_for(self, clients: int, grid: Grid) -> list[int]:
+        """The nodes of a grid, once there are as many as clients."""
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
+        while len(nodes := list(grid.get_node_ids())) < clients:
+            if self._stop.wait(POLL_SECONDS):
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"only {len(nodes)} of {clients} clients connected")
+        return nodes
+
+    def _identify(self, clients: int) -> dict[int, int]:
+        """Ask every node for its client's number: node id -> number, ordered by number."""
+        nodes = self._wait_for(clients, self._grid)
+        questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        numbers: dict[int, int] = {}
+        reason = "they do not answer"
+        for reply in self._exchange(questions, HANDSHAKE_SECONDS):
+            if reply.has_error():
+                reason = reply.error.reason or reason
+                continue
+            number = reply.content.metric_records[records.METRICS][records.CLIENT]
+            numbers[reply.metadata.src_node_id] = int(number)  # type: ignore[arg-type]
+        if len(numbers) < clients:
+            raise RuntimeError(f"only {len(numbers)} of {clients} clients are ready: {reason}")
+        return dict(sorted(numbers.items(), key=lambda item: item[1]))

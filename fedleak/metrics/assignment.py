@@ -1,0 +1,93 @@
+"""Which reconstruction is meant for which sample, and what else is scored whatever a sample is."""
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.updates.truth import GroundTruth
+
+Array = npt.NDArray[np.float64]
+
+
+def require_same_shape(truth: GroundTruth, reconstruction: Reconstruction) -> None:
+    """Check that there are as many reconstructions as samples, of the same shape.
+
+    Raises:
+        ValueError: if not.
+    """
+    if truth.inputs.shape != reconstruction.inputs.shape:
+        raise ValueError(
+            f"Expected a reconstruction of shape {tuple(truth.inputs.shape)}, "
+            f"got {tuple(reconstruction.inputs.shape)}."
+        )
+
+
+def assign(originals: Array, candidates: Array) -> list[int]:
+    """The assignment of candidates to originals with the least total squared error.
+
+    Args:
+        originals: ``(B, ...)``.
+        candidates: ``(B, ...)``; NaN counts as infinitely far.
+
+    Returns:
+        For each original the position of its candidate.
+    """
+    flat, other = originals.reshape(len(originals), -1), candidates.reshape(len(candidates), -1)
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, which never holds all pairs of images at once.
+    products = flat @ other.T
+    errors = (flat**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
+    finite = np.nan_to_num(errors, nan=1e9, posinf=1e9)
+    return [int(column) for column in linear_sum_assignment(finite)[1]]
+
+
+def noise_error(
+    truth: GroundTruth, reconstruction: Reconstruction, sample: int, match: int
+) -> float:
+    """Mean squared error of one sample's restored noise.
+
+    Args:
+        truth: what the client's slots drew.
+        reconstruction: what the attack restored.
+        sample: position of the sample in the client's batch.
+        match: position of the reconstruction that was matched to it.
+
+    Returns:
+        The mean over all entries of the slots that were restored; NaN if there are none, or if
+        other noise was: one for all local steps instead of each one's.
+    """
+    shared = [
+        name
+        for name in truth.noise.keys() & reconstruction.noise.keys()
+        if truth.noise[name].shape == reconstruction.noise[name].shape
+    ]
+    if not shared:
+        return float("nan")
+    errors = [truth.noise[name][sample] - reconstruction.noise[name][match] for name in shared]
+    total = sum(float(error.square().sum()) for error in errors)
+    return total / sum(error.numel() for error in errors)
+
+
+def label_recovery_rate(labels: Tensor, recovered: Tensor) -> float:
+    """Share of a batch's labels that were recovered, each as often as it occurs.
+
+    Args:
+        labels: the true labels ``(B,)``, in any order.
+        recovered: as many recovered ones.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: if the numbers differ, or there are none.
+    """
+    if labels.shape != recovered.shape or not len(labels):
+        raise ValueError(
+            f"Expected as many labels as recovered ones, and one at least, got {len(labels)} and "
+            f"{len(recovered)}."
+        )
+    shared = Counter(labels.tolist()) & Counter(recovered.tolist())
+    return shared.total() / len(labels)

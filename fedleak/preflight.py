@@ -1,0 +1,137 @@
+"""Every refusal of a run before a file is written."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedleak.attacks.base import Attack
+from fedleak.attacks.labels import refusal
+from fedleak.build import (
+    client_samples,
+    knowledge_of,
+    make_attacks,
+    make_data,
+    make_defenses,
+    make_model,
+    make_mods,
+)
+from fedleak.config import RunConfig
+from fedleak.data import PrivateData
+from fedleak.errors import BadInput, require
+from fedleak.metrics import require_lpips_channels
+from fedleak.runs.scoring import Scoring, make_scoring
+from fedleak.updates.knowledge import batch_loss
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with.
+
+    Args:
+        data: the data set, loaded.
+        models: variant of the run -> model before the first round.
+        attacks: the attacks, in their order.
+        scoring: how reconstructions are scored.
+    """
+
+    data: PrivateData
+    models: dict[str, nn.Module]
+    attacks: list[Attack]
+    scoring: Scoring
+
+
+def prepare(config: RunConfig) -> Parts:
+    """Make and check everything that a run needs.
+
+    Raises:
+        BadInput: if something does not fit; nothing has been written then.
+    """
+    _check_device(config.device)
+    attacks = make_attacks(config)
+    for attack in attacks:
+        reason = attack.refuses_device(config.device)
+        require(reason is None, f"Expected settings of {attack.name} that fit, but {reason}.")
+    defenses = make_defenses(config)
+    make_mods(config)
+    data = make_data(config)
+    _check_recovery(config, data, client_samples(config, data))
+    if config.metrics.lpips:
+        require(
+            data.kind == "images",
+            f"Expected images for `metrics.lpips`, got {config.data_name}: leave it out.",
+        )
+        require_lpips_channels(data.input_shape[0])
+    scoring = make_scoring(config, data)
+    models = {variant: make_model(part, data) for variant, part in config.variants.items()}
+    for variant, part in config.variants.items():
+        check_model(models[variant], part, data)
+        for defense in defenses:
+            reason = defense.refuses_model(models[variant])
+            require(
+                reason is None,
+                f"Expected a model that {defense.name} can defend, but {reason}: choose another "
+                "`model` or other `defenses`"
+                + (", or leave `baseline` out." if variant == "baseline" else "."),
+            )
+    for attack in attacks:
+        reasons = [
+            attack.refuses(knowledge_of(config, data, model, labels=None))
+            for model in models.values()
+        ]
+        if None not in reasons:
+            raise BadInput(
+                f"Expected a model that {attack.name} can attack, but {reasons[0]}: "
+                "choose another `model` (`model.precode` makes one draw noise) or other settings, "
+                "or leave the attack out."
+            )
+    return Parts(data, models, attacks, scoring)
+
+
+def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
+    """Check that a model takes the samples of a data set.
+
+    Raises:
+        BadInput: if it fails on them; the message has both shapes where the model knows its own.
+    """
+    batch = data.train_set.batch([0, 0])
+    own = getattr(model, "input_shape", None)
+    title = f"{data.kind} of shape {data.input_shape}"
+    sentence = f"Expected a model for {title} ({config.data_name}), "
+    if own is not None and tuple(own) != data.input_shape:
+        raise BadInput(f"{sentence}got {config.model_name} for samples of shape {tuple(own)}.")
+    training = model.training
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            batch_loss(model, batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, BadInput):
+            raise
+        text = " ".join(str(error).split())
+        raise BadInput(f"{sentence}but {config.model_name} fails on them: {text}") from error
+    finally:
+        model.load_state_dict(state)
+        model.train(training)
+
+
+def _check_recovery(config: RunConfig, data: PrivateData, samples: list[list[int]]) -> None:
+    """Refuse a method of recovering labels that can be used on no client's batch."""
+    if config.victims.labels == "known" or data.num_classes == 1:
+        return
+    # A client that sends weights has used all its samples; some clients may have few enough.
+    smallest = min(map(len, samples))
+    count = config.federation.batch_size if config.federation.protocol == "fedsgd" else smallest
+    method = config.victims.label_recovery
+    reason = refusal(method, num_samples=count, num_classes=data.num_classes)
+    require(reason is None, f"Expected `victims.labels` to fit the batches, but {reason}.")
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"Expected `device` to be one that torch can use here, such as cpu, got `{name}`: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

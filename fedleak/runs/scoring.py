@@ -1,0 +1,238 @@
+"""What becomes of a reconstruction, by what a sample is: scores, their names, a file to look at."""
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.config import Metrics, RunConfig
+from fedleak.data import PrivateData, RecommenderData
+from fedleak.errors import BadInput
+from fedleak.metrics import Lpips, score, score_items, to_space
+from fedleak.registry import load_class
+from fedleak.updates.truth import GroundTruth
+
+Picture = npt.NDArray[np.uint8]
+Scores = dict[str, Any]
+
+LPIPS = "lpips"
+ITEM_COLUMNS = ("precision", "recall", "f1")
+EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS)
+"""Last columns of results.csv, in this order, in the files of those runs alone that have them."""
+
+
+class Scoring(ABC):
+    """Scores the samples of one kind and keeps what a reader can look at.
+
+    Args:
+        metrics: the run's settings of them.
+    """
+
+    sample: ClassVar[str]
+    """What a sample is, in a reader's words."""
+    headline: ClassVar[tuple[str, str]]
+    """Column and title of the score that is told where there is room for one."""
+    columns: ClassVar[Mapping[str, tuple[str, str]]]
+    """Column of results.csv -> title and format, in the order of tables."""
+    suffix: ClassVar[str]
+    """Of the files of :meth:`keep`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    @classmethod
+    @abstractmethod
+    def success(cls, metrics: Metrics) -> str:
+        """When a reconstruction counts as a success, in a few words."""
+
+    @classmethod
+    @abstractmethod
+    def space(cls, metrics: Metrics) -> str:
+        """What the metrics are computed on."""
+
+    @classmethod
+    @abstractmethod
+    def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
+        """Columns that results.csv has besides the usual ones."""
+
+    @abstractmethod
+    def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
+        """Match the reconstructions of a batch to its samples and score each pair.
+
+        Returns:
+            For each sample the values by column, and ``match``, the position of its reconstruction.
+        """
+
+    @abstractmethod
+    def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
+        """Write one reconstructed sample to a file that a reader can look at.
+
+        Args:
+            reconstructed: the sample, normalised.
+            original: what it was; none where that is not known.
+            path: the file, with the ending ``suffix``.
+        """
+
+
+class ImageScoring(Scoring):
+    """Images, as pictures.
+
+    Args:
+        metrics: see :class:`Scoring`.
+        mean: mean of each channel of the data.
+        std: deviation of each channel.
+
+    Raises:
+        BadInput: if LPIPS is asked for and its weights are not there.
+    """
+
+    sample: ClassVar[str] = "image"
+    headline: ClassVar[tuple[str, str]] = ("ssim", "SSIM")
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "ssim": ("SSIM", ".4f"), LPIPS: ("LPIPS", ".4f"), "psnr": ("PSNR dB", ".2f"),
+        "mse": ("MSE", ".2e"),
+    }  # fmt: skip
+    suffix: ClassVar[str] = ".png"
+
+    def __init__(self, metrics: Metrics, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(metrics)
+        self._mean, self._std = mean, std
+        self._lpips = Lpips() if metrics.lpips else None
+
+    @classmethod
+    def success(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.success`."""
+        return f"SSIM >= {metrics.success_threshold:g}"
+
+    @classmethod
+    def space(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.space`."""
+        if metrics.space == "pixels":
+            return "images scaled back to [0, 1], data range 1"
+        return "normalised images, data range 2"
+
+    @classmethod
+    def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
+        """See :meth:`Scoring.extra_columns`."""
+        return (LPIPS,) if metrics.lpips else ()
+
+    def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
+        """See :meth:`Scoring.scores`."""
+        found = score(
+            truth, reconstruction, mean=self._mean, std=self._std, space=self._metrics.space,
+            threshold=self._metrics.success_threshold, lpips=self._lpips,
+        )  # fmt: skip
+        scores = [asdict(item) | {"success": int(item.success)} for item in found]
+        return scores if self._lpips is not None else [_without(item, LPIPS) for item in scores]
+
+    def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
+        """See :meth:`Scoring.keep`."""
+        pixels = to_space(reconstructed, self._mean, self._std, "pixels")
+        Image.fromarray(np.ascontiguousarray(to_picture(np.nan_to_num(pixels)))).save(path)
+
+
+class ItemScoring(Scoring):
+    """Users' interaction vectors, as lists of items.
+
+    Args:
+        metrics: see :class:`Scoring`.
+        names: a name for every item.
+    """
+
+    sample: ClassVar[str] = "user"
+    headline: ClassVar[tuple[str, str]] = ("f1", "F1")
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "f1": ("F1", ".4f"), "precision": ("P", ".4f"), "recall": ("R", ".4f"),
+    }  # fmt: skip
+    suffix: ClassVar[str] = ".csv"
+
+    def __init__(self, metrics: Metrics, names: Sequence[str]) -> None:
+        super().__init__(metrics)
+        self._names = names
+
+    @classmethod
+    def success(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.success`."""
+        return "exactly the user's items"
+
+    @classmethod
+    def space(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.space`."""
+        return (
+            f"all items, of which those with a value >= {metrics.item_threshold:g} count as found"
+        )
+
+    @classmethod
+    def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
+        """See :meth:`Scoring.extra_columns`."""
+        return ITEM_COLUMNS
+
+    def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
+        """See :meth:`Scoring.scores`."""
+        found = score_items(truth, reconstruction, threshold=self._metrics.item_threshold)
+        return [_without(asdict(item), "exact") | {"success": int(item.exact)} for item in found]
+
+    def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
+        """See :meth:`Scoring.keep`: a row for each item that is the user's or was found."""
+        found = reconstructed >= self._metrics.item_threshold
+        has = found if original is None else original >= 0.5
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("item", "name", "value", "found", "true"))
+            for item in (found | has).nonzero().flatten().tolist():
+                known = "" if original is None else int(has[item])
+                value = f"{float(reconstructed[item]):.4g}"
+                writer.writerow((item, self._names[item], value, int(found[item]), known))
+
+
+SCORINGS: dict[str, type[Scoring]] = {"images": ImageScoring, "interactions": ItemScoring}
+"""Kind of samples -> how they are scored."""
+
+
+def scoring_class(config: RunConfig) -> type[Scoring]:
+    """How the samples of a configuration are scored, without loading them.
+
+    Images are presumed where the class of the data is not on this machine, as where somebody else's
+    run is looked at.
+    """
+    try:
+        kind = getattr(load_class(config.data.class_path), "kind", "images")
+    except BadInput:
+        return ImageScoring
+    return SCORINGS.get(kind, ImageScoring)
+
+
+def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
+    """The scoring of a run.
+
+    Args:
+        config: the run's configuration.
+        data: its data, loaded.
+
+    Raises:
+        BadInput: if the configuration asks for LPIPS and its weights are not there, or if the file
+            of the items' names cannot be read.
+    """
+    if data.kind == "interactions":
+        if isinstance(data, RecommenderData):
+            return ItemScoring(config.metrics, data.item_names())
+        return ItemScoring(config.metrics, [str(item) for item in range(data.input_shape[0])])
+    return ImageScoring(config.metrics, data.mean, data.std)
+
+
+def to_picture(pixels: npt.NDArray[np.float64]) -> Picture:
+    """Pixels ``(C, H, W)`` in [0, 1] as a picture: ``(H, W, 3)``, or grey ``(H, W)``."""
+    values = (pixels * 255).round().astype(np.uint8)
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+
+
+def _without(values: Scores, name: str) -> Scores:
+    return {key: value for key, value in values.items() if key != name}

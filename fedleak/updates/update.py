@@ -1,0 +1,198 @@
+"""The things that travel: what the server saw, what it knows, and what only the scorer sees."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+
+from fedleak.errors import BadInput
+from fedleak.updates.compression import CompactTensors
+from fedleak.updates.files import (
+    GLOBAL_FORMAT,
+    UPDATE_FORMAT,
+    Tensors,
+    read_tensors,
+    update_key,
+    write_tensors,
+)
+from fedleak.updates.knowledge import Knowledge, Protocol
+
+
+def weights_to_gradient(
+    sent: Mapping[str, Tensor],
+    received: Mapping[str, Tensor],
+    *,
+    learning_rate: float,
+    steps: int,
+) -> Tensors:
+    """The gradient that explains a change of weights by plain SGD.
+
+    A client that returns weights has moved them by ``-learning_rate`` times the sum of its
+    gradients, so ``(sent - received) / (learning_rate * steps)`` is the mean gradient over its
+    local steps: exact for one step, an estimate for several, and off by the optimiser's own scaling
+    where that is not SGD.
+
+    Args:
+        sent: the weights that the server sent.
+        received: the weights that the client returned, of the same names and shapes.
+        learning_rate: the client's learning rate.
+        steps: number of local optimiser steps.
+
+    Returns:
+        Gradient by parameter name, computed in float64 and rounded to the weights' type.
+    """
+    scale = 1 / (learning_rate * steps)
+    return {
+        name: ((sent[name].double() - value.double()) * scale).to(value.dtype)
+        for name, value in received.items()
+    }
+
+
+def gradient_to_weights(
+    sent: Mapping[str, Tensor], gradient: Mapping[str, Tensor], *, learning_rate: float
+) -> Tensors:
+    """The weights after one SGD step: ``sent - learning_rate * gradient``.
+
+    Args:
+        sent: the weights that the server sent; names without a gradient stay as they are.
+        gradient: gradient by parameter name.
+        learning_rate: the step's learning rate.
+    """
+    return {
+        name: value - learning_rate * gradient[name] if name in gradient else value
+        for name, value in sent.items()
+    }
+
+
+@dataclass(frozen=True)
+class InterceptedUpdate:
+    """What the server saw of one client in one round.
+
+    Args:
+        round: number of the round, from 1.
+        client: number of the client, from 0.
+        protocol: ``fedsgd``: ``received`` is a gradient; ``fedavg``: it is weights.
+        num_examples: number of examples that the client says it used.
+        model: name of the model, such as ``smlp+precode``.
+        sent: the global parameters and buffers that the server sent, by name.
+        received: what the client sent back, by the same names; kept compact where it came so.
+    """
+
+    round: int
+    client: int
+    protocol: Protocol
+    num_examples: int
+    model: str
+    sent: Tensors
+    received: Mapping[str, Tensor]
+
+    @property
+    def key(self) -> str:
+        """The name of the update's files, such as ``r0001-c0003``."""
+        return update_key(self.round, self.client)
+
+    def check(self, model: nn.Module) -> None:
+        """Check that the update is complete, finite and one of this model.
+
+        Args:
+            model: the architecture that the update should fit.
+
+        Raises:
+            BadInput: if it is not.
+        """
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for title, tensors in (("sent", self.sent), ("received", self.received)):
+            names = set(expected) if title == "sent" else set(dict(model.named_parameters()))
+            missing = sorted(names - set(tensors))
+            strange = sorted(set(tensors) - set(expected))
+            if missing or strange:
+                raise BadInput(
+                    f"Expected an update of {type(model).__name__}, but what the update {title} "
+                    f"lacks {missing[:3] or 'nothing'} and has {strange[:3] or 'nothing'} besides: "
+                    "give the model that the federation trained."
+                )
+            for name, value in tensors.items():
+                if tuple(value.shape) != expected[name]:
+                    raise BadInput(
+                        f"Expected `{name}` of shape {expected[name]} in an update of "
+                        f"{type(model).__name__}, got {tuple(value.shape)}: give the model that "
+                        "the federation trained."
+                    )
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    raise BadInput(
+                        f"Expected finite numbers, got NaN or infinity in `{name}` of update "
+                        f"{self.key}: this client's training diverged, leave it out."
+                    )
+
+    def gradient(self, model: nn.Module, knowledge: Knowledge) -> Tensors:
+        """The client's gradient by parameter name: as it came, or estimated from weights.
+
+        Args:
+            model: the architecture, whose parameters (not buffers) are wanted.
+            knowledge: gives learning rate and number of local steps.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        received = {name: self.received[name] for name in names}
+        if self.protocol == "fedsgd":
+            return received
+        return weights_to_gradient(
+            self.sent,
+            received,
+            learning_rate=knowledge.learning_rate,
+            steps=knowledge.local_steps,
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write the update to ``folder``; what was sent goes to a file that the round shares.
+
+        Args:
+            folder: an existing folder.
+
+        Returns:
+            The path of the update's file.
+        """
+        shared = folder / f"r{self.round:04d}-global.safetensors"
+        if not shared.exists():
+            header = {"format": GLOBAL_FORMAT, "round": str(self.round), "model": self.model}
+            write_tensors(self.sent, shared, header)
+        path = folder / f"{self.key}.safetensors"
+        header = {
+            "format": UPDATE_FORMAT,
+            "round": str(self.round),
+            "client": str(self.client),
+            "protocol": self.protocol,
+            "num_examples": str(self.num_examples),
+            "model": self.model,
+        }
+        received = self.received
+        write_tensors(
+            received.encoded if isinstance(received, CompactTensors) else received, path, header
+        )
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an update and, beside it, what the server had sent in its round.
+
+        Args:
+            path: a file that :meth:`save` wrote.
+
+        Raises:
+            BadInput: if a file is missing, truncated or of another kind.
+        """
+        received, header = read_tensors(path, UPDATE_FORMAT)
+        try:
+            number, client = int(header["round"]), int(header["client"])
+            protocol, examples = header["protocol"], int(header["num_examples"])
+            model = header["model"]
+        except (KeyError, ValueError) as error:
+            raise BadInput(f"Expected a complete header in {path}, got {header}.") from error
+        if protocol not in ("fedsgd", "fedavg"):
+            raise BadInput(f"Expected protocol fedsgd or fedavg in {path}, got `{protocol}`.")
+        sent, _ = read_tensors(path.with_name(f"r{number:04d}-global.safetensors"), GLOBAL_FORMAT)
+        return cls(
+            number, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
+            sent, CompactTensors(received) if protocol == "fedsgd" else received,
+        )  # fmt: skip

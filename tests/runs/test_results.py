@@ -1,0 +1,419 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedleak.attacks import Reconstruction
+from fedleak.config import Federation, Metrics, RunConfig
+from fedleak.errors import BadInput
+from fedleak.registry import Plugin
+from fedleak.runs.folder import Row, RunFolder
+from fedleak.runs.results import COLUMNS, Recorder, append_rows, read_rows, repair_results
+from fedleak.runs.scoring import ImageScoring, to_picture
+from fedleak.runs.summary import summarise, write_summary
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
+from tests.cases import pictures
+
+FEDERATION = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}
+
+
+def config(tmp_path: Path, **settings) -> RunConfig:
+    return RunConfig(
+        **{
+            "data": Plugin("fedleak.data.photos.Photos"),
+            "model": Plugin("fedleak.models.mlp.SMLP", {"precode": {"bottleneck_size": 4}}),
+            "output": str(tmp_path / "run"),
+        }
+        | settings
+    )
+
+
+def row(client: int = 0, sample: int = 0, **values) -> Row:
+    return {
+        "round": 1, "client": client, "sample": sample, "attack": "iga", "defense": "none",
+        "model": "smlp", "dataset": "photos", "batch_size": 2, "mse": 0.5, "psnr": 3.0,
+        "ssim": 0.25, "success": 0, "noise_mse": 1.5, "cost": 0.125, "iterations": 7,
+        "seconds": 2.0,
+    } | values  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.csv"
+
+
+# ------------------------------------------------------------------------------- results.csv
+
+
+def test_columns_in_the_order_of_the_house(path: Path) -> None:
+    append_rows(path, [row()])
+    header, line = path.read_text(encoding="utf-8").splitlines()
+    assert header == (
+        "round,client,sample,attack,defense,model,dataset,batch_size,mse,psnr,ssim,success,"
+        "noise_mse,cost,iterations,seconds"
+    )
+    assert line == "1,0,0,iga,none,smlp,photos,2,0.5,3.0,0.25,0,1.5,0.125,7,2.0"
+    assert ",".join(COLUMNS) == header
+
+
+def test_rows_come_back(path: Path) -> None:
+    rows = [row(sample=0), row(sample=1, psnr=math.inf, cost=1e-30, model='odd, "quoted" ü')]
+    append_rows(path, rows[:1])
+    append_rows(path, rows[1:])
+    found = read_rows(path)
+    assert found == rows
+    assert isinstance(found[0]["success"], int)
+    assert isinstance(found[0]["seconds"], float)
+    with path.open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_cells_that_were_not_scored_are_empty(path: Path) -> None:
+    full = row()
+    bare = {
+        n: v for n, v in full.items() if n not in ("mse", "psnr", "ssim", "success", "noise_mse")
+    }
+    append_rows(path, [bare])
+    (found,) = read_rows(path)
+    assert found == bare | dict.fromkeys(("mse", "psnr", "ssim", "success", "noise_mse"))
+
+
+def test_not_a_number_comes_back(path: Path) -> None:
+    append_rows(path, [row(noise_mse=math.nan)])
+    assert math.isnan(read_rows(path)[0]["noise_mse"])
+
+
+def test_no_file_no_rows(path: Path) -> None:
+    assert read_rows(path) == []
+    assert repair_results(path) == set()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join([*COLUMNS, "more"]) + "\n", "\n"])
+def test_other_columns(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"Expected the columns round, client, sample, .* in "):
+        read_rows(path)
+
+
+def test_unknown_value_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match="psrn"):
+        append_rows(path, [row(psrn=1)])
+
+
+# ------------------------------------------------------------------------------ after a kill
+
+DONE_0, DONE_1 = ("smlp", "iga", 1, 0), ("smlp", "iga", 1, 1)
+WHOLE = [row(0, 0), row(0, 1), row(1, 0), row(1, 1)]
+
+
+def test_a_whole_file_is_left_alone(path: Path) -> None:
+    append_rows(path, WHOLE)
+    before = path.read_bytes()
+    assert repair_results(path) == {DONE_0, DONE_1}
+    assert path.read_bytes() == before
+
+
+def test_cut_anywhere_it_keeps_the_whole_updates(path: Path) -> None:
+    """Whatever the byte at which the writing stopped."""
+    append_rows(path, WHOLE)
+    whole = path.read_bytes()
+    first_done = sum(len(line) for line in whole.splitlines(keepends=True)[:3])
+    breaks = [end for end, byte in enumerate(whole) if byte == ord("\n")]
+    for end in sorted({*range(0, len(whole), 7), *breaks, *(end + 1 for end in breaks)}):
+        path.write_bytes(whole[:end])
+        done = repair_results(path)
+        expected = {DONE_0} if end >= first_done else set()
+        expected |= {DONE_1} if end == len(whole) else set()
+        assert done == expected, end
+        assert read_rows(path) == WHOLE[: 2 * len(expected)]
+        append_rows(path, WHOLE[2 * len(expected) :])
+        assert path.read_bytes() == whole, end
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_cut_within_a_letter(path: Path) -> None:
+    """The data set of a file Bäume.npz, killed between the bytes of the ä."""
+    append_rows(path, [row(0, 0, dataset="Bäume"), row(0, 1, dataset="Bäume")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rfind("ä".encode()) + 1])
+    assert repair_results(path) == set()
+    assert read_rows(path) == []
+
+
+def test_half_a_batch_between_whole_ones(path: Path) -> None:
+    others = [row(attack="nra", batch_size=1), row(model="smlp+precode", batch_size=1)]
+    append_rows(path, [*WHOLE[:2], WHOLE[2], *others])
+    done = repair_results(path)
+    assert done == {DONE_0, ("smlp", "nra", 1, 0), ("smlp+precode", "iga", 1, 0)}
+    assert read_rows(path) == [*WHOLE[:2], *others]
+
+
+# --------------------------------------------------------------------------------- summarise
+
+
+def test_means_by_hand() -> None:
+    rows = [
+        row(0, mse=0.1, psnr=10.0, ssim=0.5, success=0, seconds=1.0),
+        row(1, mse=0.3, psnr=20.0, ssim=0.9, success=1, seconds=2.0),
+        row(2, mse=0.2, psnr=30.0, ssim=0.7, success=1, seconds=6.0),
+        row(0, attack="nra", mse=1.0, psnr=0.0, ssim=-0.5, success=0, seconds=0.5),
+    ]
+    first, second = summarise(rows)
+    assert first == {
+        "attack": "iga", "defense": "none", "model": "smlp", "dataset": "photos", "n": 3,
+        "mse": pytest.approx(0.2), "psnr": pytest.approx(20), "ssim": pytest.approx(0.7),
+        "asr": pytest.approx(2 / 3), "seconds": pytest.approx(3),
+    }  # fmt: skip
+    assert list(first) == [
+        "attack", "defense", "model", "dataset", "n", "mse", "psnr", "ssim", "asr", "seconds",
+    ]  # fmt: skip
+    assert (second["attack"], second["n"], second["asr"]) == ("nra", 1, 0)
+
+
+def test_what_json_cannot_say_is_none() -> None:
+    (entry,) = summarise([row(psnr=math.inf, ssim=math.nan), row(psnr=10.0)])
+    assert (entry["psnr"], entry["ssim"]) == (None, None)
+    assert entry["mse"] == 0.5
+    json.dumps(entry, allow_nan=False)
+
+
+def test_empty_cells_do_not_count() -> None:
+    (entry,) = summarise([row(mse=None, success=None), row(mse=0.3, success=1), row(mse="")])
+    assert entry["mse"] == pytest.approx(0.3)
+    assert entry["asr"] == pytest.approx(0.5)
+    (entry,) = summarise([row(mse=None)])
+    assert entry["mse"] is None
+
+
+def test_groups_in_the_order_of_the_rows() -> None:
+    rows = [row(model="b"), row(model="a"), row(model="b", attack="nra"), row(model="b")]
+    entries = summarise(rows)
+    assert [(e["model"], e["attack"], e["n"]) for e in entries] == [
+        ("b", "iga", 2), ("a", "iga", 1), ("b", "nra", 1),
+    ]  # fmt: skip
+    assert summarise([]) == []
+
+
+def test_summary_is_json_of_the_houses_keys(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(settings, resume=False, overwrite=False)
+    append_rows(folder.results, [row(psnr=math.inf), row(sample=1, psnr=math.inf)])
+    summary = write_summary(folder, settings, "interrupted", FEDERATION)
+    assert json.loads(folder.summary.read_text(encoding="utf-8")) == summary
+    assert list(summary) == ["status", "config_hash", "attacks", "federation"]
+    assert summary["status"] == "interrupted"
+    assert summary["config_hash"] == settings.hash
+    assert summary["federation"] == FEDERATION
+    assert summary["attacks"][0]["n"] == 2
+    assert not list(folder.path.glob("*.part"))
+
+
+# ----------------------------------------------------------------------------- the run's folder
+
+
+def test_a_new_folder(tmp_path: Path) -> None:
+    settings = config(tmp_path, baseline=True)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(settings, resume=False, overwrite=False)
+    found = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*")}
+    assert found == {
+        "config.yaml", "updates", "updates/baseline", "truth", "truth/baseline", "figures",
+        "figures/victims", "tensorboard",
+    }  # fmt: skip
+    assert RunConfig.load(folder.config) == settings
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").open(config(tmp_path), resume=False, overwrite=False)
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=False, overwrite=False)
+    with pytest.raises(BadInput, match=r"no run at .*, found one: .*`--resume`.*`--overwrite`"):
+        folder.open(config(tmp_path), resume=False, overwrite=False)
+
+
+def test_resume_keeps_and_overwrite_deletes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=False, overwrite=False)
+    append_rows(folder.results, [row()])
+    folder.open(config(tmp_path), resume=True, overwrite=False)
+    assert folder.results.exists()
+    folder.open(config(tmp_path), resume=False, overwrite=True)
+    assert not folder.results.exists()
+    assert folder.config.exists()
+
+
+def test_resume_of_what_was_not_begun_begins_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=True, overwrite=False)
+    assert folder.config.exists()
+
+
+def test_resume_with_another_configuration(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=False, overwrite=False)
+    other = config(tmp_path, seed=1)
+    with pytest.raises(BadInput, match=r"configuration of .*config.yaml to resume it, got another"):
+        folder.open(other, resume=True, overwrite=False)
+    folder.open(other, resume=False, overwrite=True)
+    assert RunConfig.load(folder.config).seed == 1
+
+
+@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True)])
+def test_what_is_no_run_is_never_touched(tmp_path: Path, flags: tuple[bool, bool]) -> None:
+    resume, overwrite = flags
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match=r"folder of a run or nothing at .*, found something else"):
+        RunFolder(tmp_path / "run").open(config(tmp_path), resume=resume, overwrite=overwrite)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BadInput, match="folder of a run or nothing"):
+        RunFolder(file).open(config(tmp_path), resume=resume, overwrite=overwrite)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_resume_or_overwrite_not_both(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="one of `--resume` and `--overwrite`, got both"):
+        RunFolder(tmp_path / "run").open(config(tmp_path), resume=True, overwrite=True)
+    assert not (tmp_path / "run").exists()
+
+
+# -------------------------------------------------------------------------------- the recorder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    found = RunFolder(tmp_path / "run")
+    found.open(config(tmp_path), resume=False, overwrite=False)
+    return found
+
+
+def recorded(folder: RunFolder, settings: RunConfig, truth: bool = True) -> list[Row]:
+    """Two pictures, reconstructed perfectly but in the other order."""
+    images = torch.cat([pictures(1, (3, 8, 8), seed=seed) for seed in range(2)]).float()
+    labels = torch.tensor([0, 1])
+    update = InterceptedUpdate(2, 5, "fedsgd", 2, "smlp+precode", {}, {})
+    noise = {"slot": torch.tensor([[1.0], [2.0]])}
+    result = Reconstruction(
+        images.flip(0), labels, {"slot": torch.tensor([[2.5], [1.0]])},
+        costs=[(0, 1.0), (50, 0.25)], iterations=50, seconds=3.0,
+    )  # fmt: skip
+    recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3))
+    rows = recorder.record(
+        "nra", update, GroundTruth(images, labels, noise) if truth else None, result
+    )
+    assert recorder.done == {("smlp+precode", "nra", 2, 5)}
+    return rows
+
+
+def test_rows_of_an_update(folder: RunFolder, tmp_path: Path) -> None:
+    rows = recorded(folder, config(tmp_path))
+    assert read_rows(folder.results) == rows
+    for sample, (found, error) in enumerate(zip(rows, (0.0, 0.25), strict=True)):
+        expected = {
+            "round": 2, "client": 5, "sample": sample, "attack": "nra", "defense": "none",
+            "model": "smlp+precode", "dataset": "photos", "batch_size": 2, "mse": 0,
+            "psnr": math.inf, "ssim": 1, "success": 1, "noise_mse": error, "cost": 0.25,
+            "iterations": 50, "seconds": 1.5,
+        }  # fmt: skip
+        assert {n: v for n, v in found.items() if n in COLUMNS} == pytest.approx(expected)
+
+
+def test_rows_name_the_defence(folder: RunFolder, tmp_path: Path) -> None:
+    pruning = Plugin("fedleak.defenses.pruning.Pruning", {"ratio": 0.5})
+    rows = recorded(folder, config(tmp_path, defenses=(pruning,)))
+    assert {found["defense"] for found in rows} == {"pruning(ratio=0.5)"}
+    assert read_rows(folder.results) == rows
+
+
+def test_pictures_of_the_samples(folder: RunFolder, tmp_path: Path) -> None:
+    """Each lies where its row says, the matching undone."""
+    rows = recorded(folder, config(tmp_path))
+    for sample, found in enumerate(rows):
+        path = folder.reconstruction(found)
+        assert path.name == f"smlp+precode-nra-r0002-c0005-{sample}.png"
+        picture = np.asarray(Image.open(path))
+        expected = pictures(1, (3, 8, 8), seed=sample)[0].permute(1, 2, 0) * 255
+        np.testing.assert_allclose(picture, expected.numpy(), atol=0.51)
+
+
+def test_without_truth_the_scores_stay_empty(folder: RunFolder, tmp_path: Path) -> None:
+    recorded(folder, config(tmp_path), truth=False)
+    rows = read_rows(folder.results)
+    assert [found["sample"] for found in rows] == [0, 1]
+    assert [found["cost"] for found in rows] == [0.25, 0.25]
+    for name in ("mse", "psnr", "ssim", "success", "noise_mse"):
+        assert [found[name] for found in rows] == [None, None]
+    assert len(list(folder.reconstructions.iterdir())) == 2
+    assert summarise(rows)[0]["asr"] is None
+
+
+def test_threshold_and_space_of_the_configuration(folder: RunFolder, tmp_path: Path) -> None:
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
+    image = pictures(1, (1, 12, 12))
+    generator = torch.Generator().manual_seed(0)
+    rough = image + 0.15 * torch.randn(image.shape, generator=generator)
+    labels = torch.tensor([0])
+    found = {}
+    for space in ("pixels", "normalised"):
+        for threshold in (0.05, 0.95):
+            settings = config(tmp_path, metrics=Metrics(space, threshold))
+            recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.1,), (0.5,)))
+            (item,) = recorder.record(
+                "iga", update, GroundTruth(image, labels), Reconstruction(rough, labels)
+            )
+            found[space, threshold] = item
+            assert item["success"] == (threshold == 0.05)
+    assert found["pixels", 0.05]["mse"] < 0.3 * found["normalised", 0.05]["mse"]
+
+
+def test_a_broken_reconstruction_is_recorded_all_the_same(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    image, labels = pictures(1, (1, 8, 8)), torch.tensor([0])
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
+    recorder = Recorder(folder, config(tmp_path), ImageScoring(Metrics(), (0.0,), (1.0,)))
+    broken = Reconstruction(torch.full_like(image, math.nan), labels)
+    (item,) = recorder.record("iga", update, GroundTruth(image, labels), broken)
+    assert item["success"] == 0
+    assert math.isnan(read_rows(folder.results)[0]["mse"])
+    assert folder.reconstruction(item).exists()
+    assert repair_results(folder.results) == {("smlp", "iga", 1, 0)}
+
+
+def test_picture_in_colour_and_in_grey() -> None:
+    colour, grey = np.zeros((3, 2, 4)), np.ones((1, 2, 4)) * 0.5
+    colour[0] = 1
+    assert to_picture(colour).shape == (2, 4, 3)
+    assert to_picture(colour)[0, 0].tolist() == [255, 0, 0]
+    assert to_picture(grey).shape == (2, 4)
+    assert to_picture(grey)[0, 0] == 128
+
+
+def test_truth_of_an_update(folder: RunFolder) -> None:
+    assert folder.read_truth("", 1, 0) is None
+    truth = GroundTruth(torch.ones(1, 1, 2, 2), torch.tensor([3]))
+    truth.save(folder.truth() / "r0001-c0000.safetensors")
+    assert folder.read_truth("", 1, 0).labels.tolist() == [3]
+    assert folder.read_truth("baseline", 1, 0) is None
+
+
+def test_resume_looks_at_the_federation_too(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=False, overwrite=False)
+    with pytest.raises(BadInput, match="to resume it"):
+        folder.open(
+            config(tmp_path, federation=Federation(clients=3)), resume=True, overwrite=False
+        )

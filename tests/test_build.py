@@ -1,0 +1,390 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fedleak.build import client_samples, knowledge_of, make_data, make_model
+from fedleak.config import Federation, RunConfig, Victims
+from fedleak.data import Npz
+from fedleak.errors import BadInput
+from fedleak.models import SMLP, Precode
+from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
+from fedleak.preflight import check_model, prepare
+from fedleak.registry import Plugin
+from fedleak.updates.update import InterceptedUpdate
+from tests.reference import shared_values
+from tests.toys import Normalised, OwnClassifier
+
+PERCEPTRON = "fedleak.models.mlp.SMLP"
+
+
+@pytest.fixture
+def configured(tmp_path: Path):
+    """Makes configurations of a small data set: 20 images of 3x8x6, 4 classes."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "faces.npz", images=images, labels=np.arange(20) % 4)
+    data = Plugin("fedleak.data.npz.Npz", {"path": str(tmp_path / "faces.npz"), "test_fraction": 0})
+
+    def make(model: Plugin | None = None, **settings: Any) -> RunConfig:
+        return RunConfig(
+            **{"data": data, "model": model or Plugin(PERCEPTRON, {"width": 6})} | settings
+        )
+
+    return make
+
+
+def test_all_that_a_run_needs(configured) -> None:
+    config = configured(
+        Plugin(PERCEPTRON, {"width": 6, "precode": {"bottleneck_size": 3}}),
+        baseline=True,
+        attacks=(Plugin("fedleak.attacks.iga.IGA"), Plugin("fedleak.attacks.nra.NRA")),
+    )
+    parts = prepare(config)
+    assert isinstance(parts.data, Npz)
+    assert parts.data.input_shape == (3, 8, 6)
+    assert list(parts.models) == ["baseline", ""]
+    assert [attack.name for attack in parts.attacks] == ["iga", "nra"]
+    # The same seed, the same weights, in what the variants have in common.
+    left, right = (parts.models[variant].features.state_dict() for variant in ("baseline", ""))
+    assert shared_values(dict(left), dict(right))
+
+
+def test_models_of_a_seed(configured) -> None:
+    data = make_data(configured())
+    torch.manual_seed(1)
+    one = make_model(configured(), data).state_dict()
+    state = torch.get_rng_state()
+    two = make_model(configured(), data).state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    other = make_model(configured(seed=1), data).state_dict()
+    assert shared_values(dict(one), dict(two))
+    assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+
+
+def test_weights_of_another_run(configured, tmp_path: Path) -> None:
+    data = make_data(configured())
+    model = make_model(configured(seed=5), data)
+    save_file(dict(model.state_dict()), tmp_path / "trained.safetensors")
+    config = configured(weights=str(tmp_path / "trained.safetensors"))
+    found = make_model(config, data).state_dict()
+    assert shared_values(dict(found), dict(model.state_dict()))
+    assert config.hash != configured().hash
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "Expected a file with weights at .* found none"),
+        (b"no such format", "Expected a complete safetensors file"),
+        ({"classifier.weight": torch.zeros(2, 2)}, "Expected the weights of smlp.*of shape .* got"),
+    ],
+)
+def test_weights_that_do_not_fit(configured, tmp_path: Path, content, says: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        save_file(content, path)
+    config = configured(weights=str(path))
+    with pytest.raises(BadInput, match=says):
+        make_model(config, make_data(config))
+
+
+def test_no_weights_fit_with_and_without_a_bottleneck(configured) -> None:
+    with pytest.raises(BadInput, match="Expected no `weights` where `baseline` is true"):
+        configured(
+            Plugin(PERCEPTRON, {"width": 6, "precode": {"bottleneck_size": 3}}),
+            baseline=True, weights="some.safetensors",
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- a model that does not fit
+
+
+def test_model_made_for_other_images(configured) -> None:
+    config = configured(Plugin(PERCEPTRON, {"width": 6, "input_shape": [1, 28, 28]}))
+    with pytest.raises(
+        BadInput,
+        match=r"images of shape \(3, 8, 6\) \(faces\), got smlp for samples of .*1, 28, 28",
+    ):
+        prepare(config)
+
+
+class Fixed(OwnClassifier):
+    """Made for one shape, and says so nowhere."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(input_shape=(1, 28, 28), num_classes=num_classes)
+
+
+class TooFewClasses(OwnClassifier):
+    def __init__(self, input_shape: tuple[int, int, int]) -> None:
+        super().__init__(input_shape=input_shape, num_classes=2)
+
+
+class NoOptimizer(SMLP):
+    def configure_optimizers(self) -> None:
+        return None
+
+
+class Scheduled(SMLP):
+    def configure_optimizers(self) -> Any:
+        found = torch.optim.SGD(self.parameters(), lr=0.03)
+        return {"optimizer": found, "lr_scheduler": torch.optim.lr_scheduler.StepLR(found, 1)}
+
+
+class Several(SMLP):
+    def configure_optimizers(self) -> Any:
+        rates = (0.02, 0.5)
+        return [torch.optim.SGD(self.parameters(), lr=rate) for rate in rates], []
+
+
+@pytest.mark.parametrize("name", ["Fixed", "TooFewClasses"])
+def test_model_that_fails_on_the_images(configured, name: str) -> None:
+    config = configured(Plugin(f"tests.test_build.{name}"))
+    text = rf"images of shape \(3, 8, 6\) \(faces\), but {name.lower()} fails on them: "
+    if name == "Fixed":
+        with pytest.raises(BadInput, match=text):
+            prepare(config)
+    else:  # of classes 0 and 0, which the check uses, there are enough
+        data = make_data(config)
+        images, _ = data.train_set.batch([0, 0])
+        data.train_set.labels[0] = 3
+        with pytest.raises(BadInput, match=text):
+            check_model(make_model(config, data), config, data)
+        assert images.shape == (2, 3, 8, 6)
+
+
+@pytest.mark.parametrize("path", ["torch.nn.ReLU", "pathlib.PurePath", "fedleak.attacks.iga.IGA"])
+def test_no_lightning_module(configured, path: str) -> None:
+    with pytest.raises(BadInput, match=f"`model` to be a LightningModule, got `{path}`"):
+        prepare(configured(Plugin(path)))
+
+
+@pytest.mark.parametrize("path", ["torch.nn.ReLU", PERCEPTRON])
+def test_no_attack(configured, path: str) -> None:
+    settings = {"input_shape": [1, 1, 1], "num_classes": 2} if path == PERCEPTRON else {}
+    with pytest.raises(BadInput, match=f"`attacks` to hold attacks, got `{path}`"):
+        prepare(configured(attacks=(Plugin(path, settings),)))
+
+
+def test_two_attacks_of_one_name(configured) -> None:
+    """Their rows could not be told apart."""
+    plugins = tuple(Plugin("fedleak.attacks.iga.IGA", {"iterations": n}) for n in (1, 2))
+    with pytest.raises(BadInput, match="`attacks` of different names, got iga twice"):
+        prepare(configured(attacks=plugins))
+
+
+def test_no_data_set(configured) -> None:
+    with pytest.raises(BadInput, match=r"`data` to be a PrivateData, got `torch.nn.ReLU`"):
+        prepare(configured(data=Plugin("torch.nn.ReLU")))
+
+
+def test_an_attack_that_makes_no_sense_on_any_model(configured) -> None:
+    attack = Plugin("fedleak.attacks.nra.NRA")
+    with pytest.raises(
+        BadInput, match=r"model that nra can attack, but .* draws none: choose .*`model.p"
+    ):
+        prepare(configured(attacks=(attack,)))
+    guarded = Plugin(PERCEPTRON, {"width": 6, "precode": {"bottleneck_size": 3}})
+    prepare(configured(guarded, attacks=(attack,)))
+    # With a baseline it is left out there and done where it makes sense.
+    prepare(configured(guarded, attacks=(attack,), baseline=True))
+
+
+def test_checking_a_model_leaves_it_as_it_was(configured, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((4, 6, 6), dtype=np.float32)
+    np.savez(tmp_path / "grey.npz", images=images, labels=np.arange(4) % 2)
+    config = configured(data=Plugin("fedleak.data.npz.Npz", {"path": str(tmp_path / "grey.npz")}))
+    data = make_data(config)
+    model = Normalised().eval()
+    model.norm.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    check_model(model, config, data)
+    assert shared_values(before, dict(model.state_dict()))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not model.training
+
+
+# ---------------------------------------------------------------------------------- the clients
+
+
+def test_every_sample_belongs_to_one_client(configured) -> None:
+    config = configured(federation=Federation(clients=3))
+    parts = client_samples(config, make_data(config))
+    assert sorted(sample for part in parts for sample in part) == list(range(20))
+    assert parts == client_samples(config, make_data(config))
+
+
+def test_more_clients_than_samples(configured) -> None:
+    with pytest.raises(BadInput, match=r"`clients` to be at most .* samples, 20, got 21"):
+        prepare(configured(federation=Federation(clients=21)))
+
+
+def test_batch_larger_than_a_clients_share(configured) -> None:
+    prepare(configured(federation=Federation(clients=4, batch_size=5)))
+    with pytest.raises(
+        BadInput, match=r"batch of `federation.batch_size` 6, but client \d has 5 of the 20 samples"
+    ):
+        prepare(configured(federation=Federation(clients=4, batch_size=6)))
+
+
+def test_victims_beyond_the_clients(configured) -> None:
+
+    with pytest.raises(
+        BadInput, match=r"`victims.clients` to be at most 1, as the federation has 2"
+    ):
+        configured(federation=Federation(clients=2), victims=Victims(clients=[2]))
+
+
+@pytest.mark.parametrize("name", ["gpu9", "cuda:977"])
+def test_device_that_is_not_here(configured, name: str) -> None:
+    with pytest.raises(BadInput, match=rf"`device` to be one that torch can use .* got `{name}`"):
+        prepare(configured(device=name))
+
+
+def test_an_attack_that_cannot_compute_there(configured) -> None:
+    graphs = Plugin("fedleak.attacks.iga.IGA", {"compile": "cuda_graphs"})
+    with pytest.raises(BadInput, match=r"settings of iga .* `device: cuda` and it is `cpu`"):
+        prepare(configured(attacks=(graphs,)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "federation", "sentence"),
+    [
+        ("idlg", Federation(clients=4, batch_size=2), "label of one sample, not of 2: try bias"),
+        ("row_minima", Federation(clients=2, batch_size=5), "are 5 samples of 4 classes: try bias"),
+        # Weights that come back were trained on all that a client has.
+        ("idlg", Federation(clients=4, protocol="fedavg"), "label of one sample, not of 5: try"),
+        ("row_minima", Federation(clients=3, protocol="fedavg"), "are 6 samples of 4 classes"),
+    ],
+)
+def test_a_method_that_no_batch_suits(
+    configured, labels: Any, federation: Federation, sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=f"`victims.labels` to fit the batches, but .*{sentence}"):
+        prepare(configured(federation=federation, victims=Victims(labels=labels)))
+    for other in ("known", "recovered", "bias_counts"):
+        prepare(configured(federation=federation, victims=Victims(labels=other)))
+
+
+@pytest.mark.parametrize("labels", ["idlg", "row_minima"])
+def test_a_method_that_suits_the_batches(configured, labels: Any) -> None:
+    prepare(configured(federation=Federation(clients=4), victims=Victims(labels=labels)))
+
+
+# -------------------------------------------------------------------------------- what is known
+
+
+@pytest.mark.parametrize(
+    ("labels", "method"),
+    [("known", "bias_counts"), ("recovered", "bias_counts"), ("row_minima", "row_minima")],
+)
+def test_knowledge_names_the_method(configured, labels: Any, method: str) -> None:
+    config = configured(victims=Victims(labels=labels))
+    model = SMLP(input_shape=(3, 8, 6), num_classes=4, width=2)
+    found = knowledge_of(config, make_data(config), model, labels=None)
+    assert found.label_recovery == method
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(SMLP, 0.07), (Scheduled, 0.03), (Several, 0.02)])
+def test_learning_rate_of_the_modules_own_optimizer(kind: type[SMLP], expected: float) -> None:
+    model = kind(input_shape=(1, 2, 2), num_classes=2, width=2, learning_rate=0.07)
+    assert local_learning_rate(model) == expected
+
+
+# What Lightning takes for one optimiser without a schedule.
+WRAPPINGS = (
+    lambda optimizer: optimizer,
+    lambda optimizer: [optimizer],
+    lambda optimizer: ([optimizer], []),
+    lambda optimizer: {"optimizer": optimizer, "lr_scheduler": None},
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"momentum": 0.9}, False),
+        ({"weight_decay": 0.1}, False),
+        ({"maximize": True}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrapped", WRAPPINGS)
+def test_plain_sgd(settings: dict[str, Any], expected: bool, wrapped: Any) -> None:
+    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **settings)
+    model.configure_optimizers = lambda: wrapped(optimizer)
+    assert plain_sgd(model) is expected
+
+
+class OwnStep(torch.optim.SGD):
+    """Another optimiser under SGD's name."""
+
+
+def test_sgd_of_a_part_or_of_another_kind_is_not_plain() -> None:
+    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
+    model.configure_optimizers = lambda: OwnStep(model.parameters(), lr=0.1)
+    assert not plain_sgd(model)
+    model.configure_optimizers = lambda: torch.optim.SGD(model.classifier.parameters(), lr=0.1)
+    assert not plain_sgd(model)
+    model.features.requires_grad_(False)
+    assert plain_sgd(model)
+
+
+@pytest.mark.parametrize("kind", [Scheduled, Several])
+def test_a_schedule_or_several_optimizers_are_no_plain_sgd(kind: type[SMLP]) -> None:
+    assert not plain_sgd(kind(input_shape=(1, 2, 2), num_classes=2, width=2))
+
+
+def test_adam_is_no_plain_sgd() -> None:
+    assert not plain_sgd(SMLP(input_shape=(1, 2, 2), num_classes=2, width=2, optimizer="adam"))
+
+
+def test_no_optimizer_no_learning_rate() -> None:
+    model = NoOptimizer(input_shape=(1, 2, 2), num_classes=2, width=2)
+    with pytest.raises(BadInput, match=r"`configure_optimizers` of NoOptimizer .* got None"):
+        local_learning_rate(model)
+
+
+@pytest.mark.parametrize(
+    ("federation", "examples", "samples", "steps"),
+    [
+        (Federation(batch_size=3), None, 3, 1),
+        (Federation(batch_size=3), 3, 3, 1),
+        (Federation(protocol="fedavg", batch_size=4, local_epochs=2), 10, 10, 6),
+        (Federation(protocol="fedavg", batch_size=5, local_epochs=1), 10, 10, 2),
+        (Federation(protocol="fedavg", batch_size=4, local_epochs=3, mode="eval"), None, 4, 3),
+    ],
+)
+def test_knowledge(
+    configured, federation: Federation, examples: int | None, samples: int, steps: int
+) -> None:
+    config = configured(federation=federation)
+    data = make_data(config)
+    model = SMLP(input_shape=(3, 8, 6), num_classes=4, width=2, precode=Precode(2))
+    update = None
+    if examples is not None:
+        update = InterceptedUpdate(1, 0, federation.protocol, examples, "smlp", {}, {})
+    labels = torch.tensor([1])
+    found = knowledge_of(config, data, model, labels=labels, update=update)
+    assert (found.num_samples, found.local_steps) == (samples, steps)
+    assert found.model is model
+    assert found.labels is labels
+    assert (found.input_shape, found.num_classes) == ((3, 8, 6), 4)
+    assert (found.mean, found.std) == (data.mean, data.std)
+    assert (found.protocol, found.learning_rate) == (federation.protocol, 0.1)
+    assert found.training == (federation.mode == "train")
+    size = federation.batch_size
+    assert [part.stop - part.start for part in found.local_batches] == (
+        [size] * (samples // size) + [samples % size] * (samples % size > 0)
+    )
+    assert found.epochs == federation.local_epochs
+    assert found.plain_sgd

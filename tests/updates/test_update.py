@@ -1,0 +1,450 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedleak.attacks import IGA
+from fedleak.errors import BadInput
+from fedleak.metrics import score
+from fedleak.models import SMLP
+from fedleak.updates.files import Tensors, update_files, update_key
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate, gradient_to_weights, weights_to_gradient
+from tests.cases import MODELS, Victim, case_victim, make_victim
+from tests.reference import dense_gradient, shared_values
+from tests.toys import Linear, Normalised
+
+# ------------------------------------------------------------------------- gradients and weights
+
+
+def test_weights_to_gradient_by_hand() -> None:
+    """Weights move against the gradient, once a step, by the learning rate."""
+    sent = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.5])}
+    received = {"w": torch.tensor([0.9, 2.4]), "b": torch.tensor([0.5])}
+    found = weights_to_gradient(sent, received, learning_rate=0.1, steps=2)
+    # (1.0 - 0.9) / 0.2 and (2.0 - 2.4) / 0.2
+    torch.testing.assert_close(found["w"], torch.tensor([0.5, -2.0]))
+    assert found["b"] == 0
+
+
+def test_gradient_to_weights_by_hand() -> None:
+    sent = {"w": torch.tensor([1.0, 2.0]), "count": torch.tensor([7])}
+    found = gradient_to_weights(sent, {"w": torch.tensor([0.5, -2.0])}, learning_rate=0.1)
+    torch.testing.assert_close(found["w"], torch.tensor([0.95, 2.2]))
+    assert torch.equal(found["count"], sent["count"])
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5),
+    st.floats(1e-3, 10),
+)
+def test_each_is_the_inverse_of_the_other(values: list[float], learning_rate: float) -> None:
+    gradient = {"w": torch.tensor(values, dtype=torch.float64)}
+    sent = {"w": torch.linspace(-1, 1, len(values), dtype=torch.float64)}
+    moved = gradient_to_weights(sent, gradient, learning_rate=learning_rate)
+    back = weights_to_gradient(sent, moved, learning_rate=learning_rate, steps=1)
+    torch.testing.assert_close(back["w"], gradient["w"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_several_steps_give_their_mean_gradient(steps: int) -> None:
+    """torch's own SGD does the steps; the gradient of W x is worked out by its formula."""
+    model = Linear()
+    with torch.no_grad():
+        model.layer.weight.copy_(torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.5, -0.1]]))
+    sent = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.zeros(2, 3)
+    for step in range(steps):
+        x, y = torch.randn(1, 3, generator=generator), torch.tensor([step % 2])
+        probabilities = torch.softmax(x @ model.layer.weight.T, dim=1).detach()
+        one_hot = torch.eye(2)[y]
+        mean += (probabilities - one_hot).T @ x / steps
+        optimizer.zero_grad()
+        model.batch_loss((x, y)).backward()
+        optimizer.step()
+    received = {name: value.detach().clone() for name, value in model.named_parameters()}
+    found = weights_to_gradient(sent, received, learning_rate=0.3, steps=steps)
+    torch.testing.assert_close(found["layer.weight"], mean, rtol=1e-4, atol=1e-6)
+
+
+def one_step(model: nn.Module, victim: Victim, learning_rate: float) -> InterceptedUpdate:
+    """The same client, had it taken an SGD step and sent its weights."""
+    twin = type(model)(input_shape=(1, 8, 8), num_classes=4, width=64)
+    twin.load_state_dict(victim.update.sent)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=learning_rate)
+    batch_loss(twin, (victim.truth.inputs, victim.truth.labels)).backward()
+    optimizer.step()
+    received = {name: value.detach().clone() for name, value in twin.state_dict().items()}
+    return replace(victim.update, protocol="fedavg", received=received)
+
+
+def test_gradient_from_the_weights_of_one_step() -> None:
+    learning_rate = 0.03
+    torch.manual_seed(0)
+    model = SMLP(input_shape=(1, 8, 8), num_classes=4, width=64)
+    victims = [make_victim(model, (1, 8, 8), client=client) for client in range(2)]
+    facts = [replace(v.knowledge, learning_rate=learning_rate) for v in victims]
+    weights = [one_step(model, victim, learning_rate) for victim in victims]
+    for victim, update, known in zip(victims, weights, facts, strict=True):
+        estimate, gradient = update.gradient(model, known), victim.update.received
+        assert estimate.keys() == gradient.keys()
+        for name, value in gradient.items():
+            cosine = torch.cosine_similarity(estimate[name].flatten(), value.flatten(), dim=0)
+            assert cosine > 0.999, name
+            assert float(estimate[name].norm() / value.norm()) == pytest.approx(1, abs=1e-3)
+    attack = IGA(iterations=200, learning_rate=0.03)
+    decibels = {}
+    for protocol, updates in (("fedsgd", [v.update for v in victims]), ("fedavg", weights)):
+        results = attack(updates, facts)
+        decibels[protocol] = [
+            score(victim.truth, result, mean=known.mean, std=known.std)[0].psnr
+            for victim, result, known in zip(victims, results, facts, strict=True)
+        ]
+    assert min(decibels["fedsgd"]) > 20
+    assert decibels["fedavg"] == pytest.approx(decibels["fedsgd"], abs=0.5)
+
+
+def test_gradient_is_of_parameters_alone() -> None:
+    torch.manual_seed(0)
+    model = Normalised()
+    sent = {name: value.clone() for name, value in model.state_dict().items()}
+    received = {name: value + 1 for name, value in sent.items()}
+    update = InterceptedUpdate(1, 0, "fedavg", 4, "own", sent, received)
+    knowledge = Knowledge(model, (1, 6, 6), 3, learning_rate=0.5, local_steps=4)
+    found = update.gradient(model, knowledge)
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    for value in found.values():
+        torch.testing.assert_close(value, torch.full_like(value, -0.5))
+    sgd = replace(update, protocol="fedsgd").gradient(model, knowledge)
+    assert all(torch.equal(sgd[name], received[name]) for name in found)
+
+
+# ------------------------------------------------------------------------------------- knowledge
+
+
+def test_bounds_are_pixel_0_and_pixel_1() -> None:
+    knowledge = Knowledge(nn.Identity(), (3, 4, 5), 2, mean=(0.5, 0.2, 0.0), std=(0.25, 0.1, 1.0))
+    low, high = knowledge.bounds
+    assert low.shape == high.shape == (3, 1, 1)
+    torch.testing.assert_close(low.flatten(), torch.tensor([-2.0, -2.0, 0.0]))
+    torch.testing.assert_close(high.flatten(), torch.tensor([2.0, 8.0, 1.0]))
+
+
+def test_bounds_by_default_and_of_vectors() -> None:
+    low, high = Knowledge(nn.Identity(), (3, 4, 5), 2).bounds
+    assert (low.tolist(), high.tolist()) == ([[[0.0]]], [[[1.0]]])
+    low, high = Knowledge(nn.Identity(), (7,), 2, mean=(0.5,), std=(0.5,)).bounds
+    assert (low.tolist(), high.tolist()) == ([-1.0], [1.0])
+
+
+# ----------------------------------------------------------------------------------- what is saved
+
+
+@pytest.fixture
+def victim() -> Victim:
+    return case_victim(MODELS[0], precode=True, batch=2, client=3)
+
+
+def with_buffers(protocol: str = "fedavg") -> InterceptedUpdate:
+    torch.manual_seed(0)
+    model = Normalised()
+    sent = {name: value.clone() for name, value in model.state_dict().items()}
+    model.batch_loss((torch.randn(2, 1, 6, 6), torch.tensor([0, 1])))
+    received = {name: value.clone() for name, value in model.state_dict().items()}
+    return InterceptedUpdate(2, 5, protocol, 17, "own", sent, received)
+
+
+def facts_of(update: InterceptedUpdate) -> dict[str, object]:
+    return {n: v for n, v in vars(update).items() if n not in ("sent", "received")}
+
+
+def assert_same(left: InterceptedUpdate, right: InterceptedUpdate) -> None:
+    assert facts_of(left) == facts_of(right)
+    for name in ("sent", "received"):
+        ours, theirs = getattr(left, name), getattr(right, name)
+        assert shared_values(ours, theirs)
+        assert {n: v.dtype for n, v in ours.items()} == {n: v.dtype for n, v in theirs.items()}
+
+
+def test_saved_and_loaded_is_the_same_to_the_bit(victim: Victim, tmp_path: Path) -> None:
+    path = victim.update.save(tmp_path)
+    assert path == tmp_path / "r0001-c0003.safetensors"
+    assert_same(InterceptedUpdate.load(path), victim.update)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "r0001-c0003.safetensors", "r0001-global.safetensors",
+    ]  # fmt: skip
+
+
+def test_buffers_are_saved_too(tmp_path: Path) -> None:
+    update = with_buffers()
+    assert update.received["norm.num_batches_tracked"] == 1
+    assert not torch.equal(update.sent["norm.running_mean"], update.received["norm.running_mean"])
+    assert_same(InterceptedUpdate.load(update.save(tmp_path)), update)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_is_kept(victim: Victim, tmp_path: Path, dtype: torch.dtype) -> None:
+    received = {name: value.to(dtype) for name, value in victim.update.received.items()}
+    update = replace(victim.update, received=received)
+    assert_same(InterceptedUpdate.load(update.save(tmp_path)), update)
+
+
+def test_tensors_that_share_memory_or_lie_askew(tmp_path: Path) -> None:
+    """Tied weights, a transposed view, a slice of something larger, a parameter itself."""
+    value = torch.arange(12.0).reshape(3, 4)
+    sent = {"a": value, "b": value, "c": value.T, "d": value[1:], "e": nn.Parameter(value)}
+    update = InterceptedUpdate(1, 0, "fedavg", 1, "own", sent, dict(sent))
+    loaded = InterceptedUpdate.load(update.save(tmp_path))
+    for name, tensor in sent.items():
+        assert torch.equal(loaded.sent[name], tensor)
+        assert torch.equal(loaded.received[name], tensor)
+
+
+def test_a_round_shares_what_was_sent(victim: Victim, tmp_path: Path) -> None:
+    victim.update.save(tmp_path)
+    shared = tmp_path / "r0001-global.safetensors"
+    stamp = shared.stat().st_mtime_ns
+    replace(victim.update, client=4).save(tmp_path)
+    replace(victim.update, round=2).save(tmp_path)
+    assert shared.stat().st_mtime_ns == stamp
+    assert [path.name for path in update_files(tmp_path)] == [
+        "r0001-c0003.safetensors", "r0001-c0004.safetensors", "r0002-c0003.safetensors",
+    ]  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_update_files_in_the_order_of_rounds_and_clients(tmp_path: Path) -> None:
+    keys = [(1, 2), (1, 10), (1, 9999), (1, 10000), (2, 0), (10, 0), (9999, 1), (10000, 1)]
+    for key in reversed(keys):
+        (tmp_path / f"{update_key(*key)}.safetensors").touch()
+    for other in ("r0001-global.safetensors", "r0001-c0001.part", "config.yaml",
+                  "rest-copy.safetensors"):  # fmt: skip
+        (tmp_path / other).touch()
+    assert [path.stem for path in update_files(tmp_path)] == [update_key(*key) for key in keys]
+    assert update_files(tmp_path / "none") == []
+
+
+def test_key() -> None:
+    assert update_key(1, 3) == "r0001-c0003"
+    assert update_key(123, 45678) == "r0123-c45678"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    round_=st.integers(1, 10**6),
+    client=st.integers(0, 10**6),
+    protocol=st.sampled_from(["fedsgd", "fedavg"]),
+    examples=st.integers(0, 10**9),
+    model=st.text(max_size=30),
+)
+def test_any_header_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    round_: int,
+    client: int,
+    protocol: str,
+    examples: int,
+    model: str,
+) -> None:
+    tensors = {"w": torch.tensor([1.5])}
+    update = InterceptedUpdate(round_, client, protocol, examples, model, tensors, tensors)
+    loaded = InterceptedUpdate.load(update.save(tmp_path_factory.mktemp("update")))
+    assert facts_of(loaded) == facts_of(update)
+
+
+def test_truth_comes_back(victim: Victim, tmp_path: Path) -> None:
+    path = tmp_path / "truth.safetensors"
+    victim.truth.save(path)
+    loaded = GroundTruth.load(path)
+    assert torch.equal(loaded.inputs, victim.truth.inputs)
+    assert torch.equal(loaded.labels, victim.truth.labels)
+    assert loaded.noise.keys() == {"bottleneck.noise"}
+    assert shared_values(loaded.noise, victim.truth.noise)
+    GroundTruth(victim.truth.inputs, victim.truth.labels).save(path)
+    assert GroundTruth.load(path).noise == {}
+
+
+# ------------------------------------------------------------------------------- what is refused
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def header_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def pickled(path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, path)
+
+
+def scribbled(path: Path) -> None:
+    path.write_text("round,client\n1,2\n")
+
+
+@pytest.mark.parametrize("damage", [truncated, header_cut, emptied, pickled, scribbled])
+@pytest.mark.parametrize("which", ["r0001-c0003", "r0001-global"])
+def test_damaged_file(
+    victim: Victim, tmp_path: Path, damage: Callable[[Path], None], which: str
+) -> None:
+    path = victim.update.save(tmp_path)
+    damage(tmp_path / f"{which}.safetensors")
+    with pytest.raises(BadInput, match=rf"complete safetensors file at .*{which}.*copy it again"):
+        InterceptedUpdate.load(path)
+
+
+def test_missing_files(victim: Victim, tmp_path: Path) -> None:
+    path = victim.update.save(tmp_path)
+    with pytest.raises(BadInput, match=r"file at .*r0001-c0009.safetensors, found none"):
+        InterceptedUpdate.load(path.with_name("r0001-c0009.safetensors"))
+    (tmp_path / "r0001-global.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"file at .*r0001-global.safetensors, found none"):
+        InterceptedUpdate.load(path)
+
+
+def test_other_format(victim: Victim, tmp_path: Path) -> None:
+    path = victim.update.save(tmp_path)
+    with pytest.raises(BadInput, match=r"of format fedleak-update-1 at .* got fedleak-global-1"):
+        InterceptedUpdate.load(tmp_path / "r0001-global.safetensors")
+    with pytest.raises(BadInput, match=r"of format fedleak-truth-1 at .* got fedleak-update-1"):
+        GroundTruth.load(path)
+    save_file({"w": torch.ones(1)}, path)
+    with pytest.raises(
+        BadInput, match=r"fedleak-update-1 at .* a safetensors file without a format"
+    ):
+        InterceptedUpdate.load(path)
+    save_file({"w": torch.ones(1)}, path, {"format": "fedleak-update-2"})
+    with pytest.raises(BadInput, match=r"fedleak-update-1 at .* got fedleak-update-2"):
+        InterceptedUpdate.load(path)
+
+
+HEADER = {
+    "format": "fedleak-update-1", "round": "1", "client": "2", "protocol": "fedsgd",
+    "num_examples": "1", "model": "m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"round": None}, "complete header in"),
+        ({"client": "two"}, "complete header in .*'client': 'two'"),
+        ({"num_examples": ""}, "complete header in"),
+        ({"model": None}, "complete header in"),
+        ({"protocol": "gossip"}, "protocol fedsgd or fedavg in .*, got `gossip`"),
+    ],
+)
+def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) -> None:
+    header = {name: value for name, value in (HEADER | change).items() if value is not None}
+    path = tmp_path / "r0001-c0002.safetensors"
+    save_file({"w": torch.ones(1)}, tmp_path / "r0001-global.safetensors",
+              {"format": "fedleak-global-1"})  # fmt: skip
+    save_file({"w": torch.ones(1)}, path, header)
+    with pytest.raises(BadInput, match=text):
+        InterceptedUpdate.load(path)
+
+
+@pytest.mark.parametrize("missing", ["inputs", "labels"])
+def test_truth_without_its_batch(tmp_path: Path, missing: str) -> None:
+    tensors = {"inputs": torch.ones(1), "labels": torch.ones(1)}
+    del tensors[missing]
+    path = tmp_path / "truth.safetensors"
+    save_file(tensors, path, {"format": "fedleak-truth-1"})
+    with pytest.raises(BadInput, match=f"`{missing}` in .*truth.safetensors"):
+        GroundTruth.load(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "text"),
+    [
+        (
+            "sent",
+            {"features.1.bias": None},
+            r"update sent lacks \['features.1.bias'\] and has noth",
+        ),
+        ("received", {"features.1.bias": None}, r"update received lacks \['features.1.bias'\]"),
+        ("received", {"strange": torch.ones(1)}, r"received lacks nothing and has \['strange'\]"),
+        (
+            "sent",
+            {"features.1.bias": torch.ones(25)},
+            r"`features.1.bias` of shape \(24,\) .*\(25,",
+        ),
+        ("received", {"features.1.bias": torch.ones(24, 1)}, r"of shape \(24,\) .*got \(24, 1\)"),
+        (
+            "sent",
+            {"features.1.bias": torch.full((24,), math.nan)},
+            "`features.1.bias` of update r0",
+        ),
+        ("received", {"features.1.bias": torch.full((24,), math.inf)}, "NaN or infinity in `feat"),
+    ],
+)
+def test_update_that_does_not_fit(
+    victim: Victim, where: str, change: dict[str, Tensor | None], text: str
+) -> None:
+    tensors: Tensors = {
+        name: value
+        for name, value in (getattr(victim.update, where) | change).items()
+        if value is not None
+    }
+    victim.update.check(victim.model)
+    with pytest.raises(BadInput, match=text):
+        replace(victim.update, **{where: tensors}).check(victim.model)
+
+
+def test_an_update_may_leave_buffers_out_or_bring_them() -> None:
+    model = Normalised()
+    update = with_buffers()
+    update.check(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    received = {n: v for n, v in update.received.items() if n in parameters}
+    replace(update, protocol="fedsgd", received=received).check(model)
+
+
+def test_the_estimate_agrees_with_autograd_of_the_model(victim: Victim) -> None:
+    """What the tests call a client's gradient is the gradient by definition."""
+    expected = dense_gradient(
+        victim.model, victim.truth.inputs, victim.truth.labels, victim.truth.noise
+    )
+    for name, value in victim.update.received.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("name", ["num_samples", "local_steps", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_of_knowledge_are_checked(name: str, value: int) -> None:
+    with pytest.raises(BadInput, match=f"`{name}` to be at least 1, got {value}"):
+        Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples", "steps"),
+    [(8, 8, 4), (8, 16, 8), (8, 24, 12), (8, 5, 4), (None, 16, 4)],
+)
+def test_knowledge_of_another_client(batch_size: int | None, samples: int, steps: int) -> None:
+    """A federation of four epochs: who has more samples takes more steps."""
+    facts = Knowledge(
+        torch.nn.Linear(1, 1), (1, 6, 6), 3, num_samples=8, local_steps=4, batch_size=batch_size
+    )
+    found = facts.of_samples(samples)
+    assert (found.num_samples, found.local_steps) == (samples, steps)
+
+
+def test_steps_that_are_no_whole_epochs_stay_what_they_are() -> None:
+    facts = Knowledge(
+        torch.nn.Linear(1, 1), (1, 6, 6), 3, num_samples=32, local_steps=1, batch_size=8
+    )
+    assert facts.of_samples(64).local_steps == 1
