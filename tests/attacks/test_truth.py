@@ -184,13 +184,13 @@ def test_no_attack_imports_the_truth(path: Path) -> None:
             names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
     strange = {name for name in names if "GroundTruth" in name or name == "read_truth"}
     assert strange == set()
-    assert "fedleak.updates.update" not in names, "import names from it, so that it is seen which"
     ours = {name.rsplit(".", 1)[0] for name in names if name.startswith("fedleak.")}
     allowed = {
         "fedleak.errors",
         "fedleak.models.noise",
         "fedleak.runtime.seeds",
-        "fedleak.updates.update",
+        # Each by its name, so that it is seen which: the truth has a module of its own.
+        *(f"fedleak.updates.{name}" for name in ("compression", "files", "knowledge", "update")),
     }
     assert {name for name in ours if not name.startswith("fedleak.attacks")} <= allowed
 

@@ -33,7 +33,7 @@ def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]
     """A cell whose clients share its process, which saves the start of an engine."""
     code = (
         f"import sys; sys.path.insert(0, {str(EXPERIMENTS.parent)!r})\n"
-        "from fedleak import cli; from tests.federation.runs import in_process\n"
+        "from fedleak.cli import main as cli; from tests.federation.runs import in_process\n"
         "with in_process(): cli.main(sys.argv[1:])"
     )
     return [sys.executable, "-c", code, *run_command(settings, folder, resume)[3:]]
