@@ -1,17 +1,19 @@
 """The configuration of a run: what config.yaml holds."""
 
 import hashlib
-import inspect
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.registry import Plugin, load_class, short_name
+from fedleak.registry import Plugin, load_class, plugin_entry, read_plugin, short_name
+from fedleak.runtime.safe_yaml import read_yaml
+from fedleak.schema import check_keys, check_value, check_values, parameters_of, shown
 from fedleak.updates.knowledge import LabelRecovery, Protocol
 
 Labels = Literal["known", "recovered", LabelRecovery]
@@ -108,10 +110,11 @@ class Federation:
         )
         for mod in self.mods:
             require(
-                _is_plugin(mod),
-                f"Expected `federation.mods` to hold mappings of class_path and init_args, "
-                f"got {mod}.",
+                isinstance(mod, Mapping),
+                "Expected `federation.mods` to hold mappings of class_path and init_args, got "
+                f"{shown(mod)}.",
             )
+            plugin_entry("federation.mods", mod)
         require(
             not self.mods or self.protocol == "fedavg",
             "Expected `federation.protocol` to be fedavg where `federation.mods` are given, as "
@@ -267,16 +270,16 @@ class RunConfig:
     def model_name(self) -> str:
         """The model's name in tables, such as ``smlp+precode``."""
         name = short_name("models", self.model.class_path)
-        precode = self.model.init_args.get("precode")
-        if not precode:
-            return name
-        kind = precode.get("kind") if isinstance(precode, dict) else None
-        return f"{name}+{'cvb' if kind == 'convolutional' else 'precode'}"
+        try:
+            label = getattr(load_class(self.model.class_path), "label", None)
+        except BadInput:
+            label = None
+        return label(name, self.model.init_args) if callable(label) else name
 
     @property
     def mods(self) -> tuple[Plugin, ...]:
         """Flower's mods around the clients' training."""
-        return tuple(_plugin(mod) for mod in self.federation.mods)
+        return tuple(read_plugin("mods", "federation.mods", mod) for mod in self.federation.mods)
 
     @property
     def defense_name(self) -> str:
@@ -306,56 +309,43 @@ class RunConfig:
         return {name: plain[name] for name in order}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From nested mappings, such as :meth:`to_dict` gives.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From nested mappings of plain values, such as YAML holds and :meth:`to_dict` gives.
+
+        Args:
+            values: settings by name. A plugin is named by its short name, its dotted path, or a
+                mapping with ``class_path`` (either) and ``init_args``; one attack or defence
+                stands for a list of one.
 
         Raises:
-            BadInput: if a key is unknown or a value out of its range.
+            BadInput: if a name is unknown, or a value of another type or out of its range.
         """
-        values = {name: value for name, value in values.items() if name != "versions"}
-        _check_keys("setting", values, cls)
-        for name in ("data", "model"):
-            require(
-                isinstance(values.get(name), dict) and bool(values[name].get("class_path")),
-                f"Expected `{name}` to be given, got nothing: see `fedleak list`.",
-            )
-            values[name] = _plugin(values[name])
-        for name in ("attacks", "defenses"):
-            values[name] = tuple(_plugin(value) for value in values.get(name) or ())
-        for name, part in (("federation", Federation), ("victims", Victims), ("metrics", Metrics)):
-            inner = values.get(name) or {}
-            _check_keys(f"setting of {name}", inner, part)
-            values[name] = part(**inner)
-        return cls(**values)
+        settings = check_settings(values)
+        for name, kind in PLUGINS.items():
+            if name not in LISTS:
+                given = name in settings
+                require(
+                    given, f"Expected `{name}` to be given, got nothing: see `fedleak list {kind}`."
+                )
+        for name, part in SECTIONS.items():
+            settings[name] = part(**settings.get(name, {}))
+        return cls(**settings)
 
     @property
     def hash(self) -> str:
-        """Tells runs of different configurations apart, wherever their folder is."""
+        """Tells runs of different configurations apart, wherever their folder is.
+
+        Settings that equal their defaults are left out, so that a run can be resumed by a version
+        that has more settings.
+        """
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
-        # Left out where they are as before there were such settings, so that such a run can resume.
-        for section, names in (
-            ("metrics", ("lpips", "item_threshold")),
-            ("federation", ("mods", "evaluate_every", "clients_per_round", "learning_rate_decay")),
-        ):
-            chosen = getattr(self, section)
-            for name in names:
-                if getattr(chosen, name) == getattr(type(chosen)(), name):
-                    del plain[section][name]
-        unset = {"noise_slots": None, "features": 0.0}
-        for attack in plain["attacks"]:
-            attack["init_args"] = {
-                name: value
-                for name, value in attack["init_args"].items()
-                if name not in unset or value != unset[name]
-            }
-        settings = plain["model"]["init_args"]
-        if isinstance(precode := settings.get("precode"), dict):
-            if precode.get("kind", "linear") == "linear":
-                precode = {name: value for name, value in precode.items() if name != "kind"}
-                if "bottleneck_size" in precode and precode["bottleneck_size"] is None:
-                    precode["bottleneck_size"] = 256
-            plain["model"]["init_args"] = settings | {"precode": precode}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        own = _without_defaults(plain, type(self))
+        for name, part in SECTIONS.items():
+            own[name] = _without_defaults(plain[name], part)
+        for name in PLUGINS:
+            held = plain[name] if name in LISTS else [plain[name]]
+            own[name] = [_own_settings(plugin) for plugin in held]
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write config.yaml: the resolved configuration and the versions of what computes."""
@@ -370,53 +360,99 @@ class RunConfig:
             BadInput: if it is missing or not the configuration of a run.
         """
         require(path.is_file(), f"Expected the configuration of a run at {path}, found none.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise BadInput(f"Expected YAML in {path}, got: {error}.") from error
-        require(isinstance(values, dict), f"Expected a mapping in {path}, got {values!r:.60}.")
+        values = read_yaml(path)
+        require(isinstance(values, dict), f"Expected a mapping in {path}, got {shown(values)}.")
         return cls.from_dict(values)
 
 
+PLUGINS = {"data": "data", "model": "models", "attacks": "attacks", "defenses": "defenses"}
+"""Settings of a run that name plugins -> kind."""
+LISTS = ("attacks", "defenses")
+"""Those of them that hold several."""
+SECTIONS: dict[str, type[Any]] = {
+    "federation": Federation,
+    "victims": Victims,
+    "metrics": Metrics,
+}
+"""Settings of a run that hold settings -> their class."""
+
+
+def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check settings of a run, which need not be all of them.
+
+    Args:
+        values: see :meth:`RunConfig.from_dict`.
+
+    Returns:
+        By name: a :class:`Plugin`, a tuple of them, the checked settings of a section, or a value.
+
+    Raises:
+        BadInput: if a name is unknown or a value of another type.
+    """
+    types = {name: item.annotation for name, item in parameters_of(RunConfig).items()}
+    check_keys("", {n: v for n, v in values.items() if n != "versions"}, types)
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in LISTS:
+            items = [] if value is None else value
+            items = items if isinstance(items, list | tuple) else [items]
+            found[name] = tuple(read_plugin(PLUGINS[name], name, item) for item in items)
+        elif name in PLUGINS:
+            found[name] = read_plugin(PLUGINS[name], name, value)
+        elif name in SECTIONS:
+            found[name] = check_values(name, {} if value is None else value, SECTIONS[name])
+        elif name != "versions":
+            found[name] = check_value(name, value, types[name])
+    return found
+
+
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the figures."""
-    return {name: version(name) for name in VERSIONS_OF}
+    """Versions of the packages that decide the figures, of those that are installed."""
+    found = {}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _signature(kind: str, plugin: Plugin) -> str:
     """The short name, and the settings that are not the defaults."""
-    defaults = inspect.signature(load_class(plugin.class_path)).parameters
-    settings = ",".join(
-        f"{name}={value}"
-        for name, value in plugin.init_args.items()
-        if name not in defaults or defaults[name].default != value
-    )
+    own = _own_settings(asdict(plugin))["init_args"]
+    settings = ",".join(f"{name}={value}" for name, value in own.items())
     name = short_name(kind, plugin.class_path)
     return f"{name}({settings})" if settings else name
 
 
-def _is_plugin(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("class_path"), str)
-        and isinstance(value.get("init_args") or {}, dict)
-        and set(value) <= {"class_path", "init_args"}
-    )
+def _own_settings(plugin: Mapping[str, Any]) -> dict[str, Any]:
+    """A plugin's entry without the settings that equal its defaults, where its class is at hand."""
+    try:
+        owner = load_class(plugin["class_path"])
+    except BadInput:
+        return dict(plugin)
+    return {"class_path": plugin["class_path"]} | {
+        "init_args": _without_defaults(plugin["init_args"], owner)
+    }
 
 
-def _plugin(value: dict[str, Any]) -> Plugin:
-    return Plugin(value["class_path"], _plain(value.get("init_args") or {}))
+def _without_defaults(settings: Mapping[str, Any], owner: type[Any]) -> dict[str, Any]:
+    """Settings without those that equal the defaults of the class that takes them."""
+    known, found = parameters_of(owner), {}
+    defaults = {item.name: item.default_factory for item in _factories(owner)}
+    for name, value in settings.items():
+        parameter = known.get(name)
+        if parameter is not None:
+            default = defaults[name]() if name in defaults else parameter.default
+            if value == default and isinstance(value, bool) == isinstance(default, bool):
+                continue
+            if parameter.nested is not None and isinstance(value, Mapping):
+                value = _without_defaults(value, parameter.nested)
+        found[name] = value
+    return found
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists and the like, so that a configuration reads back equal."""
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _check_keys(kind: str, values: dict[str, Any], owner: type[Any]) -> None:
-    known = [item.name for item in fields(owner)]
-    for name in values:
-        if name not in known:
-            raise unknown_name(kind, name, known)
+def _factories(owner: type[Any]) -> list[Any]:
+    if not hasattr(owner, "__dataclass_fields__"):
+        return []
+    return [item for item in fields(owner) if item.default_factory is not MISSING]

@@ -2,14 +2,18 @@
 
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fedleak.errors import BadInput, unknown_name
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.schema import check_keys, check_values, parameters_of, shown, takes_any
 
 KINDS = ("attacks", "data", "defenses", "models")
 SINGULAR = {
@@ -18,6 +22,29 @@ SINGULAR = {
     "defenses": "defense",
     "models": "model",
 }
+SETTINGS = {
+    "data": "data", "model": "models", "attack": "attacks", "attacks": "attacks",
+    "defenses": "defenses",
+}  # fmt: skip
+"""Settings of a configuration or a command that name plugins -> kind."""
+BASES = {
+    "attacks": "fedleak.attacks.base.Attack",
+    "data": "fedleak.data.base.PrivateData",
+    "defenses": "fedleak.defenses.base.Defense",
+}
+"""Kind -> the class that its plugins are subclasses of."""
+FROM_DATA = ("input_shape", "num_classes")
+"""Arguments of a model that come from the data set."""
+FLOWER = ("flwr.clientapp.mod.", "flwr.serverapp.strategy.")
+"""Where Flower keeps its own mods and strategies, as known as fedleak's own plugins."""
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+# The classes that may be loaded besides the known ones; None: any.
+_LOADABLE: ContextVar[frozenset[str] | None] = ContextVar("loadable", default=None)
+
+
+class Untrusted(BadInput):
+    """A stored file names a class that would be imported and run, and nobody vouches for it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +94,39 @@ def class_path(kind: str, name: str) -> str:
     return known[name].value.replace(":", ".")
 
 
+@contextmanager
+def known_classes_only(but: Iterable[str] = ()) -> Iterator[None]:
+    """Within the block, :func:`load_class` imports nothing that a stranger's file could name.
+
+    Loaded are fedleak's own classes, installed plugins (entry points), and Flower's mods and
+    strategies. A run's folder may come from anybody, and importing a module runs it.
+
+    Args:
+        but: dotted paths that may be loaded as well, such as those that a user has typed.
+    """
+    token = _LOADABLE.set(frozenset(but))
+    try:
+        yield
+    finally:
+        _LOADABLE.reset(token)
+
+
+def is_known(path: str) -> bool:
+    """Whether a dotted path is that of fedleak's own, an installed plugin's or Flower's class.
+
+    Args:
+        path: the dotted path.
+    """
+    if path.startswith(("fedleak.", *FLOWER)):
+        return True
+    return any(
+        point.value.replace(":", ".") == path for kind in KINDS for point in names(kind).values()
+    )
+
+
 def short_name(kind: str, path: str) -> str:
     """The short name of a dotted path, or the class's own name in lower case without one."""
-    for name, point in names(kind).items():
+    for name, point in (names(kind) if kind in KINDS else {}).items():
         if point.value.replace(":", ".") == path:
             return name
     return path.rsplit(".", 1)[-1].lower()
@@ -83,7 +140,18 @@ def load_class(path: str) -> type[Any]:
 
     Raises:
         BadInput: if the module cannot be imported or holds no such class.
+        Untrusted: if it is not a known class, within :func:`known_classes_only`.
     """
+    if not isinstance(path, str) or not DOTTED.fullmatch(path):
+        raise BadInput(
+            f"Expected an importable class at `{path!s:.60}`, but that is no dotted path."
+        )
+    allowed = _LOADABLE.get()
+    if allowed is not None and path not in allowed and not is_known(path):
+        raise Untrusted(
+            f"Expected a class of fedleak or of an installed plugin, got `{path}`, which would be "
+            "imported and run: give `--trust` if you trust whoever made this folder."
+        )
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -99,12 +167,117 @@ def load_class(path: str) -> type[Any]:
     return found
 
 
+def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
+    """The class of a plugin, checked to be one of its kind before anything of it is called.
+
+    Args:
+        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        path: its dotted path.
+        setting: the setting that names it, for messages; if empty, the kind.
+
+    Raises:
+        BadInput: if it cannot be loaded or is of another kind.
+        Untrusted: see :func:`load_class`.
+    """
+    found, setting = load_class(path), setting or kind
+    if kind in BASES:
+        base = load_class(BASES[kind])
+        require(
+            issubclass(found, base),
+            f"Expected `{setting}` to name a subclass of {base.__name__}, got `{path}`: see "
+            f"`fedleak list {kind}`.",
+        )
+    elif kind == "models":
+        # Lightning has two packages, and neither is imported here: what makes a LightningModule is
+        # checked instead.
+        require(
+            hasattr(found, "configure_optimizers") and hasattr(found, "forward"),
+            f"Expected `{setting}` to name a subclass of LightningModule, got `{path}`: see "
+            "`fedleak list models`.",
+        )
+    elif kind == "mods":
+        # A class's own attributes, as every class can itself be called.
+        require(
+            any("__call__" in vars(owner) for owner in found.__mro__),
+            f"Expected `federation.mods` to hold mods of Flower, got `{path}`.",
+        )
+    return found
+
+
+def read_plugin(kind: str, setting: str, value: Any) -> Plugin:
+    """A plugin as a configuration names it, checked as far as its class may be loaded.
+
+    Args:
+        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        setting: the setting that names it, for messages.
+        value: a short name, a dotted path, or a mapping with ``class_path`` (either of them) and
+            maybe ``init_args``.
+
+    Raises:
+        BadInput: if there is no such plugin, or a setting of it is unknown or of another type.
+    """
+    name, settings = plugin_entry(setting, value)
+    if kind not in KINDS:
+        require("." in name, f"Expected `{setting}` to name a class by its path, got `{name}`.")
+    path = class_path(kind, name) if kind in KINDS else name
+    try:
+        found = load_plugin(kind, path, setting)
+    except BadInput:
+        # Somebody else's run may name what is not on this machine; whoever makes it says so.
+        return Plugin(path, settings)
+    title = short_name(kind, path)
+    checked = check_values(title, settings, found, prefix=setting, hidden=FROM_DATA)
+    return Plugin(path, plain(checked))
+
+
+def plugin_entry(setting: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of a plugin as a configuration has them; nothing is imported.
+
+    Args:
+        setting: the setting that names it, for messages.
+        value: a name, or a mapping with ``class_path`` and maybe ``init_args``.
+
+    Raises:
+        BadInput: if it is neither.
+    """
+    if isinstance(value, Mapping):
+        check_keys(setting, value, ("class_path", "init_args"))
+        name, settings = value.get("class_path"), value.get("init_args")
+        settings = {} if settings is None else settings
+    else:
+        name, settings = value, {}
+    if name is None or name == "":
+        kind = SETTINGS.get(setting)
+        see = f": see `fedleak list {kind}`" if kind else ""
+        raise BadInput(f"Expected `{setting}` to be given, got nothing{see}.")
+    if not isinstance(name, str) or not DOTTED.fullmatch(name):
+        expected = (
+            f"one of {', '.join(names(SETTINGS[setting]))}, or " if setting in SETTINGS else ""
+        )
+        raise BadInput(
+            f"Expected `{setting}` to name {expected}a class by its dotted path, got {shown(name)}."
+        )
+    require(
+        isinstance(settings, Mapping) and all(isinstance(name, str) for name in settings),
+        f"Expected settings as `name: value` in `{setting}.init_args`, got {shown(settings)}.",
+    )
+    return name, plain(settings)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists and the like, so that a configuration reads back equal."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def build(kind: str, plugin: Plugin, **context: Any) -> Any:
     """Make a plugin.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``, for messages.
-        plugin: class and hyperparameters.
+        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        plugin: class and hyperparameters; where the constructor takes a dataclass of settings,
+            as a model takes its bottleneck's, a mapping is made one.
         context: further arguments that are passed if the constructor takes them and the plugin
             does not set them, such as ``input_shape`` for a model.
 
@@ -112,32 +285,21 @@ def build(kind: str, plugin: Plugin, **context: Any) -> Any:
         An instance of the class.
 
     Raises:
-        BadInput: if the class is not found, or takes other arguments.
+        BadInput: if the class is not found, is of another kind, or takes other arguments.
     """
-    found = load_class(plugin.class_path)
-    accepted = inspect.signature(found).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-    for name in plugin.init_args:
-        if name not in accepted and not open_ended:
-            title = f"setting of {short_name(kind, plugin.class_path)}"
-            raise unknown_name(title, name, set(accepted) - set(context))
-    given = {n: value for n, value in context.items() if n in accepted or open_ended}
+    found = load_plugin(kind, plugin.class_path)
+    title = short_name(kind, plugin.class_path)
+    settings = check_values(title, plugin.init_args, found, hidden=context)
+    known = parameters_of(found)
+    for name, value in settings.items():
+        nested = known[name].nested if name in known else None
+        if nested is not None and isinstance(value, Mapping):
+            settings[name] = nested(**value)
+    open_ended = takes_any(found)
+    given = {n: value for n, value in context.items() if n in known or open_ended}
     try:
-        return found(**given | _made(plugin.init_args))
+        return found(**given | settings)
     except TypeError as error:
         raise BadInput(
             f"Expected settings that `{plugin.class_path}` takes, got {plugin.init_args}: {error}."
         ) from error
-
-
-def _made(init_args: Mapping[str, Any]) -> dict[str, Any]:
-    from fedleak.models.bottleneck import Precode
-
-    made = dict(init_args)
-    if isinstance(made.get("precode"), Mapping):
-        accepted = inspect.signature(Precode).parameters
-        for name in made["precode"]:
-            if name not in accepted:
-                raise unknown_name("setting of precode", name, accepted)
-        made["precode"] = Precode(**made["precode"])
-    return made

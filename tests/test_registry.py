@@ -90,15 +90,29 @@ def test_own_settings_go_before_the_context() -> None:
 def test_context_goes_only_where_it_is_taken() -> None:
     plugin = Plugin("tests.toys.OwnClassifier")
     assert build("models", plugin, **IMAGES, unheard_of=1).head.out_features == 3
-    assert isinstance(
-        build("models", Plugin("torch.nn.ReLU"), **IMAGES), load_class("torch.nn.ReLU")
-    )
+    assert isinstance(build("data", Plugin("fedleak.data.photos.Photos"), **IMAGES), Photos)
 
 
-class Open:
+@pytest.mark.parametrize(
+    ("kind", "path", "text"),
+    [
+        ("models", "torch.nn.ReLU", "`models` to name a subclass of LightningModule"),
+        ("attacks", "fedleak.models.mlp.SMLP", "`attacks` to name a subclass of Attack, got `fedl"),
+        ("data", "fedleak.attacks.iga.IGA", "`data` to name a subclass of PrivateData"),
+        ("defenses", "subprocess.Popen", "`defenses` to name a subclass of Defense"),
+        ("mods", "subprocess.Popen", "`federation.mods` to hold mods of Flower, got `subprocess"),
+    ],
+)
+def test_a_class_of_another_kind_is_not_called(kind: str, path: str, text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        build(kind, Plugin(path, {"args": ["false"]}))
+
+
+class Open(OwnClassifier):
     """Takes whatever comes."""
 
     def __init__(self, **settings: object) -> None:
+        super().__init__(input_shape=settings["input_shape"], num_classes=settings["num_classes"])
         self.settings = settings
 
 
@@ -126,17 +140,17 @@ def test_precode_from_a_mapping(given: object) -> None:
         ("fedleak.models.mlp.SMLP", {"precode": {"botleneck_size": 3}},
          r"setting of precode `botleneck_size`: .*beta.* Did you mean `bottleneck_size`\?"),
         ("fedleak.models.mlp.SMLP", {"precode": {"bottleneck_size": "big"}},
-         "Expected settings that `fedleak.models.mlp.SMLP` takes"),
+         "Expected `smlp.precode.bottleneck_size` to be a whole number or null, got `big`"),
         ("fedleak.models.mlp.SMLP", {"precode": {"beta": -1}}, "`precode.beta` to be at least 0"),
         ("fedleak.attacks.iga.IGA", {"iterations": "many"},
-         "Expected settings that `fedleak.attacks.iga.IGA` takes, got .*'many'"),
+         "Expected `iga.iterations` to be a whole number, got `many`"),
         ("fedleak.data.npz.Npz", {}, "Expected settings that `fedleak.data.npz.Npz` takes"),
         ("fedleak.attacks.iga.IGA", {"iterations": 0}, "`iterations` to be at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit(path: str, settings: dict[str, object], text: str) -> None:
     with pytest.raises(BadInput, match=text):
-        build("models", Plugin(path, settings), **IMAGES)
+        build(path.split(".")[1], Plugin(path, settings), **IMAGES)
 
 
 def test_context_is_not_offered_as_a_setting() -> None:

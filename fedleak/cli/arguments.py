@@ -14,12 +14,12 @@ from jsonargparse import (
 
 from fedleak.attacks import Attack
 from fedleak.cli.error_messages import complaint
-from fedleak.cli.plugin_names import FROM_DATA, PLUGINS, load_yaml, with_class_paths
+from fedleak.cli.plugin_names import load_yaml, with_class_paths
 from fedleak.config import Federation, Labels, Metrics, Space, Victims
 from fedleak.data import PrivateData
 from fedleak.defenses import Defense
 from fedleak.models import LightningModule
-from fedleak.registry import KINDS, names
+from fedleak.registry import FROM_DATA, KINDS, SETTINGS, names
 
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
@@ -90,7 +90,7 @@ def _run_parser() -> ArgumentParser:
     run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
     run.add_argument("--seed", type=int, default=0, help="Seed of every random draw.")
     _add_plugin(run, "data", PrivateData, "The data set")
-    _add_plugin(run, "model", LightningModule, "The model", skip=FROM_DATA)
+    _add_plugin(run, "model", LightningModule, "The model", skip=set(FROM_DATA))
     run.add_argument(
         "--weights",
         type=str | None,
@@ -197,7 +197,7 @@ class _Formatter(DefaultHelpFormatter):
 
 
 def _names_plugin(action: argparse.Action) -> bool:
-    return bool(action.option_strings) and action.option_strings[0].removeprefix("--") in PLUGINS
+    return bool(action.option_strings) and action.option_strings[0].removeprefix("--") in SETTINGS
 
 
 def _new_parser(description: str, command: str = "", arguments: str = "") -> ArgumentParser:
@@ -219,7 +219,7 @@ def _add_plugin(
     title: str,
     skip: set[str] | None = None,
 ) -> None:
-    text = f"{title}: {_choices(PLUGINS[setting])}."
+    text = f"{title}: {_choices(SETTINGS[setting])}."
     parser.add_subclass_arguments(base, setting, required=True, skip=skip, help=text)
     groups: dict[str, Any] = parser.groups or {}
     if setting in groups:

@@ -6,9 +6,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from fedleak.cli.plugin_names import PLUGINS, arguments_of
+from fedleak.cli.plugin_names import arguments_of
 from fedleak.errors import BadInput, unknown_name
-from fedleak.registry import load_class, names, short_name
+from fedleak.registry import SETTINGS, load_class, names, short_name
 
 WORDS = {
     "int": "a whole number",
@@ -58,7 +58,8 @@ def _unknown_setting(
 ) -> BadInput:
     classes = re.findall(r"given class_path '([\w.]+)'", text)
     if classes:  # a plugin's own setting
-        title = "precode" if len(classes) > 1 else short_name(PLUGINS.get(keys[0], ""), classes[0])
+        nested = len(classes) > 1
+        title = keys[-1] if nested else short_name(SETTINGS.get(keys[0], ""), classes[0])
         return unknown_name(f"setting of {title}", option, arguments_of(load_class(classes[-1])))
     known = _settings(parser, argv)
     group, _, rest = option.rpartition(".")
@@ -86,8 +87,8 @@ def _missing(keys: list[str], required: str) -> BadInput:
     if keys:
         option = ".".join([*keys, first])
         return BadInput(f"Expected a value for `{option}`, got nothing: give `--{option}`.")
-    if first in PLUGINS:
-        kind = PLUGINS[first]
+    if first in SETTINGS:
+        kind = SETTINGS[first]
         return BadInput(
             f"Expected `--{first}` with one of {', '.join(names(kind))}, got nothing: see "
             f"`fedleak list {kind}`."

@@ -6,6 +6,7 @@ Convolutional Variational Bottlenecks, 2023, https://arxiv.org/abs/2309.04515.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -47,6 +48,18 @@ class Precode:
         require(self.beta >= 0, f"Expected `precode.beta` to be at least 0, got {self.beta}.")
         if self.kind not in get_args(Kind):
             raise unknown_name("value of `precode.kind`", self.kind, get_args(Kind))
+
+
+def bottleneck_suffix(settings: Any) -> str:
+    """What a bottleneck adds to a model's name in tables: ``+precode``, ``+cvb`` or nothing.
+
+    Args:
+        settings: a :class:`Precode`, its settings as a mapping, or None for no bottleneck.
+    """
+    if not settings:
+        return ""
+    kind = settings.get("kind") if isinstance(settings, Mapping) else settings.kind
+    return "+cvb" if kind == "convolutional" else "+precode"
 
 
 class Bottleneck(nn.Module):

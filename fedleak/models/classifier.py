@@ -1,6 +1,7 @@
 """The LightningModule that all image classifiers share: loss, metrics, optimiser, bottleneck."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -9,7 +10,13 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from fedleak.errors import require
-from fedleak.models.bottleneck import Bottleneck, Precode, VariationalBottleneck, kl_penalty
+from fedleak.models.bottleneck import (
+    Bottleneck,
+    Precode,
+    VariationalBottleneck,
+    bottleneck_suffix,
+    kl_penalty,
+)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -62,6 +69,16 @@ class ImageClassifier(pl.LightningModule):
                 num_features, bottleneck_size=precode.bottleneck_size, beta=precode.beta
             )
         self.classifier = nn.Linear(num_features, num_classes)
+
+    @classmethod
+    def label(cls, name: str, settings: Mapping[str, Any]) -> str:
+        """The model's name in tables, with its bottleneck's, such as ``smlp+precode``.
+
+        Args:
+            name: the model's short name.
+            settings: the constructor's arguments as plain values.
+        """
+        return f"{name}{bottleneck_suffix(settings.get('precode'))}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(batch, num_classes)`` of normalised images ``(batch, C, H, W)``.

@@ -389,7 +389,7 @@ FILES: list[tuple[str, Any, str]] = [
     ("wrong type of a plugin's setting",
      {"attacks": [{"class_path": "iga", "init_args": {"iterations": "x"}}]},
      r"Expected `attacks.iterations` to be a whole number, got `x`\.$"),
-    ("no value", {"seed": None}, r"Expected a value for `seed` in `.*config.yaml`, got nothing\.$"),
+    ("no value", {"seed": None}, r"Expected `seed` to be a whole number, got nothing\.$"),
     ("out of range", {"federation": {"clients": 0}}, r"to be at least 1, got 0\.$"),
     ("data without its path", {"data": "npz"}, r"Expected a value for `data.path`, got nothing: "
      r"give `--data.path`\.$"),
