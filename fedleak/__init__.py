@@ -12,7 +12,7 @@ os.environ["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hu
 from fedleak.attacks import IGA, NRA, Attack, Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
-from fedleak.experiment import attack, run
+from fedleak.experiment import attack_run, run
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -30,6 +30,6 @@ __all__ = [
     "Reconstruction",
     "RunConfig",
     "__version__",
-    "attack",
+    "attack_run",
     "run",
 ]

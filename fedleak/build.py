@@ -29,16 +29,12 @@ def make_data(config: RunConfig) -> PrivateData:
     Raises:
         BadInput: if it is no data set of fedleak, or cannot be loaded.
     """
-    data = build("data", config.data)
-    require(
-        isinstance(data, PrivateData),
-        f"Expected `data` to be a PrivateData, got `{config.data.class_path}`.",
-    )
+    data: PrivateData = build("data", config.data)
     if data.kind not in SCORINGS:
         raise unknown_name("kind of data", data.kind, SCORINGS)
     data.prepare_data()
     data.setup()
-    return data  # type: ignore[no-any-return]
+    return data
 
 
 def make_attacks(config: RunConfig) -> list[Attack]:
@@ -50,10 +46,6 @@ def make_attacks(config: RunConfig) -> list[Attack]:
     attacks: list[Attack] = []
     for plugin in config.attacks:
         attack = build("attacks", plugin)
-        require(
-            isinstance(attack, Attack),
-            f"Expected `attacks` to hold attacks, got `{plugin.class_path}`.",
-        )
         require(
             attack.name not in [other.name for other in attacks],
             f"Expected `attacks` of different names, got {attack.name} twice: try other settings "
@@ -72,10 +64,6 @@ def make_defenses(config: RunConfig) -> list[Defense]:
     defenses: list[Defense] = []
     for plugin in config.defenses:
         defense = build("defenses", plugin)
-        require(
-            isinstance(defense, Defense),
-            f"Expected `defenses` to hold defences, got `{plugin.class_path}`.",
-        )
         reason = defense.refuses(config.federation.protocol)
         require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
         require(
@@ -104,12 +92,20 @@ def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
                 f"Expected settings that `{plugin.class_path}` takes, got {plugin.init_args}: "
                 f"{error}"
             ) from error
-        require(
-            callable(mod),
-            f"Expected `federation.mods` to hold mods of Flower, got `{plugin.class_path}`.",
-        )
         mods.append(mod)
     return mods
+
+
+def build_model(config: RunConfig, data: PrivateData) -> nn.Module:
+    """A configuration's model for the samples of a data set, its weights drawn by torch's state.
+
+    Raises:
+        BadInput: if its settings do not fit, or it is no module.
+    """
+    model: nn.Module = build(
+        "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
+    )
+    return model
 
 
 def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
@@ -121,9 +117,7 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed))
-            model = build(
-                "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
-            )
+            model = build_model(config, data)
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, BadInput) and data.kind == "images":
             raise
@@ -132,11 +126,6 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
             f"Expected a model for {data.kind} of shape {data.input_shape} ({config.data_name}), "
             f"but {config.model_name} cannot be made for them: {text}"
         ) from error
-    # Lightning's own class is not imported here; what makes a LightningModule is checked instead.
-    if not isinstance(model, nn.Module) or not hasattr(model, "configure_optimizers"):
-        raise BadInput(
-            f"Expected `model` to be a LightningModule, got `{config.model.class_path}`."
-        )
     local_learning_rate(model)
     if config.weights is not None:
         _load(model, config)

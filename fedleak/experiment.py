@@ -1,22 +1,25 @@
 """One run from top to bottom: federation, attacks, scores, results."""
 
-import json
+import copy
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedleak.attacks.base import Attack, Progress, Reconstruction
+from fedleak.attacks.attack_updates import Refusal, attack_updates
+from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.build import knowledge_of
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
 from fedleak.preflight import Parts, prepare
+from fedleak.registry import known_classes_only
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runs.results import Recorder
-from fedleak.runs.summary import Status, write_summary
+from fedleak.runs.summary import Status, data_facts, read_summary, write_summary
 from fedleak.runtime.interrupts import held, restored
 from fedleak.updates.files import update_files
 from fedleak.updates.knowledge import Knowledge
@@ -35,6 +38,7 @@ def run(
     config: RunConfig,
     observers: Sequence[Observer] = (),
     *,
+    parts: Parts | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -43,6 +47,8 @@ def run(
     Args:
         config: what to run.
         observers: told of what happens.
+        parts: what :func:`fedleak.preflight.prepare` made of the configuration. If None, it is
+            called here.
         resume: go on with a run that was interrupted; only what is missing is done.
         overwrite: delete the run that is there.
 
@@ -59,8 +65,8 @@ def run(
     from fedleak.federation.engine.server import make_strategy
     from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
 
-    parts = prepare(config)
-    make_strategy(config)
+    parts = parts or prepare(config)
+    strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}
     check_resources(config)
     work = _Work(config, parts, observers)
     work.folder.open(config, resume=resume, overwrite=overwrite)
@@ -73,6 +79,9 @@ def run(
                 outcome = simulate(
                     part,
                     parts.data,
+                    # A copy, as the server loads the weights of every round into it.
+                    model=copy.deepcopy(parts.models[variant]),
+                    strategy=strategies[variant],
                     interception=work.interception(variant),
                     truth=work.folder.truth(variant),
                     checkpoint=work.folder.checkpoint(variant),
@@ -89,11 +98,13 @@ def run(
     return work.summary
 
 
-def attack(
+def attack_run(
     source: Path,
     config: RunConfig,
     observers: Sequence[Observer] = (),
     *,
+    parts: Parts | None = None,
+    trust: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -103,6 +114,10 @@ def attack(
         source: a run's folder, or one update's file in it.
         config: the source's configuration with the attacks, victims and output wanted here.
         observers: told of what happens.
+        parts: what :func:`fedleak.preflight.prepare` made of the configuration. If None, it is
+            called here.
+        trust: whether classes that are neither fedleak's own nor installed plugins' may be
+            imported besides those of ``config.attacks``: a stored file that names them is code.
         resume: go on with what was interrupted.
         overwrite: delete what is at the output.
 
@@ -113,7 +128,11 @@ def attack(
         BadInput: if an update is truncated, of another model or holds NaN, or the rest does not
             fit; nothing is written then.
     """
-    parts = prepare(config)
+    if not trust:
+        with known_classes_only(but=[plugin.class_path for plugin in config.attacks]):
+            flags = {"resume": resume, "overwrite": overwrite}
+            return attack_run(source, config, observers, parts=parts, trust=True, **flags)
+    parts = parts or prepare(config, trains=False)
     origin = source_folder(source)
     output = Path(config.output).resolve()
     require(
@@ -140,7 +159,7 @@ def attack(
     if work.is_complete:
         return work.summary
     if origin.summary.is_file():
-        work.federation = json.loads(origin.summary.read_text(encoding="utf-8"))["federation"]
+        work.federation = read_summary(origin.summary)["federation"]
     for variant, paths in files.items():
         for path in paths:
             shared = path.with_name(f"{path.stem.partition('-')[0]}-global.safetensors")
@@ -182,6 +201,8 @@ class _Work:
             "accuracy": None,
         }
         self.summary: dict[str, Any] = {}
+        self.data = data_facts(config, parts.data)
+        self.broken: list[Refusal] = []
 
     @property
     def is_complete(self) -> bool:
@@ -189,10 +210,10 @@ class _Work:
         if not self.folder.summary.is_file():
             return False
         try:
-            self.summary = json.loads(self.folder.summary.read_text(encoding="utf-8"))
-            return bool(self.summary["status"] == "complete")
-        except (ValueError, TypeError, KeyError):
+            self.summary = read_summary(self.folder.summary)
+        except BadInput:
             return False  # it is damaged, and will be written anew
+        return bool(self.summary["status"] == "complete")
 
     @contextmanager
     def status(self) -> Iterator[None]:
@@ -236,9 +257,15 @@ class _Work:
         for variant in self.config.variants:
             updates = update_files(self.folder.updates(variant))
             for attack in self.parts.attacks:
-                self._attack(attack, variant, updates)
+                self._attack_saved(attack, variant, updates)
+        if self.broken:
+            first = self.broken[0]
+            raise RunFailed(
+                f"{len(self.broken)} update(s) could not be attacked, the first is "
+                f"{first.update.key}: {first.reason}."
+            )
 
-    def _attack(self, attack: Attack, variant: str, files: Sequence[Path]) -> None:
+    def _attack_saved(self, attack: Attack, variant: str, files: Sequence[Path]) -> None:
         name = self.config.variants[variant].model_name
         model = self.parts.models[variant]
         reason = attack.refuses(knowledge_of(self.config, self.parts.data, model, labels=None))
@@ -255,6 +282,7 @@ class _Work:
             return
         self.observer.attack_started(attack.name, name, len(files), len(files) - len(left))
         together = max(1, getattr(attack, "at_once", 1))
+        report = partial(self.observer.attack_progressed, attack.name, name)
         for begin in range(0, len(left), together):
             updates = []
             for path in left[begin : begin + together]:
@@ -264,55 +292,24 @@ class _Work:
                     updates.append(update)
                 except BadInput as error:
                     self.observer.attack_skipped(attack.name, name, str(error))
-            self._attack_together(attack, variant, updates)
-
-    def _attack_together(
-        self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
-    ) -> None:
-        """Attack updates in one call; if that fails, each by itself, so that none costs others."""
-        name = self.config.variants[variant].model_name
-        reason = self._reason_against(attack, variant, updates)
-        reasons = {update.key: reason for update in updates}
-        if reason is not None and len(updates) > 1:
-            left = [update for update in updates if not self._is_done(attack, name, update.key)]
-            reasons = {one.key: self._reason_against(attack, variant, [one]) for one in left}
-        # What was found out too late to refuse the run must not cost what else it does.
-        for reason in dict.fromkeys(filter(None, reasons.values())):
-            keys = [key for key, found in reasons.items() if found == reason]
-            whose = "" if len(keys) == len(updates) > 1 else f"{', '.join(keys)}: "
-            self.observer.attack_skipped(attack.name, name, whose + reason)
-
-    def _reason_against(
-        self, attack: Attack, variant: str, updates: Sequence[InterceptedUpdate]
-    ) -> str | None:
-        """Attack updates and record what comes of it; why they cannot be attacked, if so."""
-        recording: list[BadInput] = []
-
-        def record(index: int, reconstruction: Reconstruction) -> None:
-            try:
-                self._record(attack, variant, updates[index], reconstruction)
-            except BadInput as error:
-                recording.append(error)
-                raise
-
-        model = self.config.variants[variant].model_name
-        try:
-            attack(
+            refused = attack_updates(
+                attack,
                 updates,
-                [self._knowledge(variant, update) for update in updates],
+                partial(self._knowledge, variant),
+                finished=partial(self._record, attack, variant),
                 seed=self.config.seed,
                 device=self.config.device,
-                report=lambda progress: self._report(attack.name, model, progress),
-                finished=record,
+                report=report,
             )
-        except BadInput as error:
-            if recording:
-                raise
-            return str(error)
-        return None
+            self._tell(attack, name, refused, len(updates))
 
-    def _report(self, attack: str, model: str, progress: Progress) -> None:
-        self.observer.attack_progressed(attack, model, progress)
+    def _tell(self, attack: Attack, model: str, refused: Sequence[Refusal], tried: int) -> None:
+        """A refusal at run time skips its update and keeps the others; each reason is told once."""
+        self.broken += [refusal for refusal in refused if refusal.broken]
+        for reason in dict.fromkeys(refusal.reason for refusal in refused):
+            keys = [refusal.update.key for refusal in refused if refusal.reason == reason]
+            whose = "" if len(keys) == tried > 1 else f"{', '.join(keys)}: "
+            self.observer.attack_skipped(attack.name, model, whose + reason)
 
     def _is_done(self, attack: Attack, model: str, key: str) -> bool:
         round_, client = (int(part[1:]) for part in key.split("-"))
@@ -344,7 +341,9 @@ class _Work:
 
     def _write(self, status: Status) -> None:
         with held():
-            self.summary = write_summary(self.folder, self.config, status, self.federation)
+            self.summary = write_summary(
+                self.folder, self.config, status, self.federation, self.data
+            )
             if status != "running":
                 self.observer.run_ended(status)
 

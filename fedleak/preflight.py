@@ -41,8 +41,12 @@ class Parts:
     scoring: Scoring
 
 
-def prepare(config: RunConfig) -> Parts:
+def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
     """Make and check everything that a run needs.
+
+    Args:
+        config: the run's configuration.
+        trains: whether clients will train; saved updates need neither their defences nor mods.
 
     Raises:
         BadInput: if something does not fit; nothing has been written then.
@@ -52,8 +56,9 @@ def prepare(config: RunConfig) -> Parts:
     for attack in attacks:
         reason = attack.refuses_device(config.device)
         require(reason is None, f"Expected settings of {attack.name} that fit, but {reason}.")
-    defenses = make_defenses(config)
-    make_mods(config)
+    defenses = make_defenses(config) if trains else []
+    if trains:
+        make_mods(config)
     data = make_data(config)
     _check_recovery(config, data, client_samples(config, data))
     if config.metrics.lpips:

@@ -142,7 +142,7 @@ def load_class(path: str) -> type[Any]:
         BadInput: if the module cannot be imported or holds no such class.
         Untrusted: if it is not a known class, within :func:`known_classes_only`.
     """
-    if not isinstance(path, str) or not DOTTED.fullmatch(path):
+    if not DOTTED.fullmatch(path):
         raise BadInput(
             f"Expected an importable class at `{path!s:.60}`, but that is no dotted path."
         )
@@ -179,7 +179,7 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
         BadInput: if it cannot be loaded or is of another kind.
         Untrusted: see :func:`load_class`.
     """
-    found, setting = load_class(path), setting or kind
+    found, setting = load_class(path), setting or {"models": "model"}.get(kind, kind)
     if kind in BASES:
         base = load_class(BASES[kind])
         require(

@@ -51,13 +51,17 @@ class Parameter:
         return None
 
 
-@cache
 def parameters_of(owner: Any) -> Mapping[str, Parameter]:
     """The arguments of a class's constructor by name, without those that take any name.
 
     Args:
         owner: a class.
     """
+    return _parameters(owner)
+
+
+@cache
+def _parameters(owner: Any) -> Mapping[str, Parameter]:
     try:
         hints = get_type_hints(owner.__init__)
     except (NameError, TypeError, AttributeError):

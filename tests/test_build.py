@@ -160,14 +160,16 @@ def test_model_that_fails_on_the_images(configured, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["torch.nn.ReLU", "pathlib.PurePath", "fedleak.attacks.iga.IGA"])
 def test_no_lightning_module(configured, path: str) -> None:
-    with pytest.raises(BadInput, match=f"`model` to be a LightningModule, got `{path}`"):
+    with pytest.raises(
+        BadInput, match=f"`model` to name a subclass of LightningModule, got `{path}`"
+    ):
         prepare(configured(Plugin(path)))
 
 
 @pytest.mark.parametrize("path", ["torch.nn.ReLU", PERCEPTRON])
 def test_no_attack(configured, path: str) -> None:
     settings = {"input_shape": [1, 1, 1], "num_classes": 2} if path == PERCEPTRON else {}
-    with pytest.raises(BadInput, match=f"`attacks` to hold attacks, got `{path}`"):
+    with pytest.raises(BadInput, match=f"`attacks` to name a subclass of Attack, got `{path}`"):
         prepare(configured(attacks=(Plugin(path, settings),)))
 
 
@@ -179,7 +181,9 @@ def test_two_attacks_of_one_name(configured) -> None:
 
 
 def test_no_data_set(configured) -> None:
-    with pytest.raises(BadInput, match=r"`data` to be a PrivateData, got `torch.nn.ReLU`"):
+    with pytest.raises(
+        BadInput, match=r"`data` to name a subclass of PrivateData, got `torch.nn.ReLU`"
+    ):
         prepare(configured(data=Plugin("torch.nn.ReLU")))
 
 

@@ -124,7 +124,7 @@ def test_results_have_a_row_for_every_sample(finished: Finished) -> None:
 def test_summary_has_exactly_these_keys(finished: Finished) -> None:
     summary = json.loads(finished.folder.summary.read_text())
     assert summary == finished.summary
-    assert list(summary) == ["status", "config_hash", "attacks", "federation"]
+    assert list(summary) == ["status", "config_hash", "data", "attacks", "federation"]
     assert summary["status"] == "complete"
     assert summary["config_hash"] == finished.config.hash
     assert [(entry["attack"], entry["model"]) for entry in summary["attacks"]] == [
@@ -568,7 +568,7 @@ def attack_config(finished: Finished, output: Path, *names: str, **victims: Any)
 
 def test_an_attack_on_a_runs_folder(finished: Finished, tmp_path: Path) -> None:
     config = attack_config(finished, tmp_path / "again", "iga", "nra")
-    summary = experiment.attack(finished.folder.path, config)
+    summary = experiment.attack_run(finished.folder.path, config)
     assert rows_of(config) == rows_of(finished.config)
     assert summary["federation"] == finished.summary["federation"]
     names = {path.name for path in (tmp_path / "again").iterdir()}
@@ -577,7 +577,7 @@ def test_an_attack_on_a_runs_folder(finished: Finished, tmp_path: Path) -> None:
     }  # fmt: skip
     # The updates are there as well, so that the folder can be attacked in its turn.
     other = attack_config(finished, tmp_path / "third", "iga")
-    experiment.attack(tmp_path / "again", other)
+    experiment.attack_run(tmp_path / "again", other)
     assert rows_of(other) == [row for row in rows_of(finished.config) if row["attack"] == "'iga'"]
 
 
@@ -585,7 +585,7 @@ def test_an_attack_on_a_runs_folder(finished: Finished, tmp_path: Path) -> None:
 def test_an_attack_on_one_update(variant: str, finished: Finished, tmp_path: Path) -> None:
     path = finished.folder.updates(variant) / "r0002-c0001.safetensors"
     config = attack_config(finished, tmp_path / "one", "iga")
-    experiment.attack(path, config)
+    experiment.attack_run(path, config)
     rows = rows_of(config)
     model = repr("smlp" if variant else "smlp+precode")
     assert [(row["round"], row["client"], row["model"]) for row in rows] == [("2", "1", model)] * 2
@@ -599,12 +599,12 @@ def test_an_attack_without_the_truth_recovers_the_labels(
     shutil.rmtree(bare / "truth")
     known = attack_config(finished, tmp_path / "known", "iga")
     with pytest.raises(BadInput, match="Expected the labels of update r0001-c0000 in truth/"):
-        experiment.attack(bare, known)
+        experiment.attack_run(bare, known)
     assert not (tmp_path / "known").exists()
 
     config = attack_config(finished, tmp_path / "out", "iga", labels="recovered")
     observer = Recorder()
-    summary = experiment.attack(bare, config, [observer])
+    summary = experiment.attack_run(bare, config, [observer])
     assert [entry["ssim"] for entry in summary["attacks"]] == [None, None]
     attacked = observer.arguments("victim_attacked")
     assert len(attacked) == 16
@@ -627,7 +627,7 @@ from fedleak.config import RunConfig
 source, output = map(Path, sys.argv[1:])
 config = RunConfig.load(source / "config.yaml")
 values = config.to_dict() | {"output": str(output)}
-summary = experiment.attack(source, RunConfig.from_dict(values))
+summary = experiment.attack_run(source, RunConfig.from_dict(values))
 assert summary["status"] == "complete"
 assert "fedleak.federation" not in sys.modules
 """
@@ -705,7 +705,7 @@ def test_damaged_updates_are_refused_before_anything_is_written(
         if damage is Path.unlink and path == source:
             continue  # one update less is no mistake
         with pytest.raises(BadInput, match=sentence or "Expected saved updates at") as caught:
-            experiment.attack(path, config)
+            experiment.attack_run(path, config)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
 
@@ -714,7 +714,7 @@ def test_updates_of_another_model_are_refused(finished: Finished, tmp_path: Path
     plugin = replace(finished.config.model, init_args={"width": 13})
     config = replace(attack_config(finished, tmp_path / "out", "iga"), model=plugin, baseline=False)
     with pytest.raises(BadInput, match="give the model that the federation trained"):
-        experiment.attack(finished.folder.path, config)
+        experiment.attack_run(finished.folder.path, config)
     assert not (tmp_path / "out").exists()
 
 
@@ -722,7 +722,7 @@ def test_the_output_of_an_attack_is_not_the_run_itself(finished: Finished) -> No
     for output in (finished.folder.path, finished.folder.path.parent):
         config = attack_config(finished, output, "iga")
         with pytest.raises(BadInput, match="Expected `--output` to be another folder than"):
-            experiment.attack(finished.folder.path, config, overwrite=True)
+            experiment.attack_run(finished.folder.path, config, overwrite=True)
     assert finished.folder.results.is_file()
 
 
@@ -731,13 +731,13 @@ def test_an_interrupted_attack_on_saved_updates_is_resumed(
 ) -> None:
     config = attack_config(finished, tmp_path / "out", "iga", "nra")
     with pytest.raises(KeyboardInterrupt):
-        experiment.attack(
+        experiment.attack_run(
             finished.folder.path, config, [Recorder("victim_attacked", after(9, interrupt))]
         )
     assert status_of(config) == "interrupted"
     with pytest.raises(BadInput, match="--resume"):
-        experiment.attack(finished.folder.path, config)
-    experiment.attack(finished.folder.path, config, resume=True)
+        experiment.attack_run(finished.folder.path, config)
+    experiment.attack_run(finished.folder.path, config, resume=True)
     assert rows_of(config) == rows_of(finished.config)
 
 
@@ -750,5 +750,5 @@ def test_where_no_updates_are(source: str, tmp_path: Path, finished: Finished) -
     config = attack_config(finished, tmp_path / "out", "iga")
     expected = "Expected the folder of a run" if source == "elsewhere" else "Expected saved updates"
     with pytest.raises(BadInput, match=expected):
-        experiment.attack(empty / source, config)
+        experiment.attack_run(empty / source, config)
     assert not (tmp_path / "out").exists()

@@ -81,7 +81,7 @@ config = type(config)(
     **vars(config)
     | {"output": str(output), "attacks": (Plugin("fedleak.attacks.nra.NRA", {"iterations": 2}),)}
 )
-summary = fedleak.attack(source, config)
+summary = fedleak.attack_run(source, config)
 print(summary["status"], [entry["n"] for entry in summary["attacks"]])
 update = fedleak.InterceptedUpdate.load(source / "updates" / "r0001-c0001.safetensors")
 print(update.key, update.model)

@@ -96,7 +96,7 @@ def test_context_goes_only_where_it_is_taken() -> None:
 @pytest.mark.parametrize(
     ("kind", "path", "text"),
     [
-        ("models", "torch.nn.ReLU", "`models` to name a subclass of LightningModule"),
+        ("models", "torch.nn.ReLU", "`model` to name a subclass of LightningModule"),
         ("attacks", "fedleak.models.mlp.SMLP", "`attacks` to name a subclass of Attack, got `fedl"),
         ("data", "fedleak.attacks.iga.IGA", "`data` to name a subclass of PrivateData"),
         ("defenses", "subprocess.Popen", "`defenses` to name a subclass of Defense"),

@@ -39,6 +39,7 @@ class Problem:
         name: the update's key, for messages.
         buffers: what the client returned besides its parameters' gradients or weights, such as
             batch-norm statistics; empty if nothing.
+        notes: what was found while it was made ready; they come first among the findings.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Problem:
     noise_shapes: dict[str, tuple[int, ...]]
     name: str = "update"
     buffers: Tensors = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -183,10 +185,11 @@ class Attack(ABC):
                 reason = self.refuses(problem.knowledge) or self.refuses_device(device)
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
             results: dict[int, Reconstruction] = {}
-            for index, result in self.run_many(problems, report or (lambda _: None)):
-                results[index] = _packed(result)
-                if finished is not None:
-                    finished(index, results[index])
+            with _relayed(report) as relay:
+                for index, result in self.run_many(problems, relay):
+                    results[index] = _packed(result, problems[index].notes)
+                    if finished is not None:
+                        finished(index, results[index])
         return [results[index] for index in range(len(problems))]
 
     @abstractmethod
@@ -266,6 +269,7 @@ def _prepare(
     models: list["_Loaded"],
 ) -> Problem:
     update.check(knowledge.model)
+    knowledge, notes = _with_samples(knowledge, update)
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
     labels = knowledge.labels
@@ -292,7 +296,29 @@ def _prepare(
         _noise_shapes(model, knowledge),
         update.key,
         buffers,
+        notes,
     )
+
+
+def _with_samples(
+    knowledge: Knowledge, update: InterceptedUpdate
+) -> tuple[Knowledge, tuple[str, ...]]:
+    """What the server knows, with a number of samples, and what there is to say about it."""
+    reported = update.num_examples
+    if knowledge.num_samples == 0 and knowledge.labels is not None:
+        knowledge = replace(knowledge, num_samples=len(knowledge.labels))
+    if knowledge.num_samples == 0:
+        require(
+            reported >= 1,
+            f"Expected `num_samples` to be told where an update says none, got {reported} from "
+            f"update {update.key}.",
+        )
+        note = f"number of samples taken from the update: {reported}"
+        return replace(knowledge, num_samples=reported), (note,)
+    if knowledge.num_samples != reported:
+        note = f"{knowledge.num_samples} samples were told, the client reports {reported}"
+        return knowledge, (note,)
+    return knowledge, ()
 
 
 @dataclass(frozen=True)
@@ -368,9 +394,35 @@ def _full_precision() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def _packed(result: Reconstruction) -> Reconstruction:
+# Who listens to a relay. A plugin is handed the relay, which holds nothing: what a run's callback
+# holds would lead to the truth that the reconstruction is scored against.
+_LISTENERS: dict[int, Report] = {}
+
+
+class _Relay:
+    """Passes progress on to whoever listens, without a reference to it."""
+
+    def __call__(self, progress: Progress) -> None:
+        if (listener := _LISTENERS.get(id(self))) is not None:
+            listener(progress)
+
+
+@contextmanager
+def _relayed(report: Report | None) -> Iterator[Report]:
+    """A relay to a callback, for the time of the block."""
+    relay = _Relay()
+    if report is not None:
+        _LISTENERS[id(relay)] = report
+    try:
+        yield relay
+    finally:
+        _LISTENERS.pop(id(relay), None)
+
+
+def _packed(result: Reconstruction, notes: tuple[str, ...] = ()) -> Reconstruction:
     return replace(
         result,
+        findings=(*notes, *result.findings),
         inputs=result.inputs.detach().cpu(),
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},

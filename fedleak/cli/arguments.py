@@ -136,6 +136,7 @@ def _attack_parser() -> ArgumentParser:
         "source", type=str, metavar="SOURCE", help="A run's folder, or one update's file in it."
     )
     _add_plugin(attack, "attack", Attack, "The attack")
+    _add_trust(attack)
     attack.add_argument(
         "--output", type=str | None, default=None, help="Default: the source's folder-ATTACK."
     )
@@ -169,6 +170,7 @@ def _report_parser() -> ArgumentParser:
         "report", " RUN",
     )  # fmt: skip
     report.add_argument("run", type=str, metavar="RUN", help="The run's folder.")
+    _add_trust(report)
     return report
 
 
@@ -229,6 +231,14 @@ def _add_plugin(
 def _add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the run at the output.")
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true",
+        help="Import the classes that the folder's config.yaml names, whoever wrote them: they are "
+        "run as code.",
+    )  # fmt: skip
 
 
 def _choices(kind: str) -> str:

@@ -6,7 +6,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,11 +17,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from fedleak import experiment
-from fedleak.build import make_data
 from fedleak.cli.arguments import parse
 from fedleak.config import RunConfig, versions
 from fedleak.errors import BadInput
-from fedleak.registry import KINDS, Plugin, short_name
+from fedleak.preflight import prepare
+from fedleak.registry import KINDS, Plugin, known_classes_only, short_name
 from fedleak.reporting import (
     Display,
     Figures,
@@ -50,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the arguments; none: those of the process.
     """
-    # A model of one's own lies in the folder where the command is given.
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109
     console, complaints = Console(), Console(stderr=True, soft_wrap=True)
 
     def complain(text: str) -> None:
@@ -63,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         number: signal.signal(number, interrupt)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _command(parse(list(sys.argv[1:] if argv is None else argv)), console)
+        with _import_path(arguments):
+            _command(parse(arguments), console)
         code = 0
     except BadInput as error:
         complain(str(error))
@@ -83,6 +84,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def _import_path(arguments: Sequence[str]) -> Iterator[None]:
+    """Within the block, modules of one's own are found where the command is given.
+
+    Commands that read a folder, which may be somebody else's, find nothing there: what lies in the
+    working folder would be imported in the place of any module of that name.
+    """
+    before, here = list(sys.path), Path.cwd()
+    reads = arguments[:1] in (["attack"], ["report"]) and "--trust" not in arguments
+    sys.path[:] = [path for path in before if not reads or not _is_foreign(path, here)]
+    if not reads:
+        sys.path.insert(0, str(here))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _is_foreign(path: str, here: Path) -> bool:
+    """Whether an entry of the import path is the working folder, and not fedleak's own."""
+    package = Path(experiment.__file__).parent
+    return Path(path).resolve() == here.resolve() != package.parent.resolve()
+
+
 def _command(settings: Namespace, console: Console) -> None:
     command, chosen = settings.subcommand, settings[settings.subcommand]
     if command == "list":
@@ -90,7 +115,7 @@ def _command(settings: Namespace, console: Console) -> None:
             console.print(plugin_table(kind))
         return
     if command == "report":
-        path = write_report(RunFolder(Path(chosen.run)))
+        path = write_report(RunFolder(Path(chosen.run)), trust=chosen.trust)
         console.print(f"Look at {path}", highlight=False, soft_wrap=True)
         return
     if command == "sweep":
@@ -99,10 +124,13 @@ def _command(settings: Namespace, console: Console) -> None:
     if command == "run":
         config = _run_config(chosen)
         _check_versions(chosen.versions, console)
+        parts = prepare(config)
     else:
-        config = _attack_config(chosen)
+        with _stored_classes(chosen):
+            config = _attack_config(chosen)
+            parts = prepare(config, trains=False)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
-    data = make_data(config)
+    data = parts.data
     with Display(console, scoring_class(config).headline) as display:
         observers = [
             display,
@@ -110,9 +138,11 @@ def _command(settings: Namespace, console: Console) -> None:
             Figures(config, data.mean, data.std),
         ]
         if command == "run":
-            summary = experiment.run(config, observers, **flags)
+            summary = experiment.run(config, observers, parts=parts, **flags)
         else:
-            summary = experiment.attack(Path(chosen.source), config, observers, **flags)
+            summary = experiment.attack_run(
+                Path(chosen.source), config, observers, parts=parts, trust=chosen.trust, **flags
+            )
     if summary["attacks"]:
         console.print(results_table(summary, config))
     by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results), config)
@@ -157,10 +187,20 @@ def _run_config(chosen: Namespace) -> RunConfig:
     return RunConfig.from_dict({item.name: values[item.name] for item in fields(RunConfig)})
 
 
+@contextmanager
+def _stored_classes(chosen: Namespace) -> Iterator[None]:
+    """Within the block, what a run's folder names is loaded only as far as it is trusted."""
+    if chosen.trust:
+        yield
+        return
+    # The attack is the user's own choice.
+    with known_classes_only(but=[_as_dict(chosen)["attack"]["class_path"]]):
+        yield
+
+
 def _attack_config(chosen: Namespace) -> RunConfig:
     folder = experiment.source_folder(Path(chosen.source))
-    # Read as `fedleak run --config` reads it, since somebody may have edited it.
-    config = _run_config(parse(["run", "--config", str(folder.config)]).run)
+    config = RunConfig.load(folder.config)
     values = _as_dict(chosen)
     attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
     path = folder.path if folder.path.name else folder.path.resolve()

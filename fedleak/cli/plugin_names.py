@@ -1,5 +1,8 @@
 """Plugins by their short names, in arguments and in files, checked before anything is parsed."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +45,26 @@ def _value(option: str, text: str) -> str:
         _check_file(Path(text))
         return text
     if text[:1] not in ("[", "{"):
-        path = _checked(setting, text).class_path
+        with _working_folder():
+            path = _checked(setting, text).class_path
         # One name stands for a list of one, unless it is added to those before.
         return f"[{{class_path: {path}}}]" if option.removeprefix("--") in LISTS else path
     value = _named(setting, parse_yaml(text, f"the value of `{option}`"))
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """Within the block, a module that the user has named is found in the working folder, too.
+
+    Last on the path, so that it comes before no module of the same name.
+    """
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _named(setting: str, value: Any) -> Any:

@@ -85,17 +85,19 @@ def stepped(sent: Tensor, gradient: Tensor, learning_rate: float) -> npt.NDArray
     return result
 
 
-def as_weights(reply: Message, sent: Tensors, learning_rate: float) -> None:
+def as_weights(
+    reply: Message, gradient: CompactTensors, sent: Tensors, learning_rate: float
+) -> None:
     """Replace the gradient in a fedsgd reply by the weights after one step with it.
 
     A strategy of Flower's then treats the reply like any other. Buffers are those of the client.
 
     Args:
         reply: a reply that :func:`sends_gradient`; its content is replaced.
+        gradient: the gradient in it.
         sent: what the server had sent.
         learning_rate: of the step.
     """
-    gradient = to_compact(reply.content.array_records[GRADIENT])
     buffers = reply.content.array_records.get(BUFFERS, ArrayRecord())
     # Put in one by one: a record that is made of a whole mapping copies the numbers.
     arrays = ArrayRecord()
@@ -110,18 +112,28 @@ def as_weights(reply: Message, sent: Tensors, learning_rate: float) -> None:
     reply.content = RecordDict({ARRAYS: arrays, METRICS: metrics})
 
 
-def are_alike(replies: Sequence[Message]) -> bool:
-    """Whether fedsgd replies have the same names in all their records, and so can be merged."""
+def are_alike(replies: Sequence[Message], gradients: Sequence[CompactTensors]) -> bool:
+    """Whether fedsgd replies have the same names in all their records, and so can be merged.
+
+    Args:
+        replies: replies that :func:`sends_gradient`.
+        gradients: the gradients in them.
+    """
     names = set()
-    for reply in replies:
+    for reply, gradient in zip(replies, gradients, strict=True):
         arrays, metrics = reply.content.array_records, reply.content.metric_records
-        gradient, buffers = to_compact(arrays[GRADIENT]), arrays.get(BUFFERS, ArrayRecord())
+        buffers = arrays.get(BUFFERS, ArrayRecord())
         known = frozenset(metrics[METRICS]) if METRICS in metrics else frozenset[str]()
         names.add((frozenset(gradient), frozenset(buffers), known))
     return len(names) == 1 and EXAMPLES in next(iter(names))[2]
 
 
-def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Message:
+def merge(
+    replies: Sequence[Message],
+    gradients: Sequence[CompactTensors],
+    sent: Tensors,
+    learning_rate: float,
+) -> Message:
     """The one reply that counts for a weighted mean as much as several fedsgd replies do.
 
     The mean of the weights after one step is the weights after a step with the mean gradient, which
@@ -130,6 +142,7 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
     Args:
         replies: replies that :func:`sends_gradient` and :func:`are_alike`; the first one's content
             is replaced.
+        gradients: the gradients in them.
         sent: what the server had sent.
         learning_rate: of the steps.
 
@@ -140,7 +153,6 @@ def merge(replies: Sequence[Message], sent: Tensors, learning_rate: float) -> Me
     examples = [float(cast(float, c.metric_records[METRICS][EXAMPLES])) for c in contents]
     total = sum(examples)
     shares = [count / total for count in examples]
-    gradients = [to_compact(content.array_records[GRADIENT]) for content in contents]
     mean = weighted_sum(gradients, shares)
     buffers: dict[str, npt.NDArray[np.float64]] = {}
     for content, share in zip(contents, shares, strict=True):

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flwr.serverapp.strategy import (
 )
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
+from fedleak.attacks.attack_updates import attack_updates
 from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.config import Victims
 from fedleak.errors import BadInput
@@ -175,40 +177,48 @@ class MaliciousStrategy(Strategy):
         round_ = self._round(server_round)
         received = list(replies)
         self._count_failures(round_, received)
-        for reply in received:
-            if reply.has_error():
-                continue
+        answers = [reply for reply in received if not reply.has_error()]
+        # By reply, each decoded once: it is a good part of what a large gradient costs.
+        gradients = {
+            id(reply): records.to_compact(reply.content.array_records[records.GRADIENT])
+            for reply in answers
+            if records.sends_gradient(reply.content)
+        }
+        for reply in answers:
             client = self._number(reply.metadata.src_node_id)
             if self.victims.includes(round_, client):
-                self._intercept(round_, client, reply)
+                self._intercept(round_, client, reply, gradients.get(id(reply)))
         step = self._inner_steps["aggregate_train"]
         result: tuple[ArrayRecord | None, MetricRecord | None]
-        if not any(_sends_gradient(reply) for reply in received):
+        if not gradients:
             result = step(round_, received)
             return result
-        ready, buffers = self._with_weights(received)
+        ready, buffers = self._with_weights(received, gradients)
         arrays, metrics = step(round_, ready)
         if arrays is None:
             return None, metrics
         # A server's optimiser has no say in counts and statistics.
         return records.as_sent(ArrayRecord({**arrays, **buffers}), self._sent), metrics
 
-    def _with_weights(self, received: list[Message]) -> tuple[list[Message], dict[str, Array]]:
+    def _with_weights(
+        self, received: list[Message], decoded: Mapping[int, CompactTensors]
+    ) -> tuple[list[Message], dict[str, Array]]:
         """Replies in which there are weights in the place of gradients, and the buffers' means.
 
         There are no such means where the inner strategy wants every client's own.
         """
         if self.learning_rate is None:
             raise BadInput("Expected `learning_rate` where clients send gradients, got none.")
-        gradients = [reply for reply in received if _sends_gradient(reply)]
-        if takes_the_mean(self.inner) and records.are_alike(gradients):
-            others = [reply for reply in received if not _sends_gradient(reply)]
-            names = list(gradients[0].content.array_records.get(records.BUFFERS, ArrayRecord()))
-            merged = records.merge(gradients, self._sent, self.learning_rate)
+        senders = [reply for reply in received if id(reply) in decoded]
+        gradients = [decoded[id(reply)] for reply in senders]
+        if takes_the_mean(self.inner) and records.are_alike(senders, gradients):
+            others = [reply for reply in received if id(reply) not in decoded]
+            names = list(senders[0].content.array_records.get(records.BUFFERS, ArrayRecord()))
+            merged = records.merge(senders, gradients, self._sent, self.learning_rate)
             arrays = merged.content.array_records[records.ARRAYS]
             return [merged, *others], {name: arrays[name] for name in names}
-        for reply in gradients:
-            records.as_weights(reply, self._sent, self.learning_rate)
+        for reply, gradient in zip(senders, gradients, strict=True):
+            records.as_weights(reply, gradient, self._sent, self.learning_rate)
         return received, {}
 
     def configure_evaluate(
@@ -248,26 +258,28 @@ class MaliciousStrategy(Strategy):
                 reason = reasons.get(node, "it did not answer in time")
                 self._fail(round_, self._number(node), reason)
 
-    def _intercept(self, round_: int, client: int, reply: Message) -> None:
+    def _intercept(
+        self, round_: int, client: int, reply: Message, gradient: CompactTensors | None
+    ) -> None:
         content = reply.content
-        gradient = records.sends_gradient(content)
         arrays = content.array_records
         if not arrays:
             return
-        received = records.to_tensors(
-            arrays[records.GRADIENT] if gradient else next(iter(arrays.values()))
-        )
+        if gradient is None:
+            received = records.to_tensors(next(iter(arrays.values())))
+        else:
+            received = dict(gradient.encoded)
         if records.BUFFERS in arrays:
             received |= records.to_tensors(arrays[records.BUFFERS])
         metrics: Mapping[str, Any] = next(iter(content.metric_records.values()), {})
         update = InterceptedUpdate(
             round=round_,
             client=client,
-            protocol="fedsgd" if gradient else "fedavg",
+            protocol="fedavg" if gradient is None else "fedsgd",
             num_examples=int(metrics.get(records.EXAMPLES, 1)),
             model=self.model,
             sent=self._sent,
-            received=CompactTensors(received) if gradient else received,
+            received=received if gradient is None else CompactTensors(received),
         )
         self.intercepted.append(update if self.folder is None else update.save(self.folder))
         if self._on_intercept is not None:
@@ -276,34 +288,39 @@ class MaliciousStrategy(Strategy):
             self._attack(update)
 
     def _attack(self, update: InterceptedUpdate) -> None:
+        """Attack one update; neither rubbish in it nor a faulty attack stops the training."""
         for attack in self.attacks:
             if self._wanted is not None and not self._wanted(attack, update):
                 continue
             try:
-                result = self._reconstruct(attack, update)
-            except Stopped:
-                raise
+                knowledge = self._knowledge_of(update)
             except Exception as error:
-                # A client that sends rubbish, or an attack that fails on it, must not stop the
-                # training of the others.
-                self._fail(update.round, update.client, f"{attack.name} failed: {error}")
+                self._fail(update.round, update.client, f"{attack.name}: {error}")
                 continue
-            if result is not None:
-                self.reconstructions.append((attack.name, update.key, result))
-                if self._on_attacked is not None:
-                    self._on_attacked(attack, update, result)
+            if attack.refuses(knowledge) is not None:
+                continue
+            for refused in attack_updates(
+                attack,
+                [update],
+                lambda _, known=knowledge: known,  # type: ignore[misc]
+                finished=partial(self._record, attack),
+                seed=self.seed,
+                device=self.device,
+                report=partial(self._progress, attack),
+                ends=(Stopped,),
+            ):
+                self._fail(update.round, update.client, refused.reason)
 
-    def _reconstruct(self, attack: Attack, update: InterceptedUpdate) -> Reconstruction | None:
-        knowledge = self._knowledge_of(update)
-        if attack.refuses(knowledge) is not None:
-            return None
+    def _progress(self, attack: Attack, progress: Progress) -> None:
+        if self._on_progress is not None:
+            self._on_progress(attack, progress)
 
-        def report(progress: Progress) -> None:
-            if self._on_progress is not None:
-                self._on_progress(attack, progress)
-
-        (result,) = attack([update], knowledge, seed=self.seed, device=self.device, report=report)
-        return result
+    def _record(
+        self, attack: Attack, update: InterceptedUpdate, reconstruction: Reconstruction
+    ) -> None:
+        self.reconstructions.append((attack.name, update.key, reconstruction))
+        if self._on_attacked is not None:
+            self._on_attacked(attack, update, reconstruction)
 
     def _fail(self, round_: int, client: int, reason: str) -> None:
         if self._on_failure is None:
@@ -326,10 +343,6 @@ def takes_the_mean(strategy: Strategy) -> bool:
     usual = getattr(strategy, "train_metrics_aggr_fn", None) is aggregate_metricrecords
     usual = usual and getattr(strategy, "weighted_by_key", None) == records.EXAMPLES
     return usual and type(strategy) in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedProx, FedYogi)
-
-
-def _sends_gradient(reply: Message) -> bool:
-    return not reply.has_error() and records.sends_gradient(reply.content)
 
 
 def _load(path: Path) -> InterceptedUpdate:

@@ -24,7 +24,7 @@ from fedleak.build import make_data
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
-from fedleak.registry import load_class, short_name
+from fedleak.registry import known_classes_only, load_class, short_name
 from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import read_panels
@@ -52,7 +52,7 @@ class _View(RunFolder):
         return super().read_truth(variant, round_, client) if self._drawable else None
 
 
-def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
+def write_report(folder: RunFolder, scaling: Scaling | None = None, *, trust: bool = False) -> Path:
     """Write a run's report.html from the files in its folder.
 
     Args:
@@ -61,12 +61,18 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None) -> Path:
             none: those of config.yaml, or of the data set if it is on this machine. Without them,
             the page has no originals.
 
+        trust: whether classes that config.yaml names may be imported which are neither fedleak's
+            own nor installed plugins'.
+
     Returns:
         The path of the page.
 
     Raises:
         BadInput: if the folder is not a run's, or a file in it is damaged.
     """
+    if not trust:
+        with known_classes_only():
+            return write_report(folder, scaling, trust=True)
     config = RunConfig.load(folder.config)
     scoring = scoring_class(config)
     summary = _summary(folder)

@@ -3,9 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from fedleak.config import RunConfig
+from fedleak.data import PrivateData
+from fedleak.errors import BadInput
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import COLUMNS, columns_of, read_rows
 
@@ -64,8 +67,49 @@ def summarise_rounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: order.index((entry["attack"], entry["model"])))
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """What :func:`write_summary` wrote.
+
+    Args:
+        path: summary.json.
+
+    Raises:
+        BadInput: if it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["status"], found["attacks"], found["federation"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"Expected a run's summary in {path}, got: {error}.") from error
+    return found  # type: ignore[no-any-return]
+
+
+def data_facts(config: RunConfig, data: PrivateData) -> dict[str, Any]:
+    """What a reader of a run has to know of its data set, so that nobody has to load it again.
+
+    Args:
+        config: the run's configuration.
+        data: its data set.
+
+    Returns:
+        Name, kind, input_shape, classes, and mean and std of each channel on the scale [0, 1].
+    """
+    return {
+        "name": config.data_name,
+        "kind": data.kind,
+        "input_shape": list(data.input_shape),
+        "classes": data.num_classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
 def write_summary(
-    folder: RunFolder, config: RunConfig, status: Status, federation: dict[str, Any]
+    folder: RunFolder,
+    config: RunConfig,
+    status: Status,
+    federation: dict[str, Any],
+    data: dict[str, Any],
 ) -> dict[str, Any]:
     """Write summary.json from results.csv.
 
@@ -74,6 +118,7 @@ def write_summary(
         config: its configuration.
         status: how far the run has come.
         federation: rounds, clients, failures, accuracy.
+        data: see :func:`data_facts`.
 
     Returns:
         What was written.
@@ -81,6 +126,7 @@ def write_summary(
     summary = {
         "status": status,
         "config_hash": config.hash,
+        "data": data,
         "attacks": summarise(read_rows(folder.results)),
         "federation": federation,
     }

@@ -81,7 +81,7 @@ def _check_size(text: str, where: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             inside = event.anchor in [anchor for anchor, _ in open_]
             require(not inside, f"Expected settings in {where}, got YAML that refers to itself.")
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
             if event.anchor is not None:

@@ -56,7 +56,8 @@ class Knowledge:
         num_classes: number of classes.
         mean: the data set's mean of each channel, as the clients normalise with it.
         std: the deviation of each channel.
-        num_samples: number of samples that the gradient was computed from.
+        num_samples: number of samples that the gradient was computed from. If 0, as many as there
+            are ``labels``, or as the update says; what it was is then among the findings.
         labels: the samples' labels ``(num_samples,)`` if they are known.
         protocol: ``fedsgd`` (a gradient came) or ``fedavg`` (weights came).
         learning_rate: learning rate of the client's local training.
@@ -80,7 +81,7 @@ class Knowledge:
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    num_samples: int = 1
+    num_samples: int = 0
     labels: Tensor | None = None
     protocol: Protocol = "fedsgd"
     learning_rate: float = 0.1
@@ -92,7 +93,11 @@ class Knowledge:
     label_recovery: LabelRecovery = "bias_counts"
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "local_steps", "batch_size"):
+        require(
+            self.num_samples >= 0,
+            f"Expected `num_samples` to be at least 1, got {self.num_samples}.",
+        )
+        for name in ("local_steps", "batch_size"):
             value = getattr(self, name)
             require(
                 value is None or value >= 1, f"Expected `{name}` to be at least 1, got {value}."
@@ -101,10 +106,9 @@ class Knowledge:
     @property
     def local_batches(self) -> list[slice]:
         """The samples of each local step of an epoch, in the order in which they are used."""
-        size = self.num_samples if self.batch_size is None else self.batch_size
-        return [
-            slice(at, min(at + size, self.num_samples)) for at in range(0, self.num_samples, size)
-        ]
+        samples = max(1, self.num_samples)
+        size = samples if self.batch_size is None else self.batch_size
+        return [slice(at, min(at + size, samples)) for at in range(0, samples, size)]
 
     @property
     def epochs(self) -> int:

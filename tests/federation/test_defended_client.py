@@ -120,7 +120,7 @@ def test_defences_that_do_not_fit_the_protocol_are_refused(data):
     assert len(make_defenses(config_of(data, soteria))) == 1
     with pytest.raises(BadInput, match="soteria works on the gradient of one batch"):
         make_defenses(config_of(data, soteria, protocol="fedavg"))
-    with pytest.raises(BadInput, match="to hold defences"):
+    with pytest.raises(BadInput, match="`defenses` to name a subclass of Defense"):
         make_defenses(config_of(data, Plugin("fedleak.attacks.iga.IGA")))
 
 

@@ -24,6 +24,7 @@ from fedleak.models.noise import inject
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
+from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -260,7 +261,7 @@ def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
         question = train_question(node, sent)
         question.metadata.__dict__["_message_id"] = str(node)
         replies.append(sends_gradient(question, gradient, buffers, examples, loss=float(node)))
-    merged = records.merge(replies, sent, 0.5)
+    merged = records.merge(replies, gradients_of(replies), sent, 0.5)
     metrics: MetricRecord = merged.content.metric_records[records.METRICS]
     assert metrics[records.EXAMPLES] == 8
     assert metrics["loss"] == pytest.approx(0.25 * 1 + 0.75 * 2)
@@ -272,13 +273,17 @@ def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected.double(), rtol=1e-6, atol=1e-6)
 
 
+def gradients_of(replies: list[Message]) -> list[CompactTensors]:
+    return [records.to_compact(r.content.array_records[records.GRADIENT]) for r in replies]
+
+
 def test_steps_are_made_when_they_are_asked_for() -> None:
     sent, gradient = weights(0), weights(1)
     buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
     question = train_question(1, sent)
     question.metadata.__dict__["_message_id"] = "1"
     reply = sends_gradient(question, gradient, buffers)
-    records.as_weights(reply, sent, 0.5)
+    records.as_weights(reply, *gradients_of([reply]), sent, 0.5)
     arrays = reply.content.array_records[records.ARRAYS]
     kinds = [type(value) is records.SteppedWeights for value in arrays.values()]
     assert kinds == [True, True, False]
@@ -294,9 +299,9 @@ def test_replies_that_differ_are_not_merged() -> None:
         question = train_question(node, weights(0))
         question.metadata.__dict__["_message_id"] = str(node)
         replies.append(sends_gradient(question, weights(node), loss=1.0))
-    assert records.are_alike(replies)
+    assert records.are_alike(replies, gradients_of(replies))
     del replies[1].content.array_records[records.GRADIENT]["layer.bias"]
-    assert not records.are_alike(replies)
+    assert not records.are_alike(replies, gradients_of(replies))
 
 
 def test_counts_are_rounded_and_not_cut() -> None:
@@ -386,7 +391,7 @@ def test_scores_and_lists_of_items(tmp_path: Path) -> None:
     rows = read_rows(folder.results)
     assert len(rows) == 7
     (entry,) = summary["attacks"]
-    assert set(summary) == {"status", "config_hash", "attacks", "federation"}
+    assert set(summary) == {"status", "config_hash", "data", "attacks", "federation"}
     assert (entry["precision"], entry["recall"], entry["f1"], entry["asr"]) == (1, 1, 1, 1)
     assert entry["ssim"] is None
     data = make_data(settings)

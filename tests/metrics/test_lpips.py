@@ -342,11 +342,11 @@ def again(finished: Finished, output: Path, **settings: Any) -> RunConfig:
 
 def test_a_whole_attack(finished: Finished, tmp_path: Path, weights: Path) -> None:
     settings = again(finished, tmp_path / "out")
-    summary = experiment.attack(finished.folder.path, settings)
+    summary = experiment.attack_run(finished.folder.path, settings)
     rows = read_rows(tmp_path / "out" / "results.csv")
     assert read_columns(tmp_path / "out" / "results.csv") == ALL
     assert all(item["lpips"] > 0 for item in rows)
-    bare = experiment.attack(
+    bare = experiment.attack_run(
         finished.folder.path, replace(settings, metrics=Metrics(), output=str(tmp_path / "bare"))
     )
     assert read_columns(tmp_path / "bare" / "results.csv") == COLUMNS
@@ -387,7 +387,7 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
     scoring = ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3)
     rows = Recorder(folder, settings, scoring).record("iga", update, truth, found)
     board.victim_attacked("iga", "smlp", update, truth, found, rows)
-    write_summary(folder, settings, "complete", {"accuracy": None})
+    write_summary(folder, settings, "complete", {"accuracy": None}, {})
     board.run_ended("complete")
     events = EventAccumulator(str(folder.tensorboard)).Reload()
     for tag in ("smlp/iga/lpips", "hparam/lpips iga on smlp"):
@@ -396,13 +396,13 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
 
 def test_an_attack_that_was_cut_goes_on(finished: Finished, tmp_path: Path, weights: Path) -> None:
     settings = again(finished, tmp_path / "out")
-    experiment.attack(finished.folder.path, settings)
+    experiment.attack_run(finished.folder.path, settings)
     results = tmp_path / "out" / "results.csv"
     before = read_rows(results)
     results.write_text("\n".join(results.read_text().splitlines()[:4]) + "\n1,2", "utf-8")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     (tmp_path / "out" / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
-    experiment.attack(finished.folder.path, settings, resume=True)
+    experiment.attack_run(finished.folder.path, settings, resume=True)
     assert read_columns(results) == ALL
     assert [item["lpips"] for item in read_rows(results)] == [item["lpips"] for item in before]
 
@@ -413,7 +413,7 @@ def test_no_truth_no_number(finished: Finished, tmp_path: Path, weights: Path) -
     shutil.rmtree(bare / "truth")
     victims = replace(finished.config.victims, labels="bias_counts")
     settings, events = again(finished, tmp_path / "out", victims=victims), Events()
-    summary = experiment.attack(bare, settings, [events])
+    summary = experiment.attack_run(bare, settings, [events])
     assert {item["lpips"] for item in read_rows(tmp_path / "out" / "results.csv")} == {None}
     assert [entry["lpips"] for entry in summary["attacks"]] == [None, None]
 
@@ -422,7 +422,7 @@ def test_nothing_is_written_without_weights(
     finished: Finished, tmp_path: Path, nowhere: Path
 ) -> None:
     with pytest.raises(BadInput, match=rf"weights for `metrics.lpips` at {nowhere}, found none"):
-        experiment.attack(finished.folder.path, again(finished, tmp_path / "out"))
+        experiment.attack_run(finished.folder.path, again(finished, tmp_path / "out"))
     with pytest.raises(BadInput, match=rf"weights for `metrics.lpips` at {nowhere}, found none"):
         experiment.run(again(finished, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

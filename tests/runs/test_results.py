@@ -206,9 +206,9 @@ def test_summary_is_json_of_the_houses_keys(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(settings, resume=False, overwrite=False)
     append_rows(folder.results, [row(psnr=math.inf), row(sample=1, psnr=math.inf)])
-    summary = write_summary(folder, settings, "interrupted", FEDERATION)
+    summary = write_summary(folder, settings, "interrupted", FEDERATION, {"name": "photos"})
     assert json.loads(folder.summary.read_text(encoding="utf-8")) == summary
-    assert list(summary) == ["status", "config_hash", "attacks", "federation"]
+    assert list(summary) == ["status", "config_hash", "data", "attacks", "federation"]
     assert summary["status"] == "interrupted"
     assert summary["config_hash"] == settings.hash
     assert summary["federation"] == FEDERATION

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,10 +20,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from fedleak.build import client_samples, make_data, make_defenses, make_mods
+from fedleak.build import build_model, client_samples, make_data, make_defenses, make_mods
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
-from fedleak.defenses import Outgoing, protect
+from fedleak.defenses import Defense, Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.federation.engine.client_state import MemoryFolder
@@ -31,7 +31,6 @@ from fedleak.federation.engine.linear_factors import linear_factors
 from fedleak.federation.engine.shared_weights import sent_with
 from fedleak.federation.engine.virtual_clients import client_number
 from fedleak.models.noise import record
-from fedleak.registry import build
 from fedleak.runtime.seeds import derive_seed
 from fedleak.runtime.threads import cap_threads
 from fedleak.updates.compression import Factors, encode
@@ -232,7 +231,7 @@ def _train(
             else Outgoing(update, model)
         )  # fmt: skip
         seed = derive_seed(config.seed, round_, client, len(config.defenses))
-        update, effect = protect(make_defenses(config), outgoing, seed=seed, memory=memory)
+        update, effect = protect(_defenses(_key(config)), outgoing, seed=seed, memory=memory)
         figures |= effect
     # A tied weight has several names, and the server knows nothing of that.
     update = {name: update[owner] for name, owner in changed.items()}
@@ -324,14 +323,12 @@ def _cached_data(key: str) -> PrivateData:
 @lru_cache(maxsize=1)
 def _prototype(key: str) -> pl.LightningModule:
     """The model, which takes longer to draw than to fill; its weights are the last client's."""
-    data = _cached_data(key)
-    model: pl.LightningModule = build(
-        "models",
-        _configs[key].model,
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-    )
-    return model
+    return cast(pl.LightningModule, build_model(_configs[key], _cached_data(key)))
+
+
+@lru_cache(maxsize=1)
+def _defenses(key: str) -> list[Defense]:
+    return make_defenses(_configs[key])
 
 
 @lru_cache(maxsize=1)

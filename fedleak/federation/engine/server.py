@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flwr.serverapp.strategy as flower_strategies
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord
@@ -13,7 +13,6 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedleak.attacks.base import Attack, Progress
-from fedleak.build import make_model
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require, unknown_name
@@ -129,6 +128,8 @@ def make_strategy(config: RunConfig) -> Strategy:
 def server_app(
     config: RunConfig,
     data: PrivateData,
+    model: LightningModule,
+    inner: Strategy,
     interception: Interception,
     checkpoint: Path,
     outcome: Outcome,
@@ -142,6 +143,8 @@ def server_app(
     Args:
         config: the configuration of this federation.
         data: gives the test set.
+        model: the global model before its first round, which evaluations load weights into.
+        inner: the honest inner strategy.
         interception: the malicious side.
         checkpoint: file that holds the state between rounds, for resuming.
         outcome: what has been done before; goes on as the rounds go by.
@@ -166,10 +169,9 @@ def server_app(
             line.ended.set()
 
     def run(grid: Grid) -> None:
-        model = cast(LightningModule, make_model(config, data))
-        inner = make_strategy(config)
         done, failures = outcome.rounds, outcome.failures
-        weights = model.state_dict()
+        # A copy: an evaluation loads other weights into the model.
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
         if done:
             # In the model's order, as strategies sum over it.
             found = restore(checkpoint, inner)

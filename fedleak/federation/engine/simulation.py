@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # All are read when the packages are imported or started.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -24,7 +24,9 @@ import ray._private.worker
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
+from torch import nn
 
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
@@ -34,6 +36,7 @@ from fedleak.federation.engine.client import TruthFolder, client_app
 from fedleak.federation.engine.server import GRACE_SECONDS, Interception, Line, server_app
 from fedleak.federation.engine.shared_weights import SharedFolder
 from fedleak.federation.engine.virtual_clients import seats
+from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores, cap_threads
@@ -56,6 +59,8 @@ def simulate(
     config: RunConfig,
     data: PrivateData,
     *,
+    model: nn.Module,
+    strategy: Strategy,
     interception: Interception,
     truth: Path,
     checkpoint: Path,
@@ -66,6 +71,8 @@ def simulate(
     Args:
         config: the configuration of this federation.
         data: its data, for the server's evaluation.
+        model: the LightningModule before its first round; it is the server's from here on.
+        strategy: the honest inner strategy, likewise.
         interception: the malicious side of the server.
         truth: folder for the victims' ground truth.
         checkpoint: file that holds the state between rounds; the clients' own is kept beside it.
@@ -94,8 +101,9 @@ def simulate(
     if shared is not None:
         shared.clear()
     server = server_app(
-        config, data, interception, checkpoint, outcome, observer, line, patience, shared
-    )
+        config, data, cast(LightningModule, model), strategy, interception, checkpoint, outcome,
+        observer, line, patience, shared,
+    )  # fmt: skip
     memories.rewind(outcome.rounds)  # the round that was interrupted is run again
     client = client_app(config, TruthFolder(truth.resolve()), memories)
     cap_threads(1)  # the cores belong to the clients while they train

@@ -22,7 +22,7 @@ from fedleak.errors import BadInput
 from fedleak.federation import client_app, records, simulate
 from fedleak.federation.engine.checkpoint import Outcome, restore
 from fedleak.federation.engine.grid import OrderedGrid
-from fedleak.federation.engine.server import Interception, Line
+from fedleak.federation.engine.server import Interception, Line, make_strategy
 from fedleak.federation.engine.simulation import run_on_ray
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
@@ -66,10 +66,17 @@ def malicious(config: RunConfig, observer: Observer) -> tuple[Tensors, Outcome]:
         folder=folder.updates(), attacks=(), knowledge=_unused, on_attacked=_unused,
         wanted=_unused,
     )  # fmt: skip
+    data = make_data(config)
     outcome = simulate(
-        config, make_data(config), interception=interception, truth=folder.truth(),
-        checkpoint=folder.checkpoint(), observer=observer,
-    )  # fmt: skip
+        config,
+        data,
+        model=make_model(config, data),
+        strategy=make_strategy(config),
+        interception=interception,
+        truth=folder.truth(),
+        checkpoint=folder.checkpoint(),
+        observer=observer,
+    )
     return restore(folder.checkpoint(), FedAvg()), outcome
 
 
