@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -29,12 +29,12 @@ def make_data(config: RunConfig) -> PrivateData:
     Raises:
         BadInput: if it is no data set of fedleak, or cannot be loaded.
     """
-    data: PrivateData = build("data", config.data)
+    data: Any = build("data", config.data)
     if data.kind not in SCORINGS:
         raise unknown_name("kind of data", data.kind, SCORINGS)
     data.prepare_data()
     data.setup()
-    return data
+    return cast(PrivateData, data)
 
 
 def make_attacks(config: RunConfig) -> list[Attack]:
