@@ -160,9 +160,7 @@ def test_model_that_fails_on_the_images(configured, name: str) -> None:
 
 @pytest.mark.parametrize("path", ["torch.nn.ReLU", "pathlib.PurePath", "fedleak.attacks.iga.IGA"])
 def test_no_lightning_module(configured, path: str) -> None:
-    with pytest.raises(
-        BadInput, match=f"name a subclass of LightningModule, got `{path}`"
-    ):
+    with pytest.raises(BadInput, match=f"name a subclass of LightningModule, got `{path}`"):
         prepare(configured(Plugin(path)))
 
 
@@ -181,9 +179,7 @@ def test_two_attacks_of_one_name(configured) -> None:
 
 
 def test_no_data_set(configured) -> None:
-    with pytest.raises(
-        BadInput, match=r"`data` to name a subclass of PrivateData, got `torch"
-    ):
+    with pytest.raises(BadInput, match=r"`data` to name a subclass of PrivateData, got `torch"):
         prepare(configured(data=Plugin("torch.nn.ReLU")))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,7 @@ class Problem:
         return torch.Generator(device).manual_seed(seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
     """What an attack made of one update.
 
@@ -109,6 +110,16 @@ class Reconstruction:
     def cost(self) -> float:
         """The cost of the reconstruction, with which its course ends; NaN if there is none."""
         return self.costs[-1][1] if self.costs else float("nan")
+
+    def __repr__(self) -> str:
+        # One line, whatever the samples are: a notebook shows it for every cell that ends in one.
+        number, shape = len(self.inputs), tuple(self.inputs.shape[1:])
+        text = (
+            f"{number} sample{'s' * (number != 1)} of shape {shape}, labels {self.labels.tolist()}"
+        )
+        text += "" if math.isnan(self.cost) else f", cost {self.cost:.1e}"
+        last = f": {self.findings[-1]}" if self.findings else ""
+        return f"<{type(self).__name__} of {text}, {self.seconds:.2f} s{last}>"
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The things that travel: what the server saw, what it knows, and what only the scorer sees."""
+"""What the server saw of one client in one round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from fedleak.errors import BadInput
+from fedleak.errors import BadInput, require
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import (
     GLOBAL_FORMAT,
@@ -18,6 +19,7 @@ from fedleak.updates.files import (
     write_tensors,
 )
 from fedleak.updates.knowledge import Knowledge, Protocol
+from fedleak.updates.naming import by_name
 
 
 def weights_to_gradient(
@@ -66,7 +68,7 @@ def gradient_to_weights(
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InterceptedUpdate:
     """What the server saw of one client in one round.
 
@@ -87,6 +89,89 @@ class InterceptedUpdate:
     model: str
     sent: Tensors
     received: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        gradient: Mapping[str, Any] | Sequence[Any] | None = None,
+        weights: Mapping[str, Any] | Sequence[Any] | None = None,
+        delta: Mapping[str, Any] | Sequence[Any] | None = None,
+        num_examples: int = 1,
+        round: int = 1,
+        client: int = 0,
+    ) -> Self:
+        """An update from what somebody has at hand: a gradient, weights, or their change.
+
+        Each of them is given by name or in the order of ``model.parameters()``, as tensors or numpy
+        arrays. A gradient's None stands for a parameter that is not used, and counts as 0. Prefixes
+        of wrappers (``module.``, ``_orig_mod.``, ``_module.``) are recognised on either side.
+
+        Args:
+            model: the model with the weights that were sent.
+            gradient: the client's gradient.
+            weights: what the client returned; names of buffers may be among them.
+            delta: what the client's weights have changed by, new minus old.
+            num_examples: number of examples that the client used.
+            round: number of the round, from 1.
+            client: number of the client, from 0.
+
+        Raises:
+            BadInput: if not exactly one of the three is given, if it does not fit the model, or if
+                nothing has changed.
+        """
+        given = {"gradient": gradient, "weights": weights, "delta": delta}
+        kinds = [name for name, value in given.items() if value is not None]
+        require(
+            len(kinds) == 1,
+            f"Expected one of {', '.join(given)}, got {' and '.join(kinds) or 'none'}.",
+        )
+        (kind,) = kinds
+        sent = {n: v.detach().cpu().clone() for n, v in model.state_dict().items()}
+        parameters = [name for name, _ in model.named_parameters()]
+        found = by_name(given[kind], kind, parameters, sent)
+        received: Tensors = {}
+        for name, value in found.items():
+            if value is None:
+                require(
+                    kind == "gradient",
+                    f"Expected a tensor for `{name}` in the {kind} of a client, got None.",
+                )
+                value = torch.zeros_like(sent[name])
+            received[name] = sent[name] + value if kind == "delta" else value
+        if kind != "gradient":
+            # What was not sent back is as it was.
+            received = {
+                n: received.get(n, v) for n, v in sent.items() if n in received or n in parameters
+            }
+        changed = any(
+            bool((value if kind == "gradient" else value != sent[name]).any())
+            for name, value in received.items()
+        )
+        require(
+            changed,
+            "Expected a gradient that is not 0 everywhere."
+            if kind == "gradient"
+            else f"Expected {kind} that tell of a training, but what came back is what was sent: "
+            "give the model as it was before.",
+        )
+        return cls(
+            round=round,
+            client=client,
+            protocol="fedsgd" if kind == "gradient" else "fedavg",
+            num_examples=num_examples,
+            model=type(model).__name__.lower(),
+            sent=sent,
+            received=received,
+        )
+
+    def __repr__(self) -> str:
+        size = sum(value.numel() for value in self.sent.values())
+        return (
+            f"<InterceptedUpdate {self.key} of {self.model} ({size:,} numbers sent), "
+            f"{self.protocol}, {self.num_examples} examples>"
+        )
 
     @property
     def key(self) -> str:

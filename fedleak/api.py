@@ -1,0 +1,364 @@
+"""The front door: attack a gradient, score what came out, look at it, read a run's results."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.attacks.explained import explained_share
+from fedleak.errors import BadInput, require
+from fedleak.models.noise import noise_slots
+from fedleak.registry import Plugin, build, class_path
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
+
+if TYPE_CHECKING:
+    import pandas
+    from PIL.Image import Image
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Gradient = Mapping[str, Any] | Sequence[Any]
+Scale = float | Sequence[float]
+
+EDGE, GAP = 128, 4
+"""Pixels of the longer side of an image in a picture, at the least, and between two."""
+
+
+@dataclass(frozen=True, repr=False)
+class Found(Reconstruction):
+    """What :func:`attack` found.
+
+    Args:
+        method: name of the attack.
+        explained: share of the update that the reconstruction's own gradient explains, 0 to 1.
+        mean: of each channel, with which the inputs are scaled back to pixels.
+        std: standard deviation of each channel.
+    """
+
+    method: str = ""
+    explained: float = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __repr__(self) -> str:
+        number, shape = len(self.inputs), tuple(self.inputs.shape[1:])
+        return (
+            f"{number} sample{'s' * (number != 1)} of shape {shape}, labels "
+            f"{self.labels.tolist()}, by {self.method}: explains {self.explained:.1%} of the "
+            f"update, {self.seconds:.2f} s"
+        )
+
+    @property
+    def pixels(self) -> Tensor:
+        """The inputs scaled back with mean and standard deviation, clipped to [0, 1]."""
+        return _pixels(self.inputs, self.mean, self.std)
+
+    def show(self, images: Tensor | None = None, path: str | Path | None = None) -> "Image":
+        """A picture of the reconstructions, below the originals if there are some.
+
+        A notebook displays what is returned.
+
+        Args:
+            images: the originals ``(num_samples, C, H, W)`` in the same scaling as the inputs; each
+                is set above the reconstruction that is nearest to it.
+            path: where to save the picture as well.
+
+        Raises:
+            BadInput: if the samples are no images of 1 or 3 channels.
+        """
+        from fedleak.metrics.assignment import assign
+
+        rows = [self.pixels]
+        if images is not None:
+            originals = _pixels(_batch(images, self.inputs), self.mean, self.std)
+            matches = assign(originals.double().numpy(), self.pixels.double().numpy())
+            rows = [originals, self.pixels[list(matches)]]
+        picture = _picture(rows)
+        if path is not None:
+            picture.save(path)
+        return picture
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of the samples of a batch, on pixels in [0, 1].
+
+    Args:
+        ssim: structural similarity, -1 to 1.
+        psnr: peak signal-to-noise ratio in dB; infinite for equal images.
+        mse: mean squared error.
+        labels: share of the labels that are right. None, if the true ones were not given.
+        samples: the scores of each sample, in the order of the batch.
+    """
+
+    ssim: float
+    psnr: float
+    mse: float
+    labels: float | None
+    samples: tuple[Any, ...] = dataclasses.field(repr=False, default=())
+
+    def __str__(self) -> str:
+        text = f"ssim {self.ssim:.4f}, psnr {self.psnr:.1f} dB, mse {self.mse:.2e}"
+        return text if self.labels is None else f"{text}, labels {self.labels:.0%} right"
+
+
+def attack(
+    model: nn.Module,
+    gradient: Gradient | None = None,
+    *,
+    input_shape: Sequence[int],
+    method: str | type[Attack] | Attack | None = None,
+    labels: Tensor | Sequence[int] | None = None,
+    num_samples: int = 1,
+    num_classes: int | None = None,
+    loss: Loss | None = None,
+    mean: Scale = 0.0,
+    std: Scale = 1.0,
+    weights_after: Gradient | None = None,
+    learning_rate: float | None = None,
+    local_steps: int = 1,
+    seed: int = 0,
+    device: str | None = None,
+) -> Found:
+    """Reconstruct the inputs behind a gradient, or behind weights after local steps of SGD.
+
+    Args:
+        model: the model with the weights at which the gradient was computed, in the mode (train or
+            eval) in which it was; it is left as it is.
+        gradient: the gradient by parameter name, or in the order of ``model.parameters()`` as
+            ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters.
+        input_shape: shape of one sample, such as ``(3, 32, 32)``.
+        method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
+            noise slots, else ``rgap``; both fall back to gradient matching.
+        labels: the labels ``(num_samples,)``. If None, they are recovered from the gradient.
+        num_samples: number of samples; where labels are given, as many as those.
+        num_classes: number of classes. If None, as many as the last linear layer has outputs.
+        loss: the loss of logits and labels. If None, the model's own ``batch_loss(batch)`` or
+            ``training_step(batch, batch_idx)`` where it has one, else cross entropy. A loss that
+            has further terms, such as a bottleneck's, is given by one of those methods.
+        mean: of each channel, as the inputs were normalised. Valid pixels are in [0, 1].
+        std: standard deviation of each channel.
+        weights_after: instead of a gradient, the weights after the client's local steps.
+        learning_rate: of those steps.
+        local_steps: their number, all on the same samples.
+        seed: of every random draw.
+        device: where to compute, such as ``cuda``. If None, where the model is.
+
+    Returns:
+        What was found; printed, it is one line.
+
+    Raises:
+        BadInput: if something does not fit; the sentence says what was expected.
+    """
+    require(
+        isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
+    )
+    known = None if labels is None else torch.as_tensor(labels).detach().cpu().flatten()
+    if known is not None and num_samples == 1:
+        num_samples = len(known)
+    require(
+        (gradient is None) != (weights_after is None),
+        "Expected a gradient or `weights_after`, got "
+        + ("neither." if gradient is None else "both."),
+    )
+    require(
+        weights_after is None or learning_rate is not None,
+        "Expected `learning_rate` with `weights_after`, as the gradient is their change over it.",
+    )
+    update = InterceptedUpdate.of(
+        model, gradient=gradient, weights=weights_after, num_examples=num_samples
+    )
+    knowledge = Knowledge(
+        model=model,
+        input_shape=tuple(input_shape),
+        num_classes=_classes_of(model) if num_classes is None else num_classes,
+        mean=_by_channel(mean),
+        std=_by_channel(std),
+        num_samples=num_samples,
+        labels=known,
+        protocol=update.protocol,
+        learning_rate=0.1 if learning_rate is None else learning_rate,
+        local_steps=local_steps,
+        training=model.training,
+        loss=_batch_loss(model, loss),
+    )
+    chosen = _method(method, model)
+    where = device or str(next(model.parameters()).device)
+    (found,) = chosen([update], knowledge, seed=seed, device=where)
+    return Found(
+        **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
+        method=chosen.name,
+        explained=explained_share(update, knowledge, found),
+        mean=knowledge.mean,
+        std=knowledge.std,
+    )
+
+
+def score(
+    found: Reconstruction,
+    images: Tensor,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    mean: Scale | None = None,
+    std: Scale | None = None,
+) -> Scores:
+    """Score reconstructed images against the true ones, on pixels in [0, 1].
+
+    Each original is matched with one reconstruction, so that the order of a batch does not count.
+
+    Args:
+        found: what an attack found.
+        images: the originals ``(num_samples, C, H, W)``, scaled as the reconstructed inputs.
+        labels: the true labels ``(num_samples,)``.
+        mean: of each channel. If None, that of the attack.
+        std: standard deviation of each channel. If None, that of the attack.
+
+    Raises:
+        BadInput: if the originals are of another number or shape.
+    """
+    from fedleak.metrics.images import score as score_images
+
+    mean = getattr(found, "mean", 0.0) if mean is None else mean
+    std = getattr(found, "std", 1.0) if std is None else std
+    originals = _batch(images, found.inputs)
+    require(
+        originals.dim() == 4,
+        f"Expected images of shape (C, H, W), got samples of {tuple(originals.shape[1:])}.",
+    )
+    channels = originals.shape[1]
+    true = found.labels if labels is None else torch.as_tensor(labels).detach().cpu().flatten()
+    scores = score_images(
+        GroundTruth(originals, true), found,
+        mean=_repeated(mean, channels), std=_repeated(std, channels),
+    )  # fmt: skip
+    right = None
+    if labels is not None:
+        require(
+            len(true) == len(found.labels),
+            f"Expected {len(found.labels)} labels, got {len(true)}.",
+        )
+        hits = [int(true[s.sample]) == int(found.labels[s.match]) for s in scores]
+        right = sum(hits) / len(hits)
+    count = len(scores)
+    return Scores(
+        ssim=sum(s.ssim for s in scores) / count,
+        psnr=sum(s.psnr for s in scores) / count,
+        mse=sum(s.mse for s in scores) / count,
+        labels=right,
+        samples=tuple(scores),
+    )
+
+
+def read_results(folder: str | Path) -> "pandas.DataFrame":
+    """The results of a run as a table: a row for each reconstructed sample.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        BadInput: if there are no results, they are damaged, or pandas is not installed.
+    """
+    from fedleak.runs.folder import RunFolder
+    from fedleak.runs.results import read_rows
+
+    try:
+        import pandas
+    except ImportError as error:
+        raise BadInput(
+            "Expected pandas to be installed for `read_results`: pip install 'fedleak[report]'."
+        ) from error
+    path = RunFolder(Path(folder)).results
+    require(path.is_file(), f"Expected the results of a run at {path}, found none.")
+    return pandas.DataFrame(read_rows(path))
+
+
+def _method(method: str | type[Attack] | Attack | None, model: nn.Module) -> Attack:
+    if method is None:
+        method = "exact_nra" if noise_slots(model) else "rgap"
+    if isinstance(method, str):
+        made: Attack = build("attacks", Plugin(class_path("attacks", method)))
+        return made
+    made = method() if isinstance(method, type) else method
+    require(
+        isinstance(made, Attack),
+        f"Expected `method` to be the name, class or instance of an attack, got {method!r:.60}.",
+    )
+    return made
+
+
+def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any], Tensor]:
+    own = any(hasattr(model, name) for name in ("batch_loss", "training_step"))
+    if loss is None and own:
+        return batch_loss
+    criterion = functional.cross_entropy if loss is None else loss
+
+    def of_batch(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return criterion(module(batch[0]), batch[1])
+
+    return of_batch
+
+
+def _classes_of(model: nn.Module) -> int:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    require(
+        bool(linear),
+        f"Expected `num_classes`, as {type(model).__name__} has no linear layer to tell them.",
+    )
+    return linear[-1].out_features
+
+
+def _by_channel(scale: Scale) -> tuple[float, ...]:
+    if isinstance(scale, int | float):
+        return (float(scale),)
+    return tuple(float(value) for value in scale)
+
+
+def _repeated(scale: Scale, channels: int) -> tuple[float, ...]:
+    values = _by_channel(scale)
+    return values * channels if len(values) == 1 else values
+
+
+def _pixels(inputs: Tensor, mean: Scale, std: Scale) -> Tensor:
+    if inputs.dim() != 4:
+        raise BadInput(
+            f"Expected samples of shape (C, H, W) as images, got {tuple(inputs.shape[1:])}."
+        )
+    channels = inputs.shape[1]
+    scale = torch.tensor(_repeated(std, channels)).reshape(-1, 1, 1)
+    return (inputs * scale + torch.tensor(_repeated(mean, channels)).reshape(-1, 1, 1)).clamp(0, 1)
+
+
+def _picture(rows: Sequence[Tensor]) -> "Image":
+    """Rows of images ``(N, C, H, W)`` in [0, 1] as one picture, whole pixels as blocks."""
+    from PIL import Image
+
+    channels, height, width = rows[0].shape[1:]
+    require(channels in (1, 3), f"Expected images of 1 or 3 channels, got {channels}.")
+    factor = max(1, EDGE // max(height, width))
+    high, wide = height * factor + GAP, width * factor + GAP
+    sheet = torch.ones(3, GAP + high * len(rows), GAP + wide * len(rows[0]))
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images.expand(-1, 3, -1, -1)):
+            blocks = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            top, left = GAP + row * high, GAP + column * wide
+            sheet[:, top : top + height * factor, left : left + width * factor] = blocks
+    return Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def _batch(images: Tensor, like: Tensor) -> Tensor:
+    """Originals as a batch of the shape of the reconstructions."""
+    originals = torch.as_tensor(images).detach().cpu().to(like.dtype)
+    if originals.shape == like.shape[1:]:
+        originals = originals[None]
+    require(
+        originals.shape == like.shape,
+        f"Expected originals of shape {tuple(like.shape)}, got {tuple(originals.shape)}.",
+    )
+    return originals

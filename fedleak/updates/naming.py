@@ -1,0 +1,77 @@
+"""Tensors under a model's own names, from what people have: mappings, sequences, numpy arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.updates.files import Tensors
+
+WRAPPERS = ("module.", "_orig_mod.", "_module.")
+"""What DataParallel, torch.compile and Opacus put in front of the names of a model's parameters."""
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def by_name(
+    values: Any, kind: str, parameters: Sequence[str], sent: Tensors
+) -> dict[str, Tensor | None]:
+    """Tensors by the model's own names, of the shapes and types of what was sent.
+
+    Args:
+        values: tensors or numpy arrays by name, or in the order of the parameters (or of all that
+            was sent); None for what is not there.
+        kind: what they are, for messages: gradient, weights or delta.
+        parameters: the names of the model's parameters, in their order.
+        sent: the parameters and buffers that the server sent.
+
+    Raises:
+        BadInput: if they do not fit.
+    """
+    if isinstance(values, Tensor) or not isinstance(values, Mapping | Sequence):
+        raise BadInput(
+            f"Expected the {kind} as a mapping or a sequence of tensors, got "
+            f"{type(values).__name__}."
+        )
+    if not isinstance(values, Mapping):
+        names = list(parameters) if len(values) == len(parameters) else list(sent)
+        require(
+            len(values) == len(names) and (kind != "gradient" or len(values) == len(parameters)),
+            f"Expected the {kind} of {len(parameters)} parameters, got {len(values)} tensors.",
+        )
+        values = dict(zip(names, values, strict=True))
+    own = {_unwrapped(name): name for name in sent}
+    found: dict[str, Tensor | None] = {}
+    for given, value in values.items():
+        name = own.get(_unwrapped(str(given)))
+        if name is None:
+            raise unknown_name(f"parameter in the {kind}", str(given), own)
+        if value is None:
+            found[name] = None
+            continue
+        try:
+            tensor = torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(
+                f"Expected a tensor for `{name}`, got {type(value).__name__}."
+            ) from error
+        require(
+            tensor.shape == sent[name].shape,
+            f"Expected `{name}` of shape {tuple(sent[name].shape)} in the {kind}, got "
+            f"{tuple(tensor.shape)}: give the model that it is of.",
+        )
+        # A copy: weights may be the very tensors of the model, which goes on training.
+        found[name] = tensor.to(sent[name].dtype, copy=True)
+    missing = [name for name in parameters if name not in found]
+    require(
+        not missing or kind != "gradient",
+        f"Expected the gradient of every parameter, got none of {', '.join(missing[:3])}: give "
+        "None for those that are not used.",
+    )
+    return found

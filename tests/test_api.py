@@ -1,0 +1,235 @@
+"""The front door: five lines on a plain module, in every form that people have a gradient in."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from fedleak.api import attack, read_results, score
+from fedleak.attacks import IGA, RGAP
+from fedleak.errors import BadInput
+from fedleak.models.bottleneck import VariationalBottleneck
+from fedleak.runs.results import append_rows
+from fedleak.updates.update import InterceptedUpdate
+
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    """A plain module: a convolution, a sigmoid, maybe a bottleneck, a classifier."""
+
+    def __init__(self, *, bottleneck: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.Sigmoid(), nn.Flatten())
+        self.guard = VariationalBottleneck(768, bottleneck_size=16) if bottleneck else nn.Identity()
+        self.head = nn.Linear(768, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.guard(self.body(x)))
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(1, *SHAPE), torch.tensor([3])
+
+
+def net(**settings: Any) -> Net:
+    torch.manual_seed(0)
+    return Net(**settings)
+
+
+def gradient_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    loss = cross_entropy(model(batch[0]), batch[1])
+    return torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_five_lines(bottleneck: bool, batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    model = net(bottleneck=bottleneck)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = attack(model, gradient_of(model, batch), input_shape=SHAPE)
+    text = str(found)
+    assert "\n" not in text
+    assert text.startswith("1 sample of shape (3, 8, 8), labels [3], by ")
+    assert ("exact_nra" if bottleneck else "rgap") in text
+    assert found.explained > 0.999
+    assert "explains 100.0% of the update" in text
+    scores = score(found, *batch)
+    assert scores.ssim > 0.99
+    assert scores.labels == 1
+    assert str(scores).startswith("ssim 1.0000, psnr ")
+    assert str(scores).endswith("labels 100% right")
+    picture = found.show(batch[0], tmp_path / "found.png")
+    # Two rows of one image, whole pixels as blocks of 16.
+    assert picture.size == (4 + 132, 4 + 2 * 132)
+    pixels = np.asarray(Image.open(tmp_path / "found.png").convert("RGB"))
+    expected = (batch[0][0].permute(1, 2, 0) * 255).round().byte().numpy()
+    assert np.array_equal(pixels[4 + 8 : 132 : 16, 4 + 8 : 132 : 16], expected)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+FORMS: dict[str, Callable[[Net, list[Tensor]], Any]] = {
+    "tuple": lambda model, found: tuple(found),
+    "list": lambda model, found: found,
+    "numpy": lambda model, found: [value.numpy() for value in found],
+    "dict": lambda model, found: dict(zip(names(model), found, strict=True)),
+    "wrapped": lambda model, found: {
+        f"module._orig_mod.{name}": value for name, value in zip(names(model), found, strict=True)
+    },
+}
+
+
+def names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_gradient(form: str, batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    gradient = FORMS[form](model, list(gradient_of(model, batch)))
+    update = InterceptedUpdate.of(model, gradient=gradient)
+    for name, value in zip(names(model), gradient_of(model, batch), strict=True):
+        assert torch.equal(update.received[name], value)
+    assert list(update.sent) == list(model.state_dict())
+
+
+def test_an_unused_parameter_has_no_gradient(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    model.spare = nn.Parameter(torch.ones(2))
+    loss = cross_entropy(model(batch[0]), batch[1])
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    assert None in found
+    update = InterceptedUpdate.of(model, gradient=found)
+    assert torch.equal(update.received["spare"], torch.zeros(2))
+    assert score(attack(model, found, input_shape=SHAPE), *batch).ssim > 0.99
+
+
+@pytest.mark.parametrize("form", ["weights", "delta"])
+def test_weights_and_their_change(form: str, batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    gradient = gradient_of(model, batch)
+    after = {
+        name: value.detach() - 0.1 * part
+        for (name, value), part in zip(model.named_parameters(), gradient, strict=True)
+    }
+    given = after if form == "weights" else {n: v - model.state_dict()[n] for n, v in after.items()}
+    update = InterceptedUpdate.of(model, **{form: given})
+    assert update.protocol == "fedavg"
+    for name, value in after.items():
+        torch.testing.assert_close(update.received[name], value)
+    found = attack(model, weights_after=after, learning_rate=0.1, input_shape=SHAPE)
+    assert score(found, *batch).ssim > 0.9
+    assert found.explained > 0.99
+
+
+def test_a_batch_in_another_order(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(3)
+    images, labels = torch.rand(2, *SHAPE), torch.tensor([4, 1])
+    model = net()
+    found = attack(model, gradient_of(model, (images, labels)), input_shape=SHAPE, labels=[1, 4])
+    assert len(found.inputs) == 2
+    scores = score(found, images, labels)
+    assert scores.ssim > 0.9
+    assert scores.labels == 1
+
+
+def test_methods_by_name_class_and_instance(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    gradient = gradient_of(model, batch)
+    for method in ("rgap", RGAP, RGAP()):
+        assert attack(model, gradient, input_shape=SHAPE, method=method).method == "rgap"
+    found = attack(model, gradient, input_shape=SHAPE, method=IGA(iterations=3), labels=[3])
+    assert found.method == "iga"
+    assert found.iterations == 3
+    assert 0 <= found.explained < 0.999
+
+
+def test_another_loss(batch: tuple[Tensor, Tensor]) -> None:
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return mse_loss(outputs, nn.functional.one_hot(labels, 5).to(outputs))
+
+    model = net()
+    gradient = torch.autograd.grad(loss(model(batch[0]), batch[1]), list(model.parameters()))
+    found = attack(model, gradient, input_shape=SHAPE, labels=[3], loss=loss)
+    assert score(found, *batch).ssim > 0.99
+    wrong = attack(model, gradient, input_shape=SHAPE, labels=[3], method=IGA(iterations=3))
+    assert wrong.explained < 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"gradient": None}, "Expected a gradient or `weights_after`, got neither"),
+        ({"weights_after": {}}, "Expected a gradient or `weights_after`, got both"),
+        ({"gradient": None, "weights_after": {}}, "Expected `learning_rate` with `weights_after`"),
+        ({"gradient": [torch.ones(2)]}, "the gradient of 4 parameters, got 1 tensors"),
+        ({"gradient": torch.ones(2)}, "a mapping or a sequence of tensors, got Tensor"),
+        ({"gradient": {"hed.bias": torch.ones(5)}},
+         r"Unknown parameter in the gradient `hed.bias`: .*Did you mean `head.bias`\?"),
+        ({"gradient": {"head.bias": torch.ones(5)}}, "the gradient of every parameter, got"),
+        ({"method": "igaa"}, r"Unknown attack `igaa`: .* Did you mean `iga`\?"),
+        ({"method": 3}, "`method` to be the name, class or instance of an attack, got 3"),
+        ({"input_shape": (3, 9, 9)}, r"a model that takes inputs of shape \(3, 9, 9\)"),
+        ({"labels": [1, 2], "num_samples": 3}, "Expected 3 known labels, got shape"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit(
+    changes: dict[str, Any], text: str, batch: tuple[Tensor, Tensor]
+) -> None:
+    model = net()
+    settings = {"gradient": gradient_of(model, batch), "input_shape": SHAPE} | changes
+    with pytest.raises(BadInput, match=text):
+        attack(model, **settings)
+
+
+def test_an_update_that_says_nothing(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    with pytest.raises(BadInput, match="a gradient that is not 0 everywhere"):
+        attack(model, [torch.zeros_like(v) for v in model.parameters()], input_shape=SHAPE)
+    with pytest.raises(BadInput, match="what came back is what was sent"):
+        attack(model, weights_after=model.state_dict(), learning_rate=0.1, input_shape=SHAPE)
+    with pytest.raises(BadInput, match="Expected one of gradient, weights, delta, got none"):
+        InterceptedUpdate.of(model)
+    shaped = [torch.ones(3) for _ in model.parameters()]
+    with pytest.raises(BadInput, match=r"Expected `body.0.weight` of shape \(12, 3, 3, 3\)"):
+        InterceptedUpdate.of(model, gradient=shaped)
+
+
+def test_scores_of_other_shapes(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    found = attack(model, gradient_of(model, batch), input_shape=SHAPE)
+    assert score(found, batch[0][0]).labels is None
+    with pytest.raises(BadInput, match=r"originals of shape \(1, 3, 8, 8\), got \(2, 3, 8, 8\)"):
+        score(found, batch[0].repeat(2, 1, 1, 1))
+    with pytest.raises(BadInput, match="Expected 1 labels, got 2"):
+        score(found, batch[0], [1, 2])
+
+
+def test_nothing_prints_pixels(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    update = InterceptedUpdate.of(model, gradient=gradient_of(model, batch))
+    assert "tensor" not in repr(update)
+    assert repr(update).startswith("<InterceptedUpdate r0001-c0000 of net (4,181 numbers sent)")
+    found = attack(model, gradient_of(model, batch), input_shape=SHAPE)
+    assert "tensor" not in repr(found)
+
+
+def test_results_as_a_table(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"the results of a run at .*results.csv, found none"):
+        read_results(tmp_path)
+    row = {
+        "round": 1, "client": 0, "sample": 0, "attack": "iga", "model": "smlp", "batch_size": 1,
+        "ssim": 0.5, "success": 0, "seconds": 1.0, "iterations": 3,
+    }  # fmt: skip
+    append_rows(tmp_path / "results.csv", [row, row | {"client": 1, "ssim": 0.7}])
+    table = read_results(tmp_path)
+    assert table["ssim"].mean() == pytest.approx(0.6)
+    assert table["client"].tolist() == [0, 1]
