@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks import Attack, Problem, Reconstruction
-from fedleak.attacks.base import Report
+from fedleak.attacks.base import Progress, Report
 from fedleak.errors import require
 from fedleak.updates.truth import GroundTruth
 
@@ -23,9 +23,12 @@ class Spy(Attack):
     paper = "none"
     needs = "nothing"
     seen: ClassVar[list[Problem]] = []
+    reports: ClassVar[list[Report]] = []
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         self.seen.append(problem)
+        self.reports.append(report)
+        report(Progress(1, 1, 0.0))
         labels = problem.knowledge.labels
         if labels is None:
             labels = torch.zeros(problem.knowledge.num_samples, dtype=torch.long)

@@ -14,7 +14,8 @@ import fedleak.attacks
 from fedleak.attacks import Problem
 from fedleak.build import make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
-from fedleak.experiment import attack
+from fedleak.data.base import PrivateData, TrainSet
+from fedleak.experiment import attack_run
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
 from fedleak.runtime.seeds import derive_seed
@@ -23,7 +24,7 @@ from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 from tests.cases import Victim, client_gradient, make_victim
 from tests.reference import shared_values
-from tests.spies import Spy, truth_in
+from tests.spies import Spy, reachable, truth_in
 from tests.toys import OwnClassifier
 
 # In no picture, weight or gradient by chance.
@@ -64,6 +65,7 @@ def run_folder(tmp_path: Path) -> RunConfig:
 @pytest.fixture(autouse=True)
 def _no_problems_yet() -> None:
     Spy.seen.clear()
+    Spy.reports.clear()
 
 
 @pytest.mark.parametrize("labels", ["known", "recovered"])
@@ -79,9 +81,12 @@ def test_the_truth_is_not_within_an_attacks_reach(
         victims=Victims(labels=labels),
         attacks=(Plugin("tests.spies.Spy"),),
     )
-    summary = attack(tmp_path / "run", config)
+    summary = attack_run(tmp_path / "run", config)
     (problem,) = Spy.seen
-    assert truth_in(MARKER, problem) == []
+    # Nor of the callback that it reports its progress to.
+    assert truth_in(MARKER, problem, *Spy.reports) == []
+    strange = (PrivateData, RunFolder, TrainSet)
+    assert not [found for found in reachable(*Spy.reports) if isinstance(found, strange)]
     # The spy was shown all that an attack may see, and the scorer did have the truth.
     assert set(problem.gradient) == {name for name, _ in problem.model.named_parameters()}
     assert problem.noise_shapes == {"bottleneck.noise": (1, 4)}
@@ -98,7 +103,7 @@ def test_an_attack_cannot_draw_what_its_victim_drew(run_folder: RunConfig, tmp_p
     config = replace(
         run_folder, output=str(tmp_path / "attacked"), attacks=(Plugin("tests.spies.Spy"),)
     )
-    attack(tmp_path / "run", config)
+    attack_run(tmp_path / "run", config)
     (problem,) = Spy.seen
     numbers = [(0,), (0, 1), (0, 1, 1)]
     assert problem.generator.initial_seed() not in {derive_seed(*n) for n in numbers}
