@@ -1,16 +1,18 @@
 """DLG and iDLG, the attacks that began it all: plain distance of gradients and L-BFGS."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from fedleak.attacks.base import Problem
 from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.matching.compile import Compiler
 from fedleak.attacks.matching.engine import GradientMatching
 from fedleak.attacks.matching.optimizers import OptimizerName
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DLG(GradientMatching):
     """L-BFGS on the squared distance of gradients, over dummy inputs and dummy labels together.
 
@@ -37,33 +39,23 @@ class DLG(GradientMatching):
     needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
     restores_labels: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 300,
-        learning_rate: float = 1.0,
-        optimizer: OptimizerName = "lbfgs",
-        restarts: int = 1,
-        patience: int | None = None,
-        at_once: int = 16,
-        precision: Literal["float32", "float64"] | None = "float64",
-        simulate_steps: bool | None = None,
-    ) -> None:
-        super().__init__(
-            iterations=iterations,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            restarts=restarts,
-            patience=patience,
-            at_once=at_once,
-            precision=precision,
-            simulate_steps=simulate_steps,
-            total_variation=0.0,
-            cost="squared_error",
-            signed=False,
-            box=False,
-            decay=False,
-        )
+    iterations: int = 300
+    learning_rate: float = 1.0
+    optimizer: OptimizerName = "lbfgs"
+    precision: Literal["float32", "float64"] | None = "float64"
+    # What the paper leaves no choice of.
+    total_variation: float = field(default=0.0, init=False)
+    cost: Literal["cosine", "squared_error", "relative_error"] = field(
+        default="squared_error", init=False
+    )
+    signed: bool = field(default=False, init=False)
+    box: bool = field(default=False, init=False)
+    decay: bool = field(default=False, init=False)
+    layers: dict[str, float] | None = field(default=None, init=False)
+    batch_norm: float = field(default=0.0, init=False)
+    features: float = field(default=0.0, init=False)
+    compile: Compiler = field(default="trace", init=False)
+    noise_slots: list[str] | None = field(default=None, init=False)
 
 
 class IDLG(DLG):

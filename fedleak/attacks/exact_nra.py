@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ MATCHED = 1e-3
 NOTHING = 1e-6
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ExactNRA(JointAttack):
     """Restores a bottleneck's noise in closed form and peels the layers before it off.
 
@@ -95,36 +96,26 @@ class ExactNRA(JointAttack):
     needs: ClassVar[str] = "a gradient, biased linear layers around the noise"
     restores_noise: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        solver_iterations: int = 4000,
-        image_iterations: int = 200,
-        soft_gates: bool = False,
-        matching_steps: int = 75,
-        joint_steps: int = 300,
-        features: float = 10.0,
-        total_variation: float = 1e-5,
-        nra_iterations: int = 7000,
-        at_once: int = 8,
-    ) -> None:
-        for name, count in (
-            ("solver_iterations", solver_iterations), ("image_iterations", image_iterations),
-            ("matching_steps", matching_steps), ("joint_steps", joint_steps),
-            ("nra_iterations", nra_iterations), ("at_once", at_once),
+    solver_iterations: int = 4000
+    image_iterations: int = 200
+    soft_gates: bool = False
+    matching_steps: int = 75
+    joint_steps: int = 300
+    features: float = 10.0
+    total_variation: float = 1e-5
+    nra_iterations: int = 7000
+    at_once: int = 8
+
+    def __post_init__(self) -> None:
+        for name in (
+            "solver_iterations", "image_iterations", "matching_steps", "joint_steps",
+            "nra_iterations", "at_once",
         ):  # fmt: skip
+            count = getattr(self, name)
             require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
-        for name, weight in (("features", features), ("total_variation", total_variation)):
+        for name in ("features", "total_variation"):
+            weight = getattr(self, name)
             require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
-        self.solver_iterations = solver_iterations
-        self.image_iterations = image_iterations
-        self.soft_gates = soft_gates
-        self.matching_steps = matching_steps
-        self.joint_steps = joint_steps
-        self.features = features
-        self.total_variation = total_variation
-        self.nra_iterations = nra_iterations
-        self.at_once = at_once
 
     def run_many(
         self, problems: Sequence[Problem], report: Report

@@ -1,5 +1,6 @@
 """Clipping of the update's norm."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from fedleak.defenses.base import Defense, Outgoing, check_range, scaled, total_
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Clipping(Defense):
     """Scales the update down so that its norm is at most a bound.
 
@@ -24,9 +26,10 @@ class Clipping(Defense):
     name: ClassVar[str] = "clipping"
     paper: ClassVar[str] = "McMahan et al., ICLR 2018, section 3, arXiv 1710.06963"
 
-    def __init__(self, *, max_norm: float = 1.0) -> None:
-        check_range(self.name, "max_norm", max_norm, max_norm > 0, "positive")
-        self.max_norm = max_norm
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "max_norm", self.max_norm, self.max_norm > 0, "positive")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from fedleak.updates.knowledge import batch_loss
 TOLERANCE = 1e-3
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DPSGD(Defense):
     """Clips every sample's gradient, adds Gaussian noise to their sum, and divides by their number.
 
@@ -43,12 +45,14 @@ class DPSGD(Defense):
     needs_batch: ClassVar[bool] = True
     starts_anew: ClassVar[bool] = True
 
-    def __init__(self, *, max_norm: float = 4.0, noise_multiplier: float = 4.0) -> None:
-        check_range(self.name, "max_norm", max_norm, 0 < max_norm < torch.inf, "positive")
-        fits = 0 <= noise_multiplier < torch.inf
-        check_range(self.name, "noise_multiplier", noise_multiplier, fits, "at least 0")
-        self.max_norm = max_norm
-        self.noise_multiplier = noise_multiplier
+    max_norm: float = 4.0
+    noise_multiplier: float = 4.0
+
+    def __post_init__(self) -> None:
+        norm, multiplier = self.max_norm, self.noise_multiplier
+        check_range(self.name, "max_norm", norm, 0 < norm < torch.inf, "positive")
+        fits = 0 <= multiplier < torch.inf
+        check_range(self.name, "noise_multiplier", multiplier, fits, "at least 0")
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`; batch norm mixes the samples of a batch."""

@@ -1,6 +1,7 @@
 """Noisy gradients."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from fedleak.defenses.base import Defense, Outgoing, check_range, total_norm
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class NoisyGradients(Defense):
     """Adds independent noise of mean 0 to every entry of the update.
 
@@ -26,17 +28,12 @@ class NoisyGradients(Defense):
     name: ClassVar[str] = "noise"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.1, arXiv 1906.08935"
 
-    def __init__(
-        self,
-        *,
-        sigma: float = 1e-2,
-        distribution: Literal["gaussian", "laplace"] = "gaussian",
-        relative: bool = False,
-    ) -> None:
-        check_range(self.name, "sigma", sigma, sigma >= 0, "at least 0")
-        self.sigma = sigma
-        self.distribution = distribution
-        self.relative = relative
+    sigma: float = 1e-2
+    distribution: Literal["gaussian", "laplace"] = "gaussian"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "sigma", self.sigma, self.sigma >= 0, "at least 0")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

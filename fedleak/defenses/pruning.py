@@ -1,5 +1,6 @@
 """Gradient compression."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from fedleak.defenses.base import Defense, Outgoing, check_range
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Pruning(Defense):
     """Sets the entries of smallest magnitude to zero, tensor by tensor.
 
@@ -24,10 +26,11 @@ class Pruning(Defense):
     name: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.2, arXiv 1906.08935"
 
-    def __init__(self, *, ratio: float = 0.9, error_feedback: bool = False) -> None:
-        check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
-        self.ratio = ratio
-        self.error_feedback = error_feedback
+    ratio: float = 0.9
+    error_feedback: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "ratio", self.ratio, 0 <= self.ratio < 1, "from 0 to below 1")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

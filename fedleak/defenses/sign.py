@@ -1,5 +1,6 @@
 """The sign of the gradient alone."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -8,6 +9,7 @@ from fedleak.defenses.base import Defense, Outgoing
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Sign(Defense):
     """Sends one bit an entry: its sign, times the tensor's mean magnitude.
 
@@ -19,8 +21,7 @@ class Sign(Defense):
     name: ClassVar[str] = "sign"
     paper: ClassVar[str] = "Bernstein et al., signSGD, ICML 2018, arXiv 1802.04434"
 
-    def __init__(self, *, scaled: bool = True) -> None:
-        self.scaled = scaled
+    scaled: bool = True
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

@@ -1,5 +1,6 @@
 """Soteria: hide the features that tell most of the input."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from fedleak.updates.files import Tensors
 CHUNK = 64
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Soteria(Defense):
     """Zeroes the classifier's weight gradient at the features that reveal most of the input.
 
@@ -33,9 +35,10 @@ class Soteria(Defense):
     paper: ClassVar[str] = "Sun et al., Soteria, CVPR 2021, arXiv 2012.06043"
     needs_batch: ClassVar[bool] = True
 
-    def __init__(self, *, ratio: float = 0.4) -> None:
-        check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
-        self.ratio = ratio
+    ratio: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "ratio", self.ratio, 0 <= self.ratio < 1, "from 0 to below 1")
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`."""

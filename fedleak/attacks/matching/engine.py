@@ -57,6 +57,7 @@ class Known:
     begin: Tensor | None = None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class GradientMatching(JointAttack):
     """Optimises dummy inputs, from a normal start, until their gradient matches the client's.
 
@@ -110,69 +111,50 @@ class GradientMatching(JointAttack):
     restores_labels: ClassVar[bool] = False
     """Whether the labels are optimised together with the inputs."""
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 7000,
-        learning_rate: float = 0.01,
-        total_variation: float = 1e-6,
-        cost: Literal["cosine", "squared_error", "relative_error"] = "cosine",
-        signed: bool = True,
-        box: bool = True,
-        decay: bool = True,
-        restarts: int = 1,
-        patience: int | None = None,
-        at_once: int = 16,
-        optimizer: OptimizerName = "adam",
-        layers: dict[str, float] | None = None,
-        batch_norm: float = 0.0,
-        features: float = 0.0,
-        precision: Literal["float32", "float64"] | None = None,
-        compile: Compiler = "trace",
-        noise_slots: list[str] | None = None,
-        simulate_steps: bool | None = None,
-    ) -> None:
-        for kind, value, choices in (
-            ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
-            ("precision", precision, (None, "float32", "float64")),
-            ("compile", compile, get_args(Compiler)),
+    iterations: int = 7000
+    learning_rate: float = 0.01
+    total_variation: float = 1e-6
+    cost: Literal["cosine", "squared_error", "relative_error"] = "cosine"
+    signed: bool = True
+    box: bool = True
+    decay: bool = True
+    restarts: int = 1
+    patience: int | None = None
+    at_once: int = 16
+    optimizer: OptimizerName = "adam"
+    layers: dict[str, float] | None = None
+    batch_norm: float = 0.0
+    features: float = 0.0
+    precision: Literal["float32", "float64"] | None = None
+    compile: Compiler = "trace"
+    noise_slots: list[str] | None = None
+    simulate_steps: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("cost", COSTS), ("optimizer", OPTIMIZERS),
+            ("precision", (None, "float32", "float64")), ("compile", get_args(Compiler)),
         ):  # fmt: skip
+            value = getattr(self, name)
             if value not in choices:
-                raise unknown_name(kind, str(value), [name for name in choices if name])
-        for name, count in (
-            ("iterations", iterations), ("restarts", restarts), ("at_once", at_once),
-            ("patience", 1 if patience is None else patience),
-        ):  # fmt: skip
-            require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
-        require(learning_rate > 0, f"Expected `learning_rate` to be positive, got {learning_rate}.")
-        for name, weight in (
-            ("total_variation", total_variation), ("batch_norm", batch_norm),
-            ("features", features),
-            *((f"layers.{pattern}", value) for pattern, value in (layers or {}).items()),
-        ):  # fmt: skip
+                raise unknown_name(name, str(value), [choice for choice in choices if choice])
+        for name in ("iterations", "restarts", "at_once", "patience"):
+            count = getattr(self, name)
+            require(
+                count is None or count >= 1, f"Expected `{name}` to be at least 1, got {count}."
+            )
+        require(
+            self.learning_rate > 0,
+            f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
+        )
+        weights = {n: getattr(self, n) for n in ("total_variation", "batch_norm", "features")}
+        weights |= {f"layers.{pattern}": value for pattern, value in (self.layers or {}).items()}
+        for name, weight in weights.items():
             require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
         require(
-            not (signed and optimizer == "lbfgs"),
+            not (self.signed and self.optimizer == "lbfgs"),
             "Expected `signed: false` with `optimizer: lbfgs`, which needs the gradient itself.",
         )
-        self.iterations = iterations
-        self.learning_rate = learning_rate
-        self.total_variation = total_variation
-        self.cost = cost
-        self.signed = signed
-        self.box = box
-        self.decay = decay
-        self.restarts = restarts
-        self.patience = patience
-        self.at_once = at_once
-        self.optimizer = optimizer
-        self.layers = layers
-        self.batch_norm = batch_norm
-        self.features = features
-        self.precision = precision
-        self.compile = compile
-        self.noise_slots = noise_slots
-        self.simulate_steps = simulate_steps
 
     def run_many(
         self, problems: Sequence[Problem], report: Report
