@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.base import Attack, Family, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form.linear import linear_input
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.module_facts import enters_unchanged, first_linear
@@ -44,12 +44,17 @@ class Analytic(Attack):
         "Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III; Balunovic et al., "
         "ICLR 2022, https://arxiv.org/abs/2111.04706"
     )
+    family: ClassVar[Family] = "analytic"
     needs: ClassVar[str] = "a gradient of one sample; a biased linear layer first"
+    batches: ClassVar[bool] = False
+    needs_first_linear: ClassVar[bool] = True
+    boxed: ClassVar[bool] = True
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """See :meth:`Attack.refuses`."""
-        if knowledge.num_samples > 1:
-            return f"{self.name} reads one sample and the update is of {knowledge.num_samples}"
+        reason = super().refuses(knowledge)
+        if reason is not None:
+            return reason
         if knowledge.local_steps > 1 and not knowledge.plain_sgd:
             return (
                 f"{self.name} reads sums of gradients, and {knowledge.local_steps} local steps of "
@@ -63,7 +68,7 @@ class Analytic(Attack):
                 f"{self.name} needs a linear layer with bias that takes the sample first and "
                 f"{type(knowledge.model).__name__} has none"
             )
-        return super().refuses(knowledge)
+        return None
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""

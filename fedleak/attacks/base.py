@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -120,23 +120,55 @@ class Progress:
 
 Report = Callable[[Progress], None]
 
+Family = Literal["optimisation-based", "analytic"]
+LocalSteps = Literal["averaged", "simulated"]
+NoiseUse = Literal["allowed", "required", "refused"]
+
 
 class Attack(ABC):
-    """Reconstructs clients' inputs from intercepted updates.
+    """A gradient inversion attack: reconstructs clients' inputs from intercepted updates.
 
     A plugin sets the class attributes and writes :meth:`run` (and, to work on many updates at once,
-    :meth:`run_many`); its constructor takes keyword-only hyperparameters with the paper's defaults.
-    It is found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
+    :meth:`run_many`). Its hyperparameters are the fields of a keyword-only dataclass
+    (``@dataclass(kw_only=True, eq=False, repr=False)``), with the paper's values as defaults. It is
+    found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
+
+    The class attributes annotated here are the facts that the tests, ``fedleak list`` and the
+    documentation read.
     """
 
     name: ClassVar[str]
     """The name in tables and on the command line."""
     paper: ClassVar[str]
     """Authors, venue, address."""
+    family: ClassVar[Family]
+    """``optimisation-based`` (gradient matching), or ``analytic`` (the gradient's equations are
+    solved for the input; if they do not determine it, an optimisation may follow)."""
+    threat_model: ClassVar[str] = "honest-but-curious server"
+    """What the server does: one that is honest but curious only reads what clients send."""
     needs: ClassVar[str]
     """What the server must see or know, in a few words."""
+    batches: ClassVar[bool] = True
+    """Whether it can attack an update of several samples."""
+    local_steps: ClassVar[LocalSteps] = "averaged"
+    """How an update of several local steps is attacked: ``averaged`` takes the mean gradient of
+    the steps for the gradient of one; ``simulated`` differentiates through the steps, where the
+    client's optimiser is plain SGD and the steps are known and few, and else averages."""
+    noise: ClassVar[NoiseUse] = "allowed"
+    """Whether the model may draw noise (own noise slots), must, or must not."""
     restores_noise: ClassVar[bool] = False
-    """Whether it only makes sense on a model that draws noise."""
+    """Whether it reconstructs the noise that the model drew as well."""
+    restores_labels: ClassVar[bool] = False
+    """Whether it optimises the labels together with the inputs, and ignores known ones."""
+    needs_first_linear: ClassVar[bool] = False
+    """Whether the model must begin with a linear layer with bias."""
+    boxed: ClassVar[bool] = False
+    """Whether reconstructions stay within the valid range of inputs, with default settings."""
+    iterative: ClassVar[bool] = False
+    """Whether it has the hyperparameter ``iterations`` and gives the cost from iteration 0 on."""
+    # No ClassVar, since it is a hyperparameter of those that have a choice.
+    at_once: int = 1
+    """Number of updates attacked in one batched computation (the default where it is a setting)."""
 
     @final
     def __call__(
@@ -220,13 +252,24 @@ class Attack(ABC):
             yield index, replace(result, seconds=time.perf_counter() - started)
 
     def refuses(self, knowledge: Knowledge) -> str | None:
-        """Why the attack makes no sense with this knowledge; none if it does.
+        """Why the attack cannot be used with this knowledge. If None, it can.
+
+        Checks the class attributes ``batches`` and ``noise``; a plugin that overrides it calls
+        this one, too.
 
         Args:
             knowledge: what the server knows.
         """
-        if self.restores_noise and not noise_slots(knowledge.model):
-            return f"{self.name} restores noise and {type(knowledge.model).__name__} draws none"
+        kind, noise = type(knowledge.model).__name__, noise_slots(knowledge.model)
+        if not self.batches and knowledge.num_samples > 1:
+            return f"{self.name} takes one sample and the update is of {knowledge.num_samples}"
+        if self.noise == "required" and not noise:
+            return f"{self.name} needs a model that draws noise and {kind} draws none"
+        if self.noise == "refused" and noise:
+            return (
+                f"{self.name} needs a model that draws no noise and {kind} draws some: choose an "
+                "attack that restores noise (`fedleak list attacks`)"
+            )
         return None
 
     def refuses_device(self, device: str) -> str | None:

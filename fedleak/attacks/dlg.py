@@ -38,12 +38,13 @@ class DLG(GradientMatching):
     )
     needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
     restores_labels: ClassVar[bool] = True
+    boxed: ClassVar[bool] = False
 
     iterations: int = 300
     learning_rate: float = 1.0
     optimizer: OptimizerName = "lbfgs"
     precision: Literal["float32", "float64"] | None = "float64"
-    # What the paper leaves no choice of.
+    # Fixed by the paper.
     total_variation: float = field(default=0.0, init=False)
     cost: Literal["cosine", "squared_error", "relative_error"] = field(
         default="squared_error", init=False

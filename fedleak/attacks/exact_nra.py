@@ -9,7 +9,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fedleak.attacks.base import JointAttack, Problem, Reconstruction, Report
+from fedleak.attacks.base import (
+    Family,
+    JointAttack,
+    LocalSteps,
+    NoiseUse,
+    Problem,
+    Reconstruction,
+    Report,
+)
 from fedleak.attacks.closed_form.linear import linear_input
 from fedleak.attacks.closed_form.reader import Reader, within
 from fedleak.attacks.labels import recover_labels
@@ -18,9 +26,8 @@ from fedleak.attacks.matching.local_steps import MOST_STEPS, UNORDERED, cannot_s
 from fedleak.attacks.module_facts import drawing_layers, enters_unchanged, first_linear
 from fedleak.attacks.nra import NRA
 from fedleak.errors import require
-from fedleak.models.noise import inject, noise_slots
+from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
-from fedleak.updates.knowledge import Knowledge
 
 # Of the gradient of what was found, as a share of the client's; that of an image that the equations
 # do not determine is below.
@@ -93,8 +100,12 @@ class ExactNRA(JointAttack):
         "of this project, from Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, "
         "and R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
     )
+    family: ClassVar[Family] = "analytic"
     needs: ClassVar[str] = "a gradient, biased linear layers around the noise"
+    local_steps: ClassVar[LocalSteps] = "simulated"
+    noise: ClassVar[NoiseUse] = "required"
     restores_noise: ClassVar[bool] = True
+    boxed: ClassVar[bool] = True
 
     solver_iterations: int = 4000
     image_iterations: int = 200
@@ -211,8 +222,8 @@ class ExactNRA(JointAttack):
             return _Left(problem, Known(), findings)
         if recovered and len(facts.local_batches) > 1:
             findings.append(UNORDERED)
-        own = ", each with noise of its own" if problem.noise_shapes else ""
-        findings.append(f"so a search by L-BFGS through all steps{own}")
+        own = ", each with its own noise" if problem.noise_shapes else ""
+        findings.append(f"gradient matching by L-BFGS, with all steps simulated{own}")
         found = _Precise(self, self.joint_steps, Known()).run(problem, report)
         if not found.cost <= MATCHED:
             findings.append(f"relative squared error {found.cost:.1e}: it has not found them")
@@ -233,16 +244,8 @@ class RGAP(ExactNRA):
     name: ClassVar[str] = "rgap"
     paper: ClassVar[str] = "Zhu and Blaschko, R-GAP, ICLR 2021, https://arxiv.org/abs/2010.07733"
     needs: ClassVar[str] = "a gradient, a biased linear layer, no noise"
+    noise: ClassVar[NoiseUse] = "refused"
     restores_noise: ClassVar[bool] = False
-
-    def refuses(self, knowledge: Knowledge) -> str | None:
-        """See :meth:`Attack.refuses`."""
-        if noise_slots(knowledge.model):
-            return (
-                f"{self.name} knows of no noise and {type(knowledge.model).__name__} draws some: "
-                "try exact_nra"
-            )
-        return super().refuses(knowledge)
 
 
 class _Left(NamedTuple):

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from fedleak.attacks.base import Problem
+from fedleak.attacks.base import NoiseUse, Problem
 from fedleak.attacks.matching.engine import GradientMatching
-from fedleak.models.noise import before_noise, noise_slots
+from fedleak.models.noise import before_noise
 from fedleak.updates.knowledge import Knowledge
 
 
@@ -23,16 +23,16 @@ class PartialIGA(GradientMatching):
         "https://arxiv.org/abs/2208.04767"
     )
     needs: ClassVar[str] = "as iga, and a model with layers before its noise"
+    noise: ClassVar[NoiseUse] = "required"
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """See :meth:`Attack.refuses`."""
-        kind = type(knowledge.model).__name__
-        if not noise_slots(knowledge.model):
-            return f"{self.name} leaves out the layers from the noise on and {kind} draws none"
+        reason = super().refuses(knowledge)
         names = [name for name, _ in knowledge.model.named_parameters()]
-        if not before_noise(names, knowledge.model):
+        if reason is None and not before_noise(names, knowledge.model):
+            kind = type(knowledge.model).__name__
             return f"{self.name} compares the layers before the noise and {kind} has none"
-        return None
+        return reason
 
     def compared(self, problem: Problem) -> list[str]:
         """See :meth:`GradientMatching.compared`."""

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from fedleak.attacks.base import NoiseUse
 from fedleak.attacks.matching.engine import GradientMatching
 
 
@@ -16,4 +17,5 @@ class NRA(GradientMatching):
     name: ClassVar[str] = "nra"
     paper: ClassVar[str] = "noise-restoring attack on PRECODE, public code of November 2022"
     needs: ClassVar[str] = "as iga, and a model that draws noise"
+    noise: ClassVar[NoiseUse] = "required"
     restores_noise: ClassVar[bool] = True

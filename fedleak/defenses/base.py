@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,42 @@ class Outgoing:
     noise: Tensors = field(default_factory=dict)
 
 
+Family = Literal[
+    "gradient perturbation",
+    "gradient compression",
+    "gradient clipping",
+    "representation perturbation",
+    "differential privacy",
+]
+
+
 class Defense(ABC):
     """Changes a client's update so that it leaks less.
 
-    A plugin sets the class attributes and writes :meth:`protect`; its constructor takes
-    keyword-only hyperparameters. It is found by name through the entry point group
-    ``fedleak.defenses`` or by its dotted path.
+    A plugin sets the class attributes and writes :meth:`protect`. Its hyperparameters are the
+    fields of a keyword-only dataclass (``@dataclass(kw_only=True, eq=False, repr=False)``). It is
+    found by name through the entry point group ``fedleak.defenses`` or by its dotted path.
+
+    The class attributes annotated here are the facts that the tests, ``fedleak list`` and the
+    documentation read.
     """
 
     name: ClassVar[str]
     """The name in tables and on the command line."""
     paper: ClassVar[str]
     """Authors, venue, address."""
+    family: ClassVar[Family]
+    """What is done to the gradient, in the terms of the literature."""
+    threat_model: ClassVar[str] = "honest-but-curious server"
+    """The attacker that it is meant for: one that only reads what clients send."""
+    needs: ClassVar[str] = "any update"
+    """What the client or its model must have, in a few words."""
     needs_batch: ClassVar[bool] = False
     """Whether it works on the gradient of one batch only, that is with the protocol fedsgd."""
-    starts_anew: ClassVar[bool] = False
+    recomputes_gradient: ClassVar[bool] = False
     """Whether it computes its update from the batch alone, and so undoes defences before it."""
+    randomised: ClassVar[bool] = False
+    """Whether what it sends depends on random draws."""
 
     @abstractmethod
     def protect(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedleak.defenses.base import Defense, Outgoing, check_range, scaled, total_norm
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, scaled, total_norm
 from fedleak.updates.files import Tensors
 
 
@@ -25,6 +25,7 @@ class Clipping(Defense):
 
     name: ClassVar[str] = "clipping"
     paper: ClassVar[str] = "McMahan et al., ICLR 2018, section 3, arXiv 1710.06963"
+    family: ClassVar[Family] = "gradient clipping"
 
     max_norm: float = 1.0
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
@@ -42,8 +42,11 @@ class DPSGD(Defense):
 
     name: ClassVar[str] = "dp_sgd"
     paper: ClassVar[str] = "Abadi et al., CCS 2016, algorithm 1, arXiv 1607.00133"
+    family: ClassVar[Family] = "differential privacy"
+    needs: ClassVar[str] = "the gradient of one batch; no batch norm; layers that Opacus knows"
+    randomised: ClassVar[bool] = True
     needs_batch: ClassVar[bool] = True
-    starts_anew: ClassVar[bool] = True
+    recomputes_gradient: ClassVar[bool] = True
 
     max_norm: float = 4.0
     noise_multiplier: float = 4.0

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Outgoing, check_range, total_norm
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, total_norm
 from fedleak.updates.files import Tensors
 
 
@@ -27,6 +27,8 @@ class NoisyGradients(Defense):
 
     name: ClassVar[str] = "noise"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.1, arXiv 1906.08935"
+    family: ClassVar[Family] = "gradient perturbation"
+    randomised: ClassVar[bool] = True
 
     sigma: float = 1e-2
     distribution: Literal["gaussian", "laplace"] = "gaussian"

@@ -35,6 +35,7 @@ class PPP(NoisyGradients):
         "Scheliga et al., Combining Variational Modeling with Partial Gradient Perturbation, 2022, "
         "arXiv 2208.04767"
     )
+    needs: ClassVar[str] = "a model with layers before its noise"
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.updates.files import Tensors
 
 
@@ -25,6 +25,7 @@ class Pruning(Defense):
 
     name: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.2, arXiv 1906.08935"
+    family: ClassVar[Family] = "gradient compression"
 
     ratio: float = 0.9
     error_feedback: bool = False

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedleak.defenses.base import Defense, Outgoing
+from fedleak.defenses.base import Defense, Family, Outgoing
 from fedleak.updates.files import Tensors
 
 
@@ -20,6 +20,7 @@ class Sign(Defense):
 
     name: ClassVar[str] = "sign"
     paper: ClassVar[str] = "Bernstein et al., signSGD, ICML 2018, arXiv 1802.04434"
+    family: ClassVar[Family] = "gradient compression"
 
     scaled: bool = True
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
@@ -33,6 +33,8 @@ class Soteria(Defense):
 
     name: ClassVar[str] = "soteria"
     paper: ClassVar[str] = "Sun et al., Soteria, CVPR 2021, arXiv 2012.06043"
+    family: ClassVar[Family] = "representation perturbation"
+    needs: ClassVar[str] = "the gradient of one batch; a linear layer"
     needs_batch: ClassVar[bool] = True
 
     ratio: float = 0.4

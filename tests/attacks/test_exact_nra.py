@@ -176,7 +176,7 @@ def test_what_enters_the_layer_is_not_taken_for_the_image() -> None:
     (found,) = ExactNRA(joint_steps=2, nra_iterations=2)([victim.update], victim.knowledge)
     first, search, failed, last = found.findings[1:]
     assert first == "no linear layer with bias is given the image first"
-    assert "so a search by L-BFGS through all steps" in search
+    assert "gradient matching by L-BFGS, with all steps simulated" in search
     assert "it has not found them" in failed
     assert last == "so a search as nra's"
 
@@ -193,7 +193,9 @@ def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
 def test_images_and_noise_of_several_steps_are_searched_together() -> None:
     victim = several_steps(victim_of(LeNet, shape=(1, 8, 8)), batch_size=1, epochs=2)
     (found,) = ExactNRA(joint_steps=25)([victim.update], victim.knowledge)
-    assert found.findings[-1].startswith("so a search by L-BFGS through all steps, each with noise")
+    assert found.findings[-1].startswith(
+        "gradient matching by L-BFGS, with all steps simulated, each with"
+    )
     (noise,), (truth,) = found.noise.values(), victim.truth.noise.values()
     assert noise.shape == truth.shape
     assert truth.shape[:2] == (1, 2)
@@ -582,7 +584,10 @@ def test_own_model_whose_layers_are_no_chain_is_matched() -> None:
 
 def test_rgap_is_for_models_without_noise() -> None:
     victim = victim_of(SMLP)
-    with pytest.raises(BadInput, match="rgap knows of no noise and SMLP draws some: try exact_nra"):
+    with pytest.raises(
+        BadInput,
+        match="rgap needs a model that draws no noise and SMLP draws some",
+    ):
         RGAP()([victim.update], victim.knowledge)
 
 

@@ -75,8 +75,8 @@ def test_batches_on_an_untrained_perceptron(labels: list[int], precode: bool) ->
 
 def test_an_attack_uses_them() -> None:
     for case in ATTACKS:
-        attack = case.make(**({"iterations": 1} if case.iterative else {}))
-        if getattr(attack, "restores_labels", False):
+        attack = case.make(**({"iterations": 1} if case.kind.iterative else {}))
+        if attack.restores_labels:
             continue  # it has a way of its own
         for labels in ([3], [3, 1]):
             settings = {"precode": case.precode, "batch": len(labels), "labels": labels}

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fedleak.attacks.base import JointAttack, Problem, Progress, Reconstruction, Report
+from fedleak.attacks.base import (
+    Family,
+    JointAttack,
+    LocalSteps,
+    Problem,
+    Progress,
+    Reconstruction,
+    Report,
+)
 from fedleak.attacks.closed_form.linear import known_inputs
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching.best_iterate import BestIterates, Kept, rounding_of
@@ -108,8 +116,10 @@ class GradientMatching(JointAttack):
         BadInput: if a value is out of its range or two do not go together.
     """
 
-    restores_labels: ClassVar[bool] = False
-    """Whether the labels are optimised together with the inputs."""
+    family: ClassVar[Family] = "optimisation-based"
+    local_steps: ClassVar[LocalSteps] = "simulated"
+    boxed: ClassVar[bool] = True
+    iterative: ClassVar[bool] = True
 
     iterations: int = 7000
     learning_rate: float = 0.01
