@@ -1,4 +1,4 @@
-"""The contract of an attack: a closed public call around an open ``run``."""
+"""The interface of an attack: a final public call around the method ``run`` of a plugin."""
 
 import copy
 import inspect
@@ -20,25 +20,26 @@ from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
-# Clients of a simulation are seeded from seed, round and client alone: without it, an attack could
-# draw the very noise that its victim drew.
+# Clients of a simulation are seeded from seed, round and client as well: without this salt, an
+# attack would draw the same random numbers as its victim.
 SALT = 0x5A17
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One update, made ready for an attack.
+    """One update, prepared for an attack.
 
     Args:
-        model: a private copy of the model with the weights that were sent, in the client's mode,
-            its parameters not requiring gradients.
-        gradient: a copy of the client's gradient by parameter name.
+        model: a private copy of the model with the weights that the server sent, in the client's
+            mode (train or eval), its parameters not requiring gradients.
+        gradient: a copy of the client's gradient by parameter name; for several local steps their
+            mean gradient.
         knowledge: see :class:`fedleak.updates.knowledge.Knowledge`.
-        generator: where the attack draws from; seeded from the run's seed, round and client.
+        generator: random generator of the attack, seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
         name: the update's key, for messages.
-        buffers: what the client returned besides its parameters' gradients or weights, such as
-            batch-norm statistics; empty if nothing.
+        buffers: buffers that the client returned, such as batch-norm statistics, by name; empty if
+            it returned none.
     """
 
     model: nn.Module
@@ -51,28 +52,32 @@ class Problem:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the inputs to be reconstructed, ``(num_samples, ...)``."""
+        """Shape of the inputs to reconstruct, ``(num_samples, *input_shape)``."""
         return (self.knowledge.num_samples, *self.knowledge.input_shape)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """A standard normal draw from the problem's generator."""
+        """A standard normal tensor from the problem's generator.
+
+        Args:
+            shape: its shape.
+        """
         like = next(iter(self.gradient.values()))
         return torch.randn(shape, generator=self.generator, dtype=like.dtype).to(like.device)
 
     def noise(self, slot: str, shape: Sequence[int]) -> Tensor:
-        """A draw of a slot's own noise from the problem's generator.
+        """Noise from a slot's own distribution, drawn from the problem's generator.
 
         Args:
             slot: the slot's path, one of ``noise_shapes``.
-            shape: shape of the draw.
+            shape: shape of the noise.
         """
         like = next(iter(self.gradient.values()))
         empty = torch.empty(*shape, dtype=like.dtype, device=like.device)
-        return noise_slots(self.model)[slot].draw(empty, self._generator_there)
+        return noise_slots(self.model)[slot].draw(empty, self._device_generator)
 
     @cached_property
-    def _generator_there(self) -> torch.Generator:
-        """A generator where the attack computes: a draw in every iteration must not wait for it."""
+    def _device_generator(self) -> torch.Generator:
+        """A generator on the attack's device, so that drawing needs no copy from the CPU."""
         device = next(iter(self.gradient.values())).device
         if device.type == "cpu":
             return self.generator
@@ -111,7 +116,13 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attack has come with the updates that it works on together."""
+    """Progress of an attack on the updates of one batched computation.
+
+    Args:
+        iteration: current iteration, from 0.
+        iterations: number of iterations in all.
+        cost: lowest cost so far, averaged over updates and restarts.
+    """
 
     iteration: int
     iterations: int
@@ -181,31 +192,32 @@ class Attack(ABC):
         report: Report | None = None,
         finished: Callable[[int, Reconstruction], None] | None = None,
     ) -> list[Reconstruction]:
-        """Attack updates, together where the attack can do so.
+        """Attack updates, in batched computations where the attack supports it.
 
         The model in ``knowledge`` and torch's random state are left as they were.
 
         Args:
-            updates: what the server saw.
-            knowledge: what it knows, one for all updates or one for each.
+            updates: updates that the server received.
+            knowledge: what the server knows, one for all updates or one for each.
             seed: seed of every random draw.
-            device: where to compute, such as ``cpu`` or ``cuda``.
-            report: called now and then with the progress.
-            finished: called with an update's index and its reconstruction as soon as it is there,
-                in whatever order that is.
+            device: device to compute on, such as ``cpu`` or ``cuda``.
+            report: called from time to time with the progress. If None, not reported.
+            finished: called with the index of an update and its reconstruction as soon as that
+                exists; the order is not that of the updates. If None, not called.
 
         Returns:
             A reconstruction for each update, on the CPU, in the order of the updates.
 
         Raises:
-            BadInput: if an update does not fit the model, holds NaN, or lacks what is needed.
+            BadInput: if an update does not fit the model or holds NaN, or if the attack cannot use
+                it (see :meth:`refuses`) or compute on the device.
         """
         known = [knowledge] * len(updates) if isinstance(knowledge, Knowledge) else list(knowledge)
         require(
             len(known) == len(updates),
             f"Expected `knowledge` once or for each of {len(updates)} updates, got {len(known)}.",
         )
-        with _random_state_kept(seed), _full_precision():
+        with _seeded(seed), _full_precision():
             models: list[_Loaded] = []
             problems = [
                 _prepare(update, facts, seed, device, models)
@@ -216,7 +228,7 @@ class Attack(ABC):
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
             results: dict[int, Reconstruction] = {}
             for index, result in self.run_many(problems, report or (lambda _: None)):
-                results[index] = _packed(result)
+                results[index] = _on_cpu(result)
                 if finished is not None:
                     finished(index, results[index])
         return [results[index] for index in range(len(problems))]
@@ -226,25 +238,25 @@ class Attack(ABC):
         """Attack one update.
 
         Args:
-            problem: the update, made ready.
-            report: to be called now and then with the progress.
+            problem: the prepared update.
+            report: to be called from time to time with the progress.
 
         Returns:
-            The reconstruction; its ``seconds`` are filled in by the caller.
+            The reconstruction; the caller sets its ``seconds``.
         """
 
     def run_many(
         self, problems: Sequence[Problem], report: Report
     ) -> Iterator[tuple[int, Reconstruction]]:
-        """Attack several updates: one by one, unless a plugin knows a faster way.
+        """Attack several updates: one by one, unless a plugin overrides it.
 
         Args:
-            problems: the updates, made ready.
-            report: to be called now and then with the progress.
+            problems: the prepared updates.
+            report: to be called from time to time with the progress.
 
         Yields:
-            The index of an update and its reconstruction, of each once and as soon as it is there,
-            with its ``seconds``.
+            The index of an update and its reconstruction with ``seconds`` set, once for each
+            update and as soon as it exists.
         """
         for index, problem in enumerate(problems):
             started = time.perf_counter()
@@ -273,7 +285,7 @@ class Attack(ABC):
         return None
 
     def refuses_device(self, device: str) -> str | None:
-        """Why the attack cannot compute there as it is set; none if it can.
+        """Why the attack cannot compute on a device with its settings. If None, it can.
 
         Args:
             device: a device that torch can use.
@@ -287,7 +299,7 @@ class Attack(ABC):
 
 
 class JointAttack(Attack):
-    """An attack that works on many updates at once, of which one is the least."""
+    """An attack that processes several updates in one computation: a plugin writes ``run_many``."""
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
@@ -319,7 +331,7 @@ def _prepare(
         )
         knowledge = replace(knowledge, labels=labels.to(device))
     model = _loaded_model(update, knowledge, device, models)
-    # In the model's precision, whatever the client sent; a copy, so that the update stays as it is.
+    # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     parameters = dict(model.named_parameters())
     gradient = {
         name: value.to(parameters[name], copy=True)
@@ -340,7 +352,7 @@ def _prepare(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A private copy of a model and what it was made from, for updates that share weights."""
+    """A private copy of a model and its origin, reused for updates with the same sent weights."""
 
     model: nn.Module
     original: nn.Module
@@ -365,13 +377,13 @@ def _loaded_model(
 
 
 def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-    """What each slot draws for the batch; also the check that the model takes such inputs."""
+    """Shape of each slot's noise for the batch; also checks that the model takes such inputs."""
     like = next(model.parameters())
     inputs = torch.zeros(
         knowledge.num_samples, *knowledge.input_shape, dtype=like.dtype, device=like.device
     )
     labels = torch.zeros(knowledge.num_samples, dtype=torch.long, device=like.device)
-    # A forward pass in train mode moves batch-norm statistics, so it is made on yet another copy.
+    # On another copy, since a forward pass in train mode updates batch-norm statistics.
     probe = copy.deepcopy(model)
     try:
         with record(probe) as notes, torch.no_grad():
@@ -387,8 +399,8 @@ def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int
 
 
 @contextmanager
-def _random_state_kept(seed: int) -> Iterator[None]:
-    """Seeds torch within the block and puts its random state back afterwards."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch within the block and restore its random state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -396,9 +408,9 @@ def _random_state_kept(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Within the block, a GPU computes in float32 where float32 is asked for, and not in TF32.
+    """Within the block, a GPU computes float32 operations in float32 and not in TF32.
 
-    Costs end at a millionth and below, which the ten bits of TF32 cannot tell apart.
+    Costs reach 1e-6 and less, below the resolution of TF32's 10 mantissa bits.
     """
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
@@ -411,7 +423,7 @@ def _full_precision() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def _packed(result: Reconstruction) -> Reconstruction:
+def _on_cpu(result: Reconstruction) -> Reconstruction:
     return replace(
         result,
         inputs=result.inputs.detach().cpu(),

@@ -1,4 +1,4 @@
-"""DLG and iDLG, the attacks that began it all: plain distance of gradients and L-BFGS."""
+"""DLG and iDLG: the squared distance of gradients, minimised by L-BFGS."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -16,20 +16,24 @@ from fedleak.attacks.matching.optimizers import OptimizerName
 class DLG(GradientMatching):
     """L-BFGS on the squared distance of gradients, over dummy inputs and dummy labels together.
 
-    The labels are the softmax of free numbers that start from N(0, 1); what the server knows of
-    labels is not used. No prior, no box. The paper's victims have sigmoid activations and weights
-    drawn uniformly from (-0.5, 0.5).
+    Zhu et al. 2019, algorithm 1 and eq. 4. The labels are the softmax of logits
+    ``(num_samples, num_classes)`` that start from N(0, 1); known labels are not used. There is no
+    prior and inputs are not clamped. The paper's victims have sigmoid activations and weights drawn
+    uniformly from (-0.5, 0.5).
 
     Args:
-        iterations: number of L-BFGS steps, of up to 20 evaluations each.
+        iterations: number of L-BFGS steps, of up to 20 evaluations each, at least 1.
         learning_rate: see :class:`GradientMatching`.
         optimizer: see :class:`GradientMatching`.
         restarts: see :class:`GradientMatching`.
         patience: see :class:`GradientMatching`.
         at_once: see :class:`GradientMatching`.
-        precision: see :class:`GradientMatching`; in float32 the squared distance is lost in
-            rounding, and the line search with it, long before the picture is there.
+        precision: see :class:`GradientMatching`; in float32 rounding of the squared distance ends
+            the line search long before the image is reconstructed.
         simulate_steps: see :class:`GradientMatching`.
+
+    Raises:
+        BadInput: if a value is out of its range.
     """
 
     name: ClassVar[str] = "dlg"
@@ -60,10 +64,11 @@ class DLG(GradientMatching):
 
 
 class IDLG(DLG):
-    """DLG with the label from the sign of the classifier's gradient.
+    """DLG with the label recovered from the sign of the classifier's gradient.
 
-    It finds the label itself, even where the server knows it, as the paper has it for one sample;
-    of a batch it counts the labels in the gradient of the classifier's bias.
+    The label of one sample is recovered (Zhao et al. 2020, eq. 3), even if the server knows it; the
+    labels of a batch are counted in the gradient of the classifier's bias
+    (:func:`fedleak.attacks.labels.bias_counts`).
     """
 
     name: ClassVar[str] = "idlg"

@@ -1,4 +1,4 @@
-"""IGA that leaves PRECODE's own and later layers out of the cost."""
+"""IGA with the cost restricted to the layers before PRECODE."""
 
 from typing import ClassVar
 
@@ -9,12 +9,12 @@ from fedleak.updates.knowledge import Knowledge
 
 
 class PartialIGA(GradientMatching):
-    """Compares the gradients of those layers only that come before the model's noise.
+    """IGA that compares only the gradients of the layers before the model's noise.
 
-    The noise enters in the bottleneck; the gradients of the bottleneck and of what follows are the
-    most random ones. Leaving them out of the cost is the attack that the authors of PRECODE found
-    against it themselves (Scheliga et al. 2022, section 4). The dummy forward pass draws afresh in
-    every iteration, as for IGA.
+    The noise is drawn in the bottleneck and randomises the gradients of the bottleneck and of the
+    layers behind it most. Leaving these out of the cost is the attack on PRECODE by its own authors
+    (Scheliga et al. 2022, section 4). The dummy forward pass draws new noise in every iteration, as
+    in IGA.
     """
 
     name: ClassVar[str] = "iga_partial"

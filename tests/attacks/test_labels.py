@@ -230,7 +230,7 @@ def test_features_of_both_signs_mislead_the_minima() -> None:
     ("method", "labels", "sentence"),
     [
         ("idlg", [0, 1], "idlg recovers the label of one sample, not of 2: try bias_counts or"),
-        ("row_minima", [0, 1, 2, 3, 0], "no label twice and there are 5 samples of 4 classes: try"),
+        ("row_minima", [0, 1, 2, 3, 0], "only once and there are 5 samples of 4 classes: try"),
         ("row_minma", [0], r"Unknown label recovery `row_minma`: expected one of bias_counts, "
          r"idlg, row_minima\. Did you mean `row_minima`\?$"),
     ],
