@@ -13,8 +13,8 @@ from fedleak.updates.files import Tensors
 class Clipping(Defense):
     """Scales the update down so that its norm is at most a bound.
 
-    By itself it keeps the direction, and so hides nothing from a cosine cost; it bounds what one
-    client can contribute, which noise needs.
+    By itself it keeps the direction, and so does not affect attacks with a cosine cost; it bounds
+    the contribution of one client, which the noise of differential privacy requires.
 
     Args:
         max_norm: the bound, positive.

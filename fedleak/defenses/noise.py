@@ -41,19 +41,19 @@ class NoisyGradients(Defense):
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
     ) -> Tensors:
         """See :meth:`Defense.protect`."""
-        deviation = self.sigma
+        standard_deviation = self.sigma
         if self.relative:
             entries = sum(value.numel() for value in outgoing.update.values())
-            deviation *= total_norm(outgoing.update) / math.sqrt(entries)
+            standard_deviation *= total_norm(outgoing.update) / math.sqrt(entries)
         return {
-            name: value + deviation * self._draw(value, generator)
+            name: value + standard_deviation * self._draw(value, generator)
             for name, value in outgoing.update.items()
         }
 
     def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of deviation 1."""
+        """Noise of standard deviation 1 with the shape of ``like``."""
         if self.distribution == "gaussian":
             return torch.randn(like.shape, generator=generator).to(like)
-        # The difference of two exponentials is Laplace with scale 1, deviation sqrt(2).
+        # The difference of two exponentials is Laplace with scale 1, standard deviation sqrt(2).
         first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in "ab")
         return ((first - second) / math.sqrt(2)).to(like)

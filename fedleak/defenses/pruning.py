@@ -1,4 +1,4 @@
-"""Gradient compression."""
+"""Gradient pruning (sparsification)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,8 +16,8 @@ class Pruning(Defense):
 
     Args:
         ratio: share of every tensor's entries that is set to zero, from 0 to below 1.
-        error_feedback: whether what was cut is kept by the client and added to its next update
-            (deep gradient compression, Lin et al., ICLR 2018, section 3.1).
+        error_feedback: whether the client keeps the entries that were set to zero and adds them to
+            its next update (deep gradient compression, Lin et al., ICLR 2018, section 3.1).
 
     Raises:
         BadInput: if the ratio is out of its range.

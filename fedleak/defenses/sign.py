@@ -1,4 +1,4 @@
-"""The sign of the gradient alone."""
+"""Sign compression (signSGD)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,11 +11,11 @@ from fedleak.updates.files import Tensors
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Sign(Defense):
-    """Sends one bit an entry: its sign, times the tensor's mean magnitude.
+    """Sends the sign of every entry, times the mean magnitude of its tensor.
 
     Args:
-        scaled: whether to multiply by the mean magnitude, which keeps a learning rate valid; else
-            entries are -1, 0 and 1.
+        scaled: whether to multiply by the mean magnitude, so that the same learning rate can be
+            used; otherwise entries are -1, 0 and 1.
     """
 
     name: ClassVar[str] = "sign"
