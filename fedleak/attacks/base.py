@@ -38,8 +38,8 @@ class Problem:
         generator: random generator of the attack, seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
         name: the update's key, for messages.
-        buffers: buffers that the client returned, such as batch-norm statistics, by name; empty if
-            it returned none.
+        buffers: what the client returned besides its parameters' gradients or weights, such as
+            batch-norm statistics; empty if nothing.
     """
 
     model: nn.Module
@@ -228,7 +228,7 @@ class Attack(ABC):
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
             results: dict[int, Reconstruction] = {}
             for index, result in self.run_many(problems, report or (lambda _: None)):
-                results[index] = _on_cpu(result)
+                results[index] = _packed(result)
                 if finished is not None:
                     finished(index, results[index])
         return [results[index] for index in range(len(problems))]
@@ -423,7 +423,7 @@ def _full_precision() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def _on_cpu(result: Reconstruction) -> Reconstruction:
+def _packed(result: Reconstruction) -> Reconstruction:
     return replace(
         result,
         inputs=result.inputs.detach().cpu(),

@@ -1,4 +1,4 @@
-"""A forward pass as the sequence of calls of the modules without children."""
+"""A model as the sequence of its innermost modules' calls."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class Call(NamedTuple):
-    """One call of a module without children.
+    """One call of a module that holds no others.
 
     Args:
         name: the module's path in the model.
         module: the module.
-        entering: its input (first argument).
-        leaving: its output.
-        entered: version counter of the input at the call (number of in-place changes).
-        left: version counter of the output when the call returned.
+        entering: its (first) argument.
+        leaving: what it gave.
+        entered: how often the argument had been changed in place when it came.
+        left: how often what it gave had been, when it left.
     """
 
     name: str
@@ -34,12 +34,12 @@ def calls_of(
     loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor],
     batch: tuple[Tensor, Tensor],
 ) -> list[Call]:
-    """The calls of a forward pass, in order.
+    """The calls of a forward pass, in their order.
 
     Args:
-        model: the model; a forward pass in train mode updates its batch-norm statistics.
+        model: the model; a forward pass in train mode moves its batch-norm statistics.
         loss: the loss of a batch, given model and batch.
-        batch: inputs ``(batch, ...)`` and labels ``(batch,)``.
+        batch: inputs and labels.
     """
     found: list[Call] = []
     handles = []
@@ -73,24 +73,23 @@ def calls_of(
 
 
 def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None:
-    """The chain of calls before a layer, in which each input is the output of the call before.
+    """The calls before a layer, if each is given what the one before gave, from the inputs on.
 
-    A reshape in between, such as ``flatten``, does not interrupt the chain.
+    What came in between may have been given another shape, as by ``flatten``.
 
     Args:
         calls: see :func:`calls_of`.
         layer: name of the layer.
-        inputs: the inputs of that pass, ``(batch, ...)``.
+        inputs: the inputs of that pass.
 
     Returns:
-        The calls, from first to last. Calls up to the last interruption are left out, so that the
-        chain begins either with the inputs or behind an interruption. None if the layer was not
-        called.
+        The calls, from first to last; those up to the first gap are left out, so that a chain that
+        does not begin with the inputs begins behind a gap. None if there is no such layer.
     """
     chain: list[Call] = []
     before, version = inputs, inputs._version
     for call in calls:
-        # A function in between returns another tensor, or changes this one in place.
+        # A function in between gives another tensor, or changes this one in place.
         if not same_entries(call.entering, before) or call.entered != version:
             chain = []
         if call.name == layer:
@@ -101,11 +100,11 @@ def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None
 
 
 def same_entries(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share the same memory in the same order, whatever their shapes.
+    """Whether two tensors are the same numbers in the same order, in shapes of their own.
 
     Args:
         one: a tensor.
-        other: another tensor, such as a view of it.
+        other: another one, which may be a view of it.
     """
     if one is other:
         return True
@@ -115,11 +114,11 @@ def same_entries(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, modules receive these values instead of their own inputs.
+    """Within the block, modules are given these values instead of their own arguments.
 
     Args:
         model: the model.
-        values: module's path -> its input.
+        values: module's path -> its argument.
     """
 
     def give(value: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -145,10 +144,10 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def skipping(calls: Sequence[Call]) -> Iterator[None]:
-    """Within the block, modules return their outputs of these calls and compute nothing.
+    """Within the block, modules give what they gave in those calls, and compute nothing.
 
     Args:
-        calls: the calls to replay; for a module called more than once, all of its calls.
+        calls: calls whose outcome does not matter; of a module called more than once, all.
     """
     given: dict[nn.Module, list[Tensor]] = {}
     for call in calls:
