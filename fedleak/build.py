@@ -67,7 +67,7 @@ def make_defenses(config: RunConfig) -> list[Defense]:
         reason = defense.refuses(config.federation.protocol)
         require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
         require(
-            not (defense.starts_anew and defenses),
+            not (defense.recomputes_gradient and defenses),
             f"Expected {defense.name} before the other `defenses`, as it computes the gradient "
             "anew and would undo them, got it after them: change their order.",
         )

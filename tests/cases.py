@@ -34,36 +34,31 @@ class AttackCase:
     Args:
         kind: the class.
         settings: its hyperparameters.
-        boxed: whether it promises inputs within the valid range.
-        iterative: whether it takes ``iterations`` and reports costs.
-        needs_noise: whether it refuses models that draw none.
-        reads_one: whether it is for one sample alone.
-        first_linear: whether it takes models alone that begin with a linear layer.
-        no_noise: whether it refuses models that draw noise.
     """
 
     kind: type[Attack]
     settings: dict[str, Any]
-    boxed: bool = True
-    iterative: bool = True
-    needs_noise: bool = False
-    reads_one: bool = False
-    first_linear: bool = False
-    no_noise: bool = False
+
+    @property
+    def boxed(self) -> bool:
+        """Whether it keeps inputs within the valid range with these settings."""
+        return self.kind.boxed and self.settings.get("box", True)
 
     @property
     def precode(self) -> bool:
-        """Whether a model with PRECODE suits it."""
-        return not self.no_noise
+        """Whether it takes a model with PRECODE."""
+        return self.kind.noise != "refused"
 
     @property
     def batch(self) -> int:
-        """A batch size that it can do with."""
-        return 1 if self.reads_one else 2
+        """A batch size that it takes."""
+        return 2 if self.kind.batches else 1
 
-    def fits(self, model: "ModelCase") -> bool:
-        """Whether it takes the model."""
-        return not self.first_linear or model.kind in (SMLP, DMLP)
+    def fits(self, model: "ModelCase", *, precode: bool | None = None) -> bool:
+        """Whether it takes the model, without PRECODE or with (None: in one of the two ways)."""
+        if self.kind.needs_first_linear and model.kind not in (SMLP, DMLP):
+            return False
+        return precode is None or self.kind.noise != ("refused" if precode else "required")
 
     def make(self, **changes: Any) -> Attack:
         return self.kind(**self.settings | changes)
@@ -108,17 +103,13 @@ class ModelCase:
 ATTACKS = (
     AttackCase(IGA, {"iterations": 6}),
     AttackCase(IGA, {"iterations": 6, "restarts": 2, "signed": False, "learning_rate": 0.1}),
-    AttackCase(IGA, {"iterations": 6, "cost": "squared_error", "box": False}, boxed=False),
-    AttackCase(NRA, {"iterations": 6}, needs_noise=True),
-    AttackCase(
-        NRA,
-        {"iterations": 6, "restarts": 2, "total_variation": 0.0, "decay": False},
-        needs_noise=True,
-    ),
-    AttackCase(PartialIGA, {"iterations": 6}, needs_noise=True),
-    AttackCase(DLG, {"iterations": 1}, boxed=False),
-    AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}, boxed=False),
-    AttackCase(Analytic, {}, iterative=False, reads_one=True, first_linear=True),
+    AttackCase(IGA, {"iterations": 6, "cost": "squared_error", "box": False}),
+    AttackCase(NRA, {"iterations": 6}),
+    AttackCase(NRA, {"iterations": 6, "restarts": 2, "total_variation": 0.0, "decay": False}),
+    AttackCase(PartialIGA, {"iterations": 6}),
+    AttackCase(DLG, {"iterations": 1}),
+    AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}),
+    AttackCase(Analytic, {}),
     AttackCase(
         ExactNRA,
         {
@@ -128,8 +119,6 @@ ATTACKS = (
             "joint_steps": 1,
             "nra_iterations": 4,
         },
-        iterative=False,
-        needs_noise=True,
     ),
     AttackCase(
         RGAP,
@@ -140,8 +129,6 @@ ATTACKS = (
             "joint_steps": 1,
             "nra_iterations": 4,
         },
-        iterative=False,
-        no_noise=True,
     ),
     AttackCase(
         RGAP,
@@ -153,8 +140,6 @@ ATTACKS = (
             "joint_steps": 1,
             "nra_iterations": 4,
         },
-        iterative=False,
-        no_noise=True,
     ),
 )
 
@@ -182,9 +167,7 @@ class Pair:
     @property
     def repeatable(self) -> bool:
         """Whether the reconstruction holds all that its cost was computed from."""
-        if getattr(self.attack.kind, "restores_labels", False):  # those were soft
-            return False
-        if not self.attack.iterative:
+        if self.attack.kind.restores_labels or not self.attack.kind.iterative:  # labels were soft
             return False
         return not self.precode or self.attack.kind.restores_noise
 
@@ -199,9 +182,7 @@ PAIRS = [
     for attack in ATTACKS
     for model in (LIGHT_MODELS if attack in FIRST_OF_KIND else (MODELS[0], MODELS[3]))
     for precode in (False, True)
-    if attack.fits(model)
-    and (precode or not attack.needs_noise)
-    and not (precode and attack.no_noise)
+    if attack.fits(model, precode=precode)
 ]
 
 

@@ -179,7 +179,7 @@ def test_events_come_in_order(finished: Finished) -> None:
         *attacked, "attack_skipped", *attacked, *attacked, "run_ended",
     ]  # fmt: skip
     assert finished.events.arguments("attack_skipped") == [
-        ("nra", "smlp", "nra restores noise and SMLP draws none")
+        ("nra", "smlp", "nra needs a model that draws noise and SMLP draws none")
     ]
     assert finished.events.arguments("run_ended") == [("complete",)]
 
@@ -538,7 +538,7 @@ def after(count: int, action: Callable[..., None]) -> Callable[..., None]:
          r": .*\(2x5 and 6x4\)"),
         ({"path": f"{MODULES}.OnlyTrainingStep", "model_args": {"side": 16}},
          r"\(1, 8, 8\) .* \(2x64 and 256x4\)"),
-        ({"attacks": (attack_plugin("nra"),)}, r"nra restores noise and SMLP draws none"),
+        ({"attacks": (attack_plugin("nra"),)}, r"nra needs .* draws noise and SMLP draws none"),
         ({"attacks": (attack_plugin("iga", iterations=-5),)}, r"`iterations` to be at least 1"),
         ({"attacks": (attack_plugin("iga"),) * 2}, r"got iga twice"),
         ({"model_args": {"precode": {"bottleneck_size": 0}}}, r"at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""Attacks that reconstruct clients' inputs from what they sent."""
+"""Gradient inversion attacks: they reconstruct clients' inputs from their updates."""
 
 from fedleak.attacks.analytic import Analytic
 from fedleak.attacks.base import Attack, Problem, Progress, Reconstruction

@@ -1,42 +1,44 @@
-"""The closed form: what entered a biased linear layer stands in its gradient."""
+"""The closed form of a linear layer with bias: its gradient determines its input."""
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.base import Attack, Problem, Reconstruction, Report
+from fedleak.attacks.base import Attack, Family, Problem, Reconstruction, Report
 from fedleak.attacks.closed_form.linear import linear_input
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.module_facts import enters_unchanged, first_linear
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 
-# So many deviations of the noise count as signal.
-DEVIATIONS = 5.0
-# The ratio of the deviation of normal numbers to their median distance from the median.
-MEDIAN_TO_DEVIATION = 1.4826
-# Of float32, what remains of a sum that should be 0.
+# An entry is signal from this many standard deviations of the noise on.
+STANDARD_DEVIATIONS = 5.0
+# Standard deviation of a normal distribution over its median absolute deviation.
+MAD_TO_STANDARD_DEVIATION = 1.4826
+# Relative rounding error of a float32 sum that is 0 in exact arithmetic.
 ROUNDING = 1e-5
 
 
 class Analytic(Attack):
-    """Reads one sample out of the gradient of the first linear layer, without any iteration.
+    """Recovers one sample from the gradient of the first linear layer in closed form.
 
-    Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, so
-    h follows by weighted least squares over all its rows
-    (:func:`fedleak.attacks.closed_form.linear.linear_input`), whatever follows the layer: the
-    noise of a bottleneck does not change it. Where the layer takes the sample itself, that is the
-    sample, and steps of plain SGD on it add up to ``(sum of d) h^T``, however many there are.
+    For one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, with d the
+    gradient of the layer's output, so the input h follows by weighted least squares over the rows
+    (Phong et al. 2018, section III; :func:`fedleak.attacks.closed_form.linear.linear_input`). The
+    layers behind do not matter, nor does the noise of a bottleneck. If the layer's input is the
+    sample itself, h is the sample; steps of plain SGD on one sample add up to ``(sum of d) h^T``,
+    so that their mean gradient gives it too, for any number of steps.
 
-    A recommender scales a user's vector to unit length and may drop some of it. There the items are
-    those whose entry of h is not 0 and, if the gradient of the output's bias adds up to 0 as that
-    of a multinomial does (it is ``n softmax - x`` of a user with n items), those whose entry of it
-    is negative. Entries count from five deviations of the noise, which is estimated from the
-    entries of all items, as most are none of the user's.
+    A recommender scales a user's vector ``(items,)`` to unit length and may apply dropout. The
+    user's items are those whose entry of h is not 0 and, if the gradient of the output's bias sums
+    to 0 as that of a multinomial likelihood does (``n softmax - x`` for a user with n items), those
+    whose entry of that gradient is negative. Entries count from 5 standard deviations of the
+    noise, which is estimated from all entries, since most items are not the user's.
 
-    The cost is the share of the layer's gradient (in norm) that ``b_grad h^T`` does not explain:
-    0 to rounding where the update is what it is taken for.
+    Images are clamped to the valid range; vectors are 0 or 1. The cost is the share of the weight
+    gradient's norm that ``d h^T`` does not explain: 0 up to rounding if the update is the gradient
+    of one sample.
     """
 
     name: ClassVar[str] = "analytic"
@@ -44,26 +46,31 @@ class Analytic(Attack):
         "Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III; Balunovic et al., "
         "ICLR 2022, https://arxiv.org/abs/2111.04706"
     )
+    family: ClassVar[Family] = "analytic"
     needs: ClassVar[str] = "a gradient of one sample; a biased linear layer first"
+    batches: ClassVar[bool] = False
+    needs_first_linear: ClassVar[bool] = True
+    boxed: ClassVar[bool] = True
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """See :meth:`Attack.refuses`."""
-        if knowledge.num_samples > 1:
-            return f"{self.name} reads one sample and the update is of {knowledge.num_samples}"
+        reason = super().refuses(knowledge)
+        if reason is not None:
+            return reason
         if knowledge.local_steps > 1 and not knowledge.plain_sgd:
             return (
-                f"{self.name} reads sums of gradients, and {knowledge.local_steps} local steps of "
-                "another optimiser than plain SGD are none"
+                f"{self.name} needs a sum of gradients, and {knowledge.local_steps} local steps of "
+                "another optimiser than plain SGD do not send one"
             )
         layer = first_linear(knowledge)
-        # What a recommender does to a user's vector leaves its zeros where they are.
+        # A recommender scales a user's vector and drops entries, which keeps its zeros.
         images = len(knowledge.input_shape) == 3
         if layer is None or (images and not enters_unchanged(knowledge, layer)):
             return (
                 f"{self.name} needs a linear layer with bias that takes the sample first and "
                 f"{type(knowledge.model).__name__} has none"
             )
-        return super().refuses(knowledge)
+        return None
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
@@ -88,15 +95,15 @@ class Analytic(Attack):
         )
 
     def _items(self, facts: Knowledge, gradient: Tensors, entering: Tensor) -> Tensor:
-        """1 at the user's items, else 0."""
-        noise = _deviation(entering)
-        least = max(DEVIATIONS * noise, ROUNDING * float(entering.abs().max()))
+        """1 at the user's items, else 0: ``(items,)``."""
+        noise = _standard_deviation(entering)
+        least = max(STANDARD_DEVIATIONS * noise, ROUNDING * float(entering.abs().max()))
         found = entering.abs() > least
         output = _output_bias(facts)
         if output is not None:
             entries = gradient[output].double()
-            # Without noise the sign is enough: popular items of a trained model are near 0.
-            least = DEVIATIONS * _deviation(entries) if noise else 0.0
+            # Without noise the sign decides: for popular items of a trained model it is near 0.
+            least = STANDARD_DEVIATIONS * _standard_deviation(entries) if noise else 0.0
             rounding = ROUNDING * float(entries.abs().sum())
             if abs(float(entries.sum())) <= least * len(entries) ** 0.5 + rounding:
                 found |= entries < -least
@@ -104,13 +111,13 @@ class Analytic(Attack):
 
 
 def _output_bias(knowledge: Knowledge) -> str | None:
-    """The bias of the last linear layer, if it has an output for every entry of a sample."""
+    """The bias of the last linear layer, if it has one output for each entry of a sample."""
     layers = [(n, m) for n, m in knowledge.model.named_modules() if isinstance(m, nn.Linear)]
     name, last = layers[-1]
     fits = (last.out_features,) == tuple(knowledge.input_shape)
     return f"{name}.bias" if fits and last.bias is not None else None
 
 
-def _deviation(entries: Tensor) -> float:
-    """The deviation of what most entries are: of noise, if few hold a signal."""
-    return MEDIAN_TO_DEVIATION * float((entries - entries.median()).abs().median())
+def _standard_deviation(entries: Tensor) -> float:
+    """A robust estimate of the noise's standard deviation, if most entries hold noise alone."""
+    return MAD_TO_STANDARD_DEVIATION * float((entries - entries.median()).abs().median())

@@ -1,4 +1,4 @@
-"""The contract of an attack: a closed public call around an open ``run``."""
+"""The interface of an attack: a final public call around the method ``run`` of a plugin."""
 
 import copy
 import inspect
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,22 @@ from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
-# Clients of a simulation are seeded from seed, round and client alone: without it, an attack could
-# draw the very noise that its victim drew.
+# Clients of a simulation are seeded from seed, round and client as well: without this salt, an
+# attack would draw the same random numbers as its victim.
 SALT = 0x5A17
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One update, made ready for an attack.
+    """One update, prepared for an attack.
 
     Args:
-        model: a private copy of the model with the weights that were sent, in the client's mode,
-            its parameters not requiring gradients.
-        gradient: a copy of the client's gradient by parameter name.
+        model: a private copy of the model with the weights that the server sent, in the client's
+            mode (train or eval), its parameters not requiring gradients.
+        gradient: a copy of the client's gradient by parameter name; for several local steps their
+            mean gradient.
         knowledge: see :class:`fedleak.updates.knowledge.Knowledge`.
-        generator: where the attack draws from; seeded from the run's seed, round and client.
+        generator: random generator of the attack, seeded from the run's seed, round and client.
         noise_shapes: noise slot -> shape of what it draws in a forward pass of the batch.
         name: the update's key, for messages.
         buffers: what the client returned besides its parameters' gradients or weights, such as
@@ -54,28 +55,32 @@ class Problem:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the inputs to be reconstructed, ``(num_samples, ...)``."""
+        """Shape of the inputs to reconstruct, ``(num_samples, *input_shape)``."""
         return (self.knowledge.num_samples, *self.knowledge.input_shape)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """A standard normal draw from the problem's generator."""
+        """A standard normal tensor from the problem's generator.
+
+        Args:
+            shape: its shape.
+        """
         like = next(iter(self.gradient.values()))
         return torch.randn(shape, generator=self.generator, dtype=like.dtype).to(like.device)
 
     def noise(self, slot: str, shape: Sequence[int]) -> Tensor:
-        """A draw of a slot's own noise from the problem's generator.
+        """Noise from a slot's own distribution, drawn from the problem's generator.
 
         Args:
             slot: the slot's path, one of ``noise_shapes``.
-            shape: shape of the draw.
+            shape: shape of the noise.
         """
         like = next(iter(self.gradient.values()))
         empty = torch.empty(*shape, dtype=like.dtype, device=like.device)
-        return noise_slots(self.model)[slot].draw(empty, self._generator_there)
+        return noise_slots(self.model)[slot].draw(empty, self._device_generator)
 
     @cached_property
-    def _generator_there(self) -> torch.Generator:
-        """A generator where the attack computes: a draw in every iteration must not wait for it."""
+    def _device_generator(self) -> torch.Generator:
+        """A generator on the attack's device, so that drawing needs no copy from the CPU."""
         device = next(iter(self.gradient.values())).device
         if device.type == "cpu":
             return self.generator
@@ -124,7 +129,13 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attack has come with the updates that it works on together."""
+    """Progress of an attack on the updates of one batched computation.
+
+    Args:
+        iteration: current iteration, from 0.
+        iterations: number of iterations in all.
+        cost: lowest cost so far, averaged over updates and restarts.
+    """
 
     iteration: int
     iterations: int
@@ -133,23 +144,55 @@ class Progress:
 
 Report = Callable[[Progress], None]
 
+Family = Literal["optimisation-based", "analytic"]
+LocalSteps = Literal["averaged", "simulated"]
+NoiseUse = Literal["allowed", "required", "refused"]
+
 
 class Attack(ABC):
-    """Reconstructs clients' inputs from intercepted updates.
+    """A gradient inversion attack: reconstructs clients' inputs from intercepted updates.
 
     A plugin sets the class attributes and writes :meth:`run` (and, to work on many updates at once,
-    :meth:`run_many`); its constructor takes keyword-only hyperparameters with the paper's defaults.
-    It is found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
+    :meth:`run_many`). Its hyperparameters are the fields of a keyword-only dataclass
+    (``@dataclass(kw_only=True, eq=False, repr=False)``), with the paper's values as defaults. It is
+    found by name through the entry point group ``fedleak.attacks`` or by its dotted path.
+
+    The class attributes annotated here are the facts that the tests, ``fedleak list`` and the
+    documentation read.
     """
 
     name: ClassVar[str]
     """The name in tables and on the command line."""
     paper: ClassVar[str]
     """Authors, venue, address."""
+    family: ClassVar[Family]
+    """``optimisation-based`` (gradient matching), or ``analytic`` (the gradient's equations are
+    solved for the input; if they do not determine it, an optimisation may follow)."""
+    threat_model: ClassVar[str] = "honest-but-curious server"
+    """What the server does: one that is honest but curious only reads what clients send."""
     needs: ClassVar[str]
     """What the server must see or know, in a few words."""
+    batches: ClassVar[bool] = True
+    """Whether it can attack an update of several samples."""
+    local_steps: ClassVar[LocalSteps] = "averaged"
+    """How an update of several local steps is attacked: ``averaged`` takes the mean gradient of
+    the steps for the gradient of one; ``simulated`` differentiates through the steps, where the
+    client's optimiser is plain SGD and the steps are known and few, and else averages."""
+    noise: ClassVar[NoiseUse] = "allowed"
+    """Whether the model may draw noise (own noise slots), must, or must not."""
     restores_noise: ClassVar[bool] = False
-    """Whether it only makes sense on a model that draws noise."""
+    """Whether it reconstructs the noise that the model drew as well."""
+    restores_labels: ClassVar[bool] = False
+    """Whether it optimises the labels together with the inputs, and ignores known ones."""
+    needs_first_linear: ClassVar[bool] = False
+    """Whether the model must begin with a linear layer with bias."""
+    boxed: ClassVar[bool] = False
+    """Whether reconstructions stay within the valid range of inputs, with default settings."""
+    iterative: ClassVar[bool] = False
+    """Whether it has the hyperparameter ``iterations`` and gives the cost from iteration 0 on."""
+    # No ClassVar, since it is a hyperparameter of those that have a choice.
+    at_once: int = 1
+    """Number of updates attacked in one batched computation (the default where it is a setting)."""
 
     @final
     def __call__(
@@ -162,31 +205,32 @@ class Attack(ABC):
         report: Report | None = None,
         finished: Callable[[int, Reconstruction], None] | None = None,
     ) -> list[Reconstruction]:
-        """Attack updates, together where the attack can do so.
+        """Attack updates, in batched computations where the attack supports it.
 
         The model in ``knowledge`` and torch's random state are left as they were.
 
         Args:
-            updates: what the server saw.
-            knowledge: what it knows, one for all updates or one for each.
+            updates: updates that the server received.
+            knowledge: what the server knows, one for all updates or one for each.
             seed: seed of every random draw.
-            device: where to compute, such as ``cpu`` or ``cuda``.
-            report: called now and then with the progress.
-            finished: called with an update's index and its reconstruction as soon as it is there,
-                in whatever order that is.
+            device: device to compute on, such as ``cpu`` or ``cuda``.
+            report: called from time to time with the progress. If None, not reported.
+            finished: called with the index of an update and its reconstruction as soon as that
+                exists; the order is not that of the updates. If None, not called.
 
         Returns:
             A reconstruction for each update, on the CPU, in the order of the updates.
 
         Raises:
-            BadInput: if an update does not fit the model, holds NaN, or lacks what is needed.
+            BadInput: if an update does not fit the model or holds NaN, or if the attack cannot use
+                it (see :meth:`refuses`) or compute on the device.
         """
         known = [knowledge] * len(updates) if isinstance(knowledge, Knowledge) else list(knowledge)
         require(
             len(known) == len(updates),
             f"Expected `knowledge` once or for each of {len(updates)} updates, got {len(known)}.",
         )
-        with _random_state_kept(seed), _full_precision():
+        with _seeded(seed), _full_precision():
             models: list[_Loaded] = []
             problems = [
                 _prepare(update, facts, seed, device, models)
@@ -208,25 +252,25 @@ class Attack(ABC):
         """Attack one update.
 
         Args:
-            problem: the update, made ready.
-            report: to be called now and then with the progress.
+            problem: the prepared update.
+            report: to be called from time to time with the progress.
 
         Returns:
-            The reconstruction; its ``seconds`` are filled in by the caller.
+            The reconstruction; the caller sets its ``seconds``.
         """
 
     def run_many(
         self, problems: Sequence[Problem], report: Report
     ) -> Iterator[tuple[int, Reconstruction]]:
-        """Attack several updates: one by one, unless a plugin knows a faster way.
+        """Attack several updates: one by one, unless a plugin overrides it.
 
         Args:
-            problems: the updates, made ready.
-            report: to be called now and then with the progress.
+            problems: the prepared updates.
+            report: to be called from time to time with the progress.
 
         Yields:
-            The index of an update and its reconstruction, of each once and as soon as it is there,
-            with its ``seconds``.
+            The index of an update and its reconstruction with ``seconds`` set, once for each
+            update and as soon as it exists.
         """
         for index, problem in enumerate(problems):
             started = time.perf_counter()
@@ -234,17 +278,28 @@ class Attack(ABC):
             yield index, replace(result, seconds=time.perf_counter() - started)
 
     def refuses(self, knowledge: Knowledge) -> str | None:
-        """Why the attack makes no sense with this knowledge; none if it does.
+        """Why the attack cannot be used with this knowledge. If None, it can.
+
+        Checks the class attributes ``batches`` and ``noise``; a plugin that overrides it calls
+        this one, too.
 
         Args:
             knowledge: what the server knows.
         """
-        if self.restores_noise and not noise_slots(knowledge.model):
-            return f"{self.name} restores noise and {type(knowledge.model).__name__} draws none"
+        kind, noise = type(knowledge.model).__name__, noise_slots(knowledge.model)
+        if not self.batches and knowledge.num_samples > 1:
+            return f"{self.name} takes one sample and the update is of {knowledge.num_samples}"
+        if self.noise == "required" and not noise:
+            return f"{self.name} needs a model that draws noise and {kind} draws none"
+        if self.noise == "refused" and noise:
+            return (
+                f"{self.name} needs a model that draws no noise and {kind} draws some: choose an "
+                "attack that restores noise (`fedleak list attacks`)"
+            )
         return None
 
     def refuses_device(self, device: str) -> str | None:
-        """Why the attack cannot compute there as it is set; none if it can.
+        """Why the attack cannot compute on a device with its settings. If None, it can.
 
         Args:
             device: a device that torch can use.
@@ -258,7 +313,7 @@ class Attack(ABC):
 
 
 class JointAttack(Attack):
-    """An attack that works on many updates at once, of which one is the least."""
+    """An attack that processes several updates in one computation: a plugin writes ``run_many``."""
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         """See :meth:`Attack.run`."""
@@ -291,7 +346,7 @@ def _prepare(
         )
         knowledge = replace(knowledge, labels=labels.to(device))
     model = _loaded_model(update, knowledge, device, models)
-    # In the model's precision, whatever the client sent; a copy, so that the update stays as it is.
+    # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     parameters = dict(model.named_parameters())
     gradient = {
         name: value.to(parameters[name], copy=True)
@@ -334,7 +389,7 @@ def _with_samples(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A private copy of a model and what it was made from, for updates that share weights."""
+    """A private copy of a model and its origin, reused for updates with the same sent weights."""
 
     model: nn.Module
     original: nn.Module
@@ -359,13 +414,13 @@ def _loaded_model(
 
 
 def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-    """What each slot draws for the batch; also the check that the model takes such inputs."""
+    """Shape of each slot's noise for the batch; also checks that the model takes such inputs."""
     like = next(model.parameters())
     inputs = torch.zeros(
         knowledge.num_samples, *knowledge.input_shape, dtype=like.dtype, device=like.device
     )
     labels = torch.zeros(knowledge.num_samples, dtype=torch.long, device=like.device)
-    # A forward pass in train mode moves batch-norm statistics, so it is made on yet another copy.
+    # On another copy, since a forward pass in train mode updates batch-norm statistics.
     probe = copy.deepcopy(model)
     try:
         with record(probe) as notes, torch.no_grad():
@@ -381,8 +436,8 @@ def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int
 
 
 @contextmanager
-def _random_state_kept(seed: int) -> Iterator[None]:
-    """Seeds torch within the block and puts its random state back afterwards."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch within the block and restore its random state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -390,9 +445,9 @@ def _random_state_kept(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Within the block, a GPU computes in float32 where float32 is asked for, and not in TF32.
+    """Within the block, a GPU computes float32 operations in float32 and not in TF32.
 
-    Costs end at a millionth and below, which the ten bits of TF32 cannot tell apart.
+    Costs reach 1e-6 and less, below the resolution of TF32's 10 mantissa bits.
     """
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]

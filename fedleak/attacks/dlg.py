@@ -1,33 +1,39 @@
-"""DLG and iDLG, the attacks that began it all: plain distance of gradients and L-BFGS."""
+"""DLG and iDLG: the squared distance of gradients, minimised by L-BFGS."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from fedleak.attacks.base import Problem
 from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.matching.compile import Compiler
 from fedleak.attacks.matching.engine import GradientMatching
 from fedleak.attacks.matching.optimizers import OptimizerName
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DLG(GradientMatching):
     """L-BFGS on the squared distance of gradients, over dummy inputs and dummy labels together.
 
-    The labels are the softmax of free numbers that start from N(0, 1); what the server knows of
-    labels is not used. No prior, no box. The paper's victims have sigmoid activations and weights
-    drawn uniformly from (-0.5, 0.5).
+    Zhu et al. 2019, algorithm 1 and eq. 4. The labels are the softmax of logits
+    ``(num_samples, num_classes)`` that start from N(0, 1); known labels are not used. There is no
+    prior and inputs are not clamped. The paper's victims have sigmoid activations and weights drawn
+    uniformly from (-0.5, 0.5).
 
     Args:
-        iterations: number of L-BFGS steps, of up to 20 evaluations each.
+        iterations: number of L-BFGS steps, of up to 20 evaluations each, at least 1.
         learning_rate: see :class:`GradientMatching`.
         optimizer: see :class:`GradientMatching`.
         restarts: see :class:`GradientMatching`.
         patience: see :class:`GradientMatching`.
         at_once: see :class:`GradientMatching`.
-        precision: see :class:`GradientMatching`; in float32 the squared distance is lost in
-            rounding, and the line search with it, long before the picture is there.
+        precision: see :class:`GradientMatching`; in float32 rounding of the squared distance ends
+            the line search long before the image is reconstructed.
         simulate_steps: see :class:`GradientMatching`.
+
+    Raises:
+        BadInput: if a value is out of its range.
     """
 
     name: ClassVar[str] = "dlg"
@@ -36,41 +42,33 @@ class DLG(GradientMatching):
     )
     needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
     restores_labels: ClassVar[bool] = True
+    boxed: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 300,
-        learning_rate: float = 1.0,
-        optimizer: OptimizerName = "lbfgs",
-        restarts: int = 1,
-        patience: int | None = None,
-        at_once: int = 16,
-        precision: Literal["float32", "float64"] | None = "float64",
-        simulate_steps: bool | None = None,
-    ) -> None:
-        super().__init__(
-            iterations=iterations,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            restarts=restarts,
-            patience=patience,
-            at_once=at_once,
-            precision=precision,
-            simulate_steps=simulate_steps,
-            total_variation=0.0,
-            cost="squared_error",
-            signed=False,
-            box=False,
-            decay=False,
-        )
+    iterations: int = 300
+    learning_rate: float = 1.0
+    optimizer: OptimizerName = "lbfgs"
+    precision: Literal["float32", "float64"] | None = "float64"
+    # Fixed by the paper.
+    total_variation: float = field(default=0.0, init=False)
+    cost: Literal["cosine", "squared_error", "relative_error"] = field(
+        default="squared_error", init=False
+    )
+    signed: bool = field(default=False, init=False)
+    box: bool = field(default=False, init=False)
+    decay: bool = field(default=False, init=False)
+    layers: dict[str, float] | None = field(default=None, init=False)
+    batch_norm: float = field(default=0.0, init=False)
+    features: float = field(default=0.0, init=False)
+    compile: Compiler = field(default="trace", init=False)
+    noise_slots: list[str] | None = field(default=None, init=False)
 
 
 class IDLG(DLG):
-    """DLG with the label from the sign of the classifier's gradient.
+    """DLG with the label recovered from the sign of the classifier's gradient.
 
-    It finds the label itself, even where the server knows it, as the paper has it for one sample;
-    of a batch it counts the labels in the gradient of the classifier's bias.
+    The label of one sample is recovered (Zhao et al. 2020, eq. 3), even if the server knows it; the
+    labels of a batch are counted in the gradient of the classifier's bias
+    (:func:`fedleak.attacks.labels.bias_counts`).
     """
 
     name: ClassVar[str] = "idlg"

@@ -1,4 +1,4 @@
-"""IGA, inverting gradients: the standard optimisation attack."""
+"""IGA (Inverting Gradients): the standard optimisation-based attack."""
 
 from typing import ClassVar
 
@@ -6,10 +6,11 @@ from fedleak.attacks.matching.engine import GradientMatching
 
 
 class IGA(GradientMatching):
-    """Signed Adam on the cosine distance of gradients, with total variation and a box.
+    """Signed Adam on the cosine distance of gradients, with total variation as the prior.
 
-    On a model that draws noise it does what an attacker does who ignores the noise: the dummy
-    forward pass draws afresh in every iteration. Defaults are those of the PRECODE paper's victims.
+    Geiping et al. 2020, section 4, eq. 4. Inputs are clamped to the valid range after each step. It
+    ignores the noise of a model: the dummy forward pass draws new noise in every iteration. The
+    defaults are those of the PRECODE paper's experiments.
     """
 
     name: ClassVar[str] = "iga"

@@ -1,20 +1,20 @@
-"""IGA that leaves PRECODE's own and later layers out of the cost."""
+"""IGA with the cost restricted to the layers before PRECODE."""
 
 from typing import ClassVar
 
-from fedleak.attacks.base import Problem
+from fedleak.attacks.base import NoiseUse, Problem
 from fedleak.attacks.matching.engine import GradientMatching
-from fedleak.models.noise import before_noise, noise_slots
+from fedleak.models.noise import before_noise
 from fedleak.updates.knowledge import Knowledge
 
 
 class PartialIGA(GradientMatching):
-    """Compares the gradients of those layers only that come before the model's noise.
+    """IGA that compares only the gradients of the layers before the model's noise.
 
-    The noise enters in the bottleneck; the gradients of the bottleneck and of what follows are the
-    most random ones. Leaving them out of the cost is the attack that the authors of PRECODE found
-    against it themselves (Scheliga et al. 2022, section 4). The dummy forward pass draws afresh in
-    every iteration, as for IGA.
+    The noise is drawn in the bottleneck and randomises the gradients of the bottleneck and of the
+    layers behind it most. Leaving these out of the cost is the attack on PRECODE by its own authors
+    (Scheliga et al. 2022, section 4). The dummy forward pass draws new noise in every iteration, as
+    in IGA.
     """
 
     name: ClassVar[str] = "iga_partial"
@@ -23,16 +23,16 @@ class PartialIGA(GradientMatching):
         "https://arxiv.org/abs/2208.04767"
     )
     needs: ClassVar[str] = "as iga, and a model with layers before its noise"
+    noise: ClassVar[NoiseUse] = "required"
 
     def refuses(self, knowledge: Knowledge) -> str | None:
         """See :meth:`Attack.refuses`."""
-        kind = type(knowledge.model).__name__
-        if not noise_slots(knowledge.model):
-            return f"{self.name} leaves out the layers from the noise on and {kind} draws none"
+        reason = super().refuses(knowledge)
         names = [name for name, _ in knowledge.model.named_parameters()]
-        if not before_noise(names, knowledge.model):
+        if reason is None and not before_noise(names, knowledge.model):
+            kind = type(knowledge.model).__name__
             return f"{self.name} compares the layers before the noise and {kind} has none"
-        return None
+        return reason
 
     def compared(self, problem: Problem) -> list[str]:
         """See :meth:`GradientMatching.compared`."""

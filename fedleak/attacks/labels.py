@@ -1,9 +1,9 @@
-"""Labels recovered from the classifier's gradient, where the server does not know them.
+"""Label recovery from the classifier's gradient, where the server does not know the labels.
 
-With cross entropy, the gradient of a classifier ``W a + b`` is, of one sample, ``(p - y) a`` in the
-weight and ``p - y`` in the bias: ``p`` the predicted probabilities, ``y`` 1 at the label and 0
-elsewhere, ``a`` the features. So the label's entry is the only negative one; of a batch, the means
-over the samples are seen.
+For one sample and cross entropy, the gradient of a classifier ``W a + b`` is ``(p - y) a^T`` in the
+weight and ``p - y`` in the bias, with predicted probabilities ``p``, one-hot label ``y`` and
+features ``a``. So the label's entry is the only negative one. For a batch, the gradient is the mean
+over its samples.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def recover_labels(model: nn.Module, gradient: Tensors, knowledge: Knowledge) ->
     """The labels of a batch from the gradient of the classifier, the last linear layer.
 
     Args:
-        model: the model, for finding its classifier.
+        model: the model, whose last linear layer with ``num_classes`` outputs is the classifier.
         gradient: gradient by parameter name.
         knowledge: gives the method (``label_recovery``) and the numbers of samples and of classes.
 
@@ -28,9 +28,9 @@ def recover_labels(model: nn.Module, gradient: Tensors, knowledge: Knowledge) ->
         Labels ``(num_samples,)``, sorted.
 
     Raises:
-        BadInput: if there is no such method, it cannot be used on such a batch, or the model has
-            no linear layer, or none with what the method needs, of as many outputs as there are
-            classes.
+        BadInput: if there is no such method, if it cannot be used on such a batch, or if the model
+            has no linear layer with as many outputs as classes (and a bias, if the method needs
+            one).
     """
     method, samples, classes = (
         knowledge.label_recovery, knowledge.num_samples, knowledge.num_classes,
@@ -45,7 +45,7 @@ def recover_labels(model: nn.Module, gradient: Tensors, knowledge: Knowledge) ->
 
 
 def refusal(method: LabelRecovery, *, num_samples: int, num_classes: int) -> str | None:
-    """Why a method cannot be used on a batch, whatever the model; none if it can.
+    """Why a method cannot be used on a batch, whatever the model. If None, it can.
 
     Args:
         method: its name.
@@ -59,7 +59,7 @@ def refusal(method: LabelRecovery, *, num_samples: int, num_classes: int) -> str
         )
     if method == "row_minima" and num_samples > num_classes:
         return (
-            f"row_minima finds no label twice and there are {num_samples} samples of "
+            f"row_minima finds each label only once and there are {num_samples} samples of "
             f"{num_classes} classes: try bias_counts"
         )
     return None
@@ -68,11 +68,11 @@ def refusal(method: LabelRecovery, *, num_samples: int, num_classes: int) -> str
 def bias_counts(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> list[int]:
     """Labels with their counts from the gradient of the classifier's bias.
 
-    That gradient is the mean of (predicted probability - 1 for the label), so each sample lowers
-    its label's entry by ``1 / num_samples``. The labels are taken one at a time, each from the
-    lowest entry, which is then raised by what one sample lowers it: the sign rule of iDLG (Zhao,
-    Mopuri, Bilen 2020, https://arxiv.org/abs/2001.02610) carried on to batches. It is always right
-    for one sample; for more, while the predictions are nearly even, as an untrained model's are.
+    That gradient is the mean of ``p - y``, so each sample lowers its label's entry by
+    ``1 / num_samples``. The labels are taken one at a time, each from the lowest entry, to which
+    ``1 / num_samples`` is then added: the sign rule of iDLG (Zhao, Mopuri, Bilen 2020,
+    https://arxiv.org/abs/2001.02610) extended to batches. It is exact for one sample, and for more
+    as long as the predictions are nearly uniform, as those of an untrained model are.
 
     Raises:
         BadInput: if no linear layer with bias has as many outputs as there are classes.
@@ -90,27 +90,28 @@ def bias_counts(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> li
 def idlg(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> list[int]:
     """The label of one sample by the sign rule of iDLG.
 
-    From the bias, the class of the negative entry (Zhao, Mopuri, Bilen 2020,
+    With a bias, the class of the lowest entry of its gradient (Zhao, Mopuri, Bilen 2020,
     https://arxiv.org/abs/2001.02610, g of eq. 3). Without a bias, the class whose row of the
-    weight's gradient has no positive inner product with another row, the paper's form of the rule.
-    Always right if the gradient is exact; of one that a client has changed, the class that comes
-    nearest to the rule is taken.
+    weight's gradient has the lowest maximum inner product with the other rows, which is not
+    positive: the paper's form of the rule. Exact if the gradient is; if a defence has changed it,
+    this is the class that comes nearest to the rule.
 
     Raises:
-        BadInput: if no linear layer has as many outputs as there are classes, or if it has no bias,
-            there are two classes and the features are of both signs: then the rule fits both.
+        BadInput: if no linear layer has as many outputs as there are classes; or if the classifier
+            has no bias, there are two classes, and the features are of both signs, since both
+            classes then satisfy the rule.
     """
     classifier = _classifier(model, knowledge.num_classes)
     if f"{classifier}.bias" in gradient:
         return [int(gradient[f"{classifier}.bias"].argmin())]
     rows = gradient[f"{classifier}.weight"].double()
     if len(rows) == 2:
-        # The rows are opposite: only with features that are known to be nonnegative, as after
-        # a ReLU or a sigmoid, the negative one is the label's.
+        # The rows are opposite: only if the features are nonnegative, as after a ReLU or a
+        # sigmoid, the negative row is the label's.
         require(
             not bool((rows[0] > 0).any() and (rows[0] < 0).any()),
             "Expected a classifier with bias, nonnegative features, or more than 2 classes to "
-            f"recover a label by idlg, found none of them in {type(model).__name__}: give the "
+            f"recover a label by idlg, got none of them in {type(model).__name__}: give the "
             "labels (`victims.labels: known`).",
         )
         return [int(rows.sum(dim=1).argmin())]
@@ -119,12 +120,11 @@ def idlg(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> list[int]
 
 
 def row_minima(model: nn.Module, gradient: Tensors, knowledge: Knowledge) -> list[int]:
-    """The labels by the minima of the rows of the classifier's weight gradient (GradInversion).
+    """Labels from the minima of the rows of the classifier's weight gradient (GradInversion).
 
     The ``num_samples`` classes with the lowest minimum over the features (Yin et al., CVPR 2021,
-    https://arxiv.org/abs/2104.07586, eq. 7). It needs no bias. It presumes features that are not
-    negative, as after a ReLU or a sigmoid (PRECODE's are of both signs), and labels that do not
-    repeat: it never finds one twice.
+    https://arxiv.org/abs/2104.07586, eq. 7). It needs no bias. It assumes nonnegative features, as
+    after a ReLU or a sigmoid (PRECODE's are of both signs), and distinct labels.
 
     Raises:
         BadInput: if no linear layer has as many outputs as there are classes.
@@ -143,7 +143,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensors, Knowledge], list[int]]] = {
 
 
 def _classifier(model: nn.Module, num_classes: int, *, bias: bool = False) -> str:
-    """Name of the last linear layer with an output for every class; with ``bias``, that has one."""
+    """Name of the last linear layer with ``num_classes`` outputs, and with a bias if asked for."""
     found = [
         (name, module.bias is not None)
         for name, module in model.named_modules()

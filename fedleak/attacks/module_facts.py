@@ -1,4 +1,4 @@
-"""Questions about a model that several attacks ask."""
+"""Properties of a model that several attacks depend on."""
 
 import copy
 
@@ -10,10 +10,13 @@ from fedleak.updates.knowledge import Knowledge
 
 
 def first_linear(knowledge: Knowledge) -> str | None:
-    """The first layer with weights, if it is linear with bias and takes all entries of a sample.
+    """Name of the first layer with weights, if it is linear with bias and takes a whole sample.
 
     Args:
-        knowledge: gives the model, whose modules are taken to be held in the order of their use.
+        knowledge: gives the model, whose modules are assumed to be registered in order of use.
+
+    Returns:
+        The name. None if the first layer is another one.
     """
     size = torch.Size(knowledge.input_shape).numel()
     for name, module in knowledge.model.named_modules():
@@ -24,14 +27,14 @@ def first_linear(knowledge: Knowledge) -> str | None:
     return None
 
 
-# They leave everything as it is, unless they draw.
+# The identity, unless they draw.
 DROPOUTS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 
 
 def draws(module: nn.Module) -> bool:
-    """Whether a layer that is no noise slot draws anew in every forward pass."""
+    """Whether a layer draws random numbers in every forward pass outside the noise slots."""
     if isinstance(module, DROPOUTS):
         return module.training and module.p > 0
     return isinstance(module, nn.RReLU) and module.training
@@ -41,13 +44,13 @@ RESHAPING = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
 def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
-    """Whether a layer is given the inputs themselves, in another shape at most.
+    """Whether a layer's input is the model's input, up to its shape.
 
     Args:
         knowledge: gives the model and the shape of its inputs.
         layer: name of the layer.
     """
-    # What is in front of the layer is the same in eval mode, in which no statistics are moved.
+    # The layers before it are the same in eval mode, which does not update statistics.
     model = copy.deepcopy(knowledge.model).eval()
     like = model.get_parameter(f"{layer}.weight")
     inputs = torch.zeros(knowledge.num_samples, *knowledge.input_shape).to(like)
@@ -62,7 +65,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
 
 
 def drawing_layers(model: nn.Module) -> list[str]:
-    """The layers, besides noise slots, that draw anew in every forward pass.
+    """Names of the layers that draw random numbers in every forward pass outside the noise slots.
 
     Args:
         model: the model, in the client's mode.

@@ -1,4 +1,4 @@
-"""What a client does to its update before it sends it."""
+"""Defences against gradient inversion: a client changes its update before it sends it."""
 
 from fedleak.defenses.base import Defense, Outgoing, protect
 from fedleak.defenses.clipping import Clipping

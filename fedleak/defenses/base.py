@@ -1,10 +1,10 @@
-"""The contract of a defence: what a client does to its update before it sends it."""
+"""The interface of a defence: a client changes its update before it sends it."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,15 @@ from fedleak.updates.knowledge import Protocol
 
 @dataclass(frozen=True)
 class Outgoing:
-    """What a client is about to send, and what it was computed from.
+    """The update that a client is about to send, and what it was computed from.
 
     Args:
-        update: by parameter name: the gradient (fedsgd), or the change of the weights (fedavg).
+        update: parameter name -> gradient (fedsgd), or change of the weights (fedavg).
         model: the client's model with the weights that the server sent.
-        batch: the batch ``(inputs, labels)`` of the gradient; none for several local steps.
-        noise: noise slot -> what it drew for the batch, ``(batch, ...)``, so that a defence that
-            passes the batch through the model again passes it as the client did.
+        batch: the batch ``(inputs, labels)`` of the gradient. If None, the update is of several
+            local steps.
+        noise: noise slot -> noise that it drew for the batch, ``(batch, ...)``, with which a
+            defence can repeat the client's forward pass.
     """
 
     update: Tensors
@@ -32,64 +33,97 @@ class Outgoing:
     noise: Tensors = field(default_factory=dict)
 
 
+Family = Literal[
+    "gradient perturbation",
+    "gradient compression",
+    "gradient clipping",
+    "representation perturbation",
+    "differential privacy",
+]
+
+
 class Defense(ABC):
     """Changes a client's update so that it leaks less.
 
-    A plugin sets the class attributes and writes :meth:`protect`; its constructor takes
-    keyword-only hyperparameters. It is found by name through the entry point group
-    ``fedleak.defenses`` or by its dotted path.
+    A plugin sets the class attributes and writes :meth:`protect`. Its hyperparameters are the
+    fields of a keyword-only dataclass (``@dataclass(kw_only=True, eq=False, repr=False)``). It is
+    found by name through the entry point group ``fedleak.defenses`` or by its dotted path.
+
+    The class attributes annotated here are the facts that the tests, ``fedleak list`` and the
+    documentation read.
     """
 
     name: ClassVar[str]
     """The name in tables and on the command line."""
     paper: ClassVar[str]
     """Authors, venue, address."""
+    family: ClassVar[Family]
+    """What is done to the gradient, in the terms of the literature."""
+    threat_model: ClassVar[str] = "honest-but-curious server"
+    """The attacker that it is meant for: one that only reads what clients send."""
+    needs: ClassVar[str] = "any update"
+    """What the client or its model must have, in a few words."""
     needs_batch: ClassVar[bool] = False
     """Whether it works on the gradient of one batch only, that is with the protocol fedsgd."""
-    starts_anew: ClassVar[bool] = False
+    recomputes_gradient: ClassVar[bool] = False
     """Whether it computes its update from the batch alone, and so undoes defences before it."""
+    randomised: ClassVar[bool] = False
+    """Whether what it sends depends on random draws."""
 
     @abstractmethod
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
     ) -> Tensors:
-        """The update to be sent instead.
+        """The update that is sent instead.
 
         Args:
-            outgoing: what the client would have sent; not to be changed in place.
-            generator: where to draw from.
-            memory: what the defence kept of this client's earlier rounds; changed in place.
+            outgoing: the client's update; not to be changed in place.
+            generator: random generator of every draw.
+            memory: the defence's state of this client from earlier rounds, by name; changed in
+                place.
 
         Returns:
             Tensors of the same names and shapes.
+
+        Raises:
+            BadInput: if the defence cannot be applied to such an update or model.
         """
 
     def refuses(self, protocol: Protocol) -> str | None:
-        """Why the defence makes no sense with a protocol; none if it does."""
+        """Why the defence cannot be used with a protocol. If None, it can.
+
+        Args:
+            protocol: ``fedsgd`` (clients send gradients) or ``fedavg`` (they send weights).
+        """
         if self.needs_batch and protocol != "fedsgd":
             return f"{self.name} works on the gradient of one batch, which {protocol} does not send"
         return None
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """Why the defence cannot work on a model; none if it can."""
+        """Why the defence cannot be used on a model. If None, it can.
+
+        Args:
+            model: the clients' model.
+        """
         return None
 
 
 def protect(
     defenses: Sequence[Defense], outgoing: Outgoing, *, seed: int, memory: Tensors
 ) -> tuple[Tensors, dict[str, float]]:
-    """Apply defences in their order and report what each did.
+    """Apply defences in order and report the effect of each.
 
     Args:
         defenses: the defences.
-        outgoing: what the client would have sent.
+        outgoing: the client's update.
         seed: seed of every draw.
-        memory: what the defences kept of earlier rounds, by ``position/name``; changed in place.
+        memory: the defences' state from earlier rounds, by ``position/name``; changed in place.
 
     Returns:
-        The update to be sent, and for each defence ``defense/NAME/`` (``NAME 2`` for the second one
-        of that name) norm (of the update after it), sparsity (share of zeros), and snr_db (squared
-        norm before over that of the change, in dB; infinite if it changed nothing).
+        The update to send, and three figures of each defence, by ``defense/NAME/norm`` and so on
+        (``NAME 2`` for the second one of that name): ``norm`` (of the update after it),
+        ``sparsity`` (share of zeros, 0 to 1) and ``snr_db`` (squared norm of the update before it
+        over that of the change, in dB; infinite if it changed nothing).
     """
     generator = torch.Generator().manual_seed(seed)
     report: dict[str, float] = {}
@@ -108,17 +142,25 @@ def protect(
 
 
 def total_norm(update: Tensors) -> float:
-    """The Euclidean norm of all tensors together."""
+    """The Euclidean norm of all tensors as one vector."""
     return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
 
 
 def scaled(update: Tensors, factor: float) -> Tensors:
-    """Every tensor times a factor."""
+    """Every tensor multiplied by a factor."""
     return {name: value * factor for name, value in update.items()}
 
 
 def check_range(owner: str, name: str, value: Any, condition: bool, expected: str) -> None:
-    """Raise BadInput for a hyperparameter that is out of its range."""
+    """Raise BadInput for a hyperparameter out of its range.
+
+    Args:
+        owner: name of the plugin, for the message.
+        name: name of the hyperparameter.
+        value: its value.
+        condition: whether the value is within the range.
+        expected: the range in words.
+    """
     require(condition, f"Expected `{name}` of {owner} to be {expected}, got {value}.")
 
 

@@ -1,18 +1,20 @@
 """Clipping of the update's norm."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from fedleak.defenses.base import Defense, Outgoing, check_range, scaled, total_norm
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, scaled, total_norm
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Clipping(Defense):
     """Scales the update down so that its norm is at most a bound.
 
-    By itself it keeps the direction, and so hides nothing from a cosine cost; it bounds what one
-    client can contribute, which noise needs.
+    By itself it keeps the direction, and so does not affect attacks with a cosine cost; it bounds
+    the contribution of one client, which the noise of differential privacy requires.
 
     Args:
         max_norm: the bound, positive.
@@ -23,10 +25,12 @@ class Clipping(Defense):
 
     name: ClassVar[str] = "clipping"
     paper: ClassVar[str] = "McMahan et al., ICLR 2018, section 3, arXiv 1710.06963"
+    family: ClassVar[Family] = "gradient clipping"
 
-    def __init__(self, *, max_norm: float = 1.0) -> None:
-        check_range(self.name, "max_norm", max_norm, max_norm > 0, "positive")
-        self.max_norm = max_norm
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "max_norm", self.max_norm, self.max_norm > 0, "positive")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

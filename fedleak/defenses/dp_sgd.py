@@ -2,37 +2,39 @@
 
 import copy
 import warnings
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import batch_loss
 
-# Largest distance, over the gradient's norm, at which a batch's gradient and the mean of its
-# samples' gradients count as the same.
+# Largest relative distance at which a batch's gradient and the mean of its per-sample gradients
+# count as equal.
 TOLERANCE = 1e-3
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DPSGD(Defense):
     """Clips every sample's gradient, adds Gaussian noise to their sum, and divides by their number.
 
-    ``(sum_i g_i / max(1, |g_i| / max_norm) + N(0, (noise_multiplier * max_norm)^2)) / batch``. What
-    it costs in privacy (epsilon) depends on how batches are sampled over a whole training, which
-    one gradient does not tell; Opacus's accountants compute it from the noise multiplier, the
-    sampling rate, the number of steps and delta.
+    ``(sum_i g_i / max(1, |g_i| / max_norm) + N(0, (noise_multiplier * max_norm)^2)) / batch``
+    (Abadi et al. 2016, algorithm 1). The privacy loss (epsilon) depends on how batches are sampled
+    over the whole training; Opacus's accountants compute it from the noise multiplier, the sampling
+    rate, the number of steps and delta.
 
-    It computes the gradient anew, sample by sample, with the noise that the client's own forward
-    pass drew; the masks of an ``nn.Dropout``, which nobody recorded, are drawn again. It takes the
-    memory of as many gradients as the batch has samples.
+    The gradient is recomputed sample by sample, with the noise of the client's own forward pass;
+    the masks of an ``nn.Dropout`` are not recorded and drawn again. Memory is needed for as many
+    gradients as the batch has samples.
 
     Args:
-        max_norm: bound C of the norm of a sample's gradient, positive.
-        noise_multiplier: deviation of the noise over the bound, at least 0.
+        max_norm: bound C on the norm of a sample's gradient, positive.
+        noise_multiplier: standard deviation of the noise over the bound, at least 0.
 
     Raises:
         BadInput: if a value is out of its range.
@@ -40,18 +42,23 @@ class DPSGD(Defense):
 
     name: ClassVar[str] = "dp_sgd"
     paper: ClassVar[str] = "Abadi et al., CCS 2016, algorithm 1, arXiv 1607.00133"
+    family: ClassVar[Family] = "differential privacy"
+    needs: ClassVar[str] = "the gradient of one batch; no batch norm; layers that Opacus knows"
+    randomised: ClassVar[bool] = True
     needs_batch: ClassVar[bool] = True
-    starts_anew: ClassVar[bool] = True
+    recomputes_gradient: ClassVar[bool] = True
 
-    def __init__(self, *, max_norm: float = 4.0, noise_multiplier: float = 4.0) -> None:
-        check_range(self.name, "max_norm", max_norm, 0 < max_norm < torch.inf, "positive")
-        fits = 0 <= noise_multiplier < torch.inf
-        check_range(self.name, "noise_multiplier", noise_multiplier, fits, "at least 0")
-        self.max_norm = max_norm
-        self.noise_multiplier = noise_multiplier
+    max_norm: float = 4.0
+    noise_multiplier: float = 4.0
+
+    def __post_init__(self) -> None:
+        norm, multiplier = self.max_norm, self.noise_multiplier
+        check_range(self.name, "max_norm", norm, 0 < norm < torch.inf, "positive")
+        fits = 0 <= multiplier < torch.inf
+        check_range(self.name, "noise_multiplier", multiplier, fits, "at least 0")
 
     def refuses_model(self, model: nn.Module) -> str | None:
-        """See :meth:`Defense.refuses_model`; batch norm mixes the samples of a batch."""
+        """See :meth:`Defense.refuses_model`; with batch norm there are no per-sample gradients."""
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 return f"its batch norm `{name}` mixes the samples, which dp_sgd bounds one by one"
@@ -63,7 +70,7 @@ class DPSGD(Defense):
         """See :meth:`Defense.protect`.
 
         Raises:
-            BadInput: if the samples' gradients cannot be told apart; see :func:`sample_gradients`.
+            BadInput: if there are no per-sample gradients; see :func:`sample_gradients`.
         """
         if outgoing.batch is None:
             raise BadInput("Expected the gradient of one batch for dp_sgd, got several steps.")
@@ -74,33 +81,32 @@ class DPSGD(Defense):
             samples = sample_gradients(outgoing.model, outgoing.batch, outgoing.noise)
         norms = torch.stack([value.flatten(1).norm(dim=1) for value in samples.values()])
         factors = (self.max_norm / norms.norm(dim=0)).clamp(max=1)
-        deviation = self.noise_multiplier * self.max_norm
-        # What is not trained has no gradient to be hidden, and stays zero.
+        scale = self.noise_multiplier * self.max_norm  # standard deviation of the noise
+        # Parameters that are not trained have no gradient to hide, and stay 0.
         result = dict(outgoing.update)
         for name, value in samples.items():
             total = torch.tensordot(factors, value, dims=1)
             noise = torch.randn(total.shape, generator=generator).to(total)
-            result[name] = ((total + deviation * noise) / len(factors)).to(outgoing.update[name])
+            result[name] = ((total + scale * noise) / len(factors)).to(outgoing.update[name])
         return result
 
 
 def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tensors) -> Tensors:
-    """The gradient of every sample's own loss, by Opacus.
-
-    That is its share in the batch's gradient times the number of samples.
+    """Per-sample gradients by Opacus: the gradient of the loss of each sample alone.
 
     Args:
-        model: the model, left as it is; its loss is the mean over the samples.
-        batch: inputs and labels, ``(batch, ...)``.
-        noise: noise slot -> what it is to give, ``(batch, ...)``; other slots draw.
+        model: the model, not changed; its loss is the mean over the samples.
+        batch: inputs ``(batch, ...)`` and labels ``(batch,)``.
+        noise: noise slot -> noise to inject, ``(batch, ...)``; other slots draw.
 
     Returns:
-        By name of the trained parameters: ``(batch, *shape)``.
+        Name of each trained parameter -> gradients ``(batch, *shape)``.
 
     Raises:
-        BadInput: if Opacus does not know a layer of the model, or the loss is another one.
+        BadInput: if Opacus does not support a layer of the model, or the loss is not the mean of
+            the samples' losses.
     """
-    # Slow to import, and of use to this defence alone.
+    # Slow to import, and used by this defence alone.
     from opacus.grad_sample import GradSampleModule
 
     own, kind = copy.deepcopy(model), type(model).__name__
@@ -108,8 +114,8 @@ def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tens
         # Opacus's hooks forbid changing a layer's output in place.
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
-        # Its hooks sleep in eval mode. A layer with weights of its own (batch norm is refused)
-        # computes the same in both; dropout keeps its mode.
+        # Its hooks are inactive in eval mode. A layer with weights of its own (batch norm is
+        # refused) computes the same in both modes; dropout keeps its mode.
         if any(True for _ in module.parameters(recurse=False)):
             module.training = True
     trained = {name: value for name, value in own.named_parameters() if value.requires_grad}
@@ -123,7 +129,7 @@ def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tens
             if isinstance(error, BadInput):
                 raise
             raise BadInput(
-                f"Expected a model whose gradient Opacus can tell apart sample by sample, but it "
+                f"Expected a model for which Opacus can compute per-sample gradients, but it "
                 f"fails on {kind}: {' '.join(str(error).split())}"
             ) from error
     result = {name: _samples_of(value, len(batch[0])) for name, value in trained.items()}
@@ -132,13 +138,13 @@ def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tens
 
 
 def _samples_of(parameter: Tensor, samples: int) -> Tensor:
-    """What Opacus noted for a parameter; zeros for one that takes no part in the loss."""
+    """Per-sample gradients of a parameter; zeros for one that the loss does not depend on."""
     found = getattr(parameter, "grad_sample", None)
     return found if isinstance(found, Tensor) else parameter.new_zeros(samples, *parameter.shape)
 
 
 def _check_mean(kind: str, samples: Tensors, trained: dict[str, nn.Parameter]) -> None:
-    """Check the samples' gradients against the batch's, which the same backward pass has left."""
+    """Check that the mean of the per-sample gradients is the batch's gradient."""
     wrong = scale = 0.0
     for name, parameter in trained.items():
         whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -146,7 +152,7 @@ def _check_mean(kind: str, samples: Tensors, trained: dict[str, nn.Parameter]) -
         scale += float(whole.square().sum())
     require(
         not wrong > TOLERANCE**2 * scale,
-        f"Expected the loss of {kind} to be the mean of its samples' losses, as dp_sgd bounds each "
-        "sample's gradient, but those that Opacus finds do not make up the batch's: use weights "
-        "only inside of layers that keep the samples apart.",
+        f"Expected the loss of {kind} to be the mean of its samples' losses, as dp_sgd clips each "
+        "sample's gradient, but the per-sample gradients do not add up to the batch's: use weights "
+        "only in layers that process samples independently.",
     )

@@ -1,15 +1,17 @@
 """Noisy gradients."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Outgoing, check_range, total_norm
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, total_norm
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class NoisyGradients(Defense):
     """Adds independent noise of mean 0 to every entry of the update.
 
@@ -25,36 +27,33 @@ class NoisyGradients(Defense):
 
     name: ClassVar[str] = "noise"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.1, arXiv 1906.08935"
+    family: ClassVar[Family] = "gradient perturbation"
+    randomised: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        sigma: float = 1e-2,
-        distribution: Literal["gaussian", "laplace"] = "gaussian",
-        relative: bool = False,
-    ) -> None:
-        check_range(self.name, "sigma", sigma, sigma >= 0, "at least 0")
-        self.sigma = sigma
-        self.distribution = distribution
-        self.relative = relative
+    sigma: float = 1e-2
+    distribution: Literal["gaussian", "laplace"] = "gaussian"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "sigma", self.sigma, self.sigma >= 0, "at least 0")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors
     ) -> Tensors:
         """See :meth:`Defense.protect`."""
-        deviation = self.sigma
+        standard_deviation = self.sigma
         if self.relative:
             entries = sum(value.numel() for value in outgoing.update.values())
-            deviation *= total_norm(outgoing.update) / math.sqrt(entries)
+            standard_deviation *= total_norm(outgoing.update) / math.sqrt(entries)
         return {
-            name: value + deviation * self._draw(value, generator)
+            name: value + standard_deviation * self._draw(value, generator)
             for name, value in outgoing.update.items()
         }
 
     def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of deviation 1."""
+        """Noise of standard deviation 1 with the shape of ``like``."""
         if self.distribution == "gaussian":
             return torch.randn(like.shape, generator=generator).to(like)
-        # The difference of two exponentials is Laplace with scale 1, deviation sqrt(2).
+        # The difference of two exponentials is Laplace with scale 1, standard deviation sqrt(2).
         first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in "ab")
         return ((first - second) / math.sqrt(2)).to(like)

@@ -1,4 +1,4 @@
-"""PRECODE with partial perturbation: noise where the bottleneck brings none."""
+"""Partial perturbation with PRECODE: noise in the gradients before the bottleneck."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -18,11 +18,12 @@ class PPP(NoisyGradients):
     The bottleneck is the first module that draws noise, see
     :func:`fedleak.models.noise.before_noise`.
 
-    A bottleneck's noise makes its own and later gradients random; an attack that leaves those out
-    of its cost is stopped by noise in the rest, less of it than if all were perturbed.
+    The bottleneck randomises its own gradients and those of the layers behind it. An attack that
+    leaves these out of its cost is met by noise in the other gradients, of which less suffices than
+    if all were perturbed (Scheliga et al. 2022).
 
     Args:
-        sigma: see :class:`NoisyGradients`; relative to the norm of what is perturbed.
+        sigma: see :class:`NoisyGradients`; if relative, to the norm of the perturbed gradients.
         distribution: see :class:`NoisyGradients`.
         relative: see :class:`NoisyGradients`.
 
@@ -35,6 +36,7 @@ class PPP(NoisyGradients):
         "Scheliga et al., Combining Variational Modeling with Partial Gradient Perturbation, 2022, "
         "arXiv 2208.04767"
     )
+    needs: ClassVar[str] = "a model with layers before its noise"
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`."""

@@ -1,21 +1,23 @@
-"""Gradient compression."""
+"""Gradient pruning (sparsification)."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Pruning(Defense):
     """Sets the entries of smallest magnitude to zero, tensor by tensor.
 
     Args:
         ratio: share of every tensor's entries that is set to zero, from 0 to below 1.
-        error_feedback: whether what was cut is kept by the client and added to its next update
-            (deep gradient compression, Lin et al., ICLR 2018, section 3.1).
+        error_feedback: whether the client keeps the entries that were set to zero and adds them to
+            its next update (deep gradient compression, Lin et al., ICLR 2018, section 3.1).
 
     Raises:
         BadInput: if the ratio is out of its range.
@@ -23,11 +25,13 @@ class Pruning(Defense):
 
     name: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.2, arXiv 1906.08935"
+    family: ClassVar[Family] = "gradient compression"
 
-    def __init__(self, *, ratio: float = 0.9, error_feedback: bool = False) -> None:
-        check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
-        self.ratio = ratio
-        self.error_feedback = error_feedback
+    ratio: float = 0.9
+    error_feedback: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "ratio", self.ratio, 0 <= self.ratio < 1, "from 0 to below 1")
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

@@ -1,26 +1,28 @@
-"""The sign of the gradient alone."""
+"""Sign compression (signSGD)."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from fedleak.defenses.base import Defense, Outgoing
+from fedleak.defenses.base import Defense, Family, Outgoing
 from fedleak.updates.files import Tensors
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Sign(Defense):
-    """Sends one bit an entry: its sign, times the tensor's mean magnitude.
+    """Sends the sign of every entry, times the mean magnitude of its tensor.
 
     Args:
-        scaled: whether to multiply by the mean magnitude, which keeps a learning rate valid; else
-            entries are -1, 0 and 1.
+        scaled: whether to multiply by the mean magnitude, so that the same learning rate can be
+            used; otherwise entries are -1, 0 and 1.
     """
 
     name: ClassVar[str] = "sign"
     paper: ClassVar[str] = "Bernstein et al., signSGD, ICML 2018, arXiv 1802.04434"
+    family: ClassVar[Family] = "gradient compression"
 
-    def __init__(self, *, scaled: bool = True) -> None:
-        self.scaled = scaled
+    scaled: bool = True
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

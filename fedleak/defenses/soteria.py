@@ -1,5 +1,6 @@
-"""Soteria: hide the features that tell most of the input."""
+"""Soteria: perturb the representation where it reveals most of the input."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from fedleak.defenses.base import Defense, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
@@ -15,12 +16,13 @@ from fedleak.updates.files import Tensors
 CHUNK = 64
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Soteria(Defense):
     """Zeroes the classifier's weight gradient at the features that reveal most of the input.
 
-    For every feature r_i that enters the last linear layer, ``|r_i| / |dr_i/dx|`` says how far the
-    reconstruction moves if the feature is hidden; the share ``ratio`` with the largest value is
-    hidden, the quantity being summed over the batch (Sun et al., CVPR 2021, algorithm 1).
+    For every feature r_i that enters the last linear layer, ``|r_i| / |dr_i/dx|``, summed over the
+    batch, measures how much the reconstruction changes if the feature is hidden; the share
+    ``ratio`` with the largest values is hidden (Sun et al., CVPR 2021, algorithm 1).
 
     Args:
         ratio: share of the features that is hidden, from 0 to below 1.
@@ -31,11 +33,14 @@ class Soteria(Defense):
 
     name: ClassVar[str] = "soteria"
     paper: ClassVar[str] = "Sun et al., Soteria, CVPR 2021, arXiv 2012.06043"
+    family: ClassVar[Family] = "representation perturbation"
+    needs: ClassVar[str] = "the gradient of one batch; a linear layer"
     needs_batch: ClassVar[bool] = True
 
-    def __init__(self, *, ratio: float = 0.4) -> None:
-        check_range(self.name, "ratio", ratio, 0 <= ratio < 1, "from 0 to below 1")
-        self.ratio = ratio
+    ratio: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_range(self.name, "ratio", self.ratio, 0 <= self.ratio < 1, "from 0 to below 1")
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`Defense.refuses_model`."""
@@ -69,13 +74,14 @@ def _linear_layers(model: nn.Module) -> list[str]:
 def feature_sensitivity(
     model: nn.Module, layer: str, inputs: Tensor, noise: Tensors | None = None
 ) -> Tensor:
-    """``|r_i| / |dr_i/dx|`` of the features that enter a layer, sample by sample.
+    """``|r_i| / |dr_i/dx|`` of the features that enter a layer, for each sample.
 
     Args:
-        model: the model; its mode and random state are left as they were.
+        model: the model; its mode and torch's random state are restored.
         layer: the layer's path.
         inputs: ``(batch, ...)``.
-        noise: noise slot -> what the client's own pass drew, ``(batch, ...)``; other slots draw.
+        noise: noise slot -> noise of the client's own forward pass, ``(batch, ...)``; other slots
+            draw.
 
     Returns:
         ``(batch, features)``; 0 for features that are 0.
@@ -90,7 +96,7 @@ def feature_sensitivity(
     def features(sample: Tensor, drawn: Tensors) -> Tensor:
         seen.clear()
         with torch.random.fork_rng(devices=[]), inject(model, drawn):
-            torch.manual_seed(0)  # what else is drawn, if anything, is the same every time
+            torch.manual_seed(0)  # other random draws are the same every time
             model(sample[None])
         return seen[-1][0]
 

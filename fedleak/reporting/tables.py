@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.attacks.base import Attack
 from fedleak.config import RunConfig
+from fedleak.defenses.base import Defense
 from fedleak.registry import SINGULAR, load_class, names
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import LPIPS, ImageScoring, scoring_class
@@ -109,25 +111,57 @@ def paths_line(folder: RunFolder) -> Text:
 
 
 def plugin_table(kind: str) -> Table:
-    """The plugins of a kind with what they are; attacks with paper and needs.
+    """The plugins of a kind: attacks and defences with their facts, the others with a summary.
 
     Args:
         kind: ``attacks``, ``data``, ``defenses`` or ``models``.
     """
-    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind == "attacks")
+    columns = {"attacks": ("paper", "facts"), "defenses": ("what it is", "facts")}
+    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind in columns)
     table.add_column("name")
-    titles = ("paper", "needs") if kind == "attacks" else ("what it is",)
-    for title in titles:
+    for title in columns.get(kind, ("what it is",)):
         # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
-        least, most = {"paper": (32, None), "needs": (None, 26)}.get(title, (None, None))
+        least, most = {"paper": (32, None), "facts": (None, 26)}.get(title, (None, None))
         table.add_column(title, overflow="fold", min_width=least, max_width=most)
-    for name, point in names(kind).items():
-        found = load_class(point.value.replace(":", "."))
-        if kind == "attacks":
-            table.add_row(name, found.paper, found.needs)
-        else:
-            table.add_row(name, _summary(found))
+    for row in plugin_facts(kind):
+        cells = {"paper": row.get("paper"), "what it is": row["summary"], "facts": _facts(row)}
+        table.add_row(row["name"], *(cells[name] for name in columns.get(kind, ("what it is",))))
     return table
+
+
+def plugin_facts(kind: str) -> list[dict[str, Any]]:
+    """What is true of each plugin of a kind, for tables: a row for each, in the order of names.
+
+    Args:
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+
+    Returns:
+        For each plugin its ``name`` on the command line, its ``class_path``, and as ``summary`` the
+        first sentence of its docstring; of attacks and defences also every class attribute that
+        :class:`fedleak.attacks.base.Attack` or :class:`fedleak.defenses.base.Defense` annotates, by
+        its name, as text, bool or int (``-`` for one that a plugin does not set).
+    """
+    base: type[Any] | None = {"attacks": Attack, "defenses": Defense}.get(kind)
+    facts = inspect.get_annotations(base) if base else {}
+    rows = []
+    for name, point in names(kind).items():
+        path = point.value.replace(":", ".")
+        found = load_class(path)
+        row = {"name": name, "class_path": path, "summary": _summary(found)}
+        rows.append({fact: getattr(found, fact, "-") for fact in facts} | row)
+    return rows
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    """The facts of an attack or a defence in a few lines."""
+    lines = [row.get("family"), row.get("threat_model"), f"needs {row.get('needs')}"]
+    if "batches" in row:
+        lines += [
+            f"batches: {'yes' if row['batches'] else 'no'}",
+            f"local steps: {row['local_steps']}",
+            f"noise: {'restored' if row['restores_noise'] else row['noise']}",
+        ]
+    return "\n".join(map(str, lines))
 
 
 def _summary(found: type[Any]) -> str:

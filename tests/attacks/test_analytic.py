@@ -200,7 +200,7 @@ def test_another_loss_says_nothing_by_its_signs() -> None:
 @pytest.mark.parametrize(
     ("changes", "case", "reason"),
     [
-        ({"num_samples": 2}, SMLP, "reads one sample and the update is of 2"),
+        ({"num_samples": 2}, SMLP, "analytic takes one sample and the update is of 2"),
         ({"local_steps": 3, "plain_sgd": False}, SMLP, "3 local steps of another optimiser than"),
         ({}, LENET, "takes the sample first and LeNet has none"),
     ],

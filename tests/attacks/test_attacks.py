@@ -4,13 +4,21 @@ import inspect
 import itertools
 import math
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import IGA, NRA, Attack, PartialIGA, Progress, Reconstruction
+from fedleak.attacks import (
+    IGA,
+    NRA,
+    Attack,
+    GradientMatching,
+    PartialIGA,
+    Progress,
+    Reconstruction,
+)
 from fedleak.attacks.matching import optimizers
 from fedleak.metrics import score
 from fedleak.models import SMLP, FedVAE, Precode, noise_slots
@@ -27,6 +35,7 @@ from tests.cases import (
     Victim,
     case_victim,
     make_victim,
+    several_steps,
 )
 from tests.reference import (
     cost_of,
@@ -45,7 +54,7 @@ every_attack = pytest.mark.parametrize("case", ATTACKS, ids=str)
 FEW = [
     pair
     for pair in PAIRS
-    if pair.precode and pair.attack.iterative and pair.model in (MODELS[0], MODELS[3])
+    if pair.precode and pair.attack.kind.iterative and pair.model in (MODELS[0], MODELS[3])
 ]
 few_pairs = pytest.mark.parametrize("pair", FEW, ids=str)
 
@@ -91,7 +100,7 @@ def test_shapes_and_types(pair: Pair) -> None:
     victim, result = victim_of(pair), result_of(pair)
     assert result.inputs.shape == victim.truth.inputs.shape
     assert result.inputs.dtype == victim.truth.inputs.dtype
-    if not getattr(pair.attack.kind, "restores_labels", False):
+    if not pair.attack.kind.restores_labels:
         assert torch.equal(result.labels, victim.truth.labels)
     assert result.labels.shape == victim.truth.labels.shape
     assert result.labels.dtype == torch.int64
@@ -117,7 +126,7 @@ def test_cost_falls_and_belongs_to_the_reconstruction(pair: Pair) -> None:
     victim, result = victim_of(pair), result_of(pair)
     iterations = [at for at, _ in result.costs]
     costs = [cost for _, cost in result.costs]
-    if pair.attack.iterative:
+    if pair.attack.kind.iterative:
         assert iterations[0] == 0
     assert iterations[-1] == result.iterations
     assert iterations == sorted(set(iterations))
@@ -209,7 +218,7 @@ def test_batch_of_updates_equals_one_by_one(case: AttackCase, model) -> None:
     attack = case.make()
     alone = [attack([u], [k], seed=SEED)[0] for u, k in zip(updates, facts, strict=True)]
     told: dict[int, Reconstruction] = {}
-    settings = {"at_once": 2} if "at_once" in inspect.signature(case.kind).parameters else {}
+    settings = {"at_once": 2} if case.kind.at_once > 1 else {}
     for together in (attack(updates, facts, seed=SEED, finished=told.__setitem__),
                      case.make(**settings)(updates, facts, seed=SEED)):  # fmt: skip
         assert sorted(told) == [0, 1, 2]
@@ -254,7 +263,7 @@ def test_updates_of_rounds_with_other_weights_in_one_call(case: AttackCase) -> N
     for victim, result in zip((first, second), together, strict=True):
         (alone,) = attack([victim.update], first.knowledge, seed=SEED)
         torch.testing.assert_close(result.inputs, alone.inputs, rtol=1e-9, atol=1e-9)
-    if case.iterative:
+    if case.kind.iterative:
         assert together[0].cost != pytest.approx(together[1].cost)
 
 
@@ -315,7 +324,7 @@ def test_progress_is_reported_to_the_end(case: AttackCase) -> None:
     victim = case_victim(MODELS[0], precode=case.precode)
     seen: list[Progress] = []
     (result,) = case.make()([victim.update], victim.knowledge, report=seen.append)
-    if case.iterative:
+    if case.kind.iterative:
         assert [p.iteration for p in seen] == [0, case.settings["iterations"]]
         assert {p.iterations for p in seen} == {case.settings["iterations"]}
         assert seen[-1].cost == pytest.approx(result.cost, rel=0.5)
@@ -474,7 +483,7 @@ def test_model_update_and_random_state_stay_as_they_were(pair: Pair, odd_victim:
     before = trace_of(victim.model)
     sent = {n: v.clone() for n, v in victim.update.sent.items()}
     received = {n: v.clone() for n, v in victim.update.received.items()}
-    settings = {"iterations": 2} if pair.attack.iterative else {}
+    settings = {"iterations": 2} if pair.attack.kind.iterative else {}
     pair.attack.make(**settings)([victim.update], victim.knowledge)
     assert_random_state_of(77)
     assert_untouched(before, victim.model)
@@ -538,12 +547,56 @@ def test_repr_shows_every_hyperparameter(case: AttackCase) -> None:
 
 @every_attack
 def test_facts_are_class_attributes(case: AttackCase) -> None:
-    for fact in ("name", "paper", "needs"):
+    hints = get_type_hints(Attack)
+    for fact in inspect.get_annotations(Attack):
+        hint = hints[fact]
+        kind = get_args(hint)[0] if get_origin(hint) is ClassVar else hint
         value = getattr(case.kind, fact)
-        assert isinstance(value, str)
-        assert value.strip() == value != ""
+        if get_origin(kind) is Literal:
+            assert value in get_args(kind), fact
+        else:
+            assert type(value) is kind, fact
+        if kind is str:
+            assert value.strip() == value != "", fact
     assert case.kind.name == case.kind.name.lower()
-    assert isinstance(case.kind.restores_noise, bool)
+    assert case.kind.threat_model == "honest-but-curious server"
+
+
+@every_attack
+def test_facts_of_models_and_batches_are_what_the_attack_refuses(case: AttackCase) -> None:
+    def refused(model: ModelCase, *, precode: bool, batch: int = 1) -> bool:
+        victim = case_victim(model, precode=precode, batch=batch)
+        return case.make().refuses(victim.knowledge) is not None
+
+    perceptron, lenet, precode = MODELS[0], MODELS[2], case.precode
+    assert refused(perceptron, precode=False) == (case.kind.noise == "required")
+    assert refused(perceptron, precode=True) == (case.kind.noise == "refused")
+    assert refused(lenet, precode=precode) == case.kind.needs_first_linear
+    assert refused(perceptron, precode=precode, batch=2) != case.kind.batches
+
+
+@every_attack
+def test_facts_of_settings(case: AttackCase) -> None:
+    settings = inspect.signature(case.kind).parameters
+    assert ("iterations" in settings) == case.kind.iterative
+    assert (case.kind.family == "optimisation-based") == issubclass(case.kind, GradientMatching)
+    if "at_once" in settings:
+        assert settings["at_once"].default == case.kind.at_once > 1
+    else:
+        assert case.kind.at_once == 1
+    if "box" in settings:
+        assert settings["box"].default == case.kind.boxed
+
+
+@every_attack
+def test_local_steps_are_handled_as_stated(case: AttackCase) -> None:
+    model = MODELS[0] if case.kind.needs_first_linear else MODELS[2]
+    one = case_victim(model, precode=case.precode, batch=case.batch)
+    victim = several_steps(one, batch_size=1, epochs=1 if case.kind.batches else 2)
+    assert victim.knowledge.local_steps == 2
+    (result,) = case.make()([victim.update], victim.knowledge, seed=SEED)
+    text = " ".join(result.findings)
+    assert (case.kind.local_steps == "simulated") == ("simulated" in text)
 
 
 @every_attack

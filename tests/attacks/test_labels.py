@@ -75,8 +75,8 @@ def test_batches_on_an_untrained_perceptron(labels: list[int], precode: bool) ->
 
 def test_an_attack_uses_them() -> None:
     for case in ATTACKS:
-        attack = case.make(**({"iterations": 1} if case.iterative else {}))
-        if getattr(attack, "restores_labels", False):
+        attack = case.make(**({"iterations": 1} if case.kind.iterative else {}))
+        if attack.restores_labels:
             continue  # it has a way of its own
         for labels in ([3], [3, 1]):
             settings = {"precode": case.precode, "batch": len(labels), "labels": labels}
@@ -230,7 +230,7 @@ def test_features_of_both_signs_mislead_the_minima() -> None:
     ("method", "labels", "sentence"),
     [
         ("idlg", [0, 1], "idlg recovers the label of one sample, not of 2: try bias_counts or"),
-        ("row_minima", [0, 1, 2, 3, 0], "no label twice and there are 5 samples of 4 classes: try"),
+        ("row_minima", [0, 1, 2, 3, 0], "only once and there are 5 samples of 4 classes: try"),
         ("row_minma", [0], r"Unknown label recovery `row_minma`: expected one of bias_counts, "
          r"idlg, row_minima\. Did you mean `row_minima`\?$"),
     ],

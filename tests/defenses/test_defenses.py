@@ -1,6 +1,9 @@
 """Every defence: the contract, and its numbers against what its paper says, computed literally."""
 
+import inspect
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from fedleak.defenses import (
     Soteria,
 )
 from fedleak.defenses import protect as apply
-from fedleak.defenses.base import total_norm
+from fedleak.defenses.base import Family, total_norm
 from fedleak.defenses.soteria import feature_sensitivity
 from fedleak.errors import BadInput
 from fedleak.models import SMLP, Precode, inject
@@ -76,6 +79,24 @@ def test_contract(defense, outgoing):
     assert all(torch.equal(weights[n], v) for n, v in outgoing.model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in outgoing.model.modules())
     assert set(report) == {f"defense/{defense.name}/{n}" for n in ("norm", "sparsity", "snr_db")}
+
+
+@pytest.mark.parametrize("defense", CASES, ids=name)
+def test_facts(defense, outgoing):
+    kind = type(defense)
+    for fact in inspect.get_annotations(Defense):
+        assert getattr(kind, fact) is getattr(defense, fact)
+    assert kind.family in get_args(Family)
+    for fact in ("name", "paper", "threat_model", "needs"):
+        assert getattr(kind, fact).strip() == getattr(kind, fact) != ""
+    one, _ = apply([defense], outgoing, seed=1, memory={})
+    other, _ = apply([defense], outgoing, seed=2, memory={})
+    assert kind.randomised == any(not torch.equal(one[key], other[key]) for key in one)
+    assert kind.needs_batch == (defense.refuses("fedavg") is not None)
+    if kind.recomputes_gradient:  # what the update was before makes no difference
+        zero = {key: torch.zeros_like(value) for key, value in outgoing.update.items()}
+        again, _ = apply([defense], replace(outgoing, update=zero), seed=1, memory={})
+        assert all(torch.equal(one[key], again[key]) for key in one)
 
 
 def test_reported_effect_by_hand():

@@ -99,7 +99,7 @@ def test_dp_sgd_meets_the_noise_that_the_client_drew(data, mode):
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_what_starts_anew_comes_first(data):
+def test_what_recomputes_the_gradient_comes_first(data):
     dp_sgd = defense("dp_sgd.DPSGD")
     assert len(make_defenses(config_of(data, dp_sgd, PRUNING))) == 2
     with pytest.raises(BadInput, match="Expected dp_sgd before the other `defenses`, as it comput"):

@@ -479,7 +479,7 @@ def test_without_a_terminal_there_are_plain_lines(finished: Finished) -> None:
     assert lines[2].startswith("  round 0: loss ")
     assert ", accuracy " in lines[2]
     assert lines.index("Attack iga on smlp: 8 updates") < lines.index(
-        "Attack nra on smlp skipped: nra restores noise and SMLP draws none"
+        "Attack nra on smlp skipped: nra needs a model that draws noise and SMLP draws none"
     )
     means = [line for line in lines if line.startswith("  mean SSIM ")]
     assert means == [

@@ -1,4 +1,4 @@
-"""The best iterates of many attacks that run side by side."""
+"""The iterates of lowest cost of attacks that are computed in one batch."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,19 +8,19 @@ from torch import Tensor
 
 from fedleak.updates.files import Tensors
 
-# Costs that differ by less than so many units in the last place are equal: sums over all weights
-# are taken in another order for every batch.
+# Costs that differ by at most this many units in the last place count as equal: the order of the
+# sums over all weights depends on the batch.
 ROUNDING = 16
 
 
-class Kept(NamedTuple):
-    """What is kept of an attack on one update.
+class BestIterate(NamedTuple):
+    """Result of the attack on one update.
 
     Args:
-        variables: the variables of the best iterate.
-        costs: the lowest cost so far, at some iterations; last, the cost of the best iterate, which
-            is higher by rounding at most.
-        iterations: the number of iterations that were done.
+        variables: the variables of the iterate of lowest cost, ``(...)`` without the row.
+        costs: (iteration, lowest cost so far) at some iterations; the last cost is that of the best
+            iterate, which may be higher within rounding.
+        iterations: the number of iterations done.
     """
 
     variables: Tensors
@@ -29,83 +29,98 @@ class Kept(NamedTuple):
 
 
 class BestIterates:
-    """The iterates of lowest cost, row by row, without a look at a number on the way.
+    """The iterate of lowest cost of each row.
+
+    Nothing is read back from the device inside the loop, so that a GPU need not be synchronised.
 
     Args:
         state: the variables ``(rows, ...)`` that every iteration changes.
-        rounding: differences ``(rows,)`` up to which costs count as equal; the later iterate is
-            taken then.
-        patience: number of iterations after which a row is settled whose lowest cost has not
-            fallen by 1 %; none: never.
+        rounding: differences ``(rows,)`` up to which costs count as equal; the later of two equal
+            iterates is kept.
+        patience: a row stops once its lowest cost has not fallen by 1 % within this many
+            iterations. If None, it never stops early.
     """
 
     def __init__(self, state: Tensors, rounding: Tensor, patience: int | None) -> None:
         inputs = state["inputs"]
         rows = len(inputs)
-        self.costs = inputs.new_full((rows,), float("inf"))  # the lowest ones
-        self._kept_costs = self.costs.clone()  # those of the iterates that are kept
+        self.costs = inputs.new_full((rows,), float("inf"))  # lowest so far
+        self._kept_costs = self.costs.clone()  # of the iterates that are kept
         self._rounding = rounding
         self._patience = patience
         self._variables = {name: value.clone() for name, value in state.items()}
-        self._settled = torch.zeros(rows, dtype=torch.bool, device=inputs.device)
+        self._stopped = torch.zeros(rows, dtype=torch.bool, device=inputs.device)
         self._mark = self.costs.clone()
         self._since = torch.zeros(rows, dtype=torch.long, device=inputs.device)
-        self._stopped = torch.full((rows,), -1, dtype=torch.long, device=inputs.device)
+        self._stopped_at = torch.full((rows,), -1, dtype=torch.long, device=inputs.device)
         self._history: list[tuple[int, Tensor]] = []
 
     def update(self, iteration: int, costs: Tensor, state: Tensors) -> None:
-        """Take the rows of ``state`` whose costs ``(rows,)`` are none higher than before."""
-        better = (costs < self.costs + self._rounding) & ~self._settled
+        """Keep the rows of ``state`` whose costs are not higher than the lowest so far.
+
+        Args:
+            iteration: the current iteration.
+            costs: cost of each row, ``(rows,)``.
+            state: the variables, ``(rows, ...)``.
+        """
+        better = (costs < self.costs + self._rounding) & ~self._stopped
         self.costs = torch.where(better, costs.minimum(self.costs), self.costs)
         self._kept_costs = torch.where(better, costs, self._kept_costs)
         self._variables = {n: _choose(better, state[n], old) for n, old in self._variables.items()}
         if self._patience is not None:
-            # A cost may be below 0, by rounding; then a share of it is nothing to go by.
+            # Rounding may take a cost below 0, where 1 % of it is no threshold.
             least = torch.maximum(0.01 * self._mark.abs(), self._rounding)
             fallen = self.costs.isfinite() & (
                 self._mark.isinf() | (self._mark - self.costs > least)
             )
             self._mark = torch.where(fallen, self.costs, self._mark)
             self._since = torch.where(fallen, iteration, self._since)
-            settled = iteration - self._since >= self._patience
-            self._stopped = torch.where(settled & ~self._settled, iteration, self._stopped)
-            self._settled |= settled
+            stopped = iteration - self._since >= self._patience
+            new = stopped & ~self._stopped
+            self._stopped_at = torch.where(new, iteration, self._stopped_at)
+            self._stopped |= stopped
 
-    def note(self, iteration: int) -> None:
-        """Remember the costs so far for the cost curves."""
+    def record(self, iteration: int) -> None:
+        """Add the lowest costs so far to the cost curves."""
         self._history.append((iteration, self.costs.clone()))
 
-    def all_settled(self) -> bool:
-        """Whether no row goes on."""
-        return self._patience is not None and bool(self._settled.all())
+    def all_stopped(self) -> bool:
+        """Whether every row has run out of patience."""
+        return self._patience is not None and bool(self._stopped.all())
 
-    def kept(self, restarts: int, iteration: int) -> list[Kept]:
-        """The best of each update's restarts, which are neighbouring rows."""
+    def per_update(self, restarts: int, iteration: int) -> list[BestIterate]:
+        """The best iterate of each update.
+
+        Args:
+            restarts: number of restarts of an update, which are consecutive rows.
+            iteration: the last iteration.
+        """
         results = []
         for first in range(0, len(self.costs), restarts):
-            # A cost that is NaN never became the best, so the infinite ones are the failures.
+            # A cost of NaN is never kept, so rows of infinite cost are the failed ones.
             row = first + int(self.costs[first : first + restarts].argmin())
-            stopped = int(self._stopped[row])
-            last = iteration if stopped < 0 else stopped
+            stopped_at = int(self._stopped_at[row])
+            last = iteration if stopped_at < 0 else stopped_at
             costs = [(at, float(cost[row])) for at, cost in self._history if at < last]
             costs.append((last, float(self._kept_costs[row])))
             variables = {name: value[row] for name, value in self._variables.items()}
-            results.append(Kept(variables, costs, last))
+            results.append(BestIterate(variables, costs, last))
         return results
 
 
-def rounding_of(
+def cost_rounding(
     cost: str, target: Mapping[str, tuple[Tensor, ...]], weights: Mapping[str, float]
 ) -> Tensor:
-    """How far costs of equal gradients may lie apart in the arithmetic that is used.
+    """Rounding error of the cost in the precision that is used.
 
     Args:
         cost: the cost's name.
-        target: for each parameter, tensors whose last ``(rows,)`` is the target's squared norm.
-        weights: of the parameters that are compared.
+        target: for each parameter, tensors of which the last is the target's squared norm
+            ``(rows,)``.
+        weights: weight of each parameter that is compared.
 
     Returns:
-        A difference for each row.
+        For each row, the difference up to which two costs count as equal, ``(rows,)``.
     """
     norms = torch.stack([weight * target[name][-1] for name, weight in weights.items()])
     scale = norms.sum(dim=0) if cost == "squared_error" else torch.ones_like(norms[0])

@@ -1,4 +1,4 @@
-"""An iteration recorded once and replayed, so that Python has no share in it."""
+"""Trace one iteration with torch.fx and replay its graph without Python overhead."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -9,43 +9,44 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedleak.updates.files import Tensors
 
-# Of results that are equal but for the order of sums on a GPU.
+# Relative difference up to which the results of step and graph count as equal: on a GPU the order
+# of sums may differ.
 TOLERANCE = 1e-4
 
 Compiler = Literal["off", "trace", "inductor", "cuda_graphs"]
 
-# Variables that are optimised, variables that are not, and what they are compared with: gradients
-# with respect to the first, and (objective, cost).
+# A function of the variables that are optimised, the other variables, and the targets. Returns the
+# gradients with respect to the first, and (objective, cost).
 Step = Callable[[Tensors, Tensors, dict[str, Any]], tuple[Tensors, tuple[Tensor, Tensor]]]
 
 
-class Traced:
-    """A step that is recorded where a number of rows first comes, and replayed from then on.
+class TracedStep:
+    """A step that is traced at the first call with a number of rows and replayed afterwards.
 
-    A step that cannot be recorded, or whose record gives other results at another point since it
-    depends on something besides its arguments and torch's generator, is done as it is.
+    A step that cannot be traced is called without tracing; so is one whose graph gives different
+    results at another point, since it depends on more than its arguments and torch's generator.
 
     Args:
         step: the computation.
-        compiler: what becomes of the record: ``trace`` replays it as it is, ``inductor`` and
-            ``cuda_graphs`` hand it to torch.compile.
+        compiler: ``trace`` replays the graph with torch.fx, ``inductor`` and ``cuda_graphs``
+            compile it by torch.compile.
     """
 
     def __init__(self, step: Step, compiler: Compiler) -> None:
         self._step = step
         self._compiler = compiler
-        self._records: dict[int, Step] = {}
+        self._graphs: dict[int, Step] = {}
 
     def __call__(
         self, free: Tensors, fixed: Tensors, target: dict[str, Any]
     ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
         """See :data:`Step`."""
         rows = len(free["inputs"])
-        if rows not in self._records:
-            self._records[rows] = self._record(free, fixed, target)
-        return self._records[rows](free, fixed, target)
+        if rows not in self._graphs:
+            self._graphs[rows] = self._trace(free, fixed, target)
+        return self._graphs[rows](free, fixed, target)
 
-    def _record(self, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
+    def _trace(self, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
         try:
             graph = make_fx(self._step)(free, fixed, target)
         except (RuntimeError, NotImplementedError, TypeError, ValueError):
@@ -55,19 +56,19 @@ class Traced:
         elsewhere = {name: 0.9 * value + 0.05 for name, value in free.items()}
         if not _agree(self._step, graph, (elsewhere, fixed, target)):
             return self._step
-        record: Any = graph
+        compiled: Any = graph
         if self._compiler == "inductor":
-            record = torch.compile(graph)
+            compiled = torch.compile(graph)
         elif self._compiler == "cuda_graphs":
-            record = torch.compile(graph, mode="reduce-overhead")
-        chosen: Step = record
+            compiled = torch.compile(graph, mode="reduce-overhead")
+        chosen: Step = compiled
         return chosen
 
 
-def _agree(step: Step, record: Step, point: tuple[Tensors, Tensors, dict[str, Any]]) -> bool:
-    """Whether both give the same gradients and costs, from the same state of torch's generator."""
+def _agree(step: Step, graph: Step, point: tuple[Tensors, Tensors, dict[str, Any]]) -> bool:
+    """Whether both give the same gradients and costs from the same state of torch's generator."""
     found = []
-    for compute in (step, record):
+    for compute in (step, graph):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             gradients, costs = compute(*point)

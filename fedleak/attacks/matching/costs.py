@@ -1,8 +1,8 @@
-"""How far a dummy gradient is from the client's: small functions of inner products and norms.
+"""Distances between a dummy gradient and the client's, as functions of inner products and norms.
 
-A cost sees, for every parameter, the inner product of dummy and target gradient and their squared
-norms. For a linear layer these come from the layer's inputs and output gradients alone, so that
-its weight gradient need never be built (:mod:`fedleak.attacks.matching.dummy_gradient`).
+A cost takes, for every parameter, the inner product of dummy and target gradient and their squared
+norms. For a linear layer these follow from the layer's inputs and output gradients, without
+building its weight gradient (:mod:`fedleak.attacks.matching.dummy_gradient`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from fedleak.errors import BadInput, unknown_name
 
 
 class Products(NamedTuple):
-    """The products of one parameter's gradients: scalars.
+    """Inner product and squared norms of one parameter's gradients, scalars.
 
     Args:
         inner: inner product of dummy and target gradient.
@@ -31,16 +31,19 @@ class Products(NamedTuple):
 
 Weights = Mapping[str, float] | None
 
-# Products and weight of every parameter that is compared; a missing weight is 1.
+# Takes the products of every parameter that is compared, and their weights (1 if missing).
 Cost = Callable[[Mapping[str, Products], Weights], Tensor]
 
 
 def cosine(products: Mapping[str, Products], weights: Weights = None) -> Tensor:
-    """``1 - cos`` of the angle between the whole gradients (Geiping 2020, eq. 4): 0 to 2.
+    """Cosine distance of the whole gradients (Geiping et al. 2020, eq. 4).
 
     Args:
         products: products by parameter name.
-        weights: of each parameter's share in the inner product and in both squared norms.
+        weights: weight of each parameter in the inner product and in both squared norms.
+
+    Returns:
+        A scalar in [0, 2].
     """
     inner, dummy, target = _totals(products, weights)
     return 1 - inner / (dummy.sqrt() * target.sqrt()).clamp_min(torch.finfo(inner.dtype).tiny)
@@ -49,11 +52,14 @@ def cosine(products: Mapping[str, Products], weights: Weights = None) -> Tensor:
 def squared_error(
     products: Mapping[str, Products], weights: Mapping[str, float] | None = None
 ) -> Tensor:
-    """Squared distance of the whole gradients (DLG, Zhu 2019, eq. 4): 0 or more.
+    """Squared Euclidean distance of the whole gradients (DLG, Zhu et al. 2019, eq. 4).
 
     Args:
         products: products by parameter name.
-        weights: of each parameter's squared distance.
+        weights: weight of each parameter's squared distance.
+
+    Returns:
+        A scalar, at least 0 up to rounding.
     """
     inner, dummy, target = _totals(products, weights)
     return dummy - 2 * inner + target
@@ -62,14 +68,17 @@ def squared_error(
 def relative_error(
     products: Mapping[str, Products], weights: Mapping[str, float] | None = None
 ) -> Tensor:
-    """Mean over the parameters of squared distance over squared norm of the target: 0 or more.
+    """Mean over the parameters of squared distance over squared norm of the target.
 
-    Every parameter counts alike, however small its gradient, so that large layers do not drown the
-    others; but for one of next to no gradient, which is all rounding.
+    Every parameter has the same influence, whatever the size of its gradient; only one whose
+    gradient is rounding error counts less.
 
     Args:
         products: products by parameter name.
-        weights: of each parameter in the mean.
+        weights: weight of each parameter in the mean.
+
+    Returns:
+        A scalar, at least 0 up to rounding.
     """
     errors, shares = [], []
     whole = torch.stack([target for _, _, target in products.values()]).sum()
@@ -92,15 +101,15 @@ def layer_weights(names: Sequence[str], patterns: Mapping[str, float] | None) ->
 
     Args:
         names: names of the parameters.
-        patterns: weight, at least 0, by name or pattern such as ``classifier.*``, of which the last
-            one that fits counts; parameters that none fits, or of weight 0, are left out. None:
-            all parameters, with weight 1.
+        patterns: weight, at least 0, by name or pattern such as ``classifier.*``; the last match
+            counts, and parameters without a match or with weight 0 are not compared. If None, all
+            parameters have weight 1.
 
     Returns:
-        Weight by name, none of them 0.
+        Weight by name, all positive.
 
     Raises:
-        BadInput: if a pattern fits no parameter or no parameter is left.
+        BadInput: if a pattern matches no parameter or no parameter is compared.
     """
     if patterns is None:
         return dict.fromkeys(names, 1.0)

@@ -4,7 +4,7 @@ The gradient of a linear layer's weight is ``sum_n d_n h_n^T`` over its rows n, 
 layer's inputs and d the gradients of its outputs. So its squared norm is a sum over pairs of rows,
 ``sum_nm (d_n.d_m)(h_n.h_m)``, and its inner product with a target T is ``sum_n d_n^T T h_n``: the
 weight gradient itself, the largest tensor by far, is never built. A target that is the gradient of
-few samples is itself a product ``U V^T`` of low rank, which spares reading T as well.
+few samples is itself a product ``U V^T`` of low rank, which is used in place of T.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,10 @@ from torch.func import functional_call, grad
 
 from fedleak.attacks.matching.costs import Products
 from fedleak.attacks.matching.hooks import (
-    InputTap,
-    LinearTap,
+    BatchNormHooks,
+    InputHooks,
+    LinearHooks,
     LossModule,
-    NormTap,
     Rows,
     drop_running_statistics,
 )
@@ -29,8 +29,8 @@ from fedleak.updates.files import Tensors
 
 Target = dict[str, tuple[Tensor, ...]]
 
-# A target counts as the product of low-rank factors if they miss less than this share of its norm:
-# float32 rounding of an exact product leaves about 3e-8, a defence's noise orders more.
+# A target is factorised if the factors' relative error is below this: rounding of an exact product
+# in float32 is about 3e-8, a defence's noise is larger by orders of magnitude.
 LOW_RANK_TOLERANCE = 1e-6
 
 
@@ -38,14 +38,14 @@ class DummyGradient:
     """The gradient that a client would have sent for given inputs, labels and noise.
 
     Args:
-        model: a private copy of the model, parameters not requiring gradients; hooks are put on
-            its linear layers, and its batch-norm layers in train mode lose their running
-            statistics, which they do not use.
+        model: a private copy of the model, parameters not requiring gradients; hooks are added to
+            its linear layers, and the running statistics of its batch-norm layers in train mode,
+            which do not use them, are removed.
         loss: the loss of a batch, given model and batch.
         batch: an example ``(inputs, labels)``, for the shapes.
         noise: an example of the noise, by slot.
-        watched: names of modules whose inputs are wanted besides.
-        dense: names of linear layers whose weight gradients are built all the same.
+        watched: names of modules whose inputs are to be returned as well.
+        dense: names of linear layers whose weight gradients are to be built.
     """
 
     def __init__(
@@ -59,31 +59,31 @@ class DummyGradient:
     ) -> None:
         self._holder = LossModule(model, loss)
         drop_running_statistics(model)
-        self._tap = LinearTap(model)
-        self._norms = NormTap(model)
-        self._inputs = InputTap(model, watched)
+        self._linear = LinearHooks(model)
+        self._batch_norm = BatchNormHooks(model)
+        self._inputs = InputHooks(model, watched)
         self._shapes: dict[int, dict[str, list[tuple[int, ...]]]] = {}
         self.prepare(batch, noise)
-        self._tapped = [layer for layer in self._shapes[len(batch[0])] if layer not in dense]
+        self._factored = [layer for layer in self._shapes[len(batch[0])] if layer not in dense]
         used = self._used_elsewhere(batch, noise)
-        self._tapped = [layer for layer in self._tapped if layer not in used]
-        self.free = self._untapped()
+        self._factored = [layer for layer in self._factored if layer not in used]
+        self.free = self._built_parameters()
         """The parameters whose gradients are built."""
 
     def prepare(self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]) -> None:
-        """Make ready for batches of another number of samples than the example's.
+        """Prepare for batches of another size than the example's.
 
         Args:
             batch: an example of them, ``(inputs, labels)``.
             noise: an example of their noise, by slot.
         """
         taking = inject(self._holder.model, noise)
-        with self._tap.shapes() as shapes, taking, torch.no_grad():
+        with self._linear.shapes() as shapes, taking, torch.no_grad():
             self._holder(batch)
         self._shapes[len(batch[0])] = shapes
 
     def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
-        """Target gradients of several updates, stacked and factorised where that loses nothing.
+        """Target gradients of several updates, stacked and factorised where that is exact.
 
         Args:
             gradients: gradient by parameter name, one for each update.
@@ -98,7 +98,7 @@ class DummyGradient:
             stacked = torch.stack([gradient[name] for gradient in gradients])
             norms = stacked.double().square().flatten(1).sum(dim=1).to(stacked.dtype)
             factors = None
-            if name.removesuffix(".weight") in self._tapped and name.endswith(".weight"):
+            if name.removesuffix(".weight") in self._factored and name.endswith(".weight"):
                 factors = low_rank_factors(stacked, rank)
             result[name] = (stacked, norms) if factors is None else (*factors, norms)
         return result
@@ -119,7 +119,7 @@ class DummyGradient:
             target: one entry (without the stacking dimension) of :meth:`targets`.
 
         Returns:
-            Scalars that can be differentiated with respect to inputs and noise.
+            Scalars, differentiable with respect to inputs and noise.
         """
         return self.evaluate(inputs, labels, noise, target)[0]
 
@@ -130,11 +130,12 @@ class DummyGradient:
         noise: Mapping[str, Tensor],
         target: Mapping[str, tuple[Tensor, ...]],
     ) -> tuple[dict[str, Products], Statistics, Tensors]:
-        """The products, see :meth:`products`, and what entered layers of the model.
+        """The products, see :meth:`products`, with batch-norm statistics and watched inputs.
 
         Returns:
             Products by parameter name; by batch-norm layer the mean and variance ``(channels,)``
-            of its input; and by watched module its input; all can be differentiated likewise.
+            of its input; by watched module its input. All are differentiable with respect to inputs
+            and noise.
         """
         free, layers, (statistics, entered) = self.differentiate(
             (inputs, labels), noise, self.free, {}
@@ -147,13 +148,13 @@ class DummyGradient:
         """Products of a gradient with one target.
 
         Args:
-            free: gradients that were built, by parameter name.
-            layers: the others, as :meth:`differentiate` gives them.
+            free: the gradients that were built, by parameter name.
+            layers: factors of the others, as :meth:`differentiate` returns them.
             target: see :meth:`products`.
         """
         result = {name: dense_products(value, *target[name]) for name, value in free.items()}
         for layer, (entering, leaving) in layers.items():
-            weight, *bias = self._tap.parameters(layer)
+            weight, *bias = self._linear.parameters(layer)
             result[weight] = linear_products(entering, leaving, target[weight])
             if bias:
                 result[bias[0]] = dense_products(leaving.sum(dim=0), *target[bias[0]])
@@ -165,69 +166,70 @@ class DummyGradient:
         """Differentiate the loss once.
 
         Args:
-            batch: inputs and labels, of the example's number or one that was prepared.
+            batch: inputs and labels, of the example's size or one of :meth:`prepare`.
             noise: slot -> noise ``(batch, ...)``.
             free: values of the parameters whose gradients are built.
-            moves: by how much the weights of other layers were moved, ``outputs^T inputs``.
+            moves: factors of the updates of the other weights, see :class:`LinearHooks`.
 
         Returns:
-            Gradients of the free parameters; of every tapped layer the inputs and the gradients of
-            the outputs, ``(rows, in)`` and ``(rows, out)``; and the batch-norm layers' statistics
-            and the watched modules' inputs.
+            Gradients of the free parameters; of every other linear layer the inputs ``(rows, in)``
+            and the gradients of the outputs ``(rows, out)``; the batch-norm layers' statistics and
+            the watched modules' inputs.
         """
 
         def loss_of(
             probes: dict[str, list[Tensor]], free: Tensors
         ) -> tuple[Tensor, tuple[dict[str, list[Tensor]], tuple[Statistics, Tensors]]]:
-            self._tap.start(probes, moves)
-            self._norms.start()
+            self._linear.start(probes, moves)
+            self._batch_norm.start()
             self._inputs.start()
             parameters = {f"model.{name}": value for name, value in free.items()}
             with inject(self._holder.model, noise):
                 loss = functional_call(self._holder, parameters, (batch,))
-            seen = self._norms.statistics, self._inputs.entered
-            return loss, (self._tap.inputs, seen)
+            seen = self._batch_norm.statistics, self._inputs.entered
+            return loss, (self._linear.inputs, seen)
 
         shapes = self._shapes[len(batch[0])]
         probes = {
-            layer: [batch[0].new_zeros(shape) for shape in shapes[layer]] for layer in self._tapped
+            layer: [batch[0].new_zeros(shape) for shape in shapes[layer]]
+            for layer in self._factored
         }
         (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
             probes, free
         )
-        self._tap.stop()
-        self._norms.stop()
+        self._linear.stop()
+        self._batch_norm.stop()
         self._inputs.stop()
         layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
         return gradients, layers, seen
 
-    def _untapped(self) -> Tensors:
-        tapped = {name for layer in self._tapped for name in self._tap.parameters(layer)}
+    def _built_parameters(self) -> Tensors:
+        factored = {name for layer in self._factored for name in self._linear.parameters(layer)}
         parameters = self._holder.model.named_parameters()
-        return {name: value.detach() for name, value in parameters if name not in tapped}
+        return {name: value.detach() for name, value in parameters if name not in factored}
 
     def _used_elsewhere(
         self, batch: tuple[Tensor, Tensor], noise: Mapping[str, Tensor]
     ) -> list[str]:
-        """Layers whose weights the loss uses in another way besides, such as in a penalty.
+        """Layers whose weights the loss also uses in another way, such as in a penalty.
 
-        The gradient that their inputs and outputs tell of is not the one that autograd gives.
+        Autograd's gradient of their weights differs from the product of the factors.
         """
 
         def once() -> tuple[Tensors, Rows, object]:
-            # A plain dropout must drop the same both times.
+            # A dropout must draw the same mask both times.
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                return self.differentiate(batch, noise, self._untapped(), {})
+                return self.differentiate(batch, noise, self._built_parameters(), {})
 
         _, layers, _ = once()
-        tapped, self._tapped = self._tapped, []
+        factored, self._factored = self._factored, []
         gradients, _, _ = once()
-        self._tapped = tapped
+        self._factored = factored
         found = []
         for layer, (entering, leaving) in layers.items():
-            told = (leaving.T @ entering, leaving.sum(dim=0))
-            for name, value in zip(self._tap.parameters(layer), told, strict=False):
+            products = (leaving.T @ entering, leaving.sum(dim=0))
+            for name, value in zip(self._linear.parameters(layer), products, strict=False):
                 allowed = torch.finfo(value.dtype).eps ** 0.5 * gradients[name].norm()
                 if not (gradients[name] - value).norm() <= allowed:
                     found.append(layer)
@@ -247,7 +249,7 @@ def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -
     rows, features = inputs.shape
     *factors, norm = target
     if rows * rows > features * outputs.shape[1]:
-        # With more pairs of rows than weights, the weight gradient is the smaller thing to build.
+        # With more pairs of rows than weights, building the weight gradient is cheaper.
         built = outputs.T @ inputs
         dense = factors[0] if len(factors) == 1 else factors[0] @ factors[1].T
         return dense_products(built, dense, norm)
@@ -260,22 +262,23 @@ def linear_products(inputs: Tensor, outputs: Tensor, target: Sequence[Tensor]) -
 
 
 def _rows(values: Sequence[Tensor]) -> Tensor:
-    """What went into a layer, or came out, in all its calls, as rows."""
+    """A layer's inputs or output gradients of all its calls, as rows ``(rows, features)``."""
     return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
 def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
-    """Factors U V^T of every matrix in a stack, if all are of that rank to rounding.
+    """Factors U V^T of every matrix in a stack, if all have at most that rank up to rounding.
 
     Args:
         stacked: ``(matrices, out, in)``.
         rank: the highest rank to try.
 
     Returns:
-        U ``(matrices, out, rank)`` and V ``(matrices, in, rank)``, or none.
+        U ``(matrices, out, rank)`` and V ``(matrices, in, rank)``. None if the rank of a matrix is
+        higher, or if the factors are not much smaller than the matrix.
     """
     rows, columns = stacked.shape[1:]
-    # Worth it only if the factors are much smaller than the matrix.
+    # Only useful if the factors are much smaller than the matrix.
     if rank * (rows + columns) * 2 > rows * columns:
         return None
     left, right = [], []

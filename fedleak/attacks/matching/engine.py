@@ -1,4 +1,4 @@
-"""Gradient matching: find inputs (and noise) whose gradient is the one that the client sent."""
+"""Gradient matching: optimise inputs (and noise) until their gradient matches the client's."""
 
 import copy
 import time
@@ -13,18 +13,26 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fedleak.attacks.base import JointAttack, Problem, Progress, Reconstruction, Report
+from fedleak.attacks.base import (
+    Family,
+    JointAttack,
+    LocalSteps,
+    Problem,
+    Progress,
+    Reconstruction,
+    Report,
+)
 from fedleak.attacks.closed_form.linear import known_inputs
 from fedleak.attacks.labels import recover_labels
-from fedleak.attacks.matching.best_iterate import BestIterates, Kept, rounding_of
-from fedleak.attacks.matching.compile import Compiler, Step, Traced
+from fedleak.attacks.matching.best_iterate import BestIterate, BestIterates, cost_rounding
+from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
 from fedleak.attacks.matching.costs import COSTS, layer_weights
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.local_steps import (
     DummyUpdate,
-    averaging,
     cannot_simulate,
-    told_of_steps,
+    reason_to_average,
+    step_findings,
 )
 from fedleak.attacks.matching.objective import NOISE, Objective, as_target, noise_of
 from fedleak.attacks.matching.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
@@ -35,10 +43,10 @@ from fedleak.models.noise import noise_slots
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 
-# The learning rate is cut to a tenth at these shares of the iterations (Geiping 2020, appendix A).
+# The learning rate is divided by 10 at these shares of the iterations (Geiping 2020, appendix A).
 DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 REPORT_EVERY = 50
-# Tracing takes about as long as some hundred iterations of a small model.
+# Fewer evaluations are not traced: tracing takes as long as a few hundred of a small model.
 TRACE_FROM = 400
 
 
@@ -47,9 +55,10 @@ class Known:
     """What is known of one update besides its gradient.
 
     Args:
-        noise: slot -> noise ``(batch, ...)`` that is put in as it is.
-        features: module's path -> its input, see the hyperparameter ``features``.
-        begin: inputs ``(batch, ...)`` with which every restart begins; none: a normal start.
+        noise: slot -> known noise ``(batch, ...)``, which is injected and not optimised.
+        features: module's path -> its known input, see the hyperparameter ``features``.
+        begin: inputs ``(batch, ...)`` that every restart begins with. If None, it begins with
+            normal random numbers.
     """
 
     noise: Tensors = field(default_factory=dict)
@@ -57,135 +66,120 @@ class Known:
     begin: Tensor | None = None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class GradientMatching(JointAttack):
-    """Optimises dummy inputs, from a normal start, until their gradient matches the client's.
+    """Optimises dummy inputs until their gradient matches the client's.
 
-    Updates of one round are worked on together, in one batched computation; each gets the result
-    that it would get alone. The reconstruction is the iterate of the lowest cost, or the last one
-    whose cost equals it to rounding: there the priors go on to improve what the cost no longer
-    tells apart.
+    The inputs start from N(0, 1). Updates of one round are attacked together in one batched
+    computation; each gets the result that it would get alone. The reconstruction is the iterate of
+    lowest cost, or the last one whose cost equals it up to rounding: there the priors still improve
+    what the cost no longer distinguishes.
 
     Args:
         iterations: number of optimiser steps, at least 1.
         learning_rate: the optimiser's learning rate, positive.
-        total_variation: weight of the images' total variation in the objective, at least 0; inputs
-            that are no images ``(C, H, W)`` have none.
-        cost: how the gradients are compared, see :mod:`fedleak.attacks.matching.costs`.
-        signed: whether Adam or SGD is given the sign of the inputs' gradient instead of the
-            gradient.
-        box: whether inputs are kept within the valid range, at the start and after each step.
-        decay: whether the learning rate falls to a tenth at 3/8, 5/8 and 7/8 of the iterations.
-        restarts: number of random starts, of which the one with the lowest cost is kept.
+        total_variation: weight of the images' total variation in the objective, at least 0; not
+            used for inputs that are no images ``(C, H, W)``.
+        cost: distance of the gradients, see :mod:`fedleak.attacks.matching.costs`.
+        signed: whether Adam or SGD uses the sign of the inputs' gradient instead of the gradient.
+        box: whether inputs are clamped to the valid range, at the start and after each step.
+        decay: whether the learning rate is divided by 10 at 3/8, 5/8 and 7/8 of the iterations.
+        restarts: number of random starts, of which the one with the lowest cost is kept, at
+            least 1.
         patience: stop an update's attack once its lowest cost has not fallen by 1 % within this
-            many iterations; none: never.
-        at_once: number of updates that are attacked in one batched computation; L-BFGS searches
-            along a line for each of them by itself.
+            many iterations, at least 1. If None, never stop early.
+        at_once: number of updates that are attacked in one batched computation, at least 1; L-BFGS
+            does its line searches one update after another.
         optimizer: adam, sgd, or lbfgs (with up to 20 evaluations a step), see
             :mod:`fedleak.attacks.matching.optimizers`.
         layers: weight of each parameter's gradient in the cost, by name or pattern, such as
-            ``{"*": 1, "classifier.*": 0}``, of which the last that fits counts; parameters that
-            none fits are left out. None: all, alike.
+            ``{"*": 1, "classifier.*": 0}``; the last match counts, and parameters without a match
+            are left out. If None, all have weight 1.
         batch_norm: weight in the objective of the distance between the dummy batch's batch-norm
-            statistics and the expected ones (GradInversion, CVPR 2021), at least 0.
-        precision: type of the numbers computed with; none: the model's, which is float32.
-        compile: off: Python runs every iteration; trace: the iteration is recorded once and
-            replayed, with equal results; inductor: the record is compiled by torch.compile, which
-            takes a C++ compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs.
-            Attacks of fewer than 400 evaluations are not traced.
-        features: weight in the cost of the features that are known: inputs of layers, compared by
-            their relative squared error, at least 0. Of one sample and one step these are the
-            inputs of the linear layers with bias, in closed form; of more it is refused.
-        simulate_steps: whether an update of several local steps is compared with the same steps on
-            the dummy inputs, each with noise of its own, see
-            :mod:`fedleak.attacks.matching.local_steps`; if not, with one step on all of them.
-            None: up to 32 steps, where the client's local training can be simulated.
-        noise_slots: the noise slots whose noise is optimised with the inputs, by their paths, in
-            which ``*`` stands for anything; those of others are drawn in every iteration. None: all
-            of them if the attack restores noise, and else not one.
+            statistics and the expected ones (GradInversion, CVPR 2021, eq. 10), at least 0.
+        precision: floating-point type of the computation. If None, the model's, which is float32
+            by default.
+        compile: off: every iteration is run by Python; trace: one iteration is traced and replayed,
+            with equal results; inductor: the trace is compiled by torch.compile, which takes a C++
+            compiler and up to minutes; cuda_graphs: the same for a GPU, as CUDA graphs. Attacks of
+            fewer than 400 evaluations are not traced.
+        features: weight in the cost of known features, that is inputs of layers, compared by
+            relative squared error, at least 0. For one sample and one local step these are the
+            inputs of the linear layers with bias, in closed form; for more it must be 0.
+        noise_slots: paths of the noise slots whose noise is optimised together with the inputs,
+            where ``*`` matches anything; the noise of others is drawn in every iteration. If None,
+            all slots if the attack restores noise, and otherwise none.
+        simulate_steps: whether several local steps are simulated on the dummy inputs, each with its
+            own noise, see :mod:`fedleak.attacks.matching.local_steps`; if false, their mean
+            gradient is attacked as the gradient of one step. If None, up to 32 steps are simulated
+            where the client's local training allows it.
 
     Raises:
-        BadInput: if a value is out of its range or two do not go together.
+        BadInput: if a value is out of its range or two values contradict each other.
     """
 
-    restores_labels: ClassVar[bool] = False
-    """Whether the labels are optimised together with the inputs."""
+    family: ClassVar[Family] = "optimisation-based"
+    local_steps: ClassVar[LocalSteps] = "simulated"
+    boxed: ClassVar[bool] = True
+    iterative: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 7000,
-        learning_rate: float = 0.01,
-        total_variation: float = 1e-6,
-        cost: Literal["cosine", "squared_error", "relative_error"] = "cosine",
-        signed: bool = True,
-        box: bool = True,
-        decay: bool = True,
-        restarts: int = 1,
-        patience: int | None = None,
-        at_once: int = 16,
-        optimizer: OptimizerName = "adam",
-        layers: dict[str, float] | None = None,
-        batch_norm: float = 0.0,
-        features: float = 0.0,
-        precision: Literal["float32", "float64"] | None = None,
-        compile: Compiler = "trace",
-        noise_slots: list[str] | None = None,
-        simulate_steps: bool | None = None,
-    ) -> None:
-        for kind, value, choices in (
-            ("cost", cost, COSTS), ("optimizer", optimizer, OPTIMIZERS),
-            ("precision", precision, (None, "float32", "float64")),
-            ("compile", compile, get_args(Compiler)),
+    iterations: int = 7000
+    learning_rate: float = 0.01
+    total_variation: float = 1e-6
+    cost: Literal["cosine", "squared_error", "relative_error"] = "cosine"
+    signed: bool = True
+    box: bool = True
+    decay: bool = True
+    restarts: int = 1
+    patience: int | None = None
+    at_once: int = 16
+    optimizer: OptimizerName = "adam"
+    layers: dict[str, float] | None = None
+    batch_norm: float = 0.0
+    features: float = 0.0
+    precision: Literal["float32", "float64"] | None = None
+    compile: Compiler = "trace"
+    noise_slots: list[str] | None = None
+    simulate_steps: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("cost", COSTS), ("optimizer", OPTIMIZERS),
+            ("precision", (None, "float32", "float64")), ("compile", get_args(Compiler)),
         ):  # fmt: skip
+            value = getattr(self, name)
             if value not in choices:
-                raise unknown_name(kind, str(value), [name for name in choices if name])
-        for name, count in (
-            ("iterations", iterations), ("restarts", restarts), ("at_once", at_once),
-            ("patience", 1 if patience is None else patience),
-        ):  # fmt: skip
-            require(count >= 1, f"Expected `{name}` to be at least 1, got {count}.")
-        require(learning_rate > 0, f"Expected `learning_rate` to be positive, got {learning_rate}.")
-        for name, weight in (
-            ("total_variation", total_variation), ("batch_norm", batch_norm),
-            ("features", features),
-            *((f"layers.{pattern}", value) for pattern, value in (layers or {}).items()),
-        ):  # fmt: skip
+                raise unknown_name(name, str(value), [choice for choice in choices if choice])
+        for name in ("iterations", "restarts", "at_once", "patience"):
+            count = getattr(self, name)
+            require(
+                count is None or count >= 1, f"Expected `{name}` to be at least 1, got {count}."
+            )
+        require(
+            self.learning_rate > 0,
+            f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
+        )
+        weights = {n: getattr(self, n) for n in ("total_variation", "batch_norm", "features")}
+        weights |= {f"layers.{pattern}": value for pattern, value in (self.layers or {}).items()}
+        for name, weight in weights.items():
             require(weight >= 0, f"Expected `{name}` to be at least 0, got {weight}.")
         require(
-            not (signed and optimizer == "lbfgs"),
+            not (self.signed and self.optimizer == "lbfgs"),
             "Expected `signed: false` with `optimizer: lbfgs`, which needs the gradient itself.",
         )
-        self.iterations = iterations
-        self.learning_rate = learning_rate
-        self.total_variation = total_variation
-        self.cost = cost
-        self.signed = signed
-        self.box = box
-        self.decay = decay
-        self.restarts = restarts
-        self.patience = patience
-        self.at_once = at_once
-        self.optimizer = optimizer
-        self.layers = layers
-        self.batch_norm = batch_norm
-        self.features = features
-        self.precision = precision
-        self.compile = compile
-        self.noise_slots = noise_slots
-        self.simulate_steps = simulate_steps
 
     def run_many(
         self, problems: Sequence[Problem], report: Report
     ) -> Iterator[tuple[int, Reconstruction]]:
-        """Attack updates in batches of those that share weights and shapes.
+        """Attack updates that share weights and shapes in one batched computation.
 
-        See :meth:`Attack.run_many`; the results of a batch come together.
+        See :meth:`Attack.run_many`; the results of a computation come together.
 
         Raises:
-            BadInput: if ``simulate_steps`` is on and a slot's noise is in the way.
+            BadInput: if ``simulate_steps`` is true and the shape of a slot's noise forbids it.
         """
         for problem in problems:
-            reason = self._averages(problem) if problem.knowledge.local_steps > 1 else None
+            reason = self._reason_to_average(problem) if problem.knowledge.local_steps > 1 else None
             require(
                 not (self.simulate_steps and reason),
                 f"Expected an update whose steps can be simulated, but {reason}: leave "
@@ -232,7 +226,7 @@ class GradientMatching(JointAttack):
             )
         reason = cannot_simulate(knowledge) if knowledge.local_steps > 1 else None
         if self.simulate_steps and reason:
-            return f"`simulate_steps` cannot be had, as {reason}: leave it out"
+            return f"`simulate_steps` is not available, as {reason}: leave it out"
         slots = list(noise_slots(knowledge.model))
         for pattern in self.noise_slots or []:
             if not any(fnmatchcase(name, pattern) for name in slots):
@@ -249,17 +243,28 @@ class GradientMatching(JointAttack):
         return None
 
     def compared(self, problem: Problem) -> list[str]:
-        """The parameters whose gradients are compared: all, unless a plugin leaves some out."""
+        """Names of the parameters whose gradients are compared; by default all.
+
+        Args:
+            problem: the update.
+        """
         return list(problem.gradient)
 
     def _weights(self, problem: Problem) -> dict[str, float]:
-        """Weights of what is compared; parameters that a client does not train tell nothing."""
+        """Weight of each parameter that is compared; those that a client does not train are not."""
         names, model = self.compared(problem), problem.knowledge.model
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         return layer_weights([n for n in names if n in trained] or names, self.layers)
 
     def labels_of(self, problem: Problem) -> Tensor:
-        """The labels ``(num_samples,)`` that the server knows or recovers."""
+        """The labels ``(num_samples,)`` that the server knows or recovers.
+
+        Args:
+            problem: the update.
+
+        Raises:
+            BadInput: if they cannot be recovered.
+        """
         known = problem.knowledge.labels
         if known is not None:
             return known
@@ -270,8 +275,8 @@ class GradientMatching(JointAttack):
     ) -> list[Reconstruction]:
         first = problems[0]
         state = self._state(problems, known)
-        put_in = {NOISE + slot for slot in known[0].noise}
-        free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in put_in}
+        injected = {NOISE + slot for slot in known[0].noise}
+        free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in injected}
         fixed = {n: v for n, v in state.items() if n not in free}
         step, target = self._step(problems, known, state, free)
 
@@ -284,21 +289,21 @@ class GradientMatching(JointAttack):
         if self.box:
             torch.clamp(state["inputs"], low, high, out=state["inputs"])
         drop_at = {int(self.iterations * share) for share in DECAY_AT} if self.decay else set()
-        rounding = rounding_of(self.cost, target["gradient"], self._weights(first))
+        rounding = cost_rounding(self.cost, target["gradient"], self._weights(first))
         best = BestIterates(state, rounding, self.patience)
         iteration = 0
         for iteration in range(self.iterations + 1):
             for name in fixed:
-                if name.startswith(NOISE) and name not in put_in:
-                    # Whoever ignores the noise draws afresh every time.
+                if name.startswith(NOISE) and name not in injected:
+                    # Noise that is not restored is drawn in every iteration.
                     drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
             gradients, (_, costs) = step(free, fixed, target)
             best.update(iteration, costs, state)
             if iteration % REPORT_EVERY == 0 or iteration == self.iterations:
-                best.note(iteration)
+                best.record(iteration)
                 report(Progress(iteration, self.iterations, float(best.costs.mean())))
-                if best.all_settled():
+                if best.all_stopped():
                     break
             if iteration == self.iterations:
                 break
@@ -309,9 +314,11 @@ class GradientMatching(JointAttack):
             optimizer.step(gradients, evaluate_row)
             if self.box:
                 torch.clamp(state["inputs"], low, high, out=state["inputs"])
-        return [self._reconstruction(kept, first) for kept in best.kept(self.restarts, iteration)]
+        return [
+            self._reconstruction(kept, first) for kept in best.per_update(self.restarts, iteration)
+        ]
 
-    def _reconstruction(self, kept: Kept, problem: Problem) -> Reconstruction:
+    def _reconstruction(self, kept: BestIterate, problem: Problem) -> Reconstruction:
         like = next(iter(problem.gradient.values()))
         labels = kept.variables["labels"]
         noise = {
@@ -323,7 +330,7 @@ class GradientMatching(JointAttack):
             noise={name: value.to(like) for name, value in noise.items()},
             costs=kept.costs,
             iterations=kept.iterations,
-            findings=told_of_steps(problem, self._averages(problem)),
+            findings=step_findings(problem, self._reason_to_average(problem)),
         )
 
     def _is_optimised(self, name: str) -> bool:
@@ -332,22 +339,26 @@ class GradientMatching(JointAttack):
         return name == "inputs" or self._restores(name.removeprefix(NOISE))
 
     def known(self, problem: Problem) -> Known:
-        """What is known besides the gradient: the features, if they have a weight."""
+        """What is known besides the gradient: the features, if they have a weight.
+
+        Args:
+            problem: the update.
+        """
         if not self.features:
             return Known()
         inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
         labels = torch.zeros(1, dtype=torch.long, device=inputs.device)
-        # A forward pass in train mode moves batch-norm statistics.
+        # A forward pass in train mode updates batch-norm statistics.
         model = copy.deepcopy(problem.model)
         calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
         found = known_inputs(problem.gradient, calls)
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
     def _simulates(self, problem: Problem) -> bool:
-        return problem.knowledge.local_steps > 1 and self._averages(problem) is None
+        return problem.knowledge.local_steps > 1 and self._reason_to_average(problem) is None
 
-    def _averages(self, problem: Problem) -> str | None:
-        return averaging(problem.knowledge, problem.noise_shapes, self.simulate_steps)
+    def _reason_to_average(self, problem: Problem) -> str | None:
+        return reason_to_average(problem.knowledge, problem.noise_shapes, self.simulate_steps)
 
     def _noise_shape(self, problem: Problem, slot: str) -> tuple[int, ...]:
         """Shape of a slot's noise: ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``."""
@@ -361,10 +372,10 @@ class GradientMatching(JointAttack):
         return any(fnmatchcase(slot, pattern) for pattern in self.noise_slots)
 
     def _state(self, problems: Sequence[Problem], known: Sequence[Known]) -> Tensors:
-        """Where every update's every restart begins: rows are (update, restart), side by side."""
+        """Initial variables: a row for each update and restart, the restarts of one consecutive."""
         first, starts = problems[0], self.restarts
-        kind = self._kind(first)
-        # Drawn even where it is not needed, so that what else is drawn stays the same.
+        kind = self._dtype(first)
+        # Drawn even if not needed, so that the other draws stay the same.
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
         begin = [facts.begin for facts in known if facts.begin is not None]
         if begin:
@@ -386,7 +397,7 @@ class GradientMatching(JointAttack):
         return state
 
     def _noise_starts(self, problems: Sequence[Problem], slot: str) -> Tensor:
-        """Noise of a slot, row by row: what it draws, or a normal start where it is restored."""
+        """Initial noise of a slot: from N(0, 1) if it is restored, else from its distribution."""
         shape = self._noise_shape(problems[0], slot)
         if self._restores(slot):
             return _starts(problems, shape, self.restarts)
@@ -400,9 +411,9 @@ class GradientMatching(JointAttack):
         state: Tensors,
         free: Tensors,
     ) -> tuple[Step, dict[str, Any]]:
-        """The computation of one iteration, and what it compares with, row by row."""
+        """The computation of one iteration, and its targets ``(rows, ...)``."""
         first = problems[0]
-        kind = self._kind(first)
+        kind = self._dtype(first)
         features = [facts.features for facts in known]
         with _differentiable(first):
             dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
@@ -435,21 +446,21 @@ class GradientMatching(JointAttack):
             step(free, fixed, target)
         evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
         if self.compile != "off" and evaluations >= TRACE_FROM:
-            step = Traced(step, self.compile)
+            step = TracedStep(step, self.compile)
         return step, target
 
     def _dummy(
         self, problem: Problem, example: Tensors, known: Known
     ) -> DummyGradient | DummyUpdate:
-        # Both work on a copy, for they take the running statistics away.
-        model = copy.deepcopy(problem.model).to(self._kind(problem))
+        # On a copy, since both remove running statistics.
+        model = copy.deepcopy(problem.model).to(self._dtype(problem))
         batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
         facts, noise = problem.knowledge, noise_of(example)
         if self._simulates(problem):
             return DummyUpdate(model, facts, batch, noise)
         return DummyGradient(model, facts.loss, batch, noise, list(known.features))
 
-    def _kind(self, problem: Problem) -> torch.dtype:
+    def _dtype(self, problem: Problem) -> torch.dtype:
         if self.precision is not None:
             return torch.float64 if self.precision == "float64" else torch.float32
         return next(iter(problem.gradient.values())).dtype
@@ -457,7 +468,7 @@ class GradientMatching(JointAttack):
 
 @contextmanager
 def _differentiable(problem: Problem) -> Iterator[None]:
-    """Says what kind of model is expected where the block fails."""
+    """Turn an error within the block into a sentence about what models are expected."""
     try:
         yield
     except BadInput:

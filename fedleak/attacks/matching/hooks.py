@@ -1,4 +1,4 @@
-"""Hooks by which a forward pass under ``torch.func`` tells what went on inside the model."""
+"""Hooks that record layer inputs and statistics in a forward pass under ``torch.func``."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedleak.attacks.matching.priors import Statistics
 from fedleak.updates.files import Tensors
 
-# What enters and leaves linear layers, or the gradients of what leaves: ``(rows, in)`` and
-# ``(rows, out)``, whose product is a weight's gradient.
+# By linear layer: its inputs ``(rows, in)`` and the gradients of its outputs ``(rows, out)``. The
+# weight's gradient is ``outputs^T inputs``.
 Rows = dict[str, tuple[Tensor, Tensor]]
 
 
 def drop_running_statistics(model: nn.Module) -> None:
-    """Take the running statistics away from batch-norm layers in train mode, which do not use them.
+    """Remove the running statistics of batch-norm layers in train mode, which do not use them.
 
     Args:
-        model: the model, which is changed.
+        model: the model, changed in place.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.training:
@@ -29,7 +29,7 @@ def drop_running_statistics(model: nn.Module) -> None:
 
 
 class LossModule(nn.Module):
-    """The loss as a module's forward, as ``functional_call`` wants it."""
+    """The loss as a module's forward pass, for ``torch.func.functional_call``."""
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class LossModule(nn.Module):
         return self._loss(self.model, batch)
 
 
-class LinearTap:
-    """Hooks on linear layers that note their inputs and add probes to their outputs.
+class LinearHooks:
+    """Hooks on linear layers that record their inputs and add probes to their outputs.
 
-    The gradient with respect to a probe of zeros is the gradient of the layer's output. A layer
-    whose weight is shared with another module is left to plain differentiation. A layer can be
-    made to compute as if SGD had moved it, without its weight being built.
+    The gradient with respect to a probe of zeros is the gradient of the layer's output. Layers
+    whose weight is shared with another module get no hook. A layer can compute as if its weight had
+    been updated by SGD, without building the new weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -72,7 +72,7 @@ class LinearTap:
 
     @contextmanager
     def shapes(self) -> Iterator[dict[str, list[tuple[int, ...]]]]:
-        """Within the block, note the shapes of what every layer gives, call by call."""
+        """Within the block, record the shapes of every layer's outputs, call by call."""
         self._shapes = {}
         try:
             yield self._shapes
@@ -80,17 +80,18 @@ class LinearTap:
             self._shapes = None
 
     def start(self, probes: dict[str, list[Tensor]], moves: Rows) -> None:
-        """Begin to note inputs and to add what there is to add.
+        """Begin to record inputs and to add probes and weight updates.
 
         Args:
-            probes: what is added to a layer's outputs, call by call.
-            moves: by how much its weight was moved, ``outputs^T inputs``, and with it its bias.
+            probes: layer -> what is added to its outputs, call by call.
+            moves: layer -> factors of the update of its weight, ``outputs^T inputs``; the update of
+                its bias is the sum of the outputs.
         """
         self.inputs = {layer: [] for layer in probes}
         self._probes, self._moves = probes, moves
 
     def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
+        """Drop the tensors of the last pass, which must not outlive their transform."""
         self.inputs, self._probes, self._moves = {}, None, {}
 
     def _hook(self, name: str) -> Callable[..., Tensor | None]:
@@ -117,8 +118,8 @@ class LinearTap:
         return hook
 
 
-class NormTap:
-    """Hooks on batch-norm layers that note mean and variance of what enters."""
+class BatchNormHooks:
+    """Hooks on batch-norm layers that record mean and variance of their inputs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.statistics: Statistics = {}
@@ -128,11 +129,11 @@ class NormTap:
                 module.register_forward_pre_hook(self._hook(name))
 
     def start(self) -> None:
-        """Begin to note statistics."""
+        """Begin to record statistics."""
         self.statistics, self._active = {}, True
 
     def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
+        """Drop the tensors of the last pass, which must not outlive their transform."""
         self.statistics, self._active = {}, False
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -147,8 +148,8 @@ class NormTap:
         return hook
 
 
-class InputTap:
-    """Hooks on modules that note what they were given last."""
+class InputHooks:
+    """Hooks on modules that record their latest input."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.entered: Tensors = {}
@@ -157,11 +158,11 @@ class InputTap:
             model.get_submodule(name).register_forward_pre_hook(self._hook(name), with_kwargs=True)
 
     def start(self) -> None:
-        """Begin to note inputs."""
+        """Begin to record inputs."""
         self.entered, self._active = {}, True
 
     def stop(self) -> None:
-        """Forget the tensors of the last pass, which must not outlive their transform."""
+        """Drop the tensors of the last pass, which must not outlive their transform."""
         self.entered, self._active = {}, False
 
     def _hook(self, name: str) -> Callable[..., None]:

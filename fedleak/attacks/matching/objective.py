@@ -1,4 +1,4 @@
-"""The objective of gradient matching and its derivatives, of many updates side by side."""
+"""The objective of gradient matching and its gradient, batched over updates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from fedleak.attacks.matching.local_steps import DummyUpdate
 from fedleak.attacks.matching.priors import batch_norm_distance, total_variation
 from fedleak.updates.files import Tensors
 
-# Marks the noise slots among the variables.
+# Prefix of the noise slots among the names of the variables.
 NOISE = "noise/"
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised for one update, in its variables: inputs, labels, and noise by slot.
+    """The objective for one update, a function of inputs, labels and noise.
 
     Args:
-        dummy: gives the products of the dummy gradient with the client's.
-        cost: how the gradients are compared.
-        weights: of the parameters that are compared.
-        total_variation: weight of the inputs' total variation; 0: none.
-        batch_norm: weight of the distance of the batch-norm statistics; 0: none.
-        features: weight in the cost of the features that are known.
-        soft_labels: whether labels are logits ``(num_samples, classes)`` of probabilities.
+        dummy: computes the products of the dummy gradient with the client's.
+        cost: distance of the gradients.
+        weights: weight of each parameter that is compared.
+        total_variation: weight of the inputs' total variation; not computed if 0.
+        batch_norm: weight of the distance of the batch-norm statistics; not computed if 0.
+        features: weight of the known features in the cost.
+        soft_labels: whether the labels are logits ``(num_samples, num_classes)``.
     """
 
     dummy: DummyGradient | DummyUpdate
@@ -44,12 +44,15 @@ class Objective:
     def __call__(
         self, free: Tensors, fixed: Tensors, target: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The objective of one row, and with it (objective, cost).
+        """The objective of one row.
 
         Args:
             free: variables that are optimised, by name.
-            fixed: the other variables.
-            target: what is compared with: ``gradient``, ``features`` and ``statistics``.
+            fixed: the other variables, by name.
+            target: the targets ``gradient``, ``features`` and ``statistics``.
+
+        Returns:
+            The objective, a scalar, and as auxiliary output (objective, cost).
         """
         values = fixed | free
         products, statistics, entered = self.dummy.evaluate(
@@ -71,9 +74,9 @@ class Objective:
         return total, (total, cost)
 
     def step(self) -> Step:
-        """Gradients in the free variables and (objectives, costs), row by row."""
-        # Layers that draw outside the noise slots, such as a plain dropout, draw for every row.
-        # A row that is alone needs no batching, which is a fifth of the time of a small model.
+        """A function of rows: gradients in the free variables and (objectives, costs)."""
+        # Layers that draw outside the noise slots, such as a dropout, draw for each row.
+        # A single row is not batched, which saves a fifth of the time of a small model.
         one_row = grad(self, has_aux=True)
         many_rows: Step = vmap(one_row, randomness="different")
 
@@ -91,10 +94,10 @@ class Objective:
 
 
 def noise_of(values: Mapping[str, Tensor]) -> Tensors:
-    """The noise among the variables, by slot."""
+    """The noise among the variables: slot -> noise."""
     return {n.removeprefix(NOISE): v for n, v in values.items() if n.startswith(NOISE)}
 
 
 def as_target(labels: Tensor, *, soft: bool) -> Tensor:
-    """Labels as the loss takes them: classes ``(batch,)``, or probabilities if they are soft."""
+    """Labels as the loss takes them: classes ``(batch,)``, or probabilities of soft labels."""
     return labels.softmax(dim=-1) if soft else labels

@@ -1,4 +1,4 @@
-"""Optimisers of dummy variables that hold many independent rows."""
+"""Optimisers of variables that consist of independent rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from fedleak.updates.files import Tensors
 
 OptimizerName = Literal["adam", "sgd", "lbfgs"]
 
-# At most so many in a step of L-BFGS, torch's default.
+# Most evaluations in a step of L-BFGS, torch's default.
 LBFGS_EVALUATIONS = 20
 
-# Gives, for one row of all variables, their gradients ``(1, ...)`` and the objective, a scalar.
+# Returns, for one row of all variables, their gradients ``(1, ...)`` and the objective, a scalar.
 EvaluateRow = Callable[[int], tuple[Mapping[str, Tensor], Tensor]]
 
 
 class RowOptimizer(ABC):
-    """Moves variables ``(rows, ...)``, each row as if it were alone.
+    """Updates variables ``(rows, ...)``, each row independently.
 
     Args:
         variables: the variables by name, changed in place.
@@ -32,20 +32,20 @@ class RowOptimizer(ABC):
 
     @abstractmethod
     def step(self, gradients: Mapping[str, Tensor], evaluate: EvaluateRow) -> None:
-        """One step.
+        """Do one step.
 
         Args:
             gradients: gradient of each variable, ``(rows, ...)``.
-            evaluate: evaluates a row anew, for optimisers that look at several points in a step.
+            evaluate: evaluates the current values of a row, for optimisers with a line search.
         """
 
     @abstractmethod
     def scale_learning_rate(self, factor: float) -> None:
-        """Multiply the learning rate."""
+        """Multiply the learning rate by a factor."""
 
 
 class Adam(RowOptimizer):
-    """Adam with torch's defaults (0.9, 0.999), for all rows at once: each number is on its own."""
+    """Adam with torch's defaults (0.9, 0.999); elementwise, so it updates all rows together."""
 
     def __init__(self, variables: Tensors, *, learning_rate: float) -> None:
         self._learning_rate = learning_rate
@@ -57,8 +57,8 @@ class Adam(RowOptimizer):
 
     def step(self, gradients: Mapping[str, Tensor], evaluate: EvaluateRow) -> None:
         """See :meth:`RowOptimizer.step`."""
-        # The function behind torch.optim.Adam, whose own step looks for a GPU every time: a tenth
-        # of an iteration of a small model.
+        # The function behind torch.optim.Adam, whose own step checks for a GPU every time, which
+        # takes a tenth of an iteration of a small model.
         adam(
             self._values, [gradients[name] for name in self._names], self._means, self._squares,
             [], self._steps, foreach=False, amsgrad=False, beta1=0.9, beta2=0.999,
@@ -90,13 +90,13 @@ class SGD(RowOptimizer):
 class LBFGS(RowOptimizer):
     """L-BFGS of torch: up to 20 evaluations a step, history 100, strong Wolfe line search.
 
-    A line search is a row's own affair, so the rows go one after another.
+    The line search differs from row to row, so the rows are optimised one after another.
     """
 
     def __init__(self, variables: Tensors, *, learning_rate: float) -> None:
         first = next(iter(variables.values()))
         rows = len(first)
-        # torch's defaults, which in float64 would end it with digits to spare.
+        # torch's default tolerances would end it early in float64.
         least = torch.finfo(first.dtype).eps
         self._rows = [
             {name: value[row] for name, value in variables.items()} for row in range(rows)

@@ -1,4 +1,4 @@
-"""What is known of images before an update is seen."""
+"""Priors of images: total variation and batch-norm statistics."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedleak.attacks.base import Problem
 
-# Mean and unbiased variance of each channel of what entered a batch-norm layer, by layer.
+# By batch-norm layer: mean and unbiased variance ``(channels,)`` of its input.
 Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Anisotropic total variation: mean absolute step to the next column plus to the next row.
+    """Anisotropic total variation: mean absolute difference of neighbours in rows plus columns.
 
     Args:
         images: ``(..., H, W)``, any number of channels; a side of length 1 contributes nothing.
 
     Returns:
-        A scalar.
+        A scalar, at least 0.
     """
     across = images.diff(dim=-1).abs()
     down = images.diff(dim=-2).abs()
@@ -32,8 +32,9 @@ def batch_norm_distance(
     """Distance of a dummy batch's statistics from the expected ones (GradInversion, eq. 10).
 
     Args:
-        statistics: of the dummy batch: mean and variance ``(channels,)`` by batch-norm layer.
-        target: the expected ones, of some or all of these layers.
+        statistics: statistics of the dummy batch: mean and variance ``(channels,)`` by batch-norm
+            layer.
+        target: the expected ones, for some or all of these layers.
 
     Returns:
         A scalar: the Euclidean distances of means and of variances, summed over the layers.
@@ -41,7 +42,7 @@ def batch_norm_distance(
     total = []
     for name, expected in target.items():
         for value, wanted in zip(statistics[name], expected, strict=True):
-            # The root's slope at 0 is infinite, which the smallest number above 0 mends.
+            # The root's derivative at 0 is infinite, which the smallest positive number avoids.
             squares = (value - wanted).square().sum()
             total.append((squares + torch.finfo(squares.dtype).tiny).sqrt())
     return torch.stack(total).sum()
@@ -53,16 +54,16 @@ def has_statistics(model: nn.Module) -> bool:
 
 
 def expected_statistics(problem: Problem, model: nn.Module) -> Statistics:
-    """Mean and variance that entered each batch-norm layer, as the server expects them.
+    """Mean and variance of each batch-norm layer's input, as the server expects them.
 
     GradInversion (Yin et al., CVPR 2021, https://arxiv.org/abs/2104.07586, section 3.2) expects the
-    model's running statistics. A client in train mode that returns its buffers tells more: after
-    one step they have moved by ``momentum`` towards the batch's own statistics, which follow
-    exactly. After several steps what it returned is taken as it is.
+    model's running statistics. A client in train mode that returns its buffers reveals more: one
+    step has moved them by ``momentum`` towards the batch's own statistics, which follow exactly.
+    After several steps the returned statistics are used as they are.
 
     Args:
-        problem: the update; ``problem.buffers`` holds what the client returned besides parameters.
-        model: the architecture with the running statistics that the server sent.
+        problem: the update; ``problem.buffers`` holds the buffers that the client returned.
+        model: the model with the running statistics that the server sent.
 
     Returns:
         Mean and unbiased variance ``(channels,)`` by layer, detached.

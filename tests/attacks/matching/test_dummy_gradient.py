@@ -352,8 +352,8 @@ def test_nothing_is_kept_between_passes() -> None:
     dummy = DummyGradient(model, batch_loss, (inputs, labels), noise)
     target = first(dummy.targets([victim.update.received], 1))
     dummy.products(inputs, labels, noise, target)
-    assert dummy._tap.inputs == {}
-    assert dummy._tap._probes is None
+    assert dummy._linear.inputs == {}
+    assert dummy._linear._probes is None
     assert all(slot._injected is None for slot in noise_slots(model).values())
     # With the hooks still on it, the model computes what it did.
     assert torch.equal(

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from fedleak.attacks import DLG, IDLG, IGA, NRA, Reconstruction
 from fedleak.attacks.base import _prepare
-from fedleak.attacks.matching.best_iterate import BestIterates, rounding_of
-from fedleak.attacks.matching.compile import Step, Traced
+from fedleak.attacks.matching.best_iterate import BestIterates, cost_rounding
+from fedleak.attacks.matching.compile import Step, TracedStep
 from fedleak.attacks.matching.costs import COSTS, Products, layer_weights
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.engine import Known
@@ -206,7 +206,7 @@ def test_tracing_changes_nothing(precode: bool, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tracing_keeps_the_draws_of_iga_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise that is drawn anew in every iteration must not be recorded once and for all."""
+    """Noise that is drawn anew in every iteration must not be traced as a constant."""
     monkeypatch.setattr("fedleak.attacks.matching.engine.TRACE_FROM", 1)
     victim = case_victim(MODELS[0], precode=True)
     results = [
@@ -245,24 +245,22 @@ def test_cuda_graphs_need_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
-def test_each_number_of_rows_has_its_record(
-    optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_number_of_rows_has_its_graph(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-BFGS evaluates all rows at the start of a step, and then one by one."""
     monkeypatch.setattr("fedleak.attacks.matching.engine.TRACE_FROM", 1)
-    recorded: list[int] = []
-    record = Traced._record
+    traced: list[int] = []
+    trace = TracedStep._trace
 
-    def noted(self: Traced, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
-        recorded.append(len(free["inputs"]))
-        return record(self, free, fixed, target)
+    def noted(self: TracedStep, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
+        traced.append(len(free["inputs"]))
+        return trace(self, free, fixed, target)
 
-    monkeypatch.setattr(Traced, "_record", noted)
+    monkeypatch.setattr(TracedStep, "_trace", noted)
     victim = case_victim(MODELS[0], precode=False)
     IGA(iterations=2, optimizer=optimizer, signed=False, restarts=2)(
         [victim.update], victim.knowledge
     )
-    assert recorded == ([2, 1] if optimizer == "lbfgs" else [2])
+    assert traced == ([2, 1] if optimizer == "lbfgs" else [2])
 
 
 class Branching(nn.Module):
@@ -291,7 +289,7 @@ DRAWS = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("kind", [Branching, Outside])
-def test_what_cannot_be_recorded_is_computed_as_it_is(
+def test_what_cannot_be_traced_is_computed_without_tracing(
     kind: type[Branching], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.attacks.matching.engine.TRACE_FROM", 1)
@@ -349,7 +347,7 @@ def test_rounding_counts_what_is_compared(
     cost: str, weights: dict[str, float], expected: float
 ) -> None:
     target = {"a": (torch.zeros(1, 2), torch.tensor([4.0])), "b": (torch.tensor([100.0]),)}
-    found = rounding_of(cost, target, weights)
+    found = cost_rounding(cost, target, weights)
     assert found.item() == pytest.approx(16 * 2**-23 * expected)
 
 
@@ -359,9 +357,9 @@ def test_patience_ends_where_costs_are_below_nothing() -> None:
     best = BestIterates(state, torch.tensor([1e-6]), patience=10)
     for iteration in range(40):
         best.update(iteration, torch.tensor([1.0 if iteration < 5 else -4e-7]), state)
-        best.note(iteration)
-    assert best.all_settled()
-    assert best.kept(1, 39)[0].iterations == 15
+        best.record(iteration)
+    assert best.all_stopped()
+    assert best.per_update(1, 39)[0].iterations == 15
 
 
 def test_the_cost_is_that_of_the_iterate_that_is_kept() -> None:
@@ -370,7 +368,7 @@ def test_the_cost_is_that_of_the_iterate_that_is_kept() -> None:
     for iteration, cost in enumerate((3.0, 1.0, 1.25, 9.0)):
         state["inputs"][:] = iteration
         best.update(iteration, torch.tensor([cost]), state)
-    (kept,) = best.kept(1, 3)
+    (kept,) = best.per_update(1, 3)
     assert kept.variables["inputs"].item() == 2
     assert kept.costs == [(3, 1.25)]
 
@@ -443,7 +441,7 @@ def test_a_plain_dropout_does_not_slow_the_linear_layers() -> None:
     model = normed(dropout=0.5).train()
     batch = (torch.zeros(2, *SHAPE).normal_(), torch.tensor([0, 1]))
     dummy = DummyGradient(model.requires_grad_(False), batch_loss, batch, {})
-    assert list(dummy._tapped) == ["body.5"]
+    assert list(dummy._factored) == ["body.5"]
 
 
 def test_double_precision_on_request() -> None:

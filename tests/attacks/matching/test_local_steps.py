@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedleak.attacks import DLG, IGA, NRA
 from fedleak.attacks.matching import engine as matching
 from fedleak.attacks.matching.costs import COSTS
-from fedleak.attacks.matching.local_steps import DummyUpdate, averaging, cannot_simulate
+from fedleak.attacks.matching.local_steps import DummyUpdate, cannot_simulate, reason_to_average
 from fedleak.errors import BadInput
 from fedleak.models import inject
 from fedleak.models.noise import NormalNoise
@@ -239,14 +239,14 @@ def test_averaged_if_asked_or_not_to_be_simulated() -> None:
         case_victim(LIGHT_MODELS[0], precode=True, batch=2), batch_size=1, epochs=1
     )
     off = NRA(iterations=2, simulate_steps=False)([victim.update], victim.knowledge)[0]
-    assert off.findings == ("2 local steps taken for one, as `simulate_steps` is off",)
+    assert off.findings == ("mean gradient of 2 local steps attacked, as `simulate_steps` is off",)
     other = replace(victim.knowledge, plain_sgd=False)
     adam = NRA(iterations=2)([victim.update], other)[0]
     assert adam.findings == (
-        "2 local steps taken for one, as the clients' optimiser is not plain SGD",
+        "mean gradient of 2 local steps attacked, as the clients' optimiser is not plain SGD",
     )
     assert torch.equal(off.inputs, adam.inputs)
-    with pytest.raises(BadInput, match="cannot be had, as the clients' optimiser is"):
+    with pytest.raises(BadInput, match="is not available, as the clients' optimiser is"):
         NRA(iterations=2, simulate_steps=True)([victim.update], other)
 
 
@@ -286,14 +286,18 @@ def test_noise_that_cannot_be_simulated_is_refused_if_asked_for() -> None:
     with pytest.raises(BadInput, match="but drawer draws 1 rows for 2 samples: leave"):
         NRA(iterations=2, simulate_steps=True)([victim.update], facts)
     (found,) = NRA(iterations=2)([victim.update], facts)
-    assert found.findings == ("2 local steps taken for one, as drawer draws 1 rows for 2 samples",)
+    assert found.findings == (
+        "mean gradient of 2 local steps attacked, as drawer draws 1 rows for 2 samples",
+    )
 
 
 def test_many_steps_are_simulated_only_if_asked() -> None:
     facts = replace(case_victim(LIGHT_MODELS[0], precode=False).knowledge, local_steps=33)
-    assert "more than 32 are simulated only with `simulate_steps: true`" in averaging(facts, {})
-    assert averaging(facts, {}, True) is None
-    assert averaging(replace(facts, local_steps=32), {}) is None
+    assert "more than 32 are simulated only with `simulate_steps: true`" in reason_to_average(
+        facts, {}
+    )
+    assert reason_to_average(facts, {}, True) is None
+    assert reason_to_average(replace(facts, local_steps=32), {}) is None
 
 
 def test_one_step_is_not_simulated_whatever_is_asked() -> None:
@@ -371,7 +375,7 @@ def test_labels_that_are_recovered_are_said_to_be_in_no_order() -> None:
     )
     facts = replace(victim.knowledge, labels=None)
     (result,) = IGA(iterations=2)([victim.update], facts)
-    assert result.findings[1] == "which of the labels belongs to which step is not known"
+    assert result.findings[1] == "the order of the labels over the steps is not known"
 
 
 @pytest.mark.parametrize("batch_norm", [0.0, 0.1])
