@@ -1,22 +1,13 @@
 """What stands in a gradient in closed form, against what the client really had."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedleak.attacks.closed_form.linear import known_inputs, linear_input, readable
-from fedleak.attacks.closed_form.noise import Head, restore_noise
-from fedleak.attacks.module_calls import calls_of, chain_to
-from fedleak.models import FedVAE
-from fedleak.models.noise import NormalNoise, inject, noise_slots
-from fedleak.updates.knowledge import batch_loss
-from tests.cases import LIGHT_MODELS, ModelCase, Victim, case_victim, make_victim
-from tests.toys import OwnClassifier
+from fedleak.attacks.module_calls import calls_of
 
 
 @given(st.integers(2, 7), st.integers(1, 9), st.integers(0, 1000))
@@ -118,153 +109,6 @@ def test_no_gradient_tells_nothing(zero: str) -> None:
     known = linear_input(weight * (zero != "weight"), bias * (zero != "bias"))
     assert not known.trusted
     assert bool(known.value.isfinite().all())
-
-
-def head_of(victim: Victim) -> tuple[Head, list[str], dict[str, Tensor], list[str]]:
-    """The model from its earliest known layer on, and the noise that was restored."""
-    model = copy.deepcopy(victim.model).double().requires_grad_(False).train()
-    batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
-    calls = calls_of(model, batch_loss, batch)
-    gradient = {name: value.double() for name, value in victim.update.received.items()}
-    known = known_inputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known)
-    value = known[calls[at].name].value.reshape(calls[at].entering.shape)
-    head = Head(model, batch_loss, batch, calls[at].name, value)
-    found, failed = restore_noise(head, calls[at:], known)
-    return head, [call.name for call in calls[at:]], found, failed
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in LIGHT_MODELS if case.bottleneck == "linear"], ids=str
-)
-def test_noise_of_precode(case: ModelCase) -> None:
-    victim = case_victim(case, precode=True, dtype=torch.float64)
-    head, _, found, failed = head_of(victim)
-    assert failed == []
-    assert set(found) == set(noise_slots(victim.model))
-    for slot, noise in victim.truth.noise.items():
-        torch.testing.assert_close(found[slot], noise, rtol=1e-6, atol=1e-6)
-    # The gradient in the known layer's input, by autograd on the real batch.
-    seen: list[Tensor] = []
-    layer = victim.model.get_submodule(head._layer)
-    handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    inputs = victim.truth.inputs.clone().requires_grad_()
-    with inject(victim.model, victim.truth.noise):
-        loss = batch_loss(victim.model, (inputs, victim.truth.labels))
-    handle.remove()
-    (expected,) = torch.autograd.grad(loss, seen[0])
-    torch.testing.assert_close(head.signal(found), expected, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(head.value, seen[0].detach(), rtol=1e-6, atol=1e-8)
-
-
-def test_noise_of_a_recommender() -> None:
-    """The same functions, with no word of what a variational autoencoder is."""
-    torch.manual_seed(0)
-    model = FedVAE(input_shape=(20,), hidden=9, code=4, dropout=0.0).double()
-    inputs = (torch.rand(1, 20) < 0.3).double()
-    labels = torch.zeros(1, dtype=torch.long)
-    shapes = {"dropout": (1, 20), "noise": (1, 4)}
-    drawn = {name: torch.randn(shapes[name]).double() for name in noise_slots(model)
-             if name in shapes and "drop" not in name}  # fmt: skip
-    with inject(model, drawn):
-        loss = batch_loss(model, (inputs, labels))
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    frozen = copy.deepcopy(model).requires_grad_(False)
-    calls = calls_of(frozen, batch_loss, (torch.ones_like(inputs), labels))
-    known = known_inputs(gradient, calls)
-    at = next(i for i, call in enumerate(calls) if call.name in known)
-    head = Head(
-        frozen, batch_loss, (torch.ones_like(inputs), labels), calls[at].name,
-        known[calls[at].name].value,
-    )  # fmt: skip
-    found, failed = restore_noise(head, calls[at:], known)
-    assert failed == []
-    torch.testing.assert_close(found["noise"], drawn["noise"], rtol=1e-6, atol=1e-6)
-
-
-class Branched(nn.Module):
-    """The image reaches the loss around the linear layer, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 2, 3)
-        self.flat = nn.Flatten()
-        self.head = nn.Linear(8, 4)
-
-    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        features = self.flat(self.stem(batch[0]))
-        logits = self.head(features) + features[:, :4]
-        return functional.cross_entropy(logits, batch[1])
-
-
-def test_a_way_around_the_known_layer_is_noticed() -> None:
-    torch.manual_seed(0)
-    victim = make_victim(Branched().double(), (1, 4, 4))
-    head, _, _, _ = head_of(victim)
-    assert not head.is_all()
-    plain, _, _, _ = head_of(case_victim(LIGHT_MODELS[0], precode=True))
-    assert plain.is_all()
-
-
-def test_chain_is_cut_where_a_function_comes_between() -> None:
-    own = next(case for case in LIGHT_MODELS if case.kind is OwnClassifier)
-    victim = case_victim(own, precode=False)
-    inputs = victim.truth.inputs
-    calls = calls_of(victim.model, batch_loss, (inputs, victim.truth.labels))
-    chain = chain_to(calls, "head", inputs)
-    assert chain is not None
-    # hidden -> tanh (a function) -> guard -> head
-    assert [call.name for call in chain] == ["guard"]
-    assert chain_to(calls, "nowhere", inputs) is None
-
-
-class Residual(nn.Module):
-    """Adds in place, which leaves the tensor the same object."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, 1, 3, padding=1)
-        self.second = nn.Conv2d(1, 1, 3, padding=1)
-        self.flat = nn.Flatten()
-        self.head = nn.Linear(16, 4)
-
-    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        features = self.first(batch[0])
-        leaving = self.second(features)
-        leaving += features
-        return functional.cross_entropy(self.head(input=self.flat(leaving)), batch[1])
-
-
-def test_chain_is_cut_where_something_is_done_in_place() -> None:
-    torch.manual_seed(0)
-    victim = make_victim(Residual().double(), (1, 4, 4))
-    calls = calls_of(victim.model, batch_loss, (victim.truth.inputs, victim.truth.labels))
-    chain = chain_to(calls, "head", victim.truth.inputs)
-    assert chain is not None
-    assert [call.name for call in chain] == ["flat"]
-
-
-class TwoNoises(nn.Module):
-    """Two slots in front of one layer: two unknowns for each number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(6, 5)
-        self.one, self.two = NormalNoise(), NormalNoise()
-        self.decoder = nn.Linear(5, 4)
-
-    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        code = self.encoder(batch[0].flatten(1))
-        code = code * (1 + 0.3 * self.one(code)) + 0.5 * self.two(code)
-        return functional.cross_entropy(self.decoder(code), batch[1])
-
-
-def test_two_noises_before_one_layer_are_not_to_be_had() -> None:
-    torch.manual_seed(0)
-    _, _, found, failed = head_of(make_victim(TwoNoises().double(), (1, 2, 3)))
-    assert found == {}
-    assert failed == ["one", "two"]
 
 
 def test_layers_that_share_a_weight_or_take_several_vectors_are_left_out() -> None:

@@ -57,21 +57,6 @@ def test_smoothest_image_fulfils_what_is_known() -> None:
     assert float(color_variation(found.image)) <= float(color_variation(truth)) * 1.01
 
 
-def test_trust_falls_with_the_error_above_the_median() -> None:
-    value = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, 1.0]], dtype=torch.float64)
-    error = torch.tensor([[0.001, 0.01, 0.02, 0.04, 1.0, 0.01]], dtype=torch.float64)
-    at_most = torch.tensor([[False, False, False, False, False, True]])
-    signal = Signal(value, error, at_most, torch.zeros_like(value))
-    # The median of four errors is the lower of the two in the middle; 1.0 is not known.
-    assert signal.exact.tolist() == [[True, True, True, True, False, False]]
-    assert signal.trust().tolist() == [[1.0, 1.0, 0.5, 0.25, 0.0, 0.0]]
-    assert signal.trust(0.02).tolist() == [[1.0, 1.0, 1.0, 0.5, 0.0, 0.0]]
-    exact = Signal(value, torch.zeros_like(error), at_most, torch.zeros_like(value))
-    assert exact.trust().tolist() == [[1.0, 1.0, 1.0, 1.0, 1.0, 0.0]]
-    nothing = Signal(value, torch.full_like(error, torch.inf), at_most, torch.zeros_like(value))
-    assert nothing.trust().tolist() == [[0.0] * 6]
-
-
 def remainder_behind_a_sigmoid(error: Tensor, noisy: Tensor, at_most: Tensor) -> Remainder:
     """A convolution and a sigmoid whose output is known, but for noise in some entries."""
     torch.manual_seed(0)
