@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedleak.models.module_inputs import module_input
+
 
 class Call(NamedTuple):
     """One call of a module that holds no others.
@@ -46,14 +48,14 @@ def calls_of(
     versions: list[int] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = _first(args, kwargs)
+        first = module_input(args, kwargs)
         versions.append(first._version if isinstance(first, Tensor) else 0)
 
     def watch(name: str) -> Callable[..., None]:
         def note(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaving: Any
         ) -> None:
-            first, entered = _first(args, kwargs), versions.pop()
+            first, entered = module_input(args, kwargs), versions.pop()
             if isinstance(first, Tensor) and isinstance(leaving, Tensor):
                 found.append(Call(name, module, first, leaving, entered, leaving._version))
 
@@ -166,7 +168,3 @@ def skipping(calls: Sequence[Call]) -> Iterator[None]:
             vars(module).pop("forward", None)
             if forward is not None:
                 module.forward = forward
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()), None)

@@ -1,6 +1,7 @@
 """Questions about a model that several attacks ask."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -70,10 +71,14 @@ def drawing_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if draws(module)]
 
 
-def sharing_layers(model: nn.Module) -> set[str]:
-    """The layers that share a parameter, whose gradient is then a sum over them."""
+def sharing_layers(modules: Iterable[tuple[str, nn.Module]]) -> set[str]:
+    """The layers that share a parameter with another one: its gradient is the sum over them.
+
+    Args:
+        modules: modules by name, each once, as ``named_modules`` gives them.
+    """
     owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules:
         for value in module.parameters(recurse=False):
             owners.setdefault(id(value), []).append(name)
     return {name for names in owners.values() if len(names) > 1 for name in names}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_calls import Call
+from fedleak.attacks.module_facts import sharing_layers
 from fedleak.updates.files import Tensors
 
 # An input known worse than this, relative to its own size, is not built upon.
@@ -112,11 +113,12 @@ def readable(gradient: Tensors, layers: Sequence[Call], samples: int) -> list[Ca
     """
     calls = Counter(call.name for call in layers)
     linear = [(call, call.module) for call in layers if type(call.module) is nn.Linear]
-    uses = Counter(id(module.weight) for _, module in linear)
+    sharing = sharing_layers({call.name: call.module for call in layers}.items())
     return [
         call
         for call, module in linear
-        if calls[call.name] == uses[id(module.weight)] == 1
+        if calls[call.name] == 1
+        and call.name not in sharing
         and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
         and call.entering.numel() == samples * module.in_features
     ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.closed_form.linear import KnownInput
 from fedleak.attacks.module_calls import Call, entering, skipping
+from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import Noise, inject
 from fedleak.updates.files import Tensors
 
@@ -80,7 +81,7 @@ class Head:
         seen: list[Tensor] = []
 
         def note(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
+            seen.append(module_input(args, kwargs).detach())
 
         handle = self._model.get_submodule(layer).register_forward_pre_hook(note, with_kwargs=True)
         try:

@@ -168,7 +168,7 @@ class Reader:
         if repeated:
             findings.append(f"{repeated[-1].name} is called more than once")
             return Reading(None, features, findings)
-        sharing = sharing_layers(self._model)
+        sharing = sharing_layers(self._model.named_modules())
         if shared := [call.name for call in chain if call.name in sharing]:
             findings.append(f"{shared[-1]} shares parameters with another layer")
             return Reading(None, features, findings)

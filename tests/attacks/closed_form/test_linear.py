@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks.closed_form.linear import known_inputs, linear_input, readable
 from fedleak.attacks.module_calls import calls_of
@@ -128,3 +129,33 @@ def test_layers_that_share_a_weight_or_take_several_vectors_are_left_out() -> No
     calls = calls_of(model, loss, (several, value))
     assert readable(gradient, calls, 1) == []
     assert [call.name for call in readable(gradient, calls, 2)] == ["2"]
+
+
+class TiedEmbedding(nn.Module):
+    """A linear layer whose weight an embedding uses, too."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(4, 6), nn.Embedding(6, 4)
+        if tied:
+            self.table.weight = self.head.weight
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.head(self.table(indices))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_weight_shared_with_another_type_of_layer_is_left_out(tied: bool) -> None:
+    """Its gradient is the sum over both layers."""
+    torch.manual_seed(0)
+    model, batch = TiedEmbedding(tied=tied), (torch.tensor([2]), torch.tensor([5]))
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(module(batch[0]), batch[1])
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradient = dict(zip(names, torch.autograd.grad(loss(model, batch), parameters), strict=True))
+    found = known_inputs(gradient, calls_of(model, loss, batch))
+    assert list(found) == ([] if tied else ["head"])
+    if not tied:
+        torch.testing.assert_close(found["head"].value, model.table(batch[0]).double())
