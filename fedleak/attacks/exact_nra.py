@@ -162,10 +162,11 @@ class ExactNRA(JointAttack):
             image_iterations=self.image_iterations,
             soft_gates=self.soft_gates,
         )
-        if not reading.begun:
+        layer = reading.known_layer()
+        if layer is None:
             return _Left(problem, Known(), reading.findings)
-        noise, failed = reading.noise, reading.failed
-        found = reading.read(report)
+        noise, failed = layer.noise, layer.failed
+        found = reading.read(layer, report)
         if not found.fits:
             return _Left(problem, Known(noise, begin=found.image), found.findings)
         if found.image is not None:
@@ -173,12 +174,12 @@ class ExactNRA(JointAttack):
         if drawing := drawing_layers(problem.model):
             found.findings.append(f"{drawing[0]} draws anew in every evaluation")
             return _Left(problem, Known(noise), found.findings)
-        drawn_behind = bool(failed) and failed != reading.before
+        drawn_behind = bool(failed) and failed != layer.before
         if drawn_behind or (failed and len(facts.input_shape) != 3):
             return _Left(problem, Known(noise), found.findings)
         steps = self.joint_steps if failed else self.matching_steps
         # The matching, unlike its cost here, is no search for a factor too.
-        gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
+        gradient = {name: value / layer.factor for name, value in problem.gradient.items()}
         matching = _Precise(self, steps, Known(noise, found.features))
         result = matching.run(replace(problem, gradient=gradient), report)
         image = within(result.inputs.double().cpu(), facts)

@@ -59,7 +59,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
         return False
     first = chain[0] if chain else next(call for call in calls if call.name == layer)
-    return same_entries(first.entering, inputs) and not first.entered
+    return same_entries(first.input, inputs) and not first.input_version
 
 
 def drawing_layers(model: nn.Module) -> list[str]:

@@ -1,16 +1,16 @@
-"""A model as a sequence of calls, some of them skipped."""
+"""Recorded calls: the chain before a layer, and calls that are skipped."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.module_calls import Call, calls_of, chain_to, skipping
+from fedleak.attacks.module_calls import Call, calls_of, chain_to, skip_calls
 from fedleak.updates.knowledge import batch_loss
 from tests.cases import LIGHT_MODELS, case_victim, make_victim
 from tests.toys import OwnClassifier
 
 
-def test_chain_is_cut_where_a_function_comes_between() -> None:
+def test_chain_is_broken_by_a_function() -> None:
     own = next(case for case in LIGHT_MODELS if case.kind is OwnClassifier)
     victim = case_victim(own, precode=False)
     inputs = victim.truth.inputs
@@ -23,7 +23,7 @@ def test_chain_is_cut_where_a_function_comes_between() -> None:
 
 
 class Residual(nn.Module):
-    """Adds in place, which leaves the tensor the same object."""
+    """Adds in place, so that the tensor stays the same object."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Residual(nn.Module):
         return functional.cross_entropy(self.head(input=self.flat(leaving)), batch[1])
 
 
-def test_chain_is_cut_where_something_is_done_in_place() -> None:
+def test_chain_is_broken_by_an_in_place_change() -> None:
     torch.manual_seed(0)
     victim = make_victim(Residual().double(), (1, 4, 4))
     calls = calls_of(victim.model, batch_loss, (victim.truth.inputs, victim.truth.labels))
@@ -48,14 +48,14 @@ def test_chain_is_cut_where_something_is_done_in_place() -> None:
     assert [call.name for call in chain] == ["flat"]
 
 
-def test_skipping_puts_back_what_was_there() -> None:
+def test_skipped_calls_leave_no_trace() -> None:
     layer = nn.Linear(2, 2)
     layer.forward = own = lambda value: value  # type: ignore[method-assign,assignment]
     call = Call("", layer, torch.zeros(1, 2), torch.ones(1, 2))
-    with skipping([call]):
+    with skip_calls([call]):
         assert torch.equal(layer(torch.zeros(1, 2)), torch.ones(1, 2))
     assert layer.forward is own
     other = nn.Linear(2, 2)
-    with skipping([call._replace(module=other), call._replace(module=other, leaving=own)]):
+    with skip_calls([call._replace(module=other), call._replace(module=other, output=own)]):
         assert [other(0).tolist() if k == 0 else other(0) for k in range(2)] == [[[1.0, 1.0]], own]
     assert "forward" not in vars(other)

@@ -1,11 +1,11 @@
-"""A layer, what is known of its output, and its gradients by autograd."""
+"""A layer, the estimate of its output, and its gradients by autograd."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.closed_form.estimates import Signal
+from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.module_calls import Call
 
 
@@ -14,7 +14,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-# Between their strides are pixels that these never look at.
+# Strides at which some pixels are in no window.
 SPARSE: list[dict[str, Any]] = [
     {"stride": 2, "padding": 1, "groups": 2, "dilation": 2},
     {"stride": 3, "padding": 1, "groups": 4},
@@ -26,7 +26,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
     {"stride": (2, 1), "padding": (1, 2), "kernel_size": (3, 4)},
     {"stride": 1, "padding": "same", "kernel_size": 4},
     {"stride": 1, "padding": "valid", "bias": False},
-    # Paddings in which pixels stand twice.
+    # Padding modes that repeat pixels.
     *({"padding": 1, "padding_mode": mode} for mode in ("reflect", "replicate", "circular")),
 ]
 
@@ -36,15 +36,15 @@ def conv(**settings: Any) -> nn.Conv2d:
     return nn.Conv2d(4, 16, **{"kernel_size": 3} | settings).double()
 
 
-def case(layer: nn.Module, value: Tensor) -> tuple[Call, Signal, dict[str, Tensor], Tensor]:
-    """A layer, its output known exactly, its weights' gradients, and its input's by autograd."""
+def case(layer: nn.Module, value: Tensor) -> tuple[Call, Estimate, dict[str, Tensor], Tensor]:
+    """A layer's call, its exact output, the gradients of its parameters, and that of its input."""
     entering = value.clone().requires_grad_()
     leaving = layer(entering.clone())
     upstream = rand(*leaving.shape, seed=1)
     names = [f"layer.{name}" for name, _ in layer.named_parameters()]
     found = torch.autograd.grad((leaving * upstream).sum(), [entering, *layer.parameters()])
     leaving = leaving.detach()
-    exact = Signal(
+    exact = Estimate(
         leaving, torch.full_like(leaving, 1e-12), torch.zeros_like(leaving, dtype=torch.bool),
         upstream,
     )  # fmt: skip

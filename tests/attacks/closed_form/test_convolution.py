@@ -15,7 +15,7 @@ def test_maps_of_a_convolution(settings: dict[str, Any], samples: int) -> None:
     module = conv(**settings | {"bias": False})
     value = rand(2, samples, 4, 6, 7)
     leaving = rand(*module(value[0]).shape, seed=1)
-    outputs, products = ConvolutionMaps(module).both(value, leaving)
+    outputs, products = ConvolutionMaps(module).outputs_and_weight_gradients(value, leaving)
     for row in range(2):
         expected = module(value[row])
         torch.testing.assert_close(outputs[row], expected)
@@ -33,8 +33,8 @@ def test_gram_matrices_of_a_plane(settings: dict[str, Any], samples: int) -> Non
     counted = (rand(*leaving.shape, seed=2) > 0).double()
     planes, size = samples * 4, shape[2] * shape[3]
     basis = torch.eye(planes * size, dtype=torch.float64).reshape(-1, *shape)
-    outputs, products = ConvolutionMaps(module).both(basis, leaving)
-    found = ConvolutionMaps(module).gram(leaving, counted, shape)
+    outputs, products = ConvolutionMaps(module).outputs_and_weight_gradients(basis, leaving)
+    found = ConvolutionMaps(module).gram_matrices(leaving, counted, shape)
     for rows, gram in zip(((outputs * counted), products), found, strict=True):
         columns = rows.reshape(planes, size, -1)
         expected = (columns @ columns.mT).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Layers taken off: what is found against what entered, gradients against autograd."""
+"""The rule of each layer type: inputs against the true ones, gradients against autograd."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.closed_form.estimates import Signal
-from fedleak.attacks.closed_form.layer_inversion import peel
+from fedleak.attacks.closed_form.estimates import Estimate
+from fedleak.attacks.closed_form.layer_inversion import invert_layers
 from tests.attacks.closed_form.layer_cases import CONVOLUTIONS, SPARSE, case, conv, rand
 
 INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
@@ -22,11 +22,11 @@ INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
     (nn.Linear(7, 3, bias=False).double(), rand(1, 7)),
     (nn.LeakyReLU(0.2, inplace=True), rand(1, 9)),
     *((conv(**settings), rand(1, 4, 6, 7)) for settings in CONVOLUTIONS),
-    # Of several samples there is one gradient, to which all of them add.
+    # Several samples have one gradient, their sum.
     (nn.Linear(9, 7).double(), rand(3, 9)),
     (conv(padding=1), rand(2, 4, 6, 7)),
     (conv(padding=1, groups=2), rand(3, 4, 6, 7)),
-    # Sizes at which the strides leave no pixel out.
+    # Sizes at which every pixel is in a window.
     (conv(stride=2, padding=1, groups=2), rand(1, 4, 7, 7)),
     (conv(stride=3, padding=1, groups=4), rand(1, 4, 5, 5)),
     (conv(padding=2, dilation=2, groups=2), rand(1, 4, 6, 7)),
@@ -36,9 +36,9 @@ INVERTIBLE: list[tuple[nn.Module, Tensor]] = [
 
 
 @pytest.mark.parametrize(("layer", "value"), INVERTIBLE, ids=lambda item: str(item)[:60])
-def test_layer_comes_off(layer: nn.Module, value: Tensor) -> None:
+def test_layer_is_inverted(layer: nn.Module, value: Tensor) -> None:
     call, output, gradient, expected = case(layer, value)
-    off, steps, reason = peel([call], output, gradient, iterations=3000, seed=0)
+    off, steps, reason = invert_layers([call], output, gradient, iterations=3000, seed=0)
     assert bool((expected != 0).all())
     assert reason is None
     ((_, found),), (step,) = off, steps
@@ -52,22 +52,24 @@ def test_layer_comes_off(layer: nn.Module, value: Tensor) -> None:
 
 
 @pytest.mark.parametrize("settings", SPARSE, ids=str)
-def test_pixels_that_nothing_looks_at_are_not_known(settings: dict[str, Any]) -> None:
+def test_pixels_in_no_window_are_not_known(settings: dict[str, Any]) -> None:
     call, output, gradient, expected = case(conv(**settings), rand(1, 4, 6, 7))
     assert not bool((expected != 0).all())
-    off, steps, reason = peel([call], output, gradient, iterations=3000, seed=0)
+    off, steps, reason = invert_layers([call], output, gradient, iterations=3000, seed=0)
     assert off == []
     (step,) = steps
     assert step.rank < step.unknowns
     assert reason is not None
-    assert "of its input known" in reason
+    assert "of the input of layer" in reason
 
 
-def test_layer_that_is_not_trained_comes_off_by_its_outputs_alone() -> None:
-    """Zeros are what a client sends for such a weight: they are no equations."""
+def test_layer_that_is_not_trained_is_inverted_from_its_outputs_alone() -> None:
+    """A client sends zeros for such a weight: they are no equations."""
     call, output, gradient, _ = case(conv(padding=1), rand(1, 4, 6, 7))
     gradient["layer.weight"] = torch.zeros_like(gradient["layer.weight"])
-    ((_, found),), (step,), reason = peel([call], output, gradient, iterations=3000, seed=0)
+    ((_, found),), (step,), reason = invert_layers(
+        [call], output, gradient, iterations=3000, seed=0
+    )
     assert reason is None
     assert step.equations == output.value.numel()
     torch.testing.assert_close(found.value, rand(1, 4, 6, 7), rtol=1e-5, atol=1e-5)
@@ -76,53 +78,53 @@ def test_layer_that_is_not_trained_comes_off_by_its_outputs_alone() -> None:
 def test_relu_gives_values_and_upper_bounds() -> None:
     value = rand(1, 3, 4, 4)
     call, output, gradient, expected = case(nn.ReLU(), value)
-    ((_, found),), _, reason = peel([call], output, gradient, iterations=1, seed=0)
+    ((_, found),), _, reason = invert_layers([call], output, gradient, iterations=1, seed=0)
     assert reason is None
-    assert torch.equal(found.known & ~found.at_most, value > 0)
-    assert torch.equal(found.at_most, value <= 0)
+    assert torch.equal(found.known & ~found.is_bound, value > 0)
+    assert torch.equal(found.is_bound, value <= 0)
     assert torch.equal(found.value[value > 0], value[value > 0])
-    assert (found.value[found.at_most] == 0).all()
+    assert (found.value[found.is_bound] == 0).all()
     torch.testing.assert_close(found.gradient, expected)
 
 
-def test_what_is_in_doubt_is_not_taken_for_known() -> None:
+def test_undetermined_units_are_not_known() -> None:
     """An output near 0 with a large error is neither a value nor an upper bound."""
     call, output, gradient, _ = case(nn.ReLU(), rand(1, 200))
     error = torch.full_like(output.value, 1e-9)
     error[0, :3] = 10.0
-    unsure = Signal(output.value, error, output.at_most, output.gradient)
-    ((_, found),), _, _ = peel([call], unsure, gradient, iterations=1, seed=0)
-    assert not (found.known | found.at_most)[0, :3].any()
-    assert (found.known | found.at_most)[0, 3:].all()
-    # With more than 2 % in doubt, the layer is left on.
+    unsure = Estimate(output.value, error, output.is_bound, output.gradient)
+    ((_, found),), _, _ = invert_layers([call], unsure, gradient, iterations=1, seed=0)
+    assert not (found.known | found.is_bound)[0, :3].any()
+    assert (found.known | found.is_bound)[0, 3:].all()
+    # With more than 2 % undetermined, the layer does not count as inverted.
     error[0, :10] = 10.0
-    off, _, reason = peel([call], unsure, gradient, iterations=1, seed=0)
+    off, _, reason = invert_layers([call], unsure, gradient, iterations=1, seed=0)
     assert off == []
     assert reason is not None
     assert "95.0%" in reason
 
 
-def test_gelu_comes_off_on_the_branch_that_rises_alone() -> None:
+def test_gelu_is_inverted_on_its_increasing_branch_alone() -> None:
     value = rand(1, 50).abs() + 0.01
     call, output, gradient, expected = case(nn.GELU(), value)
-    ((_, found),), _, reason = peel([call], output, gradient, iterations=1, seed=0)
+    ((_, found),), _, reason = invert_layers([call], output, gradient, iterations=1, seed=0)
     assert reason is None
     torch.testing.assert_close(found.value, value, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.gradient, expected, rtol=1e-5, atol=1e-8)
-    # An output below 0 is that of two inputs, with two slopes.
+    # A negative output has two possible inputs, with two slopes.
     call, output, gradient, _ = case(nn.GELU(), rand(1, 50))
-    off, _, reason = peel([call], output, gradient, iterations=1, seed=0)
+    off, _, reason = invert_layers([call], output, gradient, iterations=1, seed=0)
     assert off == []
     assert reason is not None
-    assert "of its input known" in reason
+    assert "of the input of layer" in reason
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_a_linear_layers_step_says_what_its_equations_leave_unexplained(samples: int) -> None:
+def test_the_step_of_a_linear_layer_has_its_residual(samples: int) -> None:
     call, output, gradient, _ = case(nn.Linear(9, 7).double(), rand(samples, 9))
     noisy = gradient | {"layer.weight": gradient["layer.weight"] + 0.01 * rand(7, 9, seed=5)}
-    _, (clean_step,), _ = peel([call], output, gradient, iterations=1, seed=0)
-    _, (step,), _ = peel([call], output, noisy, iterations=1, seed=0)
+    _, (clean_step,), _ = invert_layers([call], output, gradient, iterations=1, seed=0)
+    _, (step,), _ = invert_layers([call], output, noisy, iterations=1, seed=0)
     expected, *_ = np.linalg.lstsq(output.gradient.T.numpy(), noisy["layer.weight"].numpy())
     left = noisy["layer.weight"].numpy() - output.gradient.T.numpy() @ expected
     share = np.linalg.norm(left) / np.linalg.norm(noisy["layer.weight"].numpy())

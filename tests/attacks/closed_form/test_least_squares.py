@@ -33,7 +33,7 @@ def test_blocks_weigh_alike_whatever_their_units() -> None:
         return [x @ first.T, 1e6 * (x @ second.T)]
 
     equations = Equations(blocks, list(blocks(truth)), truth.shape)
-    left = equations.left(torch.eye(6, dtype=torch.float64))
+    left = equations.apply(torch.eye(6, dtype=torch.float64))
     for part in left.split([8, 9], dim=1):
         assert float(torch.linalg.matrix_norm(part, 2)) == pytest.approx(1, rel=0.1)
 

@@ -1,4 +1,4 @@
-"""What stands in a gradient in closed form, against what the client really had."""
+"""Inputs of linear layers from their gradients, against the true ones."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.closed_form.linear import known_inputs, linear_input, readable
+from fedleak.attacks.closed_form.linear import invertible_linear, known_inputs, linear_input
 from fedleak.attacks.module_calls import calls_of
 
 
@@ -24,7 +24,7 @@ def test_input_of_a_linear_layer(outgoing: int, incoming: int, seed: int) -> Non
 
 
 def test_estimated_error_is_the_real_one() -> None:
-    """Rows of unlike noise: the estimate holds, and the noisy rows count for little."""
+    """With noise that differs between rows: the estimate holds and noisy rows count little."""
     generator = torch.Generator().manual_seed(0)
     leaving = torch.randn(40, generator=generator, dtype=torch.float64)
     value = torch.randn(500, generator=generator, dtype=torch.float64)
@@ -40,7 +40,7 @@ def test_estimated_error_is_the_real_one() -> None:
 
 @pytest.mark.parametrize("learning_rate", [1e-1, 1e-3])
 def test_estimated_error_of_a_weight_difference_is_the_real_one(learning_rate: float) -> None:
-    """A step of SGD in float32: what the weights' rounding leaves of the gradient."""
+    """A step of SGD in float32, in which the weights are rounded."""
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(40, 501, generator=generator) / 20
     leaving = torch.randn(40, generator=generator, dtype=torch.float64) / 100
@@ -55,12 +55,12 @@ def test_estimated_error_of_a_weight_difference_is_the_real_one(learning_rate: f
     assert real == pytest.approx(known.error, rel=0.5)
 
 
-def test_what_was_pruned_is_left_out() -> None:
-    """Small entries cut to 0: what is left of a column tells its entry, exactly."""
+def test_pruned_entries_are_left_out() -> None:
+    """With small entries set to 0, the rest of a column determines its entry exactly."""
     generator = torch.Generator().manual_seed(0)
     leaving = torch.randn(400, generator=generator, dtype=torch.float64)
     value = torch.randn(30, generator=generator, dtype=torch.float64)
-    value += 0.5 * value.sign()  # else some columns are cut as a whole
+    value += 0.5 * value.sign()  # else some columns are pruned entirely
     value[3] = 0
     weight = torch.outer(leaving, value)
     weight[weight.abs() < weight.abs().median()] = 0
@@ -71,7 +71,7 @@ def test_what_was_pruned_is_left_out() -> None:
 
 @pytest.mark.parametrize("adam", [False, True])
 def test_signs_are_not_taken_for_a_gradient(adam: bool) -> None:
-    """A product they are, and of what entered the layer they have the signs alone."""
+    """They are a product as well, but only with the signs of the input."""
     generator = torch.Generator().manual_seed(0)
     leaving = torch.randn(40, generator=generator, dtype=torch.float64) / 100
     value = torch.randn(500, generator=generator, dtype=torch.float64)
@@ -86,8 +86,8 @@ def test_signs_are_not_taken_for_a_gradient(adam: bool) -> None:
     assert torch.equal(known.value, value.sign())
 
 
-def test_entries_of_one_size_are_read() -> None:
-    """As of a white image, or of a classifier that has learnt nothing."""
+def test_entries_of_one_magnitude_are_accepted() -> None:
+    """Such as of a white image, or of an untrained classifier."""
     leaving = torch.full((100,), 0.01, dtype=torch.float64)
     leaving[3] = -0.99
     assert linear_input(torch.outer(leaving, torch.arange(1.0, 9.0).double()), leaving).trusted
@@ -98,14 +98,14 @@ def test_entries_of_one_size_are_read() -> None:
     assert linear_input(torch.outer(two, features), two).trusted
 
 
-def test_one_row_tells_nothing_of_its_error() -> None:
+def test_the_error_of_a_single_row_is_infinite() -> None:
     known = linear_input(torch.ones(1, 4), torch.ones(1))
     assert torch.equal(known.value, torch.ones(4, dtype=torch.float64))
     assert not known.trusted
 
 
 @pytest.mark.parametrize("zero", ["weight", "bias"])
-def test_no_gradient_tells_nothing(zero: str) -> None:
+def test_a_gradient_of_zeros_determines_nothing(zero: str) -> None:
     weight, bias = torch.ones(3, 4), torch.ones(3)
     known = linear_input(weight * (zero != "weight"), bias * (zero != "bias"))
     assert not known.trusted
@@ -127,12 +127,12 @@ def test_layers_that_share_a_weight_or_take_several_vectors_are_left_out() -> No
     assert list(known_inputs(gradient, calls_of(model, loss, (value, value)))) == ["2"]
     several = torch.randn(2, 4)
     calls = calls_of(model, loss, (several, value))
-    assert readable(gradient, calls, 1) == []
-    assert [call.name for call in readable(gradient, calls, 2)] == ["2"]
+    assert invertible_linear(gradient, calls, 1) == []
+    assert [call.name for call in invertible_linear(gradient, calls, 2)] == ["2"]
 
 
 class TiedEmbedding(nn.Module):
-    """A linear layer whose weight an embedding uses, too."""
+    """A linear layer whose weight is also that of an embedding."""
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What stands in a gradient in closed form, against what the client really had."""
+"""Noise restored from the inputs of the layers around it, against the true noise."""
 
 import copy
 
@@ -17,14 +17,14 @@ from tests.cases import LIGHT_MODELS, ModelCase, Victim, case_victim, make_victi
 
 
 def head_of(victim: Victim) -> tuple[Head, list[str], dict[str, Tensor], list[str]]:
-    """The model from its earliest known layer on, and the noise that was restored."""
+    """The model from its earliest known layer on, and the restored noise."""
     model = copy.deepcopy(victim.model).double().requires_grad_(False).train()
     batch = torch.zeros_like(victim.truth.inputs, dtype=torch.float64), victim.truth.labels
     calls = calls_of(model, batch_loss, batch)
     gradient = {name: value.double() for name, value in victim.update.received.items()}
     known = known_inputs(gradient, calls)
     at = next(i for i, call in enumerate(calls) if call.name in known)
-    value = known[calls[at].name].value.reshape(calls[at].entering.shape)
+    value = known[calls[at].name].value.reshape(calls[at].input.shape)
     head = Head(model, batch_loss, batch, calls[at].name, value)
     found, failed = restore_noise(head, calls[at:], known)
     return head, [call.name for call in calls[at:]], found, failed
@@ -49,12 +49,12 @@ def test_noise_of_precode(case: ModelCase) -> None:
         loss = batch_loss(victim.model, (inputs, victim.truth.labels))
     handle.remove()
     (expected,) = torch.autograd.grad(loss, seen[0])
-    torch.testing.assert_close(head.signal(found), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(head.input_gradient(found), expected, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(head.value, seen[0].detach(), rtol=1e-6, atol=1e-8)
 
 
 def test_noise_of_a_recommender() -> None:
-    """The same functions, with no word of what a variational autoencoder is."""
+    """The same functions restore the noise of a variational autoencoder."""
     torch.manual_seed(0)
     model = FedVAE(input_shape=(20,), hidden=9, code=4, dropout=0.0).double()
     inputs = (torch.rand(1, 20) < 0.3).double()
@@ -80,7 +80,7 @@ def test_noise_of_a_recommender() -> None:
 
 
 class Branched(nn.Module):
-    """The image reaches the loss around the linear layer, too."""
+    """The image reaches the loss around the linear layer as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,17 +94,17 @@ class Branched(nn.Module):
         return functional.cross_entropy(logits, batch[1])
 
 
-def test_a_way_around_the_known_layer_is_noticed() -> None:
+def test_a_path_around_the_known_layer_is_detected() -> None:
     torch.manual_seed(0)
     victim = make_victim(Branched().double(), (1, 4, 4))
     head, _, _, _ = head_of(victim)
-    assert not head.is_all()
+    assert not head.determines_loss()
     plain, _, _, _ = head_of(case_victim(LIGHT_MODELS[0], precode=True))
-    assert plain.is_all()
+    assert plain.determines_loss()
 
 
 class TwoNoises(nn.Module):
-    """Two slots in front of one layer: two unknowns for each number."""
+    """Two slots before one layer: two unknowns per equation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class TwoNoises(nn.Module):
         return functional.cross_entropy(self.decoder(code), batch[1])
 
 
-def test_two_noises_before_one_layer_are_not_to_be_had() -> None:
+def test_two_noises_before_one_layer_cannot_be_recovered() -> None:
     torch.manual_seed(0)
     _, _, found, failed = head_of(make_victim(TwoNoises().double(), (1, 2, 3)))
     assert found == {}
