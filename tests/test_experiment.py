@@ -247,10 +247,10 @@ def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None
     assert [(line["attack"], line["client"]) for line in found] == [
         ("exact_nra", 0), ("exact_nra", 2)
     ]  # fmt: skip
-    assert "read without a search" in found[0]["findings"][-1]
+    assert "no optimisation" in found[0]["findings"][-1]
     # No unit of the second layer is active for this image: its gradient tells nothing of it.
-    assert "its weight's gradient is 0" in found[1]["findings"][-2]
-    assert "the smoothest image for" in found[1]["findings"][-1]
+    assert "the gradient of its weight is 0" in found[1]["findings"][-2]
+    assert "minimum total variation image from" in found[1]["findings"][-1]
 
 
 # -------------------------------------------------------------------------- trouble in a federation

@@ -169,10 +169,11 @@ class ExactNRA(JointAttack):
             image_iterations=self.image_iterations,
             soft_gates=self.soft_gates,
         )
-        if not reading.begun:
+        layer = reading.known_layer()
+        if layer is None:
             return _Unresolved(problem, Known(), reading.findings)
-        noise, failed = reading.noise, reading.failed
-        found = reading.read(report)
+        noise, failed = layer.noise, layer.failed
+        found = reading.read(layer, report)
         if not found.fits:
             return _Unresolved(problem, Known(noise, begin=found.image), found.findings)
         if found.image is not None:
@@ -180,12 +181,12 @@ class ExactNRA(JointAttack):
         if drawing := drawing_layers(problem.model):
             found.findings.append(f"{drawing[0]} draws new random numbers in every forward pass")
             return _Unresolved(problem, Known(noise), found.findings)
-        drawn_behind = bool(failed) and failed != reading.before
+        drawn_behind = bool(failed) and failed != layer.before
         if drawn_behind or (failed and len(facts.input_shape) != 3):
             return _Unresolved(problem, Known(noise), found.findings)
         steps = self.joint_steps if failed else self.matching_steps
         # The matching's cost, unlike that of this attack, has no common factor to fit.
-        gradient = {name: value / reading.factor for name, value in problem.gradient.items()}
+        gradient = {name: value / layer.factor for name, value in problem.gradient.items()}
         matching = _LBFGSMatching(self, steps, Known(noise, found.features))
         result = matching.run(replace(problem, gradient=gradient), report)
         image = within(result.inputs.double().cpu(), facts)

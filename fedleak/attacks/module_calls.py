@@ -1,4 +1,4 @@
-"""A model as the sequence of its innermost modules' calls."""
+"""The calls of a model's leaf modules in a forward pass: recorded, replaced or skipped."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,25 +8,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedleak.models.module_inputs import module_input
+
 
 class Call(NamedTuple):
-    """One call of a module that holds no others.
+    """One call of a module without submodules.
 
     Args:
         name: the module's path in the model.
         module: the module.
-        entering: its (first) argument.
-        leaving: what it gave.
-        entered: how often the argument had been changed in place when it came.
-        left: how often what it gave had been, when it left.
+        input: its first argument.
+        output: what it returned.
+        input_version: number of in-place changes of the input's storage before the call.
+        output_version: the same for the output, right after the call.
     """
 
     name: str
     module: nn.Module
-    entering: Tensor
-    leaving: Tensor
-    entered: int = 0
-    left: int = 0
+    input: Tensor
+    output: Tensor
+    input_version: int = 0
+    output_version: int = 0
 
 
 def calls_of(
@@ -34,10 +36,12 @@ def calls_of(
     loss: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor],
     batch: tuple[Tensor, Tensor],
 ) -> list[Call]:
-    """The calls of a forward pass, in their order.
+    """Record the calls of a forward pass, in order.
+
+    Calls whose input or output is not a tensor are left out.
 
     Args:
-        model: the model; a forward pass in train mode moves its batch-norm statistics.
+        model: the model; a forward pass in training mode updates its batch-norm statistics.
         loss: the loss of a batch, given model and batch.
         batch: inputs and labels.
     """
@@ -46,18 +50,18 @@ def calls_of(
     versions: list[int] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = _first(args, kwargs)
+        first = module_input(args, kwargs)
         versions.append(first._version if isinstance(first, Tensor) else 0)
 
     def watch(name: str) -> Callable[..., None]:
-        def note(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaving: Any
+        def record(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            first, entered = _first(args, kwargs), versions.pop()
-            if isinstance(first, Tensor) and isinstance(leaving, Tensor):
-                found.append(Call(name, module, first, leaving, entered, leaving._version))
+            first, version = module_input(args, kwargs), versions.pop()
+            if isinstance(first, Tensor) and isinstance(output, Tensor):
+                found.append(Call(name, module, first, output, version, output._version))
 
-        return note
+        return record
 
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
@@ -73,38 +77,41 @@ def calls_of(
 
 
 def chain_to(calls: list[Call], layer: str, inputs: Tensor) -> list[Call] | None:
-    """The calls before a layer, if each is given what the one before gave, from the inputs on.
+    """The calls before a layer that form a chain: each takes the output of the one before.
 
-    What came in between may have been given another shape, as by ``flatten``.
+    A change of shape in between, as by ``flatten``, does not break the chain; any other function
+    and any in-place change does.
 
     Args:
-        calls: see :func:`calls_of`.
+        calls: the calls of a forward pass, from :func:`calls_of`.
         layer: name of the layer.
         inputs: the inputs of that pass.
 
     Returns:
-        The calls, from first to last; those up to the first gap are left out, so that a chain that
-        does not begin with the inputs begins behind a gap. None if there is no such layer.
+        The calls of the chain that ends at the layer, in order. If the chain is broken, only the
+        calls after the last break. None if the layer was not called.
     """
     chain: list[Call] = []
     before, version = inputs, inputs._version
     for call in calls:
-        # A function in between gives another tensor, or changes this one in place.
-        if not same_entries(call.entering, before) or call.entered != version:
+        # A function in between returns another tensor, or changes this one in place.
+        if not same_entries(call.input, before) or call.input_version != version:
             chain = []
         if call.name == layer:
             return chain
         chain.append(call)
-        before, version = call.leaving, call.left
+        before, version = call.output, call.output_version
     return None
 
 
 def same_entries(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same order, in shapes of their own.
+    """Whether two tensors share memory and hold the same entries in the same order.
+
+    Their shapes may differ.
 
     Args:
         one: a tensor.
-        other: another one, which may be a view of it.
+        other: another tensor, possibly a view of the first.
     """
     if one is other:
         return True
@@ -113,15 +120,15 @@ def same_entries(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, modules are given these values instead of their own arguments.
+def replace_inputs(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Replace the first argument of modules within the block.
 
     Args:
         model: the model.
-        values: module's path -> its argument.
+        values: module's path -> the argument it receives instead of its own.
     """
 
-    def give(value: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def replacement(value: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         def replace(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -132,7 +139,7 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
         return replace
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(give(value), with_kwargs=True)
+        model.get_submodule(name).register_forward_pre_hook(replacement(value), with_kwargs=True)
         for name, value in values.items()
     ]
     try:
@@ -143,15 +150,15 @@ def entering(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def skipping(calls: Sequence[Call]) -> Iterator[None]:
-    """Within the block, modules give what they gave in those calls, and compute nothing.
+def skip_calls(calls: Sequence[Call]) -> Iterator[None]:
+    """Within the block, modules return their recorded outputs without computing.
 
     Args:
-        calls: calls whose outcome does not matter; of a module called more than once, all.
+        calls: calls whose output is not used; of a module that is called more than once, all.
     """
     given: dict[nn.Module, list[Tensor]] = {}
     for call in calls:
-        given.setdefault(call.module, []).append(call.leaving)
+        given.setdefault(call.module, []).append(call.output)
     before = {module: vars(module).get("forward") for module in given}
 
     def replace(values: Iterator[Tensor]) -> Callable[..., Tensor]:
@@ -166,7 +173,3 @@ def skipping(calls: Sequence[Call]) -> Iterator[None]:
             vars(module).pop("forward", None)
             if forward is not None:
                 module.forward = forward
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()), None)

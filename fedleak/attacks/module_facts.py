@@ -1,6 +1,7 @@
 """Properties of a model that several attacks depend on."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     if chain is None or not all(isinstance(call.module, RESHAPING) for call in chain):
         return False
     first = chain[0] if chain else next(call for call in calls if call.name == layer)
-    return same_entries(first.entering, inputs) and not first.entered
+    return same_entries(first.input, inputs) and not first.input_version
 
 
 def drawing_layers(model: nn.Module) -> list[str]:
@@ -73,10 +74,14 @@ def drawing_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if draws(module)]
 
 
-def sharing_layers(model: nn.Module) -> set[str]:
-    """The layers that share a parameter, whose gradient is then a sum over them."""
+def sharing_layers(modules: Iterable[tuple[str, nn.Module]]) -> set[str]:
+    """The layers that share a parameter with another one: its gradient is the sum over them.
+
+    Args:
+        modules: modules by name, each once, as ``named_modules`` gives them.
+    """
     owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules:
         for value in module.parameters(recurse=False):
             owners.setdefault(id(value), []).append(name)
     return {name for names in owners.values() if len(names) > 1 for name in names}

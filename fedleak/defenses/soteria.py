@@ -10,6 +10,7 @@ from torch.func import vjp, vmap
 
 from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput
+from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
 
@@ -88,7 +89,7 @@ def feature_sensitivity(
     """
     seen: list[Tensor] = []
     hook = model.get_submodule(layer).register_forward_pre_hook(
-        lambda _module, arguments: seen.append(arguments[0])
+        lambda _module, args, kwargs: seen.append(module_input(args, kwargs)), with_kwargs=True
     )
     training = model.training
     model.eval()

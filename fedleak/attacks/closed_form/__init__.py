@@ -1,1 +1,1 @@
-"""Analytic gradient inversion: inputs, noise and layers in closed form."""
+"""Analytic gradient inversion: layer inputs, noise and images in closed form; see README.md."""

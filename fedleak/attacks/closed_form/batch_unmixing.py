@@ -1,14 +1,17 @@
-"""The inputs of linear layers of every sample of a batch, unmixed from the batch's gradient.
+"""Inputs of linear layers for every sample of a batch, unmixed from the batch's gradient.
 
-Of B samples, the gradient of a layer ``W h + b`` is ``D^T [H, 1]`` in W and b together, the rows of
-D being the gradients of the samples' outputs and those of H their inputs. So the rows of ``[H, 1]``
-lie in the space of its B right singular vectors R: ``[H, 1] = M R``, where M has B x B entries,
-however large the layer is. Which ones they are, the model tells: from the inputs M R on, with the
-noise behind the layer restored from the inputs of later ones, it has to give the very gradient that
-the client sent. That is ``c D(M)^T M = Q`` with known Q, an equation for every sample and output;
-the factor c is 1, unless the client scales its gradient, as by clipping.
+For B samples, the gradient of a layer ``y = W h + b`` with respect to W and b together is
+``D^T [H, 1]``: the rows of D are the gradients with respect to the outputs of the samples, those of
+H their inputs. So the rows of ``[H, 1]`` lie in the span of the first B right singular vectors R of
+that gradient: ``[H, 1] = M R`` with a B x B mixing matrix M, however large the layer is.
 
-The classifier is the first to be unmixed, as its loss is known, then the layers before it.
+The model itself determines M. Evaluated from the inputs M R on, with the noise after the layer
+restored from the inputs of later layers, it has to yield the client's gradient:
+``c D(M)^T M = Q`` with known ``Q = G R^T``, one equation per output and singular vector, and the
+last column of M R has to be 1. The factor c is 1 unless the client scales its gradient, as by
+clipping.
+
+The classifier is unmixed first, since only the loss follows it, then the layers before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +23,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor, nn
 
-from fedleak.attacks.closed_form.linear import KnownInput, readable
+from fedleak.attacks.closed_form.linear import KnownInput, invertible_linear
 from fedleak.attacks.closed_form.noise import Head, Loss, restore_noise
 from fedleak.attacks.module_calls import Call
 from fedleak.models.noise import Noise
@@ -28,52 +31,52 @@ from fedleak.updates.files import Tensors
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
-# Random starts, of which the first ones are less random than the others, and by how much.
+# Number of random starts; the first ones use the smaller of the two relative spreads.
 STARTS = 8
-CAUTIOUS = 4
+SMALL_SPREAD_STARTS = 4
 SPREADS = (0.1, 0.6)
 EVALUATIONS = 100
-# A solution that leaves less than this of the gradient unexplained is the right one.
-FOUND = 1e-5
-# The most that it may leave.
+# Relative residual of the gradient below which a solution is accepted without further starts, and
+# the largest one that is accepted at all.
+CONVERGED = 1e-5
 TOLERANCE = 1e-2
-# Of what leaves the layer of one sample, the most that may change with another sample.
+# Largest relative change of one sample's output gradient when another sample changes.
 INDEPENDENT = 1e-6
-# Gradients are rounded to seven digits.
+# Relative rounding error of a float32 gradient.
 ROUNDING = 1e-7
-# Of differences, as a share of the largest entry.
+# Step of the finite differences, relative to the largest entry of the mixing matrix.
 STEP = 1e-6
-# Directions of the start that D tells nothing of, as a share of the largest.
+# Singular values of the output gradients below this share of the largest are dropped in a start.
 SINGULAR = 1e-3
 
 
-class _Rows(NamedTuple):
-    """The space in which the rows ``[input, 1]`` of a batch lie.
+class _RowSpace(NamedTuple):
+    """Span of the rows ``[input, 1]`` of a batch.
 
     Args:
         basis: R, ``(samples, in + 1)``, with orthonormal rows.
         products: Q, the gradient times R transposed, ``(out, samples)``.
-        blurred: how far off each row of R is, in radians, ``(samples,)``.
+        angle_error: error of each row of R, in radians, ``(samples,)``.
     """
 
     basis: Tensor
     products: Tensor
-    blurred: Tensor
+    angle_error: Tensor
 
     def inputs(self, mixing: Tensor) -> Tensor:
-        """The inputs of a mixing matrix, ``(samples, in)``."""
+        """The inputs ``(samples, in)`` that a mixing matrix yields."""
         return mixing @ self.basis[:, :-1]
 
 
 @dataclass
 class Unmixing:
-    """What was found.
+    """Result of :func:`unmix`.
 
     Args:
-        inputs: layer -> inputs ``(samples, in)``, those trusted alone.
-        noise: slot -> noise ``(samples, ...)`` behind the earliest of these layers.
-        factor: of the gradient of that layer, what the client has multiplied it with.
-        findings: how it went, a sentence each.
+        inputs: layer name -> inputs ``(samples, in)``, for the layers that were unmixed.
+        noise: slot -> noise ``(samples, ...)``, for the slots after the earliest of these layers.
+        factor: the factor by which the client scaled the gradient, estimated at that layer.
+        findings: one sentence per layer on how it went.
     """
 
     inputs: dict[str, KnownInput] = field(default_factory=dict)
@@ -91,21 +94,21 @@ def unmix(
     *,
     generator: torch.Generator,
 ) -> Unmixing:
-    """Unmix the layers from the last one on, until all noise is behind the one unmixed.
+    """Unmix the linear layers from the last one on, until all noise slots follow the last unmixed.
 
-    It ends before, if a layer's gradient has not the rank of the batch (as of two samples whose
-    features are equal, or of as many samples as classes), or no mixing explains it.
+    It ends earlier if the gradient of a layer does not have the batch's rank (as for two samples
+    with equal features, or as many samples as classes), or if no mixing matrix explains it.
 
     Args:
-        model: a float64 copy of the model; in train mode its batch-norm statistics move.
+        model: a float64 copy of the model; in training mode its batch-norm statistics change.
         loss: the loss of a batch.
-        batch: inputs, whose shape alone counts, and labels.
-        calls: the model's calls on this batch, of its own modules.
-        gradient: the batch's gradient by parameter name.
-        generator: where starts are drawn from.
+        batch: inputs and labels; of the inputs, only the shape is used.
+        calls: the model's calls on this batch, with the modules of ``model``.
+        gradient: gradient of the batch, by parameter name.
+        generator: source of the random starts.
     """
     samples, found = len(batch[0]), Unmixing()
-    layers = {call.name for call in readable(gradient, calls, samples)}
+    layers = {call.name for call in invertible_linear(gradient, calls, samples)}
     for at in reversed(range(len(calls))):
         name = calls[at].name
         if name not in layers:
@@ -114,20 +117,22 @@ def unmix(
         if zeros := [part for part, value in own.items() if not bool(value.any())]:
             found.findings.append(f"the gradient of {name}.{zeros[0]} is 0")
             continue
-        rows = _rows(own["weight"], own["bias"], samples)
+        rows = _row_space(own["weight"], own["bias"], samples)
         if rows is None:
-            found.findings.append(f"the gradient of {name} has not the rank of {samples} samples")
+            found.findings.append(
+                f"the gradient of {name} does not have rank {samples}, the number of samples"
+            )
             break
         try:
             solution = _Mixing(model, loss, batch, calls, at, rows, found.inputs).solve(generator)
         except _NotUnmixed as reason:
-            found.findings.append(f"the inputs of {name} do not unmix: {reason}")
+            found.findings.append(f"the inputs of {name} cannot be unmixed: {reason}")
             break
         found.inputs[name] = solution.known
         found.noise, found.factor = found.noise | solution.noise, solution.factor
         found.findings.append(
-            f"inputs of {name} unmixed, error {solution.known.error:.1e}, "
-            f"{solution.missed:.1e} of its gradient unexplained"
+            f"inputs of {name} unmixed, error {solution.known.error:.1e}, relative residual of its "
+            f"gradient {solution.residual:.1e}"
         )
         if not any(isinstance(call.module, Noise) for call in calls[:at]):
             break
@@ -135,19 +140,20 @@ def unmix(
 
 
 class _NotUnmixed(Exception):
-    """Why the inputs of a layer do not unmix."""
+    """Why the inputs of a layer cannot be unmixed."""
 
 
 class _Solution(NamedTuple):
-    """Of one layer: its inputs, the noise behind it, the factor, and what is unexplained."""
+    """For one layer: its inputs, the noise after it, the factor and the relative residual."""
 
     known: KnownInput
     noise: Tensors
     factor: float
-    missed: float
+    residual: float
 
 
-def _rows(weight: Tensor, bias: Tensor, samples: int) -> _Rows | None:
+def _row_space(weight: Tensor, bias: Tensor, samples: int) -> _RowSpace | None:
+    """The row space of a layer's gradient, None if its rank is below the number of samples."""
     whole = torch.cat([weight, bias[:, None]], dim=1).double()
     left, sizes, right = torch.linalg.svd(whole, full_matrices=False)
     if len(sizes) < samples:
@@ -157,18 +163,22 @@ def _rows(weight: Tensor, bias: Tensor, samples: int) -> _Rows | None:
     if float(sizes[samples - 1]) < 10 * noise:
         return None
     products = left[:, :samples] * sizes[:samples]
-    return _Rows(right[:samples], products, noise / sizes[:samples])
+    return _RowSpace(right[:samples], products, noise / sizes[:samples])
 
 
 class _Mixing:
-    """The equations for the mixing matrix of one layer, and the factor; unknowns in this order.
+    """The equations for the mixing matrix of one layer and the factor, in this order.
+
+    The unknowns are one vector, the point: the matrix row by row, then the factor.
 
     Args:
-        model, loss, batch: see :func:`unmix`.
+        model: see :func:`unmix`.
+        loss: see :func:`unmix`.
+        batch: see :func:`unmix`.
         calls: the model's calls.
-        at: number of the layer's.
-        rows: of the layer.
-        later: what is known of the inputs of later layers.
+        at: index of the layer's call.
+        rows: row space of the layer's gradient.
+        later: layer name -> inputs of the layers after it that were unmixed.
     """
 
     def __init__(
@@ -178,21 +188,24 @@ class _Mixing:
         batch: tuple[Tensor, Tensor],
         calls: Sequence[Call],
         at: int,
-        rows: _Rows,
+        rows: _RowSpace,
         later: dict[str, KnownInput],
     ) -> None:
         self._model, self._loss, self._batch = model, loss, batch
         self._calls = calls[at:]
-        # A module that is used again behind the layer has to compute.
+        # A module that is called again after the layer has to compute.
         needed = {id(call.module) for call in self._calls}
         self._before = [call for call in calls[:at] if id(call.module) not in needed]
         self._rows, self._later = rows, later
         self._samples = len(batch[0])
         self._next = next((call.name for call in calls[at + 1 :] if call.name in later), None)
-        self._size = rows.products.norm()
+        self._norm = rows.products.norm()
 
     def solve(self, generator: torch.Generator) -> _Solution:
-        """The best solution of several starts.
+        """The best solution of several starts of the Levenberg-Marquardt method.
+
+        Args:
+            generator: source of the random starts.
 
         Raises:
             _NotUnmixed: if there is none.
@@ -202,54 +215,54 @@ class _Mixing:
         for start in self._starts(generator):
             try:
                 found = least_squares(
-                    self._missed, start, self._slopes, method="lm", max_nfev=EVALUATIONS
+                    self._residuals, start, self._jacobian, method="lm", max_nfev=EVALUATIONS
                 )
-            except (ValueError, np.linalg.LinAlgError):  # it ran away
+            except (ValueError, np.linalg.LinAlgError):  # it diverged
                 continue
-            missed = float(self._unexplained(found.x).norm())
-            if missed < least:
-                best, least = found.x, missed
-            if least <= FOUND:
+            residual = float(self._gradient_residual(found.x).norm())
+            if residual < least:
+                best, least = found.x, residual
+            if least <= CONVERGED:
                 break
         if best is None:
-            raise _NotUnmixed("no start led anywhere")
+            raise _NotUnmixed("no start converged")
         if not least <= TOLERANCE:
-            raise _NotUnmixed(f"{least:.1e} of its gradient unexplained")
+            raise _NotUnmixed(f"relative residual of its gradient {least:.1e}")
         known = self._known(best)
         noise, failed = restore_noise(self._head(best), self._calls, self._later)
         if failed or not known.trusted:
-            raise _NotUnmixed(f"an error of {known.error:.1e}")
+            raise _NotUnmixed(f"relative standard error {known.error:.1e}")
         return _Solution(known, noise, float(best[-1]), least)
 
     def _check(self) -> None:
-        """Whether the noise behind the layer is to be had, and samples are independent there."""
-        even = self._point(self._even(), 1.0)
-        head = self._head(even)
+        """Check that the noise after the layer can be recovered and samples are independent."""
+        equal = self._point(self._equal_mixing(), 1.0)
+        head = self._head(equal)
         _, failed = restore_noise(head, self._calls, self._later)
         if failed:
-            raise _NotUnmixed(f"the noise of {', '.join(failed)} is not to be had")
-        leaving, _ = self._passed(even)
-        if not (bool(leaving.isfinite().all()) and bool(leaving.any())):
-            raise _NotUnmixed("the loss does not depend on them alone")
-        mixing = self._even().clone()
+            raise _NotUnmixed(f"the noise of {', '.join(failed)} cannot be recovered")
+        gradients, _ = self._evaluate(equal)
+        if not (bool(gradients.isfinite().all()) and bool(gradients.any())):
+            raise _NotUnmixed("the gradient at its output is 0 or not finite")
+        mixing = self._equal_mixing().clone()
         mixing[0] *= 1.1
-        moved, _ = self._passed(self._point(mixing, 1.0))
-        if float((moved - leaving)[1:].norm()) > INDEPENDENT * float(leaving.norm()):
-            raise _NotUnmixed("samples are not independent of each other behind it")
+        moved, _ = self._evaluate(self._point(mixing, 1.0))
+        if float((moved - gradients)[1:].norm()) > INDEPENDENT * float(gradients.norm()):
+            raise _NotUnmixed("samples depend on each other after it, as in a batch norm")
 
     def _known(self, point: Vector) -> KnownInput:
-        """The inputs, and how well the equations determine those of the worst sample."""
+        """The inputs, with the relative standard error of the worst sample."""
         mixing, _ = self._parts(point)
         value = self._rows.inputs(mixing)
-        # Rounding is the least that is unexplained.
-        missed = self._unexplained(point)
-        slopes = self._slopes(point)
-        spare = max(len(slopes) - len(point), 1)
-        variance = max(float(missed.square().sum()) / spare, ROUNDING**2 / missed.numel())
-        _, sizes, axes = np.linalg.svd(slopes, full_matrices=False)
+        # Rounding bounds the residual variance from below.
+        residual = self._gradient_residual(point)
+        jacobian = self._jacobian(point)
+        spare = max(len(jacobian) - len(point), 1)
+        variance = max(float(residual.square().sum()) / spare, ROUNDING**2 / residual.numel())
+        _, sizes, axes = np.linalg.svd(jacobian, full_matrices=False)
         spread = variance * (axes**2 / np.maximum(sizes, 1e-300)[:, None] ** 2).sum(axis=0)
         by_sample = torch.from_numpy(spread[:-1]).reshape(self._samples, -1).sum(dim=1)
-        by_sample += (mixing * self._rows.blurred).square().sum(dim=1)
+        by_sample += (mixing * self._rows.angle_error).square().sum(dim=1)
         error = float((by_sample / value.square().sum(dim=1)).max().sqrt())
         # The noise was restored from the inputs of later layers.
         return KnownInput(value, max(error, *(known.error for known in self._later.values()), 0.0))
@@ -263,79 +276,85 @@ class _Mixing:
         return mixing, float(point[-1])
 
     def _head(self, point: Vector) -> Head:
-        value = self._rows.inputs(self._parts(point)[0]).reshape(self._calls[0].entering.shape)
+        value = self._rows.inputs(self._parts(point)[0]).reshape(self._calls[0].input.shape)
         layer = self._calls[0].name
         return Head(self._model, self._loss, self._batch, layer, value, self._before)
 
-    def _passed(self, point: Vector) -> tuple[Tensor, Tensor]:
-        """The gradient of the layer's output, and the next known input, a row for each sample."""
+    def _evaluate(self, point: Vector) -> tuple[Tensor, Tensor]:
+        """Gradients at the layer's output, and errors at the next unmixed layer's input.
+
+        Both have one row per sample; the latter has no columns if no later layer was unmixed.
+        """
         head = self._head(point)
         noise, _ = restore_noise(head, self._calls, self._later)
-        leaving = head.leaving_gradient(noise).reshape(self._samples, -1)
+        gradients = head.output_gradient(noise).reshape(self._samples, -1)
         if self._next is None:
-            return leaving, leaving[:, :0]
+            return gradients, gradients[:, :0]
         wanted = self._later[self._next].value
         given = head.input_of(self._next, noise).reshape(wanted.shape)
-        return leaving, (given - wanted) / wanted.norm()
+        return gradients, (given - wanted) / wanted.norm()
 
-    def _unexplained(self, point: Vector) -> Tensor:
-        """What is missed of the gradient, ``(out, samples)``, as shares of its norm."""
-        return self._of_gradient(point, self._passed(point)[0])
+    def _gradient_residual(self, point: Vector) -> Tensor:
+        """Residual of the gradient, ``(out, samples)``, relative to its norm."""
+        return self._residual_for(point, self._evaluate(point)[0])
 
-    def _of_gradient(self, point: Vector, leaving: Tensor) -> Tensor:
+    def _residual_for(self, point: Vector, gradients: Tensor) -> Tensor:
         mixing, factor = self._parts(point)
-        missed: Tensor = (factor * leaving.mT @ mixing - self._rows.products) / self._size
-        return missed
+        residual: Tensor = (factor * gradients.mT @ mixing - self._rows.products) / self._norm
+        return residual
 
-    def _missed(self, point: Vector) -> Vector:
-        """What is missed of the gradient, of the ones, and of the next known input."""
-        leaving, given = self._passed(point)
+    def _residuals(self, point: Vector) -> Vector:
+        """Residuals of the gradient, of the column of ones and of the next unmixed input."""
+        gradients, errors = self._evaluate(point)
         ones = self._parts(point)[0] @ self._rows.basis[:, -1] - 1
-        parts = (self._of_gradient(point, leaving).flatten(), ones, given.flatten())
+        parts = (self._residual_for(point, gradients).flatten(), ones, errors.flatten())
         values: Vector = torch.cat(parts).numpy()
         return values
 
-    def _slopes(self, point: Vector) -> Vector:
-        """How that changes with each unknown, ``(equations, unknowns)``.
+    def _jacobian(self, point: Vector) -> Vector:
+        """Derivatives of :meth:`_residuals`, ``(equations, unknowns)``, by finite differences.
 
-        A row of the matrix is the mixing of one sample, and what leaves the layer of that sample
-        depends on it alone: so an entry of every row is moved in one pass.
+        A row of the mixing matrix belongs to one sample, and the gradient at that sample's output
+        depends on this row alone: one pass serves an entry of every row.
         """
         mixing, factor = self._parts(point)
-        leaving, given = self._passed(point)
+        gradients, errors = self._evaluate(point)
         step = STEP * float(mixing.abs().max())
         own = torch.eye(self._samples, dtype=mixing.dtype)
         columns = []
         for column in own:
-            moved, next_ = self._passed(self._point(mixing + step * column, factor))
-            left, there = (moved - leaving) / step, (next_ - given) / step
-            products = torch.einsum("io,ik->oki", left, mixing)
-            products += torch.einsum("io,k->oki", leaving, column)
-            products = products.flatten(0, 1) * factor / self._size
+            moved, next_ = self._evaluate(self._point(mixing + step * column, factor))
+            by_gradient, by_error = (moved - gradients) / step, (next_ - errors) / step
+            products = torch.einsum("io,ik->oki", by_gradient, mixing)
+            products += torch.einsum("io,k->oki", gradients, column)
+            products = products.flatten(0, 1) * factor / self._norm
             ones = own * (self._rows.basis[:, -1] @ column)
-            columns.append(
-                torch.cat([products, ones, torch.einsum("in,il->inl", there, own).flatten(0, 1)])
-            )
+            later = torch.einsum("in,il->inl", by_error, own).flatten(0, 1)
+            columns.append(torch.cat([products, ones, later]))
         by_mixing = torch.stack(columns, dim=2).flatten(1)
         by_factor = torch.zeros(len(by_mixing), 1, dtype=mixing.dtype)
-        by_factor[: self._rows.products.numel(), 0] = (leaving.mT @ mixing / self._size).flatten()
+        by_factor[: self._rows.products.numel(), 0] = (gradients.mT @ mixing / self._norm).flatten()
         values: Vector = torch.cat([by_mixing, by_factor], dim=1).numpy()
         return values
 
-    def _even(self) -> Tensor:
-        """The least mixing that gives the ones: all samples alike."""
+    def _equal_mixing(self) -> Tensor:
+        """The mixing of least norm that yields the column of ones: all samples are equal."""
         last = self._rows.basis[:, -1]
         return (last / last.square().sum()).expand(self._samples, -1)
 
     def _starts(self, generator: torch.Generator) -> Iterator[Vector]:
-        """Mixings by the gradient that even inputs would have, disturbed to tell samples apart."""
-        leaving, _ = self._passed(self._point(self._even(), 1.0))
+        """Mixings from the output gradients of equal inputs, with random factors per entry.
+
+        The factors tell the samples apart.
+        """
+        gradients, _ = self._evaluate(self._point(self._equal_mixing(), 1.0))
         for number in range(STARTS):
-            factors = 1 + SPREADS[number >= CAUTIOUS] * torch.randn(
-                leaving.shape, generator=generator, dtype=leaving.dtype
+            factors = 1 + SPREADS[number >= SMALL_SPREAD_STARTS] * torch.randn(
+                gradients.shape, generator=generator, dtype=gradients.dtype
             )
-            mixing = torch.linalg.pinv((leaving * factors).mT, rtol=SINGULAR) @ self._rows.products
-            # The ones tell the factor.
+            inverse = torch.linalg.pinv((gradients * factors).mT, rtol=SINGULAR)
+            mixing = inverse @ self._rows.products
+            # The column of ones determines the factor.
             factor = float((mixing @ self._rows.basis[:, -1]).mean())
             start = self._point(mixing / factor, factor) if factor > 0 else None
             if start is not None and bool(np.isfinite(start).all()):

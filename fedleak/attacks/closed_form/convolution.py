@@ -1,4 +1,4 @@
-"""A convolution's maps that are linear in its input: to outputs, and to its weight's gradient."""
+"""The two maps of a convolution that are linear in its input: output and weight gradient."""
 
 from collections.abc import Sequence
 
@@ -8,28 +8,30 @@ from torch.nn import functional
 
 
 class ConvolutionMaps:
-    """The two maps that are linear in a convolution's input.
+    """Output and weight gradient of a 2D convolution as linear maps of its input.
 
     Args:
-        module: a Conv2d.
+        module: the convolution.
     """
 
     def __init__(self, module: nn.Conv2d) -> None:
         self._module = module
-        # Left, right, top, bottom, as torch itself has it for the likes of padding="same".
+        # Left, right, top, bottom; torch resolves padding="same" into these itself.
         self._padding = module._reversed_padding_repeated_twice
         self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
 
-    def both(self, x: Tensor, leaving: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs without bias, and weight gradients, of many inputs at once.
+    def outputs_and_weight_gradients(
+        self, x: Tensor, output_gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs without bias, and weight gradients, for several inputs at once.
 
         Args:
             x: inputs, ``(many, samples, in, H, W)``.
-            leaving: the gradient of the outputs, ``(samples, out, H', W')``.
+            output_gradient: gradient of the outputs, ``(samples, out, H', W')``.
 
         Returns:
-            ``(many, samples, out, H', W')``, and ``(many, out, in / groups, kH, kW)``, where the
-            samples are summed up.
+            Outputs ``(many, samples, out, H', W')``, and weight gradients
+            ``(many, out, in / groups, kH, kW)``, summed over the samples.
         """
         module, groups = self._module, self._module.groups
         many, samples = x.shape[:2]
@@ -43,52 +45,64 @@ class ConvolutionMaps:
         # (many * samples * groups, in / groups * kH * kW, H' * W')
         patches = patches.reshape(len(x) * groups, -1, patches.shape[-1])
         weight = module.weight.reshape(groups, module.out_channels // groups, -1)
-        gradient = leaving.reshape(samples * groups, module.out_channels // groups, -1)
+        gradient = output_gradient.reshape(samples * groups, module.out_channels // groups, -1)
         outputs = weight.repeat(len(x), 1, 1).bmm(patches)
         products = gradient.repeat(many, 1, 1).bmm(patches.transpose(-1, -2))
         return (
-            outputs.reshape(many, *leaving.shape),
+            outputs.reshape(many, *output_gradient.shape),
             products.reshape(many, samples, *module.weight.shape).sum(dim=1),
         )
 
-    def gram(self, leaving: Tensor, counted: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The Gram matrices of a plane of the input, averaged over channels and samples.
+    def gram_matrices(
+        self, output_gradient: Tensor, weights: Tensor, shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Gram matrices of the two maps for one plane of the input.
+
+        They are averaged over the channels and samples of the input.
 
         Args:
-            leaving: as for :meth:`both`.
-            counted: weights of the output's equations, ``(samples, out, H', W')``.
-            shape: shape of the input.
+            output_gradient: gradient of the outputs, ``(samples, out, H', W')``.
+            weights: weights of the output equations, ``(samples, out, H', W')``.
+            shape: shape of the input, ``(samples, in, H, W)``.
 
         Returns:
-            Of the outputs, and of the weight gradients, ``(H * W, H * W)`` each.
+            Of the outputs and of the weight gradients, ``(H * W, H * W)`` each.
         """
         module, (height, width) = self._module, shape[-2:]
         size, groups = height * width, module.groups
-        # Number of the entry that a patch has at each place, 0 in a padding of zeros.
-        numbers = torch.arange(1, size + 1, dtype=leaving.dtype).reshape(1, 1, height, width)
+        # Index of the pixel at each position of a patch; 0 stands for zero padding.
+        numbers = torch.arange(1, size + 1, dtype=output_gradient.dtype)
+        numbers = numbers.reshape(1, 1, height, width)
         places = functional.unfold(
             functional.pad(numbers, self._padding, self._mode), module.kernel_size,
             module.dilation, 0, module.stride,
         )[0].long()  # fmt: skip
-        weight = module.weight.reshape(module.out_channels, -1, len(places))
-        pairs = torch.einsum("ock,ocl->okl", weight, weight) / module.in_channels
-        samples = len(leaving)
-        counted = counted.square().mean(dim=0).reshape(module.out_channels, -1)
-        values = torch.einsum("op,okl->klp", counted, pairs)
-        outputs = torch.zeros((size + 1) ** 2, dtype=leaving.dtype)
+        kernel = module.weight.reshape(module.out_channels, -1, len(places))
+        pairs = torch.einsum("ock,ocl->okl", kernel, kernel) / module.in_channels
+        samples = len(output_gradient)
+        squares = weights.square().mean(dim=0).reshape(module.out_channels, -1)
+        values = torch.einsum("op,okl->klp", squares, pairs)
+        outputs = torch.zeros((size + 1) ** 2, dtype=output_gradient.dtype)
         both = places[:, None] * (size + 1) + places[None]
         outputs.index_add_(0, both.flatten(), values.flatten())
-        gradient = leaving.reshape(samples * module.out_channels, 1, -1)
+        gradient = output_gradient.reshape(samples * module.out_channels, 1, -1)
         gradient = gradient.expand(-1, len(places), -1)
-        spread = torch.zeros(len(gradient), len(places), size + 1, dtype=leaving.dtype)
+        spread = torch.zeros(
+            len(gradient), len(places), size + 1, dtype=output_gradient.dtype
+        )  # fmt: skip
         spread.scatter_add_(2, places.expand_as(gradient), gradient)
         spread = spread[..., 1:].reshape(-1, size)
-        # A channel meets the outputs of its own group alone.
+        # An input channel contributes to the outputs of its own group only.
         return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups / samples
 
-    def gradient(self, leaving: Tensor, shape: Sequence[int]) -> Tensor:
-        """The gradient of the input, of a given shape, from that of the output."""
-        point = torch.zeros(shape, dtype=leaving.dtype, requires_grad=True)
-        outputs, _ = self.both(point[None], leaving)
-        (found,) = torch.autograd.grad(outputs, point, leaving[None])
+    def input_gradient(self, output_gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """Gradient of the input.
+
+        Args:
+            output_gradient: gradient of the output, ``(samples, out, H', W')``.
+            shape: shape of the input, ``(samples, in, H, W)``.
+        """
+        point = torch.zeros(shape, dtype=output_gradient.dtype, requires_grad=True)
+        outputs, _ = self.outputs_and_weight_gradients(point[None], output_gradient)
+        (found,) = torch.autograd.grad(outputs, point, output_gradient[None])
         return found

@@ -1,84 +1,94 @@
-"""Layers taken off one by one, from the last to the first: what entered each, from what left it.
+"""Layer-wise (recursive) inversion: the input of each layer from its output, last to first.
 
-A layer whose output and whose output's gradient are known gives its input by equations that are
-linear in it: those of its forward pass, and those of its weight's gradient. With the input known,
-so is the input's gradient, and the layer before can be taken off (R-GAP, Zhu and Blaschko, ICLR
-2021, https://arxiv.org/abs/2010.07733, section 3, which begins at the classifier of a model that
-draws no noise). Behind a ReLU a value that is nearly 0 may be that of a unit that was off, whose
-input may be anything below 0: a wrong guess spoils the equations of the layer before, so that few
-are settled with care (:mod:`fedleak.attacks.closed_form.relu_masks`).
+If the output of a layer and the gradient with respect to that output are known, its input follows
+from equations that are linear in it: those of the forward pass and those of the weight's gradient.
+The known input gives the gradient with respect to it, and the layer before can be inverted (R-GAP,
+Zhu and Blaschko, ICLR 2021, https://arxiv.org/abs/2010.07733, section 3, which starts at the
+classifier of a model without noise).
 
-A layer type is one function, registered by :func:`peels`.
+A ReLU's output close to 0 may belong to an inactive unit, whose input may be any number up to 0. A
+wrong activation pattern makes the equations of the layer before wrong, so that undetermined units
+are resolved from the gradient of a bias (:mod:`fedleak.attacks.closed_form.relu_masks`).
+
+The rule of each layer type is in :mod:`fedleak.attacks.closed_form.layer_rules`.
 """
 
 import torch
 from torch import nn
 
-from fedleak.attacks.closed_form.estimates import Signal
-from fedleak.attacks.closed_form.layer_rules import PEELS, Layer, Step, unsolved_step
-from fedleak.attacks.closed_form.relu_masks import settled
+from fedleak.attacks.closed_form.estimates import Estimate
+from fedleak.attacks.closed_form.layer_rules import LAYER_RULES, Layer, Step, direct_step
+from fedleak.attacks.closed_form.relu_masks import resolve_masks
 from fedleak.attacks.module_calls import Call
 from fedleak.updates.files import Tensors
 
-# The share of an output's entries that has to be known for the layer to come off.
-ENOUGH = 0.98
+# A layer is inverted if at least this share of its output is known or has an upper bound, and the
+# inversion goes on if the same holds for its input.
+MIN_CONSTRAINED = 0.98
 
 
-def peel(
-    chain: list[Call], last: Signal, gradient: Tensors, *, iterations: int, seed: int
-) -> tuple[list[tuple[Call, Signal]], list[Step], str | None]:
-    """Take layers off, as long as nearly all of their outputs and inputs are known.
+def invert_layers(
+    chain: list[Call], last: Estimate, gradient: Tensors, *, iterations: int, seed: int
+) -> tuple[list[tuple[Call, Estimate]], list[Step], str | None]:
+    """Invert layers from the last to the first, as long as their inputs are determined.
 
     Args:
-        chain: the calls in their order, modules in float64.
-        last: what is known of the last one's output.
+        chain: the calls in forward order, modules in float64.
+        last: estimate of the last one's output.
         gradient: gradient by parameter name.
-        iterations: the most that a solver may take for a layer.
-        seed: of what a solver draws.
+        iterations: maximum number of iterations of the solver of a layer.
+        seed: seed for what a solver draws.
 
     Returns:
-        Of every layer that came off, from last to first, its call and its input; the steps, of one
-        that was solved for too little as well; and why it ended before the first layer, or none.
+        The inverted layers, from last to first, with the estimates of their inputs; the steps,
+        including that of a layer whose input was not determined well enough; and why the inversion
+        ended before the first layer, None if it did not.
     """
-    signal, off, steps = last, list[tuple[Call, Signal]](), list[Step]()
+    estimate, inverted, steps = last, list[tuple[Call, Estimate]](), list[Step]()
     for at, call in reversed(list(enumerate(chain))):
-        function = PEELS.get(type(call.module))
+        rule = LAYER_RULES.get(type(call.module))
         kind = type(call.module).__name__
-        if function is None:
-            return off, steps, f"{call.name} is a {kind}, which cannot be taken off"
-        share = float((signal.at_most | signal.known).double().mean())
-        if share < ENOUGH:
-            return off, steps, f"only {share:.1%} of what leaves {call.name} ({kind}) is known"
+        if rule is None:
+            return inverted, steps, f"{call.name} is a {kind}, which has no layer rule"
+        share = float(estimate.constrained.double().mean())
+        if share < MIN_CONSTRAINED:
+            reason = f"only {share:.1%} of the output of {call.name} ({kind}) is known"
+            return inverted, steps, reason
         weight = gradient.get(f"{call.name}.weight")
-        # The client sends zeros for what it does not train.
-        told = weight is not None and bool(weight.any())
-        layer = Layer(call, weight if told else None, iterations, seed)
+        # A client sends zeros for a weight that it does not train.
+        trained = weight is not None and bool(weight.any())
+        layer = Layer(call, weight if trained else None, iterations, seed)
         try:
-            found, step = function(call.module, layer, signal.shaped(call.leaving.shape))
+            found, step = rule(call.module, layer, estimate.reshape(call.output.shape))
         except ValueError as error:
-            return off, steps, f"{call.name} ({kind}): {error}"
+            return inverted, steps, f"{call.name} ({kind}): {error}"
         if isinstance(call.module, nn.ReLU) and at:
-            found = _settled(found, signal.shaped(found.value.shape), chain[at - 1], gradient)
-            step = unsolved_step(layer, found)
+            outputs = estimate.reshape(found.value.shape)
+            found = _resolve_masks(found, outputs, chain[at - 1], gradient)
+            step = direct_step(layer, found)
         steps.append(step)
-        share = float((found.at_most | found.known).double().mean())
-        if share < ENOUGH:
-            # What is known of its output says more than that.
-            return off, steps, f"{call.name} ({kind}) leaves {share:.1%} of its input known"
-        signal = found
-        off.append((call, signal))
-    return off, steps, None
+        share = float(found.constrained.double().mean())
+        if share < MIN_CONSTRAINED:
+            # The estimate of its output says more than this one: the layer does not count as
+            # inverted.
+            reason = f"only {share:.1%} of the input of {call.name} ({kind}) is determined"
+            return inverted, steps, reason
+        estimate = found
+        inverted.append((call, estimate))
+    return inverted, steps, None
 
 
-def _settled(entering: Signal, leaving: Signal, before: Call, gradient: Tensors) -> Signal:
-    """What entered a ReLU, gates in doubt settled by the bias of the layer before it."""
-    bias, shape = gradient.get(f"{before.name}.bias"), entering.value.shape
+def _resolve_masks(
+    inputs: Estimate, outputs: Estimate, before: Call, gradient: Tensors
+) -> Estimate:
+    """The input of a ReLU, its mask resolved by the gradient of the preceding layer's bias."""
+    bias, shape = gradient.get(f"{before.name}.bias"), inputs.value.shape
     if isinstance(before.module, nn.Linear) and len(shape) == 2:
-        places = torch.Size([*shape, 1, 1])
+        planes = torch.Size([*shape, 1, 1])
     elif isinstance(before.module, nn.Conv2d) and len(shape) == 4:
-        places = shape
+        planes = shape
     else:
-        return entering
+        return inputs
     if bias is None or not bool(bias.any()):
-        return entering
-    return settled(entering.shaped(places), leaving.shaped(places), bias).shaped(shape)
+        return inputs
+    return resolve_masks(inputs.reshape(planes), outputs.reshape(planes), bias).reshape(shape)

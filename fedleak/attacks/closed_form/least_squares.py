@@ -1,4 +1,4 @@
-"""Linear equations for a layer's input, solved by operators: none of equations times unknowns."""
+"""Matrix-free least squares (LSMR) for a layer's input, with standard errors and rank."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,23 +8,27 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
-# Systems with a known solution that are solved beside the real one.
+# Systems with a known random solution that are solved together with the real one.
 PROBES = 1
 POWER_STEPS = 8
 TOLERANCE = 1e-8
-# Gradients are rounded to seven digits.
+# Relative noise of a probe's right side: float32 gradients have about seven digits.
 NOISE = 1e-7
+# Ridge added to the Gram matrix, relative to its mean diagonal, so that it has a Cholesky factor.
+RIDGE = 1e-6
 
 
 class Equations:
-    """Blocks of equations ``block(x) = target``, linear in x; each is scaled to norm 1.
+    """Blocks of equations ``block(x) = target`` that are linear in x, each scaled to norm 1.
 
     Args:
-        blocks: gives the left sides, each ``(many, ...)``, for ``(many, *shape)`` of x.
-        targets: the right sides, ``(1, ...)`` each.
+        blocks: gives the left sides of all blocks, each ``(many, ...)``, for x of shape
+            ``(many, *shape)``.
+        targets: right sides of the blocks, ``(1, ...)`` each.
         shape: shape of x.
-        gram: for preconditioning: gives, of every block, the Gram matrix of one channel's plane on
-            average over the channels, ``(H * W, H * W)`` each; none: no preconditioning.
+        gram: for the preconditioner, gives the Gram matrix of every block for one plane of x,
+            averaged over the planes, ``(H * W, H * W)`` each. If None, the solver is not
+            preconditioned.
     """
 
     def __init__(
@@ -48,29 +52,31 @@ class Equations:
         """The number of equations."""
         return sum(self._sizes)
 
-    def left(self, x: Tensor) -> Tensor:
-        """All left sides for ``(many, *shape)`` of x: ``(many, count)``."""
+    def apply(self, x: Tensor) -> Tensor:
+        """The left sides of all equations, ``(many, count)``, for x of ``(many, *shape)``."""
         parts = zip(self._blocks(x), self._norms, strict=True)
         return torch.cat([block.flatten(1) / norm for block, norm in parts], dim=1)
 
     def preconditioner(self) -> Tensor | None:
-        """An upper factor R of the blocks' Gram matrices, ``R^T R``; none if it has none."""
+        """Upper triangular R with ``R^T R`` the sum of the blocks' Gram matrices.
+
+        None without Gram matrices, or if they have no Cholesky factor.
+        """
         if self._gram is None:
             return None
         parts = zip(self._gram(), self._norms, strict=True)
         whole = torch.stack([part / norm**2 for part, norm in parts]).sum(dim=0)
-        # Of what the equations do not see at all.
-        whole.diagonal().add_(1e-6 * float(whole.diagonal().mean()))
+        whole.diagonal().add_(RIDGE * float(whole.diagonal().mean()))
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(whole, upper=True)
         return None if int(failed) else factor
 
-    def _estimate_norms(self, kind: torch.dtype) -> list[float]:
-        """The blocks' largest singular values, by the power method from a fixed start."""
+    def _estimate_norms(self, dtype: torch.dtype) -> list[float]:
+        """Largest singular value of each block, by the power method from a fixed start."""
         generator = torch.Generator().manual_seed(0)
         found = []
         for block, size in enumerate(self._sizes):
-            x = torch.randn(1, *self.shape, generator=generator, dtype=kind)
+            x = torch.randn(1, *self.shape, generator=generator, dtype=dtype)
             value = 1.0
             for _ in range(POWER_STEPS if size else 0):
                 x = (x / x.norm()).requires_grad_()
@@ -84,15 +90,15 @@ class Equations:
 
 
 class Solution(NamedTuple):
-    """What the equations tell.
+    """Result of :func:`solve`.
 
     Args:
-        value: a least squares solution, of x's shape.
-        error: standard errors of its entries, of that shape, too: how far off the equations are for
-            random unknowns of the same size that leave as much unexplained.
-        rank: the number of unknowns that they determine, by the same random unknowns.
-        residual: what is left unexplained, as a share of the right sides.
-        condition: the solver's estimate of the condition.
+        value: a least squares solution, of the shape of x.
+        error: standard errors of its entries, of the same shape, estimated from random solutions of
+            the same size and scaled by the residual.
+        rank: estimated number of independent equations, out of the number of unknowns.
+        residual: norm of the residual, relative to that of the right sides.
+        condition: LSMR's estimate of the condition number.
     """
 
     value: Tensor
@@ -103,33 +109,35 @@ class Solution(NamedTuple):
 
 
 def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
-    """Solve equations by LSMR (Fong and Saunders 2011), and see what they determine.
+    """Solve equations by LSMR (Fong and Saunders 2011) and estimate what they determine.
 
-    Beside the real system, others with the same left side and a random solution are solved in the
-    same run: the part of it that does not come back is what the equations do not see.
+    Systems with the same left side and a random solution (probes) are solved in the same run. What
+    the solver does not recover of a random solution lies in the null space, or is lost to rounding
+    and to early stopping: its size is the standard error of an entry, and its projection on the
+    random solution gives the rank.
 
     Args:
         equations: the equations.
-        iterations: the most that the solver may take.
-        seed: of the random solutions.
+        iterations: maximum number of iterations of LSMR.
+        seed: seed of the random solutions.
     """
-    kind = equations.target.dtype
+    dtype = equations.target.dtype
     generator = torch.Generator().manual_seed(seed)
     size = equations.shape.numel()
-    # Signs, so that no unknown is so small that it would not be missed.
+    # Random signs, so that every unknown has the same magnitude.
     signs = torch.randint(2, (PROBES, *equations.shape), generator=generator)
-    hidden = 2 * signs.to(kind) - 1
+    probes = 2 * signs.to(dtype) - 1
     with torch.no_grad():
-        known = equations.left(hidden)
+        probe_sides = equations.apply(probes)
     rows = (1 + PROBES, *equations.shape)
     # One graph serves all products with the transpose, as the map is linear.
-    point = torch.zeros(rows, dtype=kind, requires_grad=True)
-    left = equations.left(point)
+    point = torch.zeros(rows, dtype=dtype, requires_grad=True)
+    left = equations.apply(point)
 
     factor = equations.preconditioner()
 
     def unscaled(vector: np.ndarray[Any, Any], *, transpose: bool = False) -> Tensor:
-        """The unknowns that the solver's own stand for, or the other way with the transpose."""
+        """Multiply by the inverse of the preconditioner, or by its transpose."""
         values: Tensor = torch.from_numpy(vector.copy()).reshape(rows)
         if factor is None:
             return values
@@ -140,18 +148,19 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
 
     def times(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.no_grad():
-            return np.asarray(equations.left(unscaled(vector))).ravel()
+            return np.asarray(equations.apply(unscaled(vector))).ravel()
 
     def transposed(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         given = torch.from_numpy(vector.reshape(left.shape))
         (found,) = torch.autograd.grad(left, point, given, retain_graph=True)
         return np.asarray(unscaled(found.numpy(), transpose=True)).ravel()
 
-    # All systems alike in size, so that the solver cares for all, and with noise in them.
-    scale = equations.target.norm() / known.norm(dim=1).mean().clamp_min(1e-300)
-    noise = torch.randn(known.shape, generator=generator, dtype=kind)
-    known = known * (1 + NOISE * noise)
-    right = torch.cat([equations.target[None], known * scale])
+    # All systems are scaled to one norm, so that the stopping rule applies to each of them, and the
+    # probes get the rounding noise of a float32 gradient.
+    scale = equations.target.norm() / probe_sides.norm(dim=1).mean().clamp_min(1e-300)
+    noise = torch.randn(probe_sides.shape, generator=generator, dtype=dtype)
+    probe_sides = probe_sides * (1 + NOISE * noise)
+    right = torch.cat([equations.target[None], probe_sides * scale])
     operator = LinearOperator(
         (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
     )
@@ -162,18 +171,19 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     solution = unscaled(found)
     value = solution[0]
     with torch.no_grad():
-        missed = (equations.left(solution) - right).norm(dim=1)
-    norm = equations.target.norm().clamp_min(torch.finfo(kind).tiny)
-    # The probes are scaled to the same norm.
-    tiny = torch.finfo(kind).eps * norm
-    noisier = ((missed[0] + tiny) / (missed[1:].mean() + tiny)).nan_to_num(1.0).clamp_min(1.0)
-    lost = hidden - solution[1:] / scale
-    spread = value.square().mean().sqrt()
+        residuals = (equations.apply(solution) - right).norm(dim=1)
+    norm = equations.target.norm().clamp_min(torch.finfo(dtype).tiny)
+    tiny = torch.finfo(dtype).eps * norm
+    # The right sides have one norm, so that their residuals compare.
+    noisier = ((residuals[0] + tiny) / (residuals[1:].mean() + tiny)).nan_to_num(1.0)
+    noisier = noisier.clamp_min(1.0)
+    lost = probes - solution[1:] / scale
+    rms = value.square().mean().sqrt()
     return Solution(
         value=value,
-        error=lost.square().mean(dim=0).sqrt() * spread * noisier,
-        # The trace of the projection on what is lost, by Hutchinson's estimate.
-        rank=size - round(float((hidden * lost).nan_to_num(1.0).sum() / PROBES)),
-        residual=float(missed[0] / norm),
+        error=lost.square().mean(dim=0).sqrt() * rms * noisier,
+        # Hutchinson's estimate of the trace of the projection on the null space.
+        rank=size - round(float((probes * lost).nan_to_num(1.0).sum() / PROBES)),
+        residual=float(residuals[0] / norm),
         condition=float(condition),
     )

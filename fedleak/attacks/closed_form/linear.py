@@ -1,9 +1,9 @@
-"""What stands in a gradient in closed form: of one sample, inputs of linear layers, and noise.
+"""Inputs of linear layers, from the gradients of their weights and biases.
 
-Of one sample, the gradient of a layer ``W h + b`` is ``d h^T`` in W and ``d`` in b, d being that of
-its output. So its input h follows from the two without any search, whatever comes before or after
-it (Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715, section III), and with the inputs of
-the layers around it the noise of a bottleneck is known as well.
+For one sample, a layer ``y = W h + b`` has the gradients ``G_W = d h^T`` and ``G_b = d``, where d
+is the gradient of the loss with respect to y. The input h follows from G_W and G_b in closed form,
+whatever precedes or follows the layer (Phong et al., TIFS 2018, https://eprint.iacr.org/2017/715,
+section III).
 """
 
 from collections import Counter
@@ -14,25 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_calls import Call
+from fedleak.attacks.module_facts import sharing_layers
 from fedleak.updates.files import Tensors
 
-# An input known worse than this, relative to its own size, is not built upon.
-TRUSTED = 1e-2
-# Entries of a gradient whose magnitudes are so much alike are signs: the square of their mean over
-# the mean of their squares.
-SIGNS = 0.9995
-# Times that the rows are weighted anew, where more than rounding is unexplained.
-REWEIGHTED = 4
+# An input is used in later steps if its relative standard error is at most this.
+MAX_ERROR = 1e-2
+# A gradient counts as signs (all magnitudes alike) if the squared mean of its magnitudes is above
+# this share of their mean square.
+SIGN_UNIFORMITY = 0.9995
+# Iterations of reweighting the rows, where the first fit leaves more than rounding unexplained.
+REWEIGHTING_STEPS = 4
 ROUNDING = 1e-6
 
 
 class KnownInput(NamedTuple):
-    """A layer's input, read from a gradient.
+    """Estimate of a layer's input, computed from a gradient.
 
     Args:
         value: the input, float64.
-        error: the estimated standard error of an entry over the root mean square of all; infinite
-            if nothing is known.
+        error: estimated standard error of an entry, relative to the root mean square of all
+            entries; infinite if the gradient does not determine the input.
     """
 
     value: Tensor
@@ -40,97 +41,102 @@ class KnownInput(NamedTuple):
 
     @property
     def trusted(self) -> bool:
-        """Whether it is known well enough to build on."""
-        return self.error <= TRUSTED
+        """Whether the estimate is accurate enough for later steps to use it."""
+        return self.error <= MAX_ERROR
 
 
-def linear_input(weight: Tensor, leaving: Tensor) -> KnownInput:
-    """The input of a linear layer, from the gradient of its weight and that of its output.
+def linear_input(weight_gradient: Tensor, output_gradient: Tensor) -> KnownInput:
+    """Input of a linear layer, from the gradients of its weight and of its output.
 
-    The least squares solution of ``weight = leaving input^T`` over all rows. Rows are weighted by
-    the inverse variance of what the others leave unexplained in them, as noise need not be alike in
-    all, and entries of 0 count as cut off, unless their whole column is 0.
+    The weighted least squares solution of ``weight_gradient = output_gradient input^T`` over all
+    rows. A row's weight is the inverse of its residual variance, which is estimated from the other
+    rows and iterated, since noise may differ from row to row. Entries that are 0 in a column with
+    other entries are taken for pruned and left out.
 
     Args:
-        weight: gradient of the weight, ``(out, in)``.
-        leaving: gradient of the output, which is that of the bias, ``(out,)``.
+        weight_gradient: gradient of the weight, ``(out, in)``.
+        output_gradient: gradient of the output, which equals that of the bias, ``(out,)``.
 
     Returns:
-        The input ``(in,)``; with an infinite error where nothing tells of it: of a gradient with
-        less than two rows, and of signs, as a client's Adam leaves them after one step, which are a
-        product as well, but with the input's signs.
+        The input, ``(in,)``. Its error is infinite if the gradient does not determine it: if fewer
+        than two rows are nonzero, or if the gradient consists of signs, as a client's Adam sends
+        after one step. Signs form a product as well, but only with the signs of the input.
     """
-    weight, leaving = weight.double(), leaving.double()
+    weight, output = weight_gradient.double(), output_gradient.double()
     size = weight.shape[1]
-    if not bool(leaving.any()) or not bool(weight.any()):
+    if not bool(output.any()) or not bool(weight.any()):
         return KnownInput(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
     limits = torch.finfo(weight.dtype)
-    counted = leaving != 0
-    if int(counted.sum()) < 2:  # a single row always fits
-        return KnownInput(weight[counted].sum(0) / leaving.sum(), float("inf"))
-    weight, leaving = weight[counted], leaving[counted]
-    # Two classes always have gradients of one magnitude.
-    if (len(leaving) == 2 or _are_signs(leaving)) and _are_signs(weight[weight != 0]):
-        return KnownInput(weight.sign().T @ leaving.sign() / len(leaving), float("inf"))
-    # An entry of 0 between others of its column was cut off by somebody.
-    there = (weight != 0).to(weight)
+    nonzero = output != 0
+    if int(nonzero.sum()) < 2:  # one row fits exactly, so that its error cannot be estimated
+        return KnownInput(weight[nonzero].sum(0) / output.sum(), float("inf"))
+    weight, output = weight[nonzero], output[nonzero]
+    # With two classes, both entries of the gradient always have the same magnitude.
+    if (len(output) == 2 or _are_signs(output)) and _are_signs(weight[weight != 0]):
+        return KnownInput(weight.sign().T @ output.sign() / len(output), float("inf"))
+    # An entry of 0 between nonzero entries of its column was pruned.
+    kept = (weight != 0).to(weight)
     rows = weight.square().mean(dim=1)
-    # Rounding is the least that is unexplained; a row that happens to fit must not decide alone.
+    # Rounding bounds the variance from below: a row that fits by chance must not decide alone.
     floor = (limits.eps * rows.mean()).clamp_min(limits.tiny)
-    variance = torch.ones_like(leaving)
-    for weighting in range(1 + REWEIGHTED):
-        shares = leaving.square() / variance
-        found = (weight.T @ (leaving / variance)) / (there.T @ shares).clamp_min(limits.tiny)
-        # A row is judged by what the others say of it: its own share fits itself.
+    variance = torch.ones_like(output)
+    for iteration in range(1 + REWEIGHTING_STEPS):
+        shares = output.square() / variance
+        found = (weight.T @ (output / variance)) / (kept.T @ shares).clamp_min(limits.tiny)
+        # Dividing by one minus its leverage removes the influence of a row on its own residual.
         others = (1 - shares / shares.sum()).clamp_min(limits.eps**0.5)
-        missed = (there * (weight - torch.outer(leaving, found))).square().mean(dim=1)
-        variance = missed / others.square() + floor
-        if not weighting and float(missed.sum()) <= ROUNDING**2 * float(rows.sum()):
+        residual = (kept * (weight - torch.outer(output, found))).square().mean(dim=1)
+        variance = residual / others.square() + floor
+        if not iteration and float(residual.sum()) <= ROUNDING**2 * float(rows.sum()):
             break
-    unexplained = float((missed.sum() / rows.sum()).sqrt())
-    precision = (leaving.square() / variance).sum()
-    scale = found.square().mean().sqrt().clamp_min(limits.tiny)
-    error = float(precision.rsqrt() / scale)
+    unexplained = float((residual.sum() / rows.sum()).sqrt())
+    precision = (output.square() / variance).sum()
+    rms = found.square().mean().sqrt().clamp_min(limits.tiny)
+    error = float(precision.rsqrt() / rms)
     return KnownInput(found, error if unexplained < 1 else float("inf"))
 
 
 def _are_signs(entries: Tensor) -> bool:
     sizes = entries.abs()
-    return float(sizes.mean().square() / sizes.square().mean()) > SIGNS
+    return float(sizes.mean().square() / sizes.square().mean()) > SIGN_UNIFORMITY
 
 
-def readable(gradient: Tensors, layers: Sequence[Call], samples: int) -> list[Call]:
-    """The linear layers with bias whose gradient tells of their input, in the order of the calls.
+def invertible_linear(gradient: Tensors, calls: Sequence[Call], samples: int) -> list[Call]:
+    """Calls of the linear layers whose input can be computed from their gradient, in call order.
 
-    Layers that are called more than once, share their weight or take several vectors of a sample
-    are left out.
+    These have a weight and a bias with a gradient, are called once, share no parameter with another
+    called layer and are given one vector per sample.
 
     Args:
         gradient: gradient by parameter name.
-        layers: the model's calls.
+        calls: the calls of a forward pass.
         samples: number of samples.
     """
-    calls = Counter(call.name for call in layers)
-    linear = [(call, call.module) for call in layers if type(call.module) is nn.Linear]
-    uses = Counter(id(module.weight) for _, module in linear)
+    count = Counter(call.name for call in calls)
+    linear = [(call, call.module) for call in calls if type(call.module) is nn.Linear]
+    sharing = sharing_layers({call.name: call.module for call in calls}.items())
     return [
         call
         for call, module in linear
-        if calls[call.name] == uses[id(module.weight)] == 1
+        if count[call.name] == 1
+        and call.name not in sharing
         and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
-        and call.entering.numel() == samples * module.in_features
+        and call.input.numel() == samples * module.in_features
     ]
 
 
-def known_inputs(gradient: Tensors, layers: Sequence[Call]) -> dict[str, KnownInput]:
-    """The inputs ``(1, in)`` of all linear layers with bias, by name in the order of the calls.
+def known_inputs(gradient: Tensors, calls: Sequence[Call]) -> dict[str, KnownInput]:
+    """Inputs of all linear layers that :func:`invertible_linear` lists, for one sample.
 
     Args:
-        gradient: of one sample, by parameter name.
-        layers: the model's calls.
+        gradient: gradient of one sample, by parameter name.
+        calls: the calls of a forward pass.
+
+    Returns:
+        Layer name -> input ``(1, in)``, in call order.
     """
     found: dict[str, KnownInput] = {}
-    for call in readable(gradient, layers, 1):
+    for call in invertible_linear(gradient, calls, 1):
         weight, bias = (gradient[f"{call.name}.{name}"] for name in ("weight", "bias"))
         known = linear_input(weight, bias)
         found[call.name] = known._replace(value=known.value[None])

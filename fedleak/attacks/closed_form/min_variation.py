@@ -1,4 +1,4 @@
-"""The smoothest image that the layers left take to what is known of their output."""
+"""Image of minimum total variation that agrees with what is known after the remaining layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,43 +9,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Progress, Report
-from fedleak.attacks.closed_form.estimates import Signal
+from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.module_calls import Call
 from fedleak.attacks.module_facts import DROPOUTS
 from fedleak.updates.files import Tensors
 
-# Weights of the total variation, from one stage to the next: each starts from the image of the one
-# before, and the last one leaves the equations nearly alone. A convex problem has no wrong valley
-# that a smooth start would keep clear of; one without jumps in its slope is the better determined.
-CONVEX = (0.1, 0.01, 0.001)
-JUMPING = (3.0, 0.3, 0.03, 0.003)
-CURVED = (*JUMPING, 0.0003)
-# Where the gradients of layers before a ReLU are matched: from a softplus on, as they jump with its
-# gates, in which L-BFGS would end at once.
+# Weights of the total variation, stage by stage: each stage starts from the image of the one
+# before, and with the last weight the equations decide nearly alone. A convex problem has one
+# minimum, so that it needs no smooth start; without kinks the problem is determined better and the
+# weight falls further.
+CONVEX_WEIGHTS = (0.1, 0.01, 0.001)
+NONSMOOTH_WEIGHTS = (3.0, 0.3, 0.03, 0.003)
+SMOOTH_WEIGHTS = (*NONSMOOTH_WEIGHTS, 0.0003)
+# Stages in which the gradients of layers before a ReLU are matched, with a softplus of growing
+# sharpness in its place (0: the ReLU itself). These gradients jump where a unit switches, at which
+# L-BFGS would stop.
 SHARPNESS = (10.0, 30.0, 100.0, 300.0, 0.0)
 SOFT_WEIGHT = 0.01
-# Of the output's error: it says more than the errors of gradients.
+# Weight of the output's squared error relative to that of the gradients.
 OUTPUT = 10.0
-# Errors below this share of the output are alike: no fit beside a total variation comes nearer.
-ALIKE = 1e-4
-# Steps below this, in pixels from 0 to 1, count by their square.
+# Errors below this share of the output's root mean square count alike: the total variation keeps
+# the fit from being better.
+ERROR_FLOOR = 1e-4
+# Steps between pixels below this (of a range of 1) enter the total variation quadratically.
 EDGE = 0.01
 HISTORY = 30
 REPORT_EVERY = 20
-LINEAR = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, *DROPOUTS)
-# Layers whose slope does not jump: behind others, the gradient of what is before them does.
-SMOOTH = (*LINEAR, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
+AFFINE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, *DROPOUTS)
+# Layers with a continuous derivative. Before any other layer, weight gradients jump with the image.
+DIFFERENTIABLE = (*AFFINE, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 
 
-class Smoothest(NamedTuple):
-    """What was found.
+class MinVariationImage(NamedTuple):
+    """Result of :func:`min_variation_image`.
 
     Args:
         image: the images, ``(samples, C, H, W)``, within their bounds.
-        equations: number of equations that it was to fulfil.
+        equations: number of equations: exact entries of the output and entries of gradients.
         bounds: number of upper bounds.
-        residual: what is unexplained of the output, as a share of it; entries as they count.
-        evaluations: number of passes forwards and backwards.
+        residual: relative residual of the output, with the weights of the fit.
+        evaluations: number of forward and backward passes.
     """
 
     image: Tensor
@@ -56,124 +59,67 @@ class Smoothest(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Remainder:
-    """The layers that were not taken off, and what is known behind them.
+class RemainingLayers:
+    """The layers that were not inverted, and what is known of their output and gradients.
 
     Args:
         layers: their calls, from the image on, modules in float64.
-        output: what is known of the last one's output.
-        behind: where a ReLU follows, the gradient behind it: it is that of the output where the
-            output is positive, which of some may be in doubt; none where another layer follows.
+        output: estimate of the last one's output.
+        relu_gradient: if a ReLU follows, the gradient with respect to the ReLU's output. It is the
+            gradient of the layers' output where that is positive, which may be undetermined for
+            some entries. None if no ReLU follows.
         gradient: gradient by parameter name.
-        bounds: lowest and highest valid values, that broadcast with the image.
+        bounds: lowest and highest valid values, which broadcast with the image.
         shape: shape of the images, ``(samples, C, H, W)``.
     """
 
     layers: Sequence[Call]
-    output: Signal
-    behind: Tensor | None
+    output: Estimate
+    relu_gradient: Tensor | None
     gradient: Tensors
     bounds: tuple[Tensor, Tensor]
     shape: torch.Size
 
 
-def smoothest_image(
-    rest: Remainder, *, iterations: int, soft_gates: bool, report: Report
-) -> Smoothest:
-    """The image of least total variation whose output and gradients are those that are known.
+def min_variation_image(
+    rest: RemainingLayers, *, iterations: int, soft_gates: bool, report: Report
+) -> MinVariationImage:
+    """The image of least total variation that yields the known output and gradients.
 
-    L-BFGS minimises the squared errors of the layers' output (of entries with an upper bound, what
-    is above it) and of the gradients of their weights, each over its squared norm, what lies
-    outside the box, and a total variation whose weight falls from stage to stage. Entries of the
-    output with larger errors than most count less, where no ReLU is before or behind them. The
-    output's gradient being known, the weights' gradients take one pass through these layers alone.
-    Where a single layer is left that is linear, the problem is convex.
+    L-BFGS minimises the sum of: the squared error of the layers' output (for entries with an upper
+    bound, of the excess over it); the squared errors of the weights' gradients, each relative to
+    its squared norm; the squared excess over the valid range; and a total variation whose weight
+    falls from stage to stage. Entries of the output with a larger standard error count less, unless
+    there are upper bounds or kinks. As the gradient with respect to the output is known, the
+    gradients of the weights need a pass through these layers alone. With a single affine layer left
+    the problem is convex.
 
     Args:
         rest: the layers left, and what is known.
-        iterations: of L-BFGS in each stage.
-        soft_gates: whether stages follow in which the gradients of layers before a ReLU are
-            matched, too, through a softplus in its place that is ever sharper.
+        iterations: maximum number of iterations of L-BFGS in each stage.
+        soft_gates: whether to add stages in which the gradients of layers before a ReLU are matched
+            as well, through a softplus of growing sharpness in its place.
         report: called now and then with the progress, in evaluations.
     """
-    low, high = rest.bounds
-    image = ((low + high) / 2).expand(rest.shape).clone().requires_grad_()
-    output = rest.output.shaped(rest.layers[-1].leaving.shape)
-    bounded = output.at_most
-    exact = output.exact
-    unsure = ~(exact | bounded)
-    size = output.value[exact].square().sum().clamp_min(torch.finfo(image.dtype).tiny)
-    # Zeros instead of a selection, whose backward pass takes longer than a convolution.
-    wanted = torch.where(unsure, 0.0, output.value)
-    # Of the bounds and the jumps of a ReLU, errors say too little: with weights less was found.
-    even = bool(bounded.any()) or not _is_smooth(rest.layers)
-    counted, bounding = exact.to(wanted) if even else output.trust(ALIKE), bounded.to(wanted)
     stages = _stages(rest, soft_gates=soft_gates)
-    signal = output.gradient
-    evaluations = 0
-
-    def leaving(x: Tensor, sharp: Sequence[float]) -> Tensor:
-        for call, sharpness in zip(rest.layers, sharp, strict=True):
-            x = x.reshape(call.entering.shape)
-            x = functional.softplus(x, sharpness) if sharpness else call.module(x)
-        return x
-
-    def unexplained(found: Tensor) -> Tensor:
-        difference = found - wanted
-        return (counted * difference + bounding * difference.relu()).square().sum() / size
-
-    def objective(stage: _Stage, sharp: Sequence[float]) -> Tensor:
-        found = leaving(image, sharp)
-        total = OUTPUT * unexplained(found)
-        if stage.matched:
-            gradients = torch.autograd.grad(
-                (found * signal).sum(), list(stage.matched.values()), create_graph=True
-            )
-            errors = [
-                (value - rest.gradient[name]).square().sum() / rest.gradient[name].square().sum()
-                for name, value in zip(stage.matched, gradients, strict=True)
-            ]
-            total = total + torch.stack(errors).mean()
-        outside = (low - image).relu().square() + (image - high).relu().square()
-        smoothness = color_variation(image / (high - low)) / image.numel()
-        return total + outside.mean() + stage.weight * smoothness
-
-    hard = [0.0] * len(rest.layers)
+    objective = _Objective(rest)
+    counter = _Counter(report, len(stages) * iterations)
     for stage in stages:
-        sharp = _sharpness(rest.layers, image.detach(), stage.sharpness)
-        optimizer = torch.optim.LBFGS(
-            [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
-            line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
-        )  # fmt: skip
-
-        def closure(stage: _Stage = stage, sharp: Sequence[float] = sharp) -> float:
-            nonlocal evaluations
-            evaluations += 1
-            value = objective(stage, sharp)
-            (image.grad,) = torch.autograd.grad(value, image)
-            found = float(value.detach())
-            if evaluations % REPORT_EVERY == 0:
-                # An iteration takes one evaluation, and now and then one more.
-                total = len(stages) * iterations
-                report(Progress(min(evaluations, total), total, found))
-            return found
-
-        optimizer.step(closure)
-        if rest.behind is not None and bool(unsure.any()):
-            with torch.no_grad():
-                through = rest.behind.reshape(signal.shape) * (leaving(image, hard) > 0)
-            signal = torch.where(unsure, through, output.gradient)
-    equations = int(exact.sum()) + sum(value.numel() for value in stages[-1].matched.values())
-    inside = torch.minimum(torch.maximum(image.detach(), low), high)
-    residual = float(unexplained(leaving(inside, hard).detach()).sqrt())
-    return Smoothest(inside, equations, int(bounded.sum()), residual, evaluations)
+        _minimise(objective, stage, iterations, counter)
+        objective.update_output_gradient()
+    matched = sum(value.numel() for value in stages[-1].matched.values())
+    image = objective.image_within_bounds()
+    return MinVariationImage(
+        image, int(objective.exact.sum()) + matched, int(objective.bounded.sum()),
+        objective.residual(image), counter.evaluations,
+    )  # fmt: skip
 
 
 def color_variation(images: Tensor) -> Tensor:
     """Total variation of images ``(batch, C, H, W)``, all channels together; smooth at 0.
 
-    The root of the squared steps of all channels, summed over the pixels: edges of several channels
-    cost less where they fall together.
+    The root of the squared steps of all channels to the right and down, summed over the pixels:
+    edges of several channels cost less where they coincide.
     """
     across = images.diff(dim=-1)[..., :-1, :].square().sum(dim=1)
     down = images.diff(dim=-2)[..., :-1].square().sum(dim=1)
@@ -184,10 +130,10 @@ class _Stage(NamedTuple):
     """One run of L-BFGS.
 
     Args:
-        weight: of the total variation.
+        weight: weight of the total variation.
         matched: the parameters whose gradients are matched.
-        sharpness: of the softplus that stands for a ReLU, over the root mean square of what enters
-            it; 0 for the ReLU itself.
+        sharpness: sharpness of the softplus in place of a ReLU, relative to the root mean square of
+            its input; 0 for the ReLU itself.
     """
 
     weight: float
@@ -195,25 +141,157 @@ class _Stage(NamedTuple):
     sharpness: float
 
 
-def _stages(rest: Remainder, *, soft_gates: bool) -> list[_Stage]:
+class _Objective:
+    """The function of the image that a stage minimises.
+
+    Attributes:
+        image: the image of the last evaluation.
+        exact: entries of the output whose value is known.
+        bounded: entries of the output with an upper bound.
+    """
+
+    def __init__(self, rest: RemainingLayers) -> None:
+        low, high = rest.bounds
+        self._rest = rest
+        self.image = ((low + high) / 2).expand(rest.shape).clone().requires_grad_()
+        output = rest.output.reshape(rest.layers[-1].output.shape)
+        self.bounded, self.exact = output.is_bound, output.exact
+        self._undetermined = ~(self.exact | self.bounded)
+        size = output.value[self.exact].square().sum()
+        self._size = size.clamp_min(torch.finfo(self.image.dtype).tiny)
+        # Zeros instead of a selection, whose backward pass takes longer than a convolution.
+        self._target = torch.where(self._undetermined, 0.0, output.value)
+        # With upper bounds or kinks, weights by error gave worse images in our experiments.
+        alike = bool(self.bounded.any()) or not _is_differentiable(rest.layers)
+        exact = self.exact.to(self._target)
+        self._weights = exact if alike else output.weights(ERROR_FLOOR)
+        self._bound_weights = self.bounded.to(self._target)
+        self._known_gradient = self._output_gradient = output.gradient
+        self._no_softplus = [0.0] * len(rest.layers)
+
+    def value(self, stage: _Stage, sharpness: Sequence[float]) -> Tensor:
+        """The objective of a stage at the current image.
+
+        Args:
+            stage: the stage.
+            sharpness: for every layer, see :meth:`_output`.
+        """
+        rest, (low, high) = self._rest, self._rest.bounds
+        output = self._output(self.image, sharpness)
+        total = OUTPUT * self._output_error(output)
+        if stage.matched:
+            gradients = torch.autograd.grad(
+                (output * self._output_gradient).sum(), list(stage.matched.values()),
+                create_graph=True,
+            )  # fmt: skip
+            errors = [
+                (value - rest.gradient[name]).square().sum() / rest.gradient[name].square().sum()
+                for name, value in zip(stage.matched, gradients, strict=True)
+            ]
+            total = total + torch.stack(errors).mean()
+        outside = (low - self.image).relu().square() + (self.image - high).relu().square()
+        smoothness = color_variation(self.image / (high - low)) / self.image.numel()
+        return total + outside.mean() + stage.weight * smoothness
+
+    def sharpness(self, stage: _Stage) -> list[float]:
+        """For every layer, the sharpness of the softplus in its place; 0 for the layer itself."""
+        found, x = [], self.image.detach()
+        tiny = torch.finfo(x.dtype).tiny
+        with torch.no_grad():
+            for call in self._rest.layers:
+                x = x.reshape(call.input.shape)
+                rms = float(x.square().mean().sqrt().clamp_min(tiny))
+                found.append(stage.sharpness / rms if isinstance(call.module, nn.ReLU) else 0.0)
+                x = call.module(x)
+        return found
+
+    def update_output_gradient(self) -> None:
+        """Set the gradient at undetermined outputs by the mask of the current image."""
+        behind = self._rest.relu_gradient
+        if behind is None or not bool(self._undetermined.any()):
+            return
+        with torch.no_grad():
+            active = self._output(self.image, self._no_softplus) > 0
+            passed = behind.reshape(active.shape) * active
+        self._output_gradient = torch.where(self._undetermined, passed, self._known_gradient)
+
+    def image_within_bounds(self) -> Tensor:
+        """The current image, clipped to the valid range."""
+        low, high = self._rest.bounds
+        return torch.minimum(torch.maximum(self.image.detach(), low), high)
+
+    def residual(self, image: Tensor) -> float:
+        """Relative residual of the output for an image."""
+        output = self._output(image, self._no_softplus).detach()
+        return float(self._output_error(output).sqrt())
+
+    def _output(self, x: Tensor, sharpness: Sequence[float]) -> Tensor:
+        """Output of the layers, with a softplus in place of those of a sharpness above 0."""
+        for call, sharp in zip(self._rest.layers, sharpness, strict=True):
+            x = x.reshape(call.input.shape)
+            x = functional.softplus(x, sharp) if sharp else call.module(x)
+        return x
+
+    def _output_error(self, output: Tensor) -> Tensor:
+        difference = output - self._target
+        weighted = self._weights * difference + self._bound_weights * difference.relu()
+        return weighted.square().sum() / self._size
+
+
+class _Counter:
+    """Counts evaluations and reports the progress now and then."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self.evaluations = 0
+        self._report, self._total = report, total
+
+    def count(self, value: float) -> None:
+        """Count an evaluation with this value."""
+        self.evaluations += 1
+        if self.evaluations % REPORT_EVERY == 0:
+            # An iteration takes one evaluation, rarely more.
+            self._report(Progress(min(self.evaluations, self._total), self._total, value))
+
+
+def _minimise(objective: _Objective, stage: _Stage, iterations: int, counter: _Counter) -> None:
+    """One run of L-BFGS from the current image."""
+    sharpness = objective.sharpness(stage)
+    image = objective.image
+    optimizer = torch.optim.LBFGS(
+        [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
+        line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
+    )  # fmt: skip
+
+    def closure() -> float:
+        value = objective.value(stage, sharpness)
+        (image.grad,) = torch.autograd.grad(value, image)
+        found = float(value.detach())
+        counter.count(found)
+        return found
+
+    optimizer.step(closure)
+
+
+def _stages(rest: RemainingLayers, *, soft_gates: bool) -> list[_Stage]:
     layers = rest.layers
-    weights: tuple[float, ...] = JUMPING
-    if len(layers) == 1 and isinstance(layers[0].module, LINEAR):
-        weights = CONVEX
-    elif _is_smooth(layers):
-        weights = CURVED
-    # Gradients jump with the image in front of the last layer that does.
-    behind = list(reversed(layers))
-    jumps = next((at for at, call in enumerate(behind) if not _is_smooth([call])), len(behind))
-    stages = [_Stage(weight, _trained(behind[:jumps], rest.gradient), 0.0) for weight in weights]
+    weights: tuple[float, ...] = NONSMOOTH_WEIGHTS
+    if len(layers) == 1 and isinstance(layers[0].module, AFFINE):
+        weights = CONVEX_WEIGHTS
+    elif _is_differentiable(layers):
+        weights = SMOOTH_WEIGHTS
+    # Weight gradients are continuous in the image only for layers after the last kink.
+    from_last = list(reversed(layers))
+    kink = next((at for at, call in enumerate(from_last) if not _is_differentiable([call])), None)
+    matched = _trained(from_last[:kink], rest.gradient)
+    stages = [_Stage(weight, matched, 0.0) for weight in weights]
     if soft_gates and any(isinstance(call.module, nn.ReLU) for call in layers):
-        every = _trained(behind, rest.gradient)
+        every = _trained(from_last, rest.gradient)
         stages += [_Stage(SOFT_WEIGHT, every, sharpness) for sharpness in SHARPNESS]
     return stages
 
 
-def _is_smooth(layers: Sequence[Call]) -> bool:
-    return all(isinstance(call.module, SMOOTH) for call in layers)
+def _is_differentiable(layers: Sequence[Call]) -> bool:
+    return all(isinstance(call.module, DIFFERENTIABLE) for call in layers)
 
 
 def _trained(layers: Sequence[Call], gradient: Tensors) -> Tensors:
@@ -222,19 +300,6 @@ def _trained(layers: Sequence[Call], gradient: Tensors) -> Tensors:
         f"{call.name}.{name}": value.requires_grad_()
         for call in layers
         for name, value in call.module.named_parameters()
-        # Missing where it is another layer's too, 0 where it is not trained.
+        # Missing if it is another layer's as well, 0 if it is not trained.
         if f"{call.name}.{name}" in gradient and bool(gradient[f"{call.name}.{name}"].any())
     }
-
-
-def _sharpness(layers: Sequence[Call], image: Tensor, sharpness: float) -> list[float]:
-    """Of every layer, that of the softplus in its place; 0 where it stays what it is."""
-    found, x = [], image
-    tiny = torch.finfo(image.dtype).tiny
-    with torch.no_grad():
-        for call in layers:
-            x = x.reshape(call.entering.shape)
-            size = float(x.square().mean().sqrt().clamp_min(tiny))
-            found.append(sharpness / size if isinstance(call.module, nn.ReLU) else 0.0)
-            x = call.module(x)
-    return found

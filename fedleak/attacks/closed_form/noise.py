@@ -1,4 +1,4 @@
-"""The noise of a bottleneck in closed form, from the inputs of the layers around it."""
+"""Noise of a variational bottleneck, from the inputs of the linear layers around it."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,24 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.closed_form.linear import KnownInput
-from fedleak.attacks.module_calls import Call, entering, skipping
+from fedleak.attacks.module_calls import Call, replace_inputs, skip_calls
+from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import Noise, inject
 from fedleak.updates.files import Tensors
 
 Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
-# Of what a restored noise gives, from what it should give.
+# Largest relative difference between what the restored noise yields and what it has to yield.
 AGREEMENT = 1e-3
 
 
 class Head:
-    """A model from one of its layers on, whose input is known.
+    """The part of a model from one of its layers on, evaluated at a known input of that layer.
 
     Args:
         model: a float64 copy of the model.
         loss: the loss of a batch.
-        batch: inputs and labels; only the shape of the inputs counts.
+        batch: inputs and labels; of the inputs, only the shape is used.
         layer: name of the layer.
-        value: what enters the layer, ``(samples, ...)``.
+        value: input of the layer, ``(samples, ...)``.
         skipped: calls before the layer that need not be computed.
     """
 
@@ -40,34 +41,42 @@ class Head:
         self._model, self._loss, self._batch = model, loss, batch
         self._layer, self.value, self._skipped = layer, value, skipped
 
-    def is_all(self) -> bool:
-        """Whether the loss depends on what is before the layer by the layer's input alone."""
+    def determines_loss(self) -> bool:
+        """Whether the loss depends on the model's input through the layer's input alone."""
         generator = torch.Generator().manual_seed(0)
         like = self._batch[0]
         inputs = torch.randn(like.shape, generator=generator, dtype=like.dtype).requires_grad_()
-        with torch.random.fork_rng(), entering(self._model, {self._layer: self.value}):
+        with torch.random.fork_rng(), replace_inputs(self._model, {self._layer: self.value}):
             loss = self._loss(self._model, (inputs, self._batch[1]))
-            # Added, as inputs that the loss does not depend on would have no gradient.
-            (around,) = torch.autograd.grad(loss + 0 * inputs.sum(), inputs)
-        return not bool(around.any())
+            # 0 * inputs: autograd raises for inputs that the loss does not depend on.
+            (other_paths,) = torch.autograd.grad(loss + 0 * inputs.sum(), inputs)
+        return not bool(other_paths.any())
 
-    def signal(self, noise: Mapping[str, Tensor]) -> Tensor:
-        """The loss's gradient in the layer's input, for noise by slot."""
+    def input_gradient(self, noise: Mapping[str, Tensor]) -> Tensor:
+        """Gradient of the loss with respect to the layer's input.
+
+        Args:
+            noise: noise slot -> noise ``(samples, ...)``.
+        """
         value = self.value.detach().clone().requires_grad_()
         loss = self._run(value, noise)
         (found,) = torch.autograd.grad(loss, value)
         return found
 
-    def leaving_gradient(self, noise: Mapping[str, Tensor]) -> Tensor:
-        """The loss's gradient in the layer's output, for noise by slot."""
+    def output_gradient(self, noise: Mapping[str, Tensor]) -> Tensor:
+        """Gradient of the loss with respect to the layer's output.
+
+        Args:
+            noise: noise slot -> noise ``(samples, ...)``.
+        """
         seen: list[Tensor] = []
         value = self.value.detach().clone().requires_grad_()
 
-        def note(_module: nn.Module, _args: object, leaving: Tensor) -> Tensor:
-            seen.append(leaving)
-            return leaving.clone()  # what follows may change it in place
+        def record(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            seen.append(output)
+            return output.clone()  # the next module may change it in place
 
-        handle = self._model.get_submodule(self._layer).register_forward_hook(note)
+        handle = self._model.get_submodule(self._layer).register_forward_hook(record)
         try:
             loss = self._run(value, noise)
         finally:
@@ -76,13 +85,20 @@ class Head:
         return found
 
     def input_of(self, layer: str, noise: Mapping[str, Tensor]) -> Tensor:
-        """What enters another layer, ``(samples, ...)``, for noise by slot."""
+        """Input of a later layer, ``(samples, ...)``.
+
+        Args:
+            layer: name of the later layer.
+            noise: noise slot -> noise ``(samples, ...)``.
+        """
         seen: list[Tensor] = []
 
-        def note(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
+        def record(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            seen.append(module_input(args, kwargs).detach())
 
-        handle = self._model.get_submodule(layer).register_forward_pre_hook(note, with_kwargs=True)
+        handle = self._model.get_submodule(layer).register_forward_pre_hook(
+            record, with_kwargs=True
+        )
         try:
             with torch.no_grad():
                 self._run(self.value, noise)
@@ -91,59 +107,61 @@ class Head:
         return seen[0]
 
     def _run(self, value: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        """The loss, with a value that enters the layer and noise by slot."""
-        given = entering(self._model, {self._layer: value})
-        with skipping(self._skipped), given, inject(self._model, noise):
+        """The loss for an input of the layer and noise by slot."""
+        replaced = replace_inputs(self._model, {self._layer: value})
+        with skip_calls(self._skipped), replaced, inject(self._model, noise):
             return self._loss(self._model, self._batch)
 
 
 def restore_noise(
-    head: Head, layers: Sequence[Call], inputs: Mapping[str, KnownInput]
+    head: Head, calls: Sequence[Call], inputs: Mapping[str, KnownInput]
 ) -> tuple[Tensors, list[str]]:
-    """The noise of the slots behind a layer whose input is known.
+    """Restore the noise of the slots after a layer whose input is known.
 
-    A slot's noise is read off the input of the next linear layer, where every entry of that is
-    linear in its own entry of the noise, as in ``z = mean + eps * deviation``.
+    The input of the next linear layer after a slot has to be affine in the slot's noise, entry by
+    entry, as in ``z = mean + noise * sigma``. Two forward passes, with noise 0 and noise 1, give
+    offset and slope; a third one checks the noise that follows.
 
     Args:
         head: the model from the known layer on.
-        layers: its calls from that layer on.
-        inputs: what is known of the inputs of its linear layers.
+        calls: the model's calls from that layer on.
+        inputs: layer name -> input of the linear layers whose gradient was inverted.
 
     Returns:
-        Slot -> noise ``(samples, ...)``, and the slots whose noise cannot be read.
+        Slot -> noise ``(samples, ...)``, and the slots whose noise cannot be recovered.
     """
-    slots = [at for at, call in enumerate(layers) if isinstance(call.module, Noise)]
+    slots = [at for at, call in enumerate(calls) if isinstance(call.module, Noise)]
     found: Tensors = {}
     failed: list[str] = []
-    # Those not yet known are held at 0.
-    rest = {layers[at].name: torch.zeros_like(layers[at].leaving) for at in slots}
-    readers = {
-        at: next((call for call in layers[at:] if call.name in inputs), None) for at in slots
+    # Slots whose noise is not known yet have noise 0.
+    rest = {calls[at].name: torch.zeros_like(calls[at].output) for at in slots}
+    next_layers = {
+        at: next((call for call in calls[at:] if call.name in inputs), None) for at in slots
     }
-    uses = Counter(call.name for call in readers.values() if call is not None)
-    for at, behind in readers.items():
-        slot = layers[at]
-        zero, one = torch.zeros_like(slot.leaving), torch.ones_like(slot.leaving)
-        # Two unknowns for one number: neither is to be had.
-        shared = behind is not None and uses[behind.name] > 1
-        if behind is None or shared or behind.entering.shape != zero.shape:
+    uses = Counter(call.name for call in next_layers.values() if call is not None)
+    for at, layer in next_layers.items():
+        slot = calls[at]
+        zero, one = torch.zeros_like(slot.output), torch.ones_like(slot.output)
+        # Two slots before one layer are two unknowns per equation.
+        ambiguous = layer is not None and uses[layer.name] > 1
+        if layer is None or ambiguous or layer.input.shape != zero.shape:
             failed.append(slot.name)
             continue
 
-        def give(noise: Tensor, name: str = slot.name, layer: str = behind.name) -> Tensor:
-            return head.input_of(layer, rest | found | {name: noise})
+        def input_for(noise: Tensor, slot: str = slot.name, layer: str = layer.name) -> Tensor:
+            return head.input_of(layer, rest | found | {slot: noise})
 
-        start = give(zero)
-        slope = give(one) - start
-        wanted = inputs[behind.name]
-        value = wanted.value.reshape(start.shape)
-        left = value - start
-        size = left.abs().amax().clamp_min(torch.finfo(left.dtype).tiny)
-        # Where it makes no difference, as that of a mask on a 0, any value serves.
-        noise = torch.where((slope == 0) & (left.abs() <= AGREEMENT * size), 0.0, left / slope)
-        missed = (give(noise) - value).norm() / value.norm()
-        if wanted.trusted and bool(noise.isfinite().all()) and float(missed) <= AGREEMENT:
+        offset = input_for(zero)
+        slope = input_for(one) - offset
+        wanted = inputs[layer.name]
+        value = wanted.value.reshape(offset.shape)
+        difference = value - offset
+        size = difference.abs().amax().clamp_min(torch.finfo(difference.dtype).tiny)
+        # Where the noise has no effect, as a dropout mask on an entry of 0, any value will do.
+        no_effect = (slope == 0) & (difference.abs() <= AGREEMENT * size)
+        noise = torch.where(no_effect, 0.0, difference / slope)
+        residual = (input_for(noise) - value).norm() / value.norm()
+        if wanted.trusted and bool(noise.isfinite().all()) and float(residual) <= AGREEMENT:
             found[slot.name] = noise
         else:
             failed.append(slot.name)

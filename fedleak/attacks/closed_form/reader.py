@@ -1,7 +1,8 @@
-"""What stands in one gradient: the layers peeled off from a known one on, and the image."""
+"""One update read in closed form: inputs of linear layers, noise, earlier layers and the image."""
 
 import copy
 from collections import Counter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Problem, Report
 from fedleak.attacks.closed_form.batch_unmixing import unmix
-from fedleak.attacks.closed_form.estimates import Signal
-from fedleak.attacks.closed_form.layer_inversion import peel
+from fedleak.attacks.closed_form.estimates import Estimate
+from fedleak.attacks.closed_form.layer_inversion import invert_layers
 from fedleak.attacks.closed_form.linear import KnownInput, known_inputs
-from fedleak.attacks.closed_form.min_variation import Remainder, smoothest_image
+from fedleak.attacks.closed_form.min_variation import RemainingLayers, min_variation_image
 from fedleak.attacks.closed_form.noise import AGREEMENT, Head, restore_noise
 from fedleak.attacks.module_calls import Call, calls_of, chain_to, same_entries
 from fedleak.attacks.module_facts import draws, sharing_layers
@@ -20,20 +21,20 @@ from fedleak.models.noise import Noise, noise_slots
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 
-# What an image may leave unexplained of what is known, as a share of it. Where noise was added to
-# the gradient or entries were cut from it, it is more, and where a solver has gone astray.
+# Largest relative residual of what is known at which an image counts as a fit. It is larger if
+# noise was added to the gradient or entries were pruned, and if a solver did not converge.
 FITS = 1e-2
 
 
 class Reading(NamedTuple):
-    """What was read without a search.
+    """What was recovered in closed form.
 
     Args:
-        image: the images, if it came to that, ``(samples, C, H, W)``.
+        image: the images, ``(samples, C, H, W)``; None if they were not recovered.
         features: the input of the earliest layer whose input is known, by the layer's name.
-        findings: how it went.
-        evaluations: passes that it took.
-        fits: whether what is known can be true of one image.
+        findings: one sentence per step on how it went.
+        evaluations: number of forward and backward passes.
+        fits: whether there is an image that agrees with what is known.
     """
 
     image: Tensor | None
@@ -43,23 +44,45 @@ class Reading(NamedTuple):
     fits: bool = True
 
 
-class Reader:
-    """Reads one problem; on the CPU, where the solvers are.
+@dataclass(frozen=True)
+class KnownLayer:
+    """The earliest layer whose input is known, and the noise that is known.
 
     Args:
-        problem: the problem, whose labels are known.
-        solver_iterations: the most that a layer's solver takes.
-        image_iterations: iterations in each stage to the smoothest image.
-        soft_gates: whether that one is to match the gradients of layers before a ReLU, too.
+        call: the layer's call.
+        error: relative standard error of its input.
+        head: the model from the layer on, at its input.
+        gradient: gradient of the client's loss with respect to the input, ``(samples, ...)``.
+        noise: slot -> noise ``(samples, ...)``, for the slots whose noise was recovered.
+        failed: the other slots.
+        before: those of the other slots that draw before the layer.
+        factor: the factor by which the client scaled the gradient, as by clipping; 1 if it cannot
+            be determined.
+    """
+
+    call: Call
+    error: float
+    head: Head
+    gradient: Tensor
+    noise: Tensors
+    failed: list[str]
+    before: list[str]
+    factor: float
+
+
+class Reader:
+    """Reads one update in closed form, on the CPU.
+
+    Args:
+        problem: the problem, with known labels.
+        solver_iterations: maximum number of iterations of the solver of a layer.
+        image_iterations: maximum number of iterations in each stage of the minimum total variation
+            image.
+        soft_gates: whether the minimum total variation image is to match the gradients of layers
+            before a ReLU as well.
 
     Attributes:
-        begun: whether there is a layer whose input is known.
-        noise: slot -> noise ``(samples, ...)``, of those whose noise is to be had.
-        failed: the other slots.
-        before: those of them that draw before the layer whose input is known.
-        factor: what the gradient of the samples was multiplied with, as by a client that clips; 1
-            where that is not to be told.
-        findings: how it went so far.
+        findings: one sentence per step so far.
     """
 
     def __init__(
@@ -67,7 +90,7 @@ class Reader:
     ) -> None:
         self._solver_iterations, self._image_iterations = solver_iterations, image_iterations
         self._soft_gates = soft_gates
-        self._facts = problem.knowledge
+        self._facts, self._generator = problem.knowledge, problem.generator
         self._gradient = {name: value.double().cpu() for name, value in problem.gradient.items()}
         self._model = copy.deepcopy(problem.model).double().cpu()
         self._seed = int(torch.randint(2**31, (), generator=problem.generator))
@@ -75,55 +98,83 @@ class Reader:
         labels = problem.knowledge.labels.cpu()
         self._batch = torch.zeros(problem.batch_shape, dtype=torch.float64), labels
         self.findings: list[str] = []
-        self.noise: Tensors = {}
-        self.failed: list[str] = []
-        self.before: list[str] = []
-        self.factor = 1.0
-        # A forward pass in train mode moves batch-norm statistics.
+        # A forward pass in training mode updates batch-norm statistics.
         calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
         self._calls = [call._replace(module=self._model.get_submodule(call.name)) for call in calls]
-        if self._facts.num_samples == 1:
-            inputs = known_inputs(self._gradient, self._calls)
-        else:
-            unmixing = unmix(
-                self._model, self._facts.loss, self._batch, self._calls, self._gradient,
-                generator=problem.generator,
-            )  # fmt: skip
-            self.findings += unmixing.findings
-            inputs = unmixing.inputs
-        trusted = {name for name, known in inputs.items() if known.trusted}
-        first = next((at for at, call in enumerate(self._calls) if call.name in trusted), None)
-        self.begun = first is not None
-        if first is None:
-            self.findings.append("no input of a linear layer with bias stands in the gradient")
-            return
-        self._layer = self._calls[first]
-        known, name = inputs[self._layer.name], self._layer.name
-        value = known.value.reshape(self._layer.entering.shape)
-        self._head = Head(self._model, self._facts.loss, self._batch, name, value)
-        self._error = known.error
-        slots = set(noise_slots(self._model))
-        self.before = sorted({call.name for call in self._calls[:first]} & slots)
-        if self._facts.num_samples > 1:
-            self.noise, self.factor = unmixing.noise, unmixing.factor
-            self._signal = self.factor * self._head.signal(self.noise)
-        else:
-            self.findings.append(f"input of {name} in closed form, error {known.error:.1e}")
-            self._signal = self._signal_at(name).reshape(value.shape)
-            self.noise, self.failed = self._restore(first, inputs)
-        self.failed += self.before
-        if self.failed:
-            self.findings.append(f"the noise of {', '.join(self.failed)} is not to be had")
 
-    def _signal_at(self, layer: str) -> Tensor:
-        """The gradient in a known layer's input: exact, whatever is drawn behind it."""
+    def known_layer(self) -> KnownLayer | None:
+        """The earliest layer whose input is known and the noise after it; None if there is none."""
+        if self._facts.num_samples > 1:
+            found = self._unmixed_layer()
+        else:
+            found = self._layer_of_one_sample()
+        if found is None:
+            self.findings.append("no linear-layer input can be computed from the gradient")
+        elif found.failed:
+            self.findings.append(f"the noise of {', '.join(found.failed)} cannot be recovered")
+        return found
+
+    def _unmixed_layer(self) -> KnownLayer | None:
+        unmixing = unmix(
+            self._model, self._facts.loss, self._batch, self._calls, self._gradient,
+            generator=self._generator,
+        )  # fmt: skip
+        self.findings += unmixing.findings
+        first = self._first_trusted(unmixing.inputs)
+        if first is None:
+            return None
+        head = self._head(first, unmixing.inputs)
+        gradient = unmixing.factor * head.input_gradient(unmixing.noise)
+        before = self._slots_before(first)
+        call = self._calls[first]
+        return KnownLayer(
+            call, unmixing.inputs[call.name].error, head, gradient, unmixing.noise, before, before,
+            unmixing.factor,
+        )  # fmt: skip
+
+    def _layer_of_one_sample(self) -> KnownLayer | None:
+        inputs = known_inputs(self._gradient, self._calls)
+        first = self._first_trusted(inputs)
+        if first is None:
+            return None
+        call, head = self._calls[first], self._head(first, inputs)
+        error = inputs[call.name].error
+        self.findings.append(f"input of {call.name} in closed form, error {error:.1e}")
+        gradient = self._input_gradient(call.name).reshape(head.value.shape)
+        noise, failed, factor = self._restored_noise(first, inputs)
+        before = self._slots_before(first)
+        return KnownLayer(call, error, head, gradient, noise, failed + before, before, factor)
+
+    def _first_trusted(self, inputs: dict[str, KnownInput]) -> int | None:
+        """Index of the first call whose input is known well enough."""
+        trusted = {name for name, known in inputs.items() if known.trusted}
+        return next((at for at, call in enumerate(self._calls) if call.name in trusted), None)
+
+    def _head(self, at: int, inputs: dict[str, KnownInput]) -> Head:
+        """The model from a call on, at its known input."""
+        call = self._calls[at]
+        value = inputs[call.name].value.reshape(call.input.shape)
+        return Head(self._model, self._facts.loss, self._batch, call.name, value)
+
+    def _slots_before(self, at: int) -> list[str]:
+        """The noise slots that draw before a call."""
+        return sorted({call.name for call in self._calls[:at]} & set(noise_slots(self._model)))
+
+    def _input_gradient(self, layer: str) -> Tensor:
+        """Gradient with respect to a linear layer's input, for one sample and any noise after it.
+
+        The gradient of the bias is that of the output.
+        """
         weight = self._model.get_parameter(f"{layer}.weight").detach()
         return self._gradient[f"{layer}.bias"] @ weight
 
-    def _restore(self, first: int, inputs: dict[str, KnownInput]) -> tuple[Tensors, list[str]]:
-        """Noise behind the known layer, and the slots whose noise is not to be had.
+    def _restored_noise(
+        self, first: int, inputs: dict[str, KnownInput]
+    ) -> tuple[Tensors, list[str], float]:
+        """Noise after a known layer, the slots whose noise cannot be recovered, and the factor.
 
-        It is restored from the last known layer in front of it, as those before may be perturbed.
+        It is restored from the last known layer before the first slot: gradients of earlier layers
+        may be perturbed.
         """
         calls = self._calls
         slot = next(
@@ -134,104 +185,137 @@ class Reader:
             for at in range(first, max(slot, first + 1))
             if calls[at].name in inputs and inputs[calls[at].name].trusted
         )
-        name = calls[near].name
-        value = inputs[name].value.reshape(calls[near].entering.shape)
-        head = Head(self._model, self._facts.loss, self._batch, name, value)
+        name, head = calls[near].name, self._head(near, inputs)
         noise, failed = restore_noise(head, calls[near:], inputs)
         if failed:
-            # Nothing can be checked, and what was restored may rest on what was not.
-            return {}, [*noise, *failed]
-        given, wanted = head.signal(noise), self._signal_at(name).reshape(value.shape)
+            # Noise cannot be checked in part, and some of it may depend on what failed.
+            return {}, [*noise, *failed], 1.0
+        given = head.input_gradient(noise)
+        wanted = self._input_gradient(name).reshape(given.shape)
         factor = float((given * wanted).sum() / given.square().sum())
         agrees = float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT
         if not (agrees and factor > 0):
-            # Something else is drawn behind the layer, or the labels are not these.
-            self.findings.append(f"the gradient in the input of {name} is not what they explain")
-            return {}, list(noise)
-        self.factor = factor
-        return noise, failed
+            # Something else is drawn after the layer, or the labels are wrong.
+            self.findings.append(
+                f"labels and restored noise do not reproduce the gradient at the input of {name}"
+            )
+            return {}, list(noise), 1.0
+        return noise, failed, factor
 
-    def read(self, report: Report) -> Reading:
-        """Peel the layers off, and solve for what is before those that stay."""
-        findings, value = self.findings, self._head.value
-        features = {self._layer.name: value}
-        calls = self._calls
-        chain = chain_to(calls, self._layer.name, self._batch[0])
-        if chain is None or not self._head.is_all():
-            findings.append(f"the loss depends on more than the input of {self._layer.name}")
+    def read(self, known: KnownLayer, report: Report) -> Reading:
+        """Invert the layers before the known one, and fit an image to what precedes the rest.
+
+        Args:
+            known: from :meth:`known_layer`.
+            report: called with the progress of the minimum total variation image.
+        """
+        findings, value = self.findings, known.head.value
+        features = {known.call.name: value}
+        chain = chain_to(self._calls, known.call.name, self._batch[0])
+        if chain is None or not known.head.determines_loss():
+            findings.append(f"the loss depends on more than the input of {known.call.name}")
             return Reading(None, features, findings)
-        nothing = torch.zeros_like(value, dtype=torch.bool)
-        size = value.square().mean().sqrt()
-        last = Signal(value, torch.full_like(value, self._error) * size, nothing, self._signal)
-        often = Counter(call.name for call in calls)
-        repeated = [call for call in chain if often[call.name] > 1 and _has_weights(call)]
-        if repeated:
-            findings.append(f"{repeated[-1].name} is called more than once")
+        if ambiguous := self._ambiguous_gradient(chain):
+            findings.append(ambiguous)
             return Reading(None, features, findings)
-        sharing = sharing_layers(self._model)
-        if shared := [call.name for call in chain if call.name in sharing]:
-            findings.append(f"{shared[-1]} shares parameters with another layer")
-            return Reading(None, features, findings)
-        off, steps, reason = peel(
+        error = torch.full_like(value, known.error) * value.square().mean().sqrt()
+        last = Estimate(value, error, torch.zeros_like(value, dtype=torch.bool), known.gradient)
+        inverted, steps, reason = invert_layers(
             chain, last, self._gradient,
             iterations=self._solver_iterations, seed=self._seed,
         )  # fmt: skip
         findings += [str(step) for step in steps]
-        for call, found in off:
-            if bool(found.known.all()) and often[call.name] == 1:
-                features = {call.name: found.value}
-        first = chain[0] if chain else self._layer
-        if not same_entries(first.entering, self._batch[0]) or first.entered:
-            findings.append(f"{first.name} is not given what a layer before it has left")
+        count = Counter(call.name for call in self._calls)
+        for call, estimate in inverted:
+            if bool(estimate.known.all()) and count[call.name] == 1:
+                features = {call.name: estimate.value}
+        first = chain[0] if chain else known.call
+        if not same_entries(first.input, self._batch[0]) or first.input_version:
+            findings.append(
+                f"the input of {first.name} is neither the model's input nor the unchanged output "
+                "of the module before it"
+            )
             return Reading(None, features, findings)
         if reason is None:
-            image = off[-1][1] if off else last
+            image = inverted[-1][1] if inverted else last
             missing = float((~image.known).double().mean())
-            but = f", but for {missing:.1%} of it" if missing else ""
-            findings.append(f"the image is read without a search{but}")
+            but = f", except for {missing:.1%} of it" if missing else ""
+            findings.append(f"image recovered in closed form (no optimisation){but}")
             return Reading(within(image.value, self._facts), features, findings)
         findings.append(reason)
-        rest = chain[: len(chain) - len(off)]
+        rest = chain[: len(chain) - len(inverted)]
         drawing = [c.name for c in rest if isinstance(c.module, Noise) or draws(c.module)]
         if len(self._facts.input_shape) != 3 or drawing:
-            findings.append(f"{drawing[0]} draws noise" if drawing else "the input is no image")
+            findings.append(
+                f"{drawing[0]} draws noise" if drawing else "the input is not an image"
+            )  # fmt: skip
             return Reading(None, features, findings)
-        signals = [last, *(found for _, found in off)]
-        # A ReLU lets the gradient through where its input, which may be in doubt, is positive.
-        through = bool(off) and isinstance(off[-1][0].module, nn.ReLU)
+        remaining = self._remaining_layers(rest, inverted, last)
+        return self._min_variation(remaining, features, report)
+
+    def _ambiguous_gradient(self, chain: list[Call]) -> str | None:
+        """Why a parameter's gradient is not that of a single call in the chain; None if it is."""
+        count = Counter(call.name for call in self._calls)
+        if repeated := [c.name for c in chain if count[c.name] > 1 and _has_parameters(c)]:
+            return f"{repeated[-1]} is called more than once"
+        sharing = sharing_layers(self._model.named_modules())
+        if shared := [call.name for call in chain if call.name in sharing]:
+            return f"{shared[-1]} shares parameters with another layer"
+        return None
+
+    def _remaining_layers(
+        self, rest: list[Call], inverted: list[tuple[Call, Estimate]], last: Estimate
+    ) -> RemainingLayers:
+        """The layers that were not inverted, and what is known after them."""
+        estimates = [last, *(found for _, found in inverted)]
+        # A ReLU passes the gradient where its input is positive, which may be undetermined.
+        relu_follows = bool(inverted) and isinstance(inverted[-1][0].module, nn.ReLU)
         low, high = (bound.double() for bound in self._facts.bounds)
-        remainder = Remainder(
+        return RemainingLayers(
             rest,
-            signals[-1],
-            signals[-2].gradient if through else None,
+            estimates[-1],
+            estimates[-2].gradient if relu_follows else None,
             self._gradient,
             (low, high),
             self._batch[0].shape,
         )
-        smoothest = smoothest_image(
-            remainder, iterations=self._image_iterations, soft_gates=self._soft_gates,
-            report=report,
-        )  # fmt: skip
-        doubts = int((~(signals[-1].known | signals[-1].at_most)).sum())
-        findings.append(
-            f"the smoothest image for {smoothest.equations} equations and {smoothest.bounds} upper "
-            f"bounds of what leaves {remainder.layers[-1].name}, {doubts} outputs in doubt, "
-            f"residual {smoothest.residual:.1e}"
+
+    def _min_variation(
+        self, rest: RemainingLayers, features: Tensors, report: Report
+    ) -> Reading:  # fmt: skip
+        findings = self.findings
+        found = min_variation_image(
+            rest, iterations=self._image_iterations, soft_gates=self._soft_gates, report=report
         )
-        if smoothest.residual > FITS:
+        undetermined = int((~rest.output.constrained).sum())
+        findings.append(
+            f"minimum total variation image from {found.equations} equations and {found.bounds} "
+            f"upper bounds on the output of {rest.layers[-1].name}, {undetermined} outputs "
+            f"undetermined, residual {found.residual:.1e}"
+        )
+        fits = found.residual <= FITS
+        if not fits:
             findings.append(
-                "no image fits what is known: the gradient was changed, or a solver went astray"
+                "no image fits the known values: the gradient was altered or a solver did not "
+                "converge"
             )
-            return Reading(smoothest.image, features, findings, smoothest.evaluations, fits=False)
-        return Reading(smoothest.image, features, findings, smoothest.evaluations)
+        return Reading(found.image, features, findings, found.evaluations, fits=fits)
 
 
-def _has_weights(call: Call) -> bool:
-    """Whether a call's module has weights of its own."""
+def _has_parameters(call: Call) -> bool:
+    """Whether a call's module has parameters."""
     return next(call.module.parameters(), None) is not None
 
 
 def within(image: Tensor, facts: Knowledge) -> Tensor:
-    """An image as a batch of the sample's shape, its pixels within the valid range."""
+    """Reshape an image to a batch of samples and clip it to the valid range.
+
+    Args:
+        image: the image, with as many entries as the samples.
+        facts: gives the shape of a sample and the valid range.
+
+    Returns:
+        ``(samples, *input_shape)``.
+    """
     low, high = (bound.to(image) for bound in facts.bounds)
     return torch.minimum(torch.maximum(image.reshape(-1, *facts.input_shape), low), high)

@@ -1,6 +1,5 @@
 """Hooks that record layer inputs and statistics in a forward pass under ``torch.func``."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedleak.attacks.matching.priors import Statistics
+from fedleak.attacks.module_facts import sharing_layers
+from fedleak.models.module_inputs import module_input
 from fedleak.updates.files import Tensors
 
 # By linear layer: its inputs ``(rows, in)`` and the gradients of its outputs ``(rows, out)``. The
@@ -50,9 +51,7 @@ class LinearHooks:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        uses = Counter(
-            id(value) for module in model.modules() for value in module._parameters.values()
-        )
+        shared = sharing_layers(model.named_modules())
         self._layers: dict[str, nn.Linear] = {}
         self.inputs: dict[str, list[Tensor]] = {}
         self._probes: dict[str, list[Tensor]] | None = None
@@ -60,9 +59,7 @@ class LinearHooks:
         self._shapes: dict[str, list[tuple[int, ...]]] | None = None
         for name, module in model.named_modules():
             # Subclasses may compute something else than x W^T + b.
-            if type(module) is nn.Linear and all(
-                uses[id(value)] == 1 for value in module.parameters()
-            ):
+            if type(module) is nn.Linear and name not in shared:
                 self._layers[name] = module
                 module.register_forward_hook(self._hook(name), with_kwargs=True)
 
@@ -106,7 +103,7 @@ class LinearHooks:
             if self._probes is None or name not in self._probes:
                 return None
             call = len(self.inputs[name])
-            given = args[0] if args else kwargs["input"]
+            given = module_input(args, kwargs)
             self.inputs[name].append(given)
             if name in self._moves:
                 entering, leaving = self._moves[name]
@@ -126,7 +123,7 @@ class BatchNormHooks:
         self._active = False
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(self._hook(name))
+                module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
 
     def start(self) -> None:
         """Begin to record statistics."""
@@ -136,11 +133,11 @@ class BatchNormHooks:
         """Drop the tensors of the last pass, which must not outlive their transform."""
         self.statistics, self._active = {}, False
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             if self._active:
                 # Channels first: (channels, everything else).
-                rows = args[0].transpose(0, 1).flatten(1)
+                rows = module_input(args, kwargs).transpose(0, 1).flatten(1)
                 # Unbiased, as the running variance is; a single number has none.
                 variance = rows.var(dim=1, unbiased=rows.shape[1] > 1)
                 self.statistics[name] = (rows.mean(dim=1), variance)
@@ -168,6 +165,6 @@ class InputHooks:
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             if self._active:
-                self.entered[name] = args[0] if args else next(iter(kwargs.values()))
+                self.entered[name] = module_input(args, kwargs)
 
         return hook

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from fedleak.models.module_inputs import module_input
 from fedleak.updates.compression import Factors
 
 
@@ -36,7 +37,7 @@ def linear_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
         ) -> None:
             calls[name] += 1
             found.pop(weight, None)
-            given = arguments[0] if arguments else named["input"]
+            given = module_input(arguments, named)
             if output.requires_grad and given.dim() == 2 and len(given) == 1:
                 entering = given.detach()[0].cpu()
                 output.register_hook(lambda gradient: backward(gradient, entering))

@@ -1,12 +1,16 @@
-"""The smoothest image, and how much what is known of an output counts for it."""
+"""The minimum total variation image, and how known outputs are weighted in it."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedleak.attacks import Progress
-from fedleak.attacks.closed_form.estimates import Signal
-from fedleak.attacks.closed_form.min_variation import Remainder, color_variation, smoothest_image
+from fedleak.attacks.closed_form.estimates import Estimate
+from fedleak.attacks.closed_form.min_variation import (
+    RemainingLayers,
+    color_variation,
+    min_variation_image,
+)
 from fedleak.attacks.module_calls import Call
 from tests.cases import pictures
 
@@ -26,8 +30,8 @@ def test_color_variation_by_loops() -> None:
     assert float(color_variation(images)) == pytest.approx(total)
 
 
-def test_smoothest_image_fulfils_what_is_known() -> None:
-    """Fewer equations than pixels: they and the bounds hold, and it is as smooth as can be."""
+def test_image_agrees_with_what_is_known() -> None:
+    """Fewer equations than pixels: they and the bounds hold, and no total variation is lower."""
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, 5, stride=2, padding=2).double().requires_grad_(False)
     truth = pictures(1, SHAPE)
@@ -37,14 +41,14 @@ def test_smoothest_image_fulfils_what_is_known() -> None:
     (gradient,) = torch.autograd.grad((layer(truth) * upstream).sum(), weight)
     off = leaving <= leaving.median()
     error = torch.where(off, torch.inf, 1e-9)
-    output = Signal(torch.where(off, leaving + 0.1, leaving).detach(), error, off, upstream)
-    rest = Remainder(
+    output = Estimate(torch.where(off, leaving + 0.1, leaving).detach(), error, off, upstream)
+    rest = RemainingLayers(
         [Call("layer", layer, truth, leaving.detach())], output, upstream,
         {"layer.weight": gradient, "layer.bias": upstream.sum(dim=(0, 2, 3))},
         (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape,
     )  # fmt: skip
     seen: list[Progress] = []
-    found = smoothest_image(rest, iterations=200, soft_gates=False, report=seen.append)
+    found = min_variation_image(rest, iterations=200, soft_gates=False, report=seen.append)
     assert seen[-1].iterations == 600
     assert [one.iteration for one in seen] == sorted(one.iteration for one in seen)
     assert seen[-1].cost < seen[0].cost
@@ -57,54 +61,39 @@ def test_smoothest_image_fulfils_what_is_known() -> None:
     assert float(color_variation(found.image)) <= float(color_variation(truth)) * 1.01
 
 
-def test_trust_falls_with_the_error_above_the_median() -> None:
-    value = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, 1.0]], dtype=torch.float64)
-    error = torch.tensor([[0.001, 0.01, 0.02, 0.04, 1.0, 0.01]], dtype=torch.float64)
-    at_most = torch.tensor([[False, False, False, False, False, True]])
-    signal = Signal(value, error, at_most, torch.zeros_like(value))
-    # The median of four errors is the lower of the two in the middle; 1.0 is not known.
-    assert signal.exact.tolist() == [[True, True, True, True, False, False]]
-    assert signal.trust().tolist() == [[1.0, 1.0, 0.5, 0.25, 0.0, 0.0]]
-    assert signal.trust(0.02).tolist() == [[1.0, 1.0, 1.0, 0.5, 0.0, 0.0]]
-    exact = Signal(value, torch.zeros_like(error), at_most, torch.zeros_like(value))
-    assert exact.trust().tolist() == [[1.0, 1.0, 1.0, 1.0, 1.0, 0.0]]
-    nothing = Signal(value, torch.full_like(error, torch.inf), at_most, torch.zeros_like(value))
-    assert nothing.trust().tolist() == [[0.0] * 6]
-
-
-def remainder_behind_a_sigmoid(error: Tensor, noisy: Tensor, at_most: Tensor) -> Remainder:
-    """A convolution and a sigmoid whose output is known, but for noise in some entries."""
+def layers_before_a_sigmoid(error: Tensor, noisy: Tensor, is_bound: Tensor) -> RemainingLayers:
+    """A convolution and a sigmoid, with noise in some entries of the known output."""
     torch.manual_seed(0)
     layer, truth = nn.Conv2d(3, 12, 5, stride=2, padding=2).double(), pictures(1, SHAPE)
     calls = [
         Call("layer", layer, truth, layer(truth).detach()),
         Call("sigmoid", nn.Sigmoid(), layer(truth).detach(), layer(truth).sigmoid().detach()),
     ]
-    leaving = calls[-1].leaving
+    leaving = calls[-1].output
     noise = torch.where(noisy, 0.02 * torch.randn_like(leaving), 0.0)
-    output = Signal(leaving + noise, error, at_most, torch.zeros_like(leaving))
+    output = Estimate(leaving + noise, error, is_bound, torch.zeros_like(leaving))
     bounds = torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()
-    return Remainder(calls, output, None, {}, bounds, truth.shape)
+    return RemainingLayers(calls, output, None, {}, bounds, truth.shape)
 
 
-def test_what_is_known_worse_counts_less() -> None:
+def test_entries_of_larger_error_count_less() -> None:
     torch.manual_seed(1)
     noisy = torch.rand(1, 12, 8, 8) < 0.3
     alike, none = torch.full(noisy.shape, 1e-3).double(), torch.zeros_like(noisy)
     told = torch.where(noisy, 0.02, 1e-6).double()
     missed = []
     for error in (alike, told):
-        rest = remainder_behind_a_sigmoid(error, noisy, none)
-        found = smoothest_image(rest, iterations=100, soft_gates=False, report=lambda _: None)
+        rest = layers_before_a_sigmoid(error, noisy, none)
+        found = min_variation_image(rest, iterations=100, soft_gates=False, report=lambda _: None)
         assert found.equations == noisy.numel()
-        missed.append(float((found.image - rest.layers[0].entering).square().mean()))
+        missed.append(float((found.image - rest.layers[0].input).square().mean()))
     assert missed[1] < missed[0] / 4
-    # Beside the bounds that a ReLU leaves, all count alike.
+    # With upper bounds, as of a ReLU, all count alike.
     bound = none.clone()
     bound[0, 0, 0, 0] = True
     first, second = (
-        smoothest_image(
-            remainder_behind_a_sigmoid(error, noisy, bound),
+        min_variation_image(
+            layers_before_a_sigmoid(error, noisy, bound),
             iterations=20,
             soft_gates=False,
             report=lambda _: None,
@@ -131,19 +120,20 @@ def test_soft_gates_match_the_gradients_of_layers_before_a_relu() -> None:
     gradients = torch.autograd.grad((leaving * upstream).sum(), list(parameters.values()))
     known = torch.where(off, leaving.median(), leaving).detach()
     nothing = torch.where(off, torch.inf, 1e-9)
-    rest = Remainder(
+    rest = RemainingLayers(
         [
             Call("first", first, truth, between.detach()),
             Call("relu", relu, between.detach(), between.detach()),
             Call("second", second, between.detach(), known),
         ],
-        Signal(known, nothing, off, upstream), None, dict(zip(parameters, gradients, strict=True)),
+        Estimate(known, nothing, off, upstream), None,
+        dict(zip(parameters, gradients, strict=True)),
         (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape,
     )  # fmt: skip
     missed, equations = [], []
     for soft in (False, True):
         seen: list[Progress] = []
-        found = smoothest_image(rest, iterations=100, soft_gates=soft, report=seen.append)
+        found = min_variation_image(rest, iterations=100, soft_gates=soft, report=seen.append)
         assert seen[-1].iterations == (900 if soft else 400)
         missed.append(float((found.image - truth).square().mean()))
         equations.append(found.equations)
