@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -30,7 +30,7 @@ from fedleak.reporting import (
     rounds_table,
     write_figures,
 )
-from fedleak.reporting.figures import CELL, GAP, LINE, draw_page
+from fedleak.reporting.figures import CARD, FIGURE, draw_page
 from fedleak.reporting.panels import Panel, read_panels
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
@@ -283,13 +283,18 @@ def test_a_refused_run_leaves_no_event_files(finished: Finished, tmp_path: Path)
 # ----------------------------------------------------------------------------------------- figures
 
 
-def cell_of(figure: np.ndarray, row: int, column: int, columns: list[str]) -> np.ndarray:
-    """The pixels of one image in a figure."""
-    from PIL import ImageFont
+CELL, GAP, LINE = 128, 12, 18
 
+
+def cell_of(
+    figure: np.ndarray, row: int, column: int, columns: list[str], label: str = ""
+) -> np.ndarray:
+    """The pixels of one image in a figure whose longest label is given."""
     font = ImageFont.load_default(size=12)
     width = max(CELL + GAP, *(int(font.getlength(title)) + GAP for title in columns))
-    top, left = GAP + LINE + row * (CELL + GAP + LINE), GAP + column * width
+    first = max(width, int(font.getlength(label)) + GAP)
+    left = GAP + (first + (column - 1) * width if column else 0)
+    top = GAP + LINE + row * (CELL + GAP + LINE)
     return figure[top : top + CELL, left : left + CELL]
 
 
@@ -303,7 +308,7 @@ def test_a_figure_shows_originals_beside_reconstructions(finished: Finished) -> 
         assert list(panel.reconstructions) == columns[1:]
         key = f"r{panel.round:04d}-c{panel.client:04d}-{panel.sample}"
         for column, title in enumerate(columns):
-            cell = cell_of(figure, row, column, columns)
+            cell = cell_of(figure, row, column, columns, "round 1, client 0, sample 1")
             if column:
                 attack, model = title.split(" on ")
                 name = f"{model}-{attack}-{key}.png"
@@ -346,10 +351,34 @@ def test_colour_and_odd_shapes(tmp_path: Path) -> None:
     assert (shrunk[:, CELL * 200 // 300 + 1 :] == 255).all()
 
 
+def test_a_long_label_keeps_clear_of_the_next_column() -> None:
+    picture = np.zeros((8, 8), dtype=np.uint8)
+    panels = [Panel(12, 103, 17, picture, {"iga on m": (picture, 0.5)})]
+    figure = np.asarray(draw_page(panels, ["iga on m"], ""))
+    columns = np.flatnonzero((figure[GAP + LINE + CELL :] < 255).any(axis=(0, 2)))
+    ends = columns[np.flatnonzero(np.diff(columns, append=9999) >= GAP)]
+    label = int(ImageFont.load_default(size=12).getlength("round 12, client 103, sample 17"))
+    # The label ends, and after a gap the SSIM of the second column begins.
+    assert len(ends) == 2
+    assert abs(int(ends[0]) - (GAP + label)) <= 2
+
+
+def test_a_card_of_four_columns_fits_tensorboards_space() -> None:
+    picture = np.zeros((32, 32, 3), dtype=np.uint8)
+    titles = ["iga on smlp", "iga on smlp+precode", "nra on smlp+precode"]
+    panels = [
+        Panel(2, client, 0, picture, dict.fromkeys(titles, (picture, 0.5)))
+        for client in range(CARD.rows)
+    ]
+    card = draw_page(panels, titles, "", CARD)
+    assert card.width <= 345
+    assert card.height <= 210
+
+
 def test_many_victims_go_on_several_pages(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.reporting.figures.ROWS_A_PAGE", 6)
+    monkeypatch.setattr("fedleak.reporting.figures.FIGURE", replace(FIGURE, rows=6))
     folder = RunFolder(tmp_path)
     folder.figures.mkdir()
     for name in ("results", "reconstructions"):
