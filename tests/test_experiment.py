@@ -87,14 +87,18 @@ def test_a_run_leaves_exactly_these_files(finished: Finished) -> None:
     for variant in ("", "baseline/"):
         expected |= {f"updates/{variant}{name}.safetensors" for name in updates}
         expected |= {f"truth/{variant}{key}.safetensors" for key in keys}
+    models = ("smlp", "smlp+precode")
     pairs = [("smlp", "iga"), ("smlp+precode", "iga"), ("smlp+precode", "nra")]
     expected |= {
         f"figures/victims/{model}-{attack}-{key}-{sample}.png"
         for model, attack in pairs for key in keys for sample in (0, 1)
     }  # fmt: skip
-    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
+    events = {name for name in found if "/events.out.tfevents." in name}
     assert found - events == expected
-    assert len(events) == 2  # curves; pictures
+    runs = {*models, *(f"{attack} on {model}" for model, attack in pairs)}
+    folders = sorted(name.rpartition("/")[0] for name in events)
+    # Of the run itself there are two, as its pictures have a file of their own.
+    assert folders == sorted(["tensorboard"] * 2 + [f"tensorboard/{name}" for name in runs])
 
 
 def test_results_have_a_row_for_every_sample(finished: Finished) -> None:

@@ -1,14 +1,17 @@
 """The curves of a run, read from its TensorBoard files and drawn as small inline SVG charts."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
+from fedleak.reporting import tags
+
 Points = list[tuple[float, float]]
+Curves = dict[str, Points]
+"""Tag -> points."""
 Victim = tuple[str, str, str]
 """Model, attack, and the update's key."""
 
@@ -75,15 +78,17 @@ class _Axis:
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
-def read_scalars(folder: Path) -> dict[str, Points]:
-    """The scalars in a folder of event files.
+def read_scalars(folder: Path) -> dict[str, Curves]:
+    """The scalars in a folder of event files and in its subfolders.
 
     Args:
         folder: the folder, which may be missing.
 
     Returns:
-        Tag -> pairs of step and finite value in the order of the steps; of a step that was written
-        twice, as by a resumed run, the later one. Empty where there is nothing to be read.
+        Sub-run (the name of the subfolder, or nothing for the folder itself) -> tag -> pairs of
+        step and finite value in the order of the steps; of a step that was written twice, as by a
+        resumed run, the later one. Sub-runs are in the order in which they began. Empty where there
+        is nothing to be read.
     """
     if not folder.is_dir():
         return {}
@@ -94,39 +99,46 @@ def read_scalars(folder: Path) -> dict[str, Points]:
         )
     except ImportError:
         return {}
-    # Without the purge, a resumed run's restart of the steps would drop what came before it.
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
-    events.Reload()
-    return {
-        tag: sorted(
-            {e.step: e.value for e in events.Scalars(tag) if math.isfinite(e.value)}.items()
-        )
-        for tag in events.Tags()[SCALARS]
-    }
+    found: dict[str, Curves] = {}
+    begun: dict[str, float] = {}
+    for path in sorted({file.parent for file in folder.rglob("events.*")}):
+        run = path.relative_to(folder).as_posix() if path != folder else ""
+        # Without the purge, a resumed run's restart of the steps would drop what came before it.
+        events = EventAccumulator(str(path), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
+        events.Reload()
+        begun[run] = events.FirstEventTimestamp()
+        found[run] = {
+            tag: sorted(
+                {e.step: e.value for e in events.Scalars(tag) if math.isfinite(e.value)}.items()
+            )
+            for tag in events.Tags()[SCALARS]
+        }
+    return {run: found[run] for run in sorted(found, key=lambda run: begun[run])}
 
 
-def global_metrics(scalars: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
+def global_metrics(scalars: Mapping[str, Curves]) -> dict[str, dict[str, Points]]:
     """What the server found of the global models by evaluating them.
 
     Args:
-        scalars: tag -> points, see :func:`read_scalars`.
+        scalars: sub-run -> tag -> points, see :func:`read_scalars`.
 
     Returns:
         Metric -> model -> points by round, round 0 being the untrained model.
     """
     found: dict[str, dict[str, Points]] = {}
-    for tag, points in scalars.items():
-        match = re.fullmatch(r"(.+)/global/(?:.+/)?([^/]+)", tag)
-        if match:
-            found.setdefault(match[2], {})[match[1]] = points
+    for model, curves in scalars.items():
+        for tag, points in curves.items():
+            metric = tags.split_global_model(tag)
+            if metric is not None:
+                found.setdefault(metric, {})[model] = points
     return found
 
 
-def training_charts(scalars: Mapping[str, Points]) -> list[Chart]:
+def training_charts(scalars: Mapping[str, Curves]) -> list[Chart]:
     """Accuracy, loss and ranking of the global models by round, of two rounds or more.
 
     Args:
-        scalars: tag -> points, see :func:`read_scalars`.
+        scalars: sub-run -> tag -> points, see :func:`read_scalars`.
     """
     found = global_metrics(scalars)
     charts = []
@@ -145,26 +157,29 @@ def training_charts(scalars: Mapping[str, Points]) -> list[Chart]:
     return charts
 
 
-def cost_charts(scalars: Mapping[str, Points], leaked: Mapping[Victim, bool | None]) -> list[Chart]:
+def cost_charts(scalars: Mapping[str, Curves], leaked: Mapping[Victim, bool | None]) -> list[Chart]:
     """The cost of every attack on every model by iteration, a line for each victim.
 
     Args:
-        scalars: tag -> points, see :func:`read_scalars`.
+        scalars: sub-run -> tag -> points, see :func:`read_scalars`.
         leaked: whether an image of the victim was reconstructed; none where it is not known.
     """
     labels = {True: "reconstructed", False: "not reconstructed", None: "not scored"}
     styles = {True: 1, False: 0, None: 4}
     found: dict[tuple[str, str], list[Series]] = {}
-    for tag, points in scalars.items():
-        match = re.fullmatch(r"(.+)/([^/]+)/cost/(r(\d+)-c(\d+))", tag)
-        if match and points:
-            model, attack, key, round_, client = match.groups()
-            name, outcome = (
-                f"client {int(client)}, round {int(round_)}",
-                leaked.get((model, attack, key)),
-            )
-            line = Series(name, labels[outcome], styles[outcome], _thin(points))
-            found.setdefault((attack, model), []).append(line)
+    for run, curves in scalars.items():
+        pair = tags.split_attack_run(run)
+        if pair is None:
+            continue
+        attack, model = pair
+        for tag, points in curves.items():
+            key = tags.split_victim_cost(tag)
+            if key is not None and points:
+                round_, client = (int(part[1:]) for part in key.split("-"))
+                outcome = leaked.get((model, attack, key))
+                name = f"client {client}, round {round_}"
+                line = Series(name, labels[outcome], styles[outcome], _thin(points))
+                found.setdefault((attack, model), []).append(line)
     charts = []
     for (attack, model), lines in found.items():
         notes = []

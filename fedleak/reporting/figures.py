@@ -1,22 +1,44 @@
 """PNG figures: a row for each victim, a column for each attack on a model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fedleak.config import RunConfig
+from fedleak.reporting.drawing import fitted
 from fedleak.reporting.panels import Panel, read_panels
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.scoring import ImageScoring, Picture
 
-CELL = 128  # pixels of the longer side of an image in the figure
-GAP = 12
-LINE = 18
-FONT = 12
-ROWS_A_PAGE = 16
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a figure, in pixels.
+
+    Args:
+        side: of the longer side of an image.
+        gap: between images, and around them.
+        line: height of a line of text.
+        font: size of the font.
+        rows: victims on a page, at most.
+        narrow: whether titles and labels are broken into lines and the caption is left out.
+    """
+
+    side: int
+    gap: int
+    line: int
+    font: int
+    rows: int
+    narrow: bool = False
+
+
+FIGURE = Layout(side=128, gap=12, line=18, font=12, rows=16)
+# The space for an image on one of TensorBoard's cards is about 345 by 210 pixels. A larger image is
+# reduced to it with all its text, which can then hardly be read.
+CARD = Layout(side=64, gap=6, line=13, font=11, rows=2, narrow=True)
 
 
 class Figures(Observer):
@@ -53,63 +75,105 @@ def write_figures(
         The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; none if
         nothing has been attacked, or the data are no images.
     """
-    panels = read_panels(folder, config, mean, std)
-    titles = list(dict.fromkeys(title for panel in panels for title in panel.reconstructions))
     files = []
-    for page, begin in enumerate(range(0, len(panels), ROWS_A_PAGE), start=1):
-        name = "reconstructions.png" if page == 1 else f"reconstructions-{page}.png"
+    pages = draw_pages(folder, config, mean, std, FIGURE)
+    for number, page in enumerate(pages, start=1):
+        name = "reconstructions.png" if number == 1 else f"reconstructions-{number}.png"
         file = folder.figures / name
-        draw_page(panels[begin : begin + ROWS_A_PAGE], titles, _caption(config)).save(file)
+        page.save(file)
         files.append(file)
     return files
 
 
-def draw_page(panels: Sequence[Panel], titles: Sequence[str], caption: str) -> Image.Image:
+def draw_pages(
+    folder: RunFolder,
+    config: RunConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    layout: Layout,
+) -> list[Image.Image]:
+    """Draw all victims of a run.
+
+    Args:
+        folder: the run's folder.
+        config: its configuration.
+        mean: mean of each channel of the data.
+        std: standard deviation of each channel.
+        layout: sizes of the pages.
+
+    Returns:
+        The pages; empty if nothing has been attacked, or the data are no images.
+    """
+    panels = read_panels(folder, config, mean, std)
+    titles = list(dict.fromkeys(title for panel in panels for title in panel.reconstructions))
+    caption = "" if layout.narrow else _caption(config)
+    return [
+        draw_page(panels[begin : begin + layout.rows], titles, caption, layout)
+        for begin in range(0, len(panels), layout.rows)
+    ]
+
+
+def draw_page(
+    panels: Sequence[Panel], titles: Sequence[str], caption: str, layout: Layout = FIGURE
+) -> Image.Image:
     """One figure.
 
     Args:
         panels: its rows.
         titles: titles of its columns after that of the originals.
-        caption: the setting, written below.
+        caption: the setting, written below; may be empty.
+        layout: its sizes.
     """
+    side, gap, line = layout.side, layout.gap, layout.line
+    font = ImageFont.load_default(size=layout.font)
     columns = ["original", *titles]
-    font = ImageFont.load_default(size=FONT)
-    step = CELL + GAP
-    # A title may be wider than an image, and the caption wider than the columns together.
-    width = max(step, *(int(font.getlength(title)) + GAP for title in columns))
+    if layout.narrow:
+        columns = [title.replace(" on ", " on\n", 1) for title in columns]
+    labels = [_label(panel, "\n" if layout.narrow else ", ") for panel in panels]
+    lines = [text for title in columns for text in title.split("\n")]
+    step = side + gap + line * max(_count(label) for label in labels)
+    # A text may be wider than an image, and the caption wider than the columns together.
+    width = max(side + gap, *(int(font.getlength(text)) + gap for text in lines))
+    below = [text for label in labels for text in label.split("\n")]
+    first = max(width, *(int(font.getlength(text)) + gap for text in below))
+    lefts = [gap, *(gap + first + number * width for number in range(len(titles)))]
+    head = gap + line * max(_count(title) for title in columns)
+    body = len(panels) * step
     size = (
-        GAP + max(width * len(columns), int(font.getlength(caption)) + GAP),
-        GAP + LINE + len(panels) * (step + LINE) + LINE,
+        max(lefts[-1] + width, int(font.getlength(caption)) + 2 * gap if caption else 0),
+        head + body + (line if caption else 0),
     )
     figure = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(figure)
-    for column, title in enumerate(columns):
-        pen.text((GAP + column * width, GAP // 2), title, fill="black", font=font)
+
+    def write(left: int, top: int, text: str) -> None:
+        for number, part in enumerate(text.split("\n")):
+            pen.text((left, top + number * line), part, fill="black", font=font)
+
+    for left, title in zip(lefts, columns, strict=True):
+        write(left, gap // 2, title)
     for row, panel in enumerate(panels):
-        top = GAP + LINE + row * (step + LINE)
-        label = f"round {panel.round}, client {panel.client}"
-        if panel.sample:
-            label += f", sample {panel.sample}"
-        cells: list[tuple[Picture | None, str]] = [(panel.original, label)]
+        top = head + row * step
+        cells: list[tuple[Picture | None, str]] = [(panel.original, labels[row])]
         for title in titles:
             picture, ssim = panel.reconstructions.get(title, (None, None))
             cells.append((picture, "" if ssim is None else f"SSIM {ssim:.4f}"))
-        for column, (picture, text) in enumerate(cells):
-            left = GAP + column * width
+        for left, (picture, text) in zip(lefts, cells, strict=True):
             if picture is not None:
-                figure.paste(_enlarged(picture), (left, top))
-            pen.text((left, top + CELL + 2), text, fill="black", font=font)
-    pen.text((GAP, size[1] - LINE), caption, fill="black", font=font)
+                figure.paste(fitted(picture, side), (left, top))
+            write(left, top + side + 2, text)
+    pen.text((gap, head + body), caption, fill="black", font=font)
     return figure
 
 
-def _enlarged(picture: Picture) -> Image.Image:
-    """Whole pixels as blocks where there is room, so that nothing is smoothed away."""
-    factor = CELL / max(picture.shape[:2])
-    height, width = (max(1, int(side * factor)) for side in picture.shape[:2])
-    image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
-    smooth = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    return image.resize((width, height), smooth)
+def _label(panel: Panel, separator: str) -> str:
+    label = f"round {panel.round}, client {panel.client}"
+    return f"{label}{separator}sample {panel.sample}" if panel.sample else label
+
+
+def _count(text: str) -> int:
+    """Lines of a text."""
+    return text.count("\n") + 1
 
 
 def _caption(config: RunConfig) -> str:

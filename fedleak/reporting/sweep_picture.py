@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fedleak.build import make_data
 from fedleak.metrics import to_space
 from fedleak.registry import short_name
+from fedleak.reporting.drawing import fitted
 from fedleak.reporting.sweep_tables import Measured, read_cells, splitting_axes
 from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
 from fedleak.sweep import Study, SweepFolder, load_study
@@ -216,7 +217,7 @@ def _band(
                 cell = _cell(block, group, heading if number else None, victim)
                 if cell is not None:
                     y = top + head + row * step
-                    page.paste(_scaled(cell[0]), (x, y))
+                    page.paste(fitted(cell[0], SIDE), (x, y))
                     pen.text((x, y + SIDE), cell[1], fill="black", font=font)
         left += (1 + len(group.columns)) * column + GAP
     return page
@@ -236,12 +237,3 @@ def _cell(
         parts.append(f"s{seed}")
     original = group.originals.get(victim)
     return None if original is None else (original, " ".join(parts))
-
-
-def _scaled(picture: Picture) -> Image.Image:
-    """Whole pixels as blocks where there is room, so that nothing is smoothed away."""
-    factor = SIDE / max(picture.shape[:2])
-    height, width = (max(1, int(side * factor)) for side in picture.shape[:2])
-    image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
-    smooth = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    return image.resize((width, height), smooth)

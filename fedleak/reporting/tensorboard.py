@@ -1,7 +1,8 @@
-"""Everything of a run in TensorBoard."""
+"""A run as event files for TensorBoard; docs/how-to/read-tensorboard.md explains every tag."""
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,78 +15,104 @@ from torch.utils.tensorboard.summary import hparams
 
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
+from fedleak.reporting import tags
+from fedleak.reporting.charts import Points, global_metrics, read_scalars
+from fedleak.reporting.figures import CARD, draw_pages
 from fedleak.reporting.item_lists import read_item_lists
-from fedleak.reporting.panels import Panel, read_panels
-from fedleak.runs.folder import RunFolder
+from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.results import read_rows
-from fedleak.runs.scoring import EXTRA_COLUMNS, LPIPS, Picture, scoring_class
-from fedleak.runs.summary import summarise_rounds
+from fedleak.runs.scoring import LPIPS, ItemScoring, scoring_class
+from fedleak.runs.summary import summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
-GRID = "reconstructions"
 LISTS = 16  # users of whom all items are written out, at most
-BORDER = 2
 # Pictures are written anew whenever a run ends, into an event file of their own.
-PICTURES = ".pictures"
+SUFFIX = ".pictures"
 
 
 class TensorBoard(Observer):
-    """Writes event files to a run's folder.
+    """Writes event files to a run's folder, with the tags of :mod:`fedleak.reporting.tags`.
 
-    Tags: ``MODEL/global/METRIC`` and ``MODEL/client C/METRIC`` by round, the latter's mean over the
-    clients as ``MODEL/clients/METRIC`` (what the defences did is among these),
-    ``MODEL/ATTACK/cost/KEY`` by iteration, ``MODEL/ATTACK/ssim`` (``/lpips`` too, if measured; of
-    interaction vectors ``/f1`` instead) by victim, ``MODEL/ATTACK/ssim by round`` if several rounds
-    are attacked, ``reconstructions`` (original | each attack; of the first 16 users the items by
-    name, as text) by victim, ``config`` as text, and the hyperparameters with the final metrics.
+    The run itself has the pictures, the configuration as text and the layout of CUSTOM SCALARS;
+    each model has a sub-run with the curves of its training, and each attack on a model has one
+    with its costs and scores. Models and attacks, of one run or of several, thus share their tags,
+    and TensorBoard draws their curves in one chart.
 
     Args:
         config: the run's configuration.
         mean: mean of each channel of the data.
-        std: deviation of each channel.
+        std: standard deviation of each channel.
     """
 
     def __init__(self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._config = config
         self._mean, self._std = mean, std
-        self._headline = scoring_class(config).headline[0]
+        self._scoring = scoring_class(config)
+        self._headline = self._scoring.headline[0]
+        self._utility = "ndcg@100" if self._scoring is ItemScoring else "accuracy"
         self._folder = RunFolder(Path(config.output))
-        self._open: SummaryWriter | None = None
+        self._writers: dict[str, SummaryWriter] = {}
         self._victims: dict[tuple[str, str], int] = {}
         self._answers: dict[str, list[float]] = {}
+        self._client_metrics: set[str] = set()
 
-    @property
-    def _writer(self) -> SummaryWriter:
-        # Opened with the first event, since a run that is refused must leave nothing behind.
-        if self._open is None:
-            resumed = any(self._folder.tensorboard.glob("events.*"))
-            _wait_for_a_later_name(self._folder.tensorboard)
-            self._open = SummaryWriter(str(self._folder.tensorboard))
-            if not resumed:
+    def _writer(self, run: str = "") -> SummaryWriter:
+        """The writer of a sub-run, or of the run itself.
+
+        It is opened with the first event, since a run that is refused must leave nothing behind.
+        """
+        if run and "" not in self._writers:
+            self._writer()
+        if run not in self._writers:
+            folder = self._folder.tensorboard / run
+            resumed = any(folder.glob("events.*"))
+            _wait_for_a_later_name(folder)
+            self._writers[run] = SummaryWriter(str(folder))
+            if not run and not resumed:
                 text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
-                self._write("add_text", "config", f"```yaml\n{text}```")
-        return self._open
+                self._writer().add_text("config", f"```yaml\n{text}```")
+                self._lay_out()
+        return self._writers[run]
 
-    def _write(self, method: str, *args: Any, **kwargs: Any) -> None:
-        getattr(self._writer, method)(*args, **kwargs)
+    def _lay_out(self) -> None:
+        """Write the layout of CUSTOM SCALARS, of which TensorBoard uses the last."""
+        any_client = {
+            metric: re.escape(tags.of_client(metric, 0)).removesuffix("0") + r"\d+$"
+            for metric in sorted(self._client_metrics)
+        }
+        layout = {
+            "Attacks": {
+                "cost of each victim by iteration": ["Multiline", [re.escape(tags.victim_cost(""))]]
+            },
+            "Clients": {
+                f"{metric} of each client by round": ["Multiline", [pattern]]
+                for metric, pattern in any_client.items()
+            },
+        }
+        self._writer().add_custom_scalars(
+            {name: charts for name, charts in layout.items() if charts}
+        )
 
     def client_answered(
         self, model: str, round_: int, client: int, metrics: Mapping[str, float] | None
     ) -> None:
         """See :class:`Observer`."""
         for name, value in (metrics or {}).items():
-            self._write("add_scalar", f"{model}/client {client}/{name}", value, round_)
+            self._writer(model).add_scalar(tags.of_client(name, client), value, round_)
             self._answers.setdefault(name, []).append(value)
+        if not self._client_metrics.issuperset(metrics or {}):
+            self._client_metrics.update(metrics or {})
+            self._lay_out()
 
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
         """See :class:`Observer`; the clients of a round have answered by then."""
         for name, values in self._answers.items():
-            self._write("add_scalar", f"{model}/clients/{name}", _mean(values), round_)
+            self._writer(model).add_scalar(tags.mean_of_clients(name), _mean(values), round_)
         self._answers = {}
         for name, value in metrics.items():
-            self._write("add_scalar", f"{model}/global/{name}", value, round_)
+            self._writer(model).add_scalar(tags.global_model(name), value, round_)
 
     def victim_attacked(
         self,
@@ -97,15 +124,15 @@ class TensorBoard(Observer):
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
         """See :class:`Observer`."""
-        name = f"{model}/{attack}"
+        writer = self._writer(tags.attack_run(attack, model))
         for iteration, cost in reconstruction.costs:
-            self._write("add_scalar", f"{name}/cost/{update.key}", cost, iteration)
+            writer.add_scalar(tags.victim_cost(update.key), cost, iteration)
         first = self._count(attack, model, len(rows))
         for victim, row in enumerate(rows, start=first):
             if truth is not None:
                 for metric in (self._headline, LPIPS):
                     if metric in row:
-                        self._write("add_scalar", f"{name}/{metric}", row[metric], victim)
+                        writer.add_scalar(tags.by_victim(metric), row[metric], victim)
 
     def _count(self, attack: str, model: str, new: int) -> int:
         """The number of the first of some new victims; a resumed run goes on counting."""
@@ -119,49 +146,103 @@ class TensorBoard(Observer):
         return first
 
     def run_ended(self, status: str) -> None:
-        """See :class:`Observer`; grids and hyperparameters need the whole run."""
+        """See :class:`Observer`; pictures, means and hyperparameters need the whole run."""
+        self._writer()  # Opened now if nothing has happened: the configuration is there.
         if status == "complete":
-            self._conclusions()
-        self._writer.close()
-        for file in self._folder.tensorboard.glob(f"*{PICTURES}"):
+            self._conclude()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+        self._draw()
+
+    def _draw(self) -> None:
+        for file in self._folder.tensorboard.glob(f"*{SUFFIX}"):
             file.unlink()
-        panels = read_panels(self._folder, self._config, self._mean, self._std)
+        pages = draw_pages(self._folder, self._config, self._mean, self._std, CARD)
         lists = read_item_lists(self._folder, self._config)[:LISTS]
-        if panels or lists:
+        if pages or lists:
             folder = str(self._folder.tensorboard)
-            with SummaryWriter(folder, filename_suffix=PICTURES) as writer:
-                for victim, panel in enumerate(panels):
-                    writer.add_image(GRID, panel_strip(panel), victim, dataformats="HWC")
+            with SummaryWriter(folder, filename_suffix=SUFFIX) as writer:
+                for number, page in enumerate(pages):
+                    writer.add_image(tags.PICTURES, np.asarray(page), number, dataformats="HWC")
                 for victim, items in enumerate(lists):
                     title = f"Round {items.round}, client {items.client}"
-                    writer.add_text(GRID, f"{title}\n\n{items.markdown()}", victim)
+                    writer.add_text(tags.ITEMS, f"{title}\n\n{items.markdown()}", victim)
 
-    def _conclusions(self) -> None:
-        federation = self._config.federation
-        settings = {
-            "data": self._config.data_name, "model": self._config.model_name,
-            "protocol": federation.protocol, "strategy": federation.strategy,
-            "clients": federation.clients, "rounds": federation.rounds,
-            "batch_size": federation.batch_size, "labels": self._config.victims.labels,
-            "seed": self._config.seed,
-        }  # fmt: skip
+    def _conclude(self) -> None:
+        """Write what the whole run tells of each attack: means by round, costs, results."""
+        for writer in self._writers.values():
+            writer.flush()
+        # From the files, since a resumed run has seen only a part itself.
+        scalars = read_scalars(self._folder.tensorboard)
+        for run, curves in scalars.items():
+            costs = [points for tag, points in curves.items() if tags.split_victim_cost(tag)]
+            for iteration, cost in median(costs):
+                self._writer(run).add_scalar(tags.COST, cost, iteration)
+        rows = read_rows(self._folder.results)
+        for round_ in sorted({row["round"] for row in rows}):
+            for entry in summarise([row for row in rows if row["round"] == round_]):
+                if entry[self._headline] is not None:
+                    run = tags.attack_run(entry["attack"], entry["model"])
+                    tag = tags.by_round(self._headline)
+                    self._writer(run).add_scalar(tag, entry[self._headline], round_)
         summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
-        for entry in summarise_rounds(read_rows(self._folder.results)):
-            if entry[self._headline] is not None:
-                tag = f"{entry['model']}/{entry['attack']}/{self._headline} by round"
-                self._write("add_scalar", tag, entry[self._headline], entry["round"])
-        metrics = {
-            f"hparam/{name} {entry['attack']} on {entry['model']}": entry[name]
-            for entry in summary["attacks"]
-            for name in ("ssim", "psnr", "mse", "asr", *EXTRA_COLUMNS)
-            if name in entry
-        } | {"hparam/accuracy": summary["federation"]["accuracy"]}
-        metrics = {name: value for name, value in metrics.items() if value is not None}
-        # SummaryWriter.add_hparams would open a run of its own beside this one.
-        for part in hparams(settings, metrics):
-            self._writer._get_file_writer().add_summary(part)
-        for name, value in metrics.items():
-            self._write("add_scalar", name, value)
+        trained = {
+            model: points[-1][1]
+            for model, points in global_metrics(scalars).get(self._utility, {}).items()
+        }
+        if not trained and summary["federation"]["accuracy"] is not None:
+            # Saved updates were attacked: the federation that sent them was another run.
+            trained = {self._config.model_name: summary["federation"]["accuracy"]}
+        for entry in summary["attacks"]:
+            run = tags.attack_run(entry["attack"], entry["model"])
+            self._write_results(run, entry | {self._utility: trained.get(entry["model"])})
+        for model in trained.keys() - {entry["model"] for entry in summary["attacks"]}:
+            own = {"attack": "none", "defense": self._config.defense_name, "model": model}
+            self._write_results(model, own | {self._utility: trained[model]})
+
+    def _write_results(self, run: str, entry: Row) -> None:
+        """A line of the HPARAMS tab: a sub-run's hyperparameters with its results.
+
+        Args:
+            run: the sub-run.
+            entry: attack, defense and model, and the metrics by name; None where there is none.
+        """
+        federation = self._config.federation
+        # TensorBoard sorts them by name, and the table opens with the first five.
+        settings = {
+            "attack": entry["attack"], "data": self._config.data_name, "defense": entry["defense"],
+            "model": entry["model"], "number of clients": federation.clients,
+            "number of rounds": federation.rounds, "protocol": federation.protocol,
+            "samples per batch": federation.batch_size, "seed": self._config.seed,
+            "strategy": federation.strategy, "victims' labels": self._config.victims.labels,
+        }  # fmt: skip
+        # The same names in every line: TensorBoard takes the columns from any one of them.
+        extra = self._scoring.extra_columns(self._config.metrics)
+        names = [name for name in self._scoring.columns if name != LPIPS or LPIPS in extra]
+        names = [*names, "asr", self._utility]
+        # SummaryWriter.add_hparams would open yet another sub-run.
+        for part in hparams(settings, {tags.result(name): 0.0 for name in names}):
+            self._writer(run)._get_file_writer().add_summary(part)
+        for name in names:
+            if entry.get(name) is not None:
+                self._writer(run).add_scalar(tags.result(name), entry[name])
+
+
+def median(curves: Sequence[Points]) -> Points:
+    """The median of curves at every step of any of them; one that has ended keeps its last value.
+
+    Args:
+        curves: pairs of step and value, in the order of the steps. All begin at the same step.
+    """
+    curves = [points for points in curves if points]
+    steps = sorted({step for points in curves for step, _ in points})
+    columns = []
+    for points in curves:
+        known, values = zip(*points, strict=True)
+        last = np.searchsorted(known, steps, side="right") - 1
+        columns.append(np.asarray(values)[last.clip(min=0)])
+    return list(zip(steps, np.median(columns, axis=0).tolist(), strict=True)) if curves else []
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
@@ -179,15 +260,3 @@ def _mean(values: Sequence[float]) -> float:
     """The mean of what is finite: an update that a defence left alone has an infinite snr_db."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else values[0]
-
-
-def panel_strip(panel: Panel) -> Picture:
-    """A victim's original and reconstructions as one picture ``(H, W, 3)``."""
-    pictures = [picture for picture, _ in panel.reconstructions.values()]
-    if panel.original is not None:
-        pictures.insert(0, panel.original)
-    cells = []
-    for picture in pictures:
-        colour = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-        cells.append(np.pad(colour, [(0, 0), (0, BORDER), (0, 0)], constant_values=255))
-    return np.concatenate(cells, axis=1)[:, :-BORDER]

@@ -141,10 +141,10 @@ def cell_of(sweep: Path, name: str, curve=(), victims=(), status="complete") -> 
     folder = sweep / "cells" / name
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps({"status": status}))
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(folder / "tensorboard" / "lenet")) as writer:
         for round_, accuracy in enumerate(curve):
-            writer.add_scalar("lenet/global/test/accuracy", accuracy, round_)
-            writer.add_scalar("lenet/global/test/loss", 2.0, round_)
+            writer.add_scalar("3 training/global model/test/accuracy", accuracy, round_)
+            writer.add_scalar("3 training/global model/test/loss", 2.0, round_)
     lines = [f"0.1,10,{ssim},{int(ssim >= 0.6)}" for ssim in victims]
     (folder / "results.csv").write_text("\n".join(["mse,psnr,ssim,success", *lines]) + "\n")
 

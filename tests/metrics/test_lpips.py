@@ -389,8 +389,8 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
     board.victim_attacked("iga", "smlp", update, truth, found, rows)
     write_summary(folder, settings, "complete", {"accuracy": None}, {})
     board.run_ended("complete")
-    events = EventAccumulator(str(folder.tensorboard)).Reload()
-    for tag in ("smlp/iga/lpips", "hparam/lpips iga on smlp"):
+    events = EventAccumulator(str(folder.tensorboard / "iga on smlp")).Reload()
+    for tag in ("2 attacks/lpips by victim", "6 results/lpips"):
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([rows[0]["lpips"]])
 
 

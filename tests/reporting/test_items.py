@@ -73,19 +73,23 @@ def test_the_page_tells_them(finished) -> None:
 
 def test_tensorboard_tells_them(finished) -> None:
     config, _ = finished
-    events = EventAccumulator(str(RunFolder(Path(config.output)).tensorboard))
-    events.Reload()
-    tags = events.Tags()
-    assert "fedvae/analytic/f1" in tags["scalars"]
-    assert "fedvae/analytic/f1 by round" in tags["scalars"]
-    assert [e.value for e in events.Scalars("fedvae/analytic/f1")] == [1.0] * 6
+    folder = RunFolder(Path(config.output)).tensorboard
+    attack, model, run = (
+        EventAccumulator(str(folder / name)).Reload()
+        for name in ("analytic on fedvae", "fedvae", "")
+    )
+    assert [e.value for e in attack.Scalars("2 attacks/f1 by victim")] == [1.0] * 6
+    assert [e.value for e in attack.Scalars("2 attacks/f1 by round")] == [1.0] * 2
+    assert [e.value for e in attack.Scalars("6 results/recall")] == [1.0]
+    trained = model.Scalars("3 training/global model/test/ndcg@100")
+    assert [e.value for e in attack.Scalars("6 results/ndcg@100")] == [trained[-1].value]
     ranking = {"ndcg@100", "recall@20", "recall@50"}
-    assert {f"fedvae/global/test/{name}" for name in ranking} <= set(tags["scalars"])
-    texts = [tag for tag in tags["tensors"] if tag.startswith("reconstructions")]
-    written = events.Tensors(texts[0])
-    text = written[-1].tensor_proto.string_val[0].decode()
-    assert "| item | true | analytic on fedvae (F1 1.0000) |" in text
-    assert not tags["images"]
+    found = set(model.Tags()["scalars"])
+    assert {f"3 training/global model/test/{name}" for name in ranking} <= found
+    (text,) = [tag for tag in run.Tags()["tensors"] if tag.startswith("1 reconstructions/items")]
+    written = run.Tensors(text)[-1].tensor_proto.string_val[0].decode()
+    assert "| item | true | analytic on fedvae (F1 1.0000) |" in written
+    assert not run.Tags()["images"]
 
 
 def test_the_terminals_table(finished) -> None:

@@ -105,10 +105,11 @@ def a_folder(path, rows, *, config=None, status="complete", truth=True, channels
             labels = torch.zeros(batch, dtype=torch.long)
             GroundTruth(inputs, labels).save(folder.truth(variant) / f"{key}.safetensors")
     if events:
-        with SummaryWriter(str(folder.tensorboard)) as writer:
-            for tag, points in events.items():
-                for step, value in points:
-                    writer.add_scalar(tag, value, step)
+        for run, curves in events.items():
+            with SummaryWriter(str(folder.tensorboard / run)) as writer:
+                for tag, points in curves.items():
+                    for step, value in points:
+                        writer.add_scalar(tag, value, step)
     return folder
 
 
@@ -166,14 +167,18 @@ def a_page(path, rows, **settings):
 
 
 COSTS = {
-    "smlp/iga/cost/r0001-c0000": [(0, 0.9), (50, 0.1), (100, -1e-7)],
-    "smlp/iga/cost/r0001-c0001": [(0, 0.8), (50, 0.2), (100, 1e-3)],
-    "smlp+precode/nra/cost/r0001-c0000": [(0, 1.0), (100, 0.5)],
+    "iga on smlp": {
+        "5 victims/cost of r0001-c0000": [(0, 0.9), (50, 0.1), (100, -1e-7)],
+        "5 victims/cost of r0001-c0001": [(0, 0.8), (50, 0.2), (100, 1e-3)],
+    },
+    "nra on smlp+precode": {"5 victims/cost of r0001-c0000": [(0, 1.0), (100, 0.5)]},
 }
 TRAINING = {
-    f"{model}/global/test/{metric}": [(step, step / 4) for step in range(4)]
+    model: {
+        f"3 training/global model/test/{metric}": [(step, step / 4) for step in range(4)]
+        for metric in ("accuracy", "loss", "kl")
+    }
     for model in ("smlp", "smlp+precode")
-    for metric in ("accuracy", "loss", "kl")
 }
 
 
@@ -244,7 +249,8 @@ class TestPage:
             data=Plugin("fedleak.data.npz.Npz", data),
             model=Plugin("my.Model", {"layer": evil, "precode": {"a": "<u>"}}),
         )
-        events = {f"{evil}/<b>'&/cost/r0001-c0000": [(0, 1.0), (9, 0.1)]}
+        costs = {"5 victims/cost of r0001-c0000": [(0, 1.0), (9, 0.1)]}
+        events = {f"<b>'& on {evil}": costs}
         page = a_page(tmp_path / "run", rows, config=config, events=events)
         assert not {tag for tag, _ in page.elements} & {"script", "b", "i", "u"}
         assert page.source.count("&lt;script&gt;") > 3
@@ -278,7 +284,7 @@ class TestPage:
             a_row(sample=s, batch_size=3, ssim=1 - s / 2, success=int(s == 0)) for s in range(3)
         ]
         config = a_config(tmp_path / "run", federation=Federation(clients=1, batch_size=3))
-        events = {"smlp/iga/cost/r0001-c0000": [(0, 1.0), (9, 0.1)]}
+        events = {"iga on smlp": {"5 victims/cost of r0001-c0000": [(0, 1.0), (9, 0.1)]}}
         page = a_page(tmp_path / "run", rows, config=config, events=events)
         titles = [f"Client 0, round 1, image {number}" for number in (1, 2, 3)]
         assert all(title in page.text for title in titles)
@@ -589,14 +595,16 @@ class TestCharts:
         )
 
     def test_training_needs_two_rounds(self):
-        tag = "smlp/global/test/accuracy"
-        assert training_charts({tag: [(0, 0.1), (1, 0.2)]}) == []
-        (chart,) = training_charts({tag: [(0, 0.1), (1, 0.2), (2, 0.3)]})
+        tag = "3 training/global model/test/accuracy"
+        assert training_charts({"smlp": {tag: [(0, 0.1), (1, 0.2)]}}) == []
+        (chart,) = training_charts({"smlp": {tag: [(0, 0.1), (1, 0.2), (2, 0.3)]}})
         assert chart.series[0].label == "smlp"
 
     def test_costs_are_thinned_and_told_apart(self):
         long = [(step, 1 / (step + 1)) for step in range(1000)]
-        scalars = {f"smlp/iga/cost/r0001-c{c:04d}": long for c in range(70)}
+        costs = {f"5 victims/cost of r0001-c{c:04d}": long for c in range(70)}
+        # The median is a curve of the attack, and not of a victim.
+        scalars = {"iga on smlp": costs | {"2 attacks/cost (median of victims)": long}}
         leaked = {("smlp", "iga", "r0001-c0000"): True, ("smlp", "iga", "r0001-c0001"): False}
         (chart,) = cost_charts(scalars, leaked)
         assert len(chart.series) == 64
@@ -614,7 +622,15 @@ class TestCharts:
             with SummaryWriter(tmp_path, purge_step=begin, filename_suffix=f"{begin}") as writer:
                 for step, value in points.items():
                     writer.add_scalar("tag", value, step)
-        assert read_scalars(tmp_path) == {"tag": [(0, 1.0), (1, 2.5), (2, 3.0)]}
+        assert read_scalars(tmp_path) == {"": {"tag": [(0, 1.0), (1, 2.5), (2, 3.0)]}}
+
+    def test_sub_runs_in_the_order_in_which_they_began(self, tmp_path):
+        for number, run in enumerate(("smlp", "", "iga on smlp")):
+            with SummaryWriter(tmp_path / run) as writer:
+                writer.add_scalar("tag", number, 0)
+        found = read_scalars(tmp_path)
+        assert list(found) == ["smlp", "", "iga on smlp"]
+        assert [curves["tag"] for curves in found.values()] == [[(0, 0)], [(0, 1)], [(0, 2)]]
 
     def test_nothing_to_read(self, tmp_path):
         assert read_scalars(tmp_path) == {} == read_scalars(tmp_path / "missing")

@@ -10,10 +10,11 @@ from fedleak.reporting import write_rounds
 from fedleak.sweep import SweepFolder
 from tests.federation.runs import tiny_config
 
+GLOBAL = "3 training/global model/test"
 CURVES = {
-    "short": {"smlp/global/test/accuracy": [0.1, 0.2]},
-    "plain": {"smlp/global/test/accuracy": [0.1, 0.4, 0.5], "smlp/global/test/loss": [3, 2, 1.5]},
-    "user": {"fedvae/global/test/ndcg@100": [0.25, 1 / 3], "fedvae/client 0/loss": [9, 9]},
+    "short": {"smlp": {f"{GLOBAL}/accuracy": [0.1, 0.2]}},
+    "plain": {"smlp": {f"{GLOBAL}/accuracy": [0.1, 0.4, 0.5], f"{GLOBAL}/loss": [3, 2, 1.5]}},
+    "user": {"fedvae": {f"{GLOBAL}/ndcg@100": [0.25, 1 / 3], "4 clients/loss/client 0": [9, 9]}},
 }
 
 
@@ -21,13 +22,13 @@ CURVES = {
 def output(tmp_path: Path) -> Path:
     """A sweep's folder: cells of one round, of two, of a recommender, and one not begun."""
     folder = SweepFolder(tmp_path / "out")
-    for name, curves in CURVES.items():
+    for name, ((model, curves),) in ((name, runs.items()) for name, runs in CURVES.items()):
         run = folder.run(name)
         rounds = 1 if name == "short" else 2
         run.path.mkdir(parents=True)
         config = tiny_config(tmp_path / "tiny.npz", run.path, rounds=rounds)
         config.save(run.config)
-        with SummaryWriter(str(run.path / "tensorboard")) as writer:
+        with SummaryWriter(str(run.path / "tensorboard" / model)) as writer:
             for tag, values in curves.items():
                 for round_, value in enumerate(values):
                     writer.add_scalar(tag, value, round_)

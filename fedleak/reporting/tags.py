@@ -1,0 +1,74 @@
+"""Names of a run's tags and sub-runs in TensorBoard: what is written and what is read back."""
+
+import re
+
+# Tags that share the text before the first slash form a group of cards. TensorBoard sorts the
+# groups by name and unfolds the first two, so that the digits put what leaked on the first screen.
+RECONSTRUCTIONS = "1 reconstructions"
+ATTACKS = "2 attacks"
+TRAINING = "3 training"
+CLIENTS = "4 clients"
+VICTIMS = "5 victims"
+RESULTS = "6 results"
+
+PICTURES = f"{RECONSTRUCTIONS}/original beside each attack"
+ITEMS = f"{RECONSTRUCTIONS}/items"
+COST = f"{ATTACKS}/cost (median of victims)"
+
+
+def attack_run(attack: str, model: str) -> str:
+    """The sub-run of an attack on a model; a model's own sub-run is called by its name."""
+    return f"{attack} on {model}"
+
+
+def split_attack_run(run: str) -> tuple[str, str] | None:
+    """Attack and model of a sub-run, or None if it is not of an attack."""
+    match = re.fullmatch(r"(.+?) on (.+)", run)
+    return (match[1], match[2]) if match else None
+
+
+def by_round(metric: str) -> str:
+    """A score of an attack, its mean in each round."""
+    return f"{ATTACKS}/{metric} by round"
+
+
+def by_victim(metric: str) -> str:
+    """A score of an attack, victim by victim."""
+    return f"{ATTACKS}/{metric} by victim"
+
+
+def global_model(metric: str) -> str:
+    """A metric of the global model by round; round 0 is the untrained model."""
+    return f"{TRAINING}/global model/{metric}"
+
+
+def mean_of_clients(metric: str) -> str:
+    """A metric that clients report, its mean over the clients of each round."""
+    return f"{TRAINING}/mean of clients/{metric}"
+
+
+def of_client(metric: str, client: int) -> str:
+    """A metric that one client reports, by round."""
+    return f"{CLIENTS}/{metric}/client {client}"
+
+
+def victim_cost(key: str) -> str:
+    """The cost of an attack on one update by iteration."""
+    return f"{VICTIMS}/cost of {key}"
+
+
+def result(name: str) -> str:
+    """A metric of the HPARAMS tab, with one value."""
+    return f"{RESULTS}/{name}"
+
+
+def split_global_model(tag: str) -> str | None:
+    """The last part of a global model's metric, such as accuracy, or None for another tag."""
+    match = re.fullmatch(re.escape(global_model("")) + r"(?:.+/)?([^/]+)", tag)
+    return match[1] if match else None
+
+
+def split_victim_cost(tag: str) -> str | None:
+    """The update's key of a victim's cost, or None for another tag."""
+    match = re.fullmatch(re.escape(victim_cost("")) + r"(r\d+-c\d+)", tag)
+    return match[1] if match else None
