@@ -171,9 +171,7 @@ def server_app(
         done, failures = outcome.rounds, outcome.failures
         weights = model.state_dict()
         if done:
-            # In the model's order, as strategies sum over it.
-            found = restore(checkpoint, inner)
-            weights = {name: found[name] for name in weights}
+            weights = restore(checkpoint, inner, weights)
         training = federation.clients_per_round or federation.clients
         observer.federation_started(name, training, done + 1, federation.rounds)
 
