@@ -8,10 +8,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from fedleak.errors import BadInput, require
+
 Points = list[tuple[float, float]]
 Victim = tuple[str, str, str]
 """Model, attack, and the update's key."""
 
+EVENTS = 2**30  # bytes of a run's event files, at most
+TAG = 400  # characters; longer ones are none of a run's
 POINTS = 200  # of a line, at most
 LINES = 64  # of a chart, at most
 STYLES = 5  # colours with dashes of their own in report_style.css
@@ -83,10 +87,20 @@ def read_scalars(folder: Path) -> dict[str, Points]:
 
     Returns:
         Tag -> pairs of step and finite value in the order of the steps; of a step that was written
-        twice, as by a resumed run, the later one. Empty where there is nothing to be read.
+        twice, as by a resumed run, the later one. Empty where there is nothing to be read. Of a
+        file that ends early or is damaged within, what comes before.
+
+    Raises:
+        BadInput: if the files are larger than 1 GiB together, or hold what is no event.
     """
     if not folder.is_dir():
         return {}
+    files = [path for path in folder.iterdir() if "tfevents" in path.name]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    require(
+        size <= EVENTS and all(path.is_file() for path in files),
+        f"Expected event files of at most {EVENTS:,} bytes together in {folder}, got {size:,}.",
+    )
     try:
         from tensorboard.backend.event_processing.event_accumulator import (
             SCALARS,
@@ -96,12 +110,18 @@ def read_scalars(folder: Path) -> dict[str, Points]:
         return {}
     # Without the purge, a resumed run's restart of the steps would drop what came before it.
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
-    events.Reload()
+    try:
+        events.Reload()
+        found = {tag: events.Scalars(tag) for tag in events.Tags()[SCALARS] if len(tag) <= TAG}
+    except Exception as error:  # a checksum may hold where nothing else does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"Expected TensorBoard's event files in {folder}, got one that cannot be read "
+            f"({reason:.200})."
+        ) from error
     return {
-        tag: sorted(
-            {e.step: e.value for e in events.Scalars(tag) if math.isfinite(e.value)}.items()
-        )
-        for tag in events.Tags()[SCALARS]
+        tag: sorted({e.step: e.value for e in values if math.isfinite(e.value)}.items())
+        for tag, values in found.items()
     }
 
 
@@ -156,7 +176,7 @@ def cost_charts(scalars: Mapping[str, Points], leaked: Mapping[Victim, bool | No
     styles = {True: 1, False: 0, None: 4}
     found: dict[tuple[str, str], list[Series]] = {}
     for tag, points in scalars.items():
-        match = re.fullmatch(r"(.+)/([^/]+)/cost/(r(\d+)-c(\d+))", tag)
+        match = re.fullmatch(r"(.+)/([^/]+)/cost/(r(\d{4,9})-c(\d{4,9}))", tag, re.ASCII)
         if match and points:
             model, attack, key, round_, client = match.groups()
             name, outcome = (
@@ -236,7 +256,8 @@ def _axes(chart: Chart) -> tuple[_Axis, _Axis]:
     ys = [y for line in chart.series for _, y in line.points]
     across = _counting(min(xs), max(max(xs), min(xs) + 1))
     if not chart.log:
-        return across, _linear(min(0.0, *ys), max(*ys, min(0.0, *ys) + 1e-9))
+        low = min(0.0, *ys)
+        return across, _linear(low, max(*ys, low + 1e-9 * max(1.0, -low)))
     high = math.log10(max(ys))
     positive = [y for y in ys if y > 0]
     # At least a decade, lest a cost that has hardly moved should look as if it had fallen.

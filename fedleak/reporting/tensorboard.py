@@ -1,6 +1,5 @@
 """Everything of a run in TensorBoard."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import EXTRA_COLUMNS, LPIPS, Picture, scoring_class
-from fedleak.runs.summary import summarise_rounds
+from fedleak.runs.summary import read_summary, summarise_rounds
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
@@ -145,7 +144,7 @@ class TensorBoard(Observer):
             "batch_size": federation.batch_size, "labels": self._config.victims.labels,
             "seed": self._config.seed,
         }  # fmt: skip
-        summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
+        summary = read_summary(self._folder.summary)
         for entry in summarise_rounds(read_rows(self._folder.results)):
             if entry[self._headline] is not None:
                 tag = f"{entry['model']}/{entry['attack']}/{self._headline} by round"

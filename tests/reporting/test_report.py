@@ -1,11 +1,13 @@
 """The page is read back with html.parser; its runs are made by hand, in milliseconds."""
 
 import base64
+import csv
 import io
 import itertools
 import json
 import math
 import re
+import struct
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.config import Federation, RunConfig, Victims
@@ -87,7 +90,8 @@ def a_folder(path, rows, *, config=None, status="complete", truth=True, channels
     config = config or a_config(path)
     config.save(folder.config)
     federation = {"rounds": 1, "clients": 4, "failures": 0, "accuracy": 0.5}
-    folder.summary.write_text(json.dumps({"status": status, "federation": federation}))
+    summary = {"status": status, "attacks": [], "federation": federation}
+    folder.summary.write_text(json.dumps(summary))
     if rows:
         append_rows(folder.results, rows)
     draw_pixels = np.random.default_rng(0)
@@ -237,7 +241,7 @@ class TestPage:
 
     def test_text_of_the_run_is_escaped(self, tmp_path):
         evil = '<script>alert("x")</script>'
-        rows = [a_row(model=evil, attack="<b>'&", defense="<i>")]
+        rows = [a_row(dataset=evil, defense=f"<i>{evil}")]
         data = {"path": f"{evil}.npz", "mean": [0.5] * 3, "std": [0.25] * 3}
         config = a_config(
             tmp_path / "run",
@@ -632,3 +636,98 @@ def test_a_damaged_summary_is_named(tmp_path, text):
     folder.summary.write_text(text)
     with pytest.raises(BadInput, match=r"in .*summary.json, got"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[]", "a run's summary in"),
+        ('{"status": "done"}', "`status` to be one of running, interrupted, failed, complete in"),
+        ('{"status": "complete", "attacks": {}}', "`attacks` to be a list of means"),
+        ('{"status": "complete", "attacks": [{"attack": 1}]}', "`attacks` to be a list of means"),
+        (
+            '{"status": "complete", "attacks": [], "federation": {"rounds": -1}}',
+            "`federation` to hold the numbers rounds, clients, failures and accuracy",
+        ),
+    ],
+)
+def test_a_summary_of_another_shape_is_named(tmp_path, text, sentence):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    folder.summary.write_text(text)
+    with pytest.raises(BadInput, match=rf"Expected {sentence}.*summary.json, got"):
+        write_report(folder)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "x" * 101, "a\nb", "é\0"])
+@pytest.mark.parametrize("column", ["model", "attack"])
+def test_a_name_is_never_a_path(tmp_path, column, name):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    cells = a_row(**{column: name})
+    text = folder.results.read_text().splitlines()[0]
+    with folder.results.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, text.split(","), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(cells)
+    with pytest.raises(BadInput, match=r"name of the (model|attack) in line \d of|a NUL character"):
+        write_report(folder)
+    with pytest.raises(BadInput, match=f"Expected the name of the {column} to consist of letters"):
+        folder.reconstruction(cells)
+
+
+def test_damaged_curves_cost_the_curves_alone(tmp_path):
+    folder = a_folder(tmp_path / "run", STORY, events=COSTS)
+    (folder.tensorboard / "events.out.tfevents.9").write_bytes(record(b"\xff\xff"))
+    page = Page(write_report(folder))
+    assert "TensorBoard files are damaged: Expected TensorBoard's event files in" in page.text
+    assert "PRECODE stops IGA" in page.text
+    assert not page.all("svg", role="img")
+
+
+def record(content):
+    """A record of an event file, with the checksums that it has to have."""
+    head = struct.pack("<Q", len(content))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (head, content)]
+    return head + sums[0] + content + sums[1]
+
+
+def test_an_event_file_without_end_is_not_read(tmp_path):
+    head = struct.pack("<Q", 2**40)
+    file = tmp_path / "events.out.tfevents.1"
+    file.write_bytes(head + struct.pack("<I", masked_crc32c(head)))
+    with pytest.raises(BadInput, match=r"event files in .*got one that cannot be read"):
+        read_scalars(tmp_path)
+    with file.open("r+b") as large:
+        large.truncate(2**30 + 1)  # takes no room on the disk
+    with pytest.raises(BadInput, match=r"at most 1,073,741,824 bytes together in .*1,073,741,825"):
+        read_scalars(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.write_bytes(b""), "an image at .*png, got a file that cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:90]), "an image at .*png, got a file"),
+        (lambda path: Image.new("L", (9, 9)).save(path, "GIF"), "an image at .*png, got a file"),
+        (lambda path: Image.new("L", (9, 9)).save(path), r"inputs of shape \(3, 9, 9\) beside"),
+        (lambda path: Image.new("1", (8193, 8193)).save(path), r"at most 67,108,864 pixels in"),
+        (lambda path: Image.new("1", (20000, 20000)).save(path), "an image at .*bomb"),
+    ],
+)
+def test_damaged_picture(tmp_path, damage, sentence):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    damage(folder.reconstruction(a_row()))
+    with pytest.raises(BadInput, match=sentence):
+        write_report(folder)
+
+
+def test_more_pictures_than_a_page_has_room_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedleak.reporting.report.PAGE_PIXELS", 2 * 48)
+    write_report(a_folder(tmp_path / "run", some(1, 2)))
+    with pytest.raises(BadInput, match="at most 96 pixels together for a report, got more up to"):
+        write_report(a_folder(tmp_path / "more", some(1, 3)))
+
+
+def test_a_chart_of_one_large_negative_value():
+    chart = Chart("t", "x", "y", [Series("a", "a", 0, [(0, -1e9), (1, -1e9)])])
+    assert "<svg" in draw(chart)

@@ -63,7 +63,7 @@ def test_columns_in_the_order_of_the_house(path: Path) -> None:
 
 
 def test_rows_come_back(path: Path) -> None:
-    rows = [row(sample=0), row(sample=1, psnr=math.inf, cost=1e-30, model='odd, "quoted" ü')]
+    rows = [row(sample=0), row(sample=1, psnr=math.inf, cost=1e-30, dataset='odd, "quoted" ü')]
     append_rows(path, rows[:1])
     append_rows(path, rows[1:])
     found = read_rows(path)
