@@ -138,7 +138,7 @@ class Npz(ImageData):
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise BadInput(
                 f"Expected `path` to be an intact .npz file without pickled objects, could not "
-                f"read `{path}` ({reason}); save numeric arrays with numpy.savez."
+                f"read `{path}` ({reason:.200}); save numeric arrays with numpy.savez."
             ) from error
         pairs = list(arrays.values())
         train = self._pair(pairs[0], pairs[1])

@@ -68,7 +68,7 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
     try:
         with path.open(encoding="utf-8") as file:
             number = 0
-            rows = _lines(file, path)
+            rows = read_lines(file, path)
             if layout.header:
                 next(rows, None)
                 number = 1
@@ -82,8 +82,16 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
         raise BadInput(f"Expected text in UTF-8 in {path}, got other bytes.") from error
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """The lines of a file, none of which takes much memory."""
+def read_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of which takes much memory.
+
+    Args:
+        file: the open file.
+        path: where it is, for the message.
+
+    Raises:
+        BadInput: if a line is longer than 1,000 characters; it is named.
+    """
     number = 0
     while line := file.readline(LINE + 1):
         number += 1

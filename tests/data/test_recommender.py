@@ -228,6 +228,24 @@ def test_a_bad_row_is_named_in_a_later_piece(
     assert (users.tolist(), items.tolist()) == ([1] * 7, [2] * 7)
 
 
+def test_a_line_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "u.data"
+    path.write_text("1\t2\t4\n" + "1" * 1001 + "\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"at most 1,000 characters in line 2 of .*u.data, got more"):
+        MovieLens(path=str(path)).load()
+    path.write_text("1,G,play,1,0\n1," + "G" * 1001, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"at most 1,000 characters in line 2 of .*u.data, got more"):
+        Steam(path=str(path)).load()
+
+
+def test_an_artist_of_too_many_digits(tmp_path: Path) -> None:
+    (tmp_path / "artists.dat").write_text("id\tname\n" + "1" * 5000 + "\tPortishead\n")
+    path = str(tmp_path / "user_artists.dat")
+    Path(path).write_text("userID\tartistID\tweight\n1\t2\t3\n")
+    with pytest.raises(BadInput, match="an artist's id and name between tabs in line 2 of"):
+        LastFM(path=path, artists=str(tmp_path / "artists.dat")).item_names()
+
+
 @pytest.mark.parametrize("kind", [MovieLens, LastFM, Steam])
 def test_files_that_are_no_text(kind: type[RecommenderData], tmp_path: Path) -> None:
     path = tmp_path / "x.dat"

@@ -14,6 +14,7 @@ from fedleak.attacks import IGA
 from fedleak.errors import BadInput
 from fedleak.metrics import score
 from fedleak.models import SMLP
+from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import NAME, Tensors, update_files, update_key
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
@@ -345,6 +346,14 @@ HEADER = {
         ({"client": "two"}, "complete header in .*'client': 'two'"),
         ({"num_examples": ""}, "complete header in"),
         ({"model": None}, "complete header in"),
+        ({"round": "0"}, "complete header in"),
+        ({"round": "-1"}, "complete header in"),
+        ({"round": "1" * 10}, "complete header in"),
+        ({"client": "٣"}, "complete header in"),
+        ({"client": "1_0"}, "complete header in"),
+        ({"num_examples": "-8"}, "complete header in"),
+        ({"client": "3"}, r"the header of .*r0001-c0002.safetensors to be .*, got r0001-c0003"),
+        ({"model": "../../x"}, r"the name of the model in .* to consist of .*, got '../../x'"),
         ({"protocol": "gossip"}, "protocol fedsgd or fedavg in .*, got 'gossip'"),
     ],
 )
@@ -356,6 +365,77 @@ def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) ->
     save_file({"w": torch.ones(1)}, path, header)
     with pytest.raises(BadInput, match=text):
         InterceptedUpdate.load(path)
+
+
+def test_names_that_are_none_are_not_written(victim: Victim, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the name of the model to consist of"):
+        replace(victim.update, model="../x").save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compact_gradient_is_compared_with_the_model_before_it_is_written_out(
+    victim: Victim,
+) -> None:
+    """2**60 numbers: written out, they would be more than any memory."""
+    name = next(iter(victim.update.received))
+    long = torch.zeros(1).expand(2**30)
+    received = dict(victim.update.received)
+    del received[name]
+    received |= {f"{name}..rows": long, f"{name}..columns": long}
+    with pytest.raises(BadInput, match=r"of shape .* got \(1073741824, 1073741824\)"):
+        replace(victim.update, received=CompactTensors(received)).check(victim.model)
+
+
+@pytest.mark.parametrize("where", ["sent", "received"])
+def test_weights_are_floating_point(victim: Victim, where: str) -> None:
+    tensors = dict(getattr(victim.update, where))
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].long()
+    with pytest.raises(BadInput, match=f"floating point numbers in `{name}` of update r0001-c0003"):
+        replace(victim.update, **{where: tensors}).check(victim.model)
+
+
+INPUTS = torch.zeros(2, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labels": torch.tensor([0])}, "`labels` to be 2 whole numbers in .* of shape"),
+        ({"labels": torch.tensor([[0], [1]])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([True, False])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([0, -1])}, "`labels` to count classes from 0 in .*, got -1"),
+        ({"inputs": INPUTS[:0]}, "`inputs` of shape .*samples, ..."),
+        ({"inputs": torch.zeros(2)}, "`inputs` of shape .*samples, ..."),
+        ({"inputs": INPUTS.long()}, "finite floating point numbers in 'inputs'"),
+        ({"inputs": INPUTS / 0}, "finite floating point numbers in 'inputs'"),
+        ({"noise/slot": torch.zeros(3, 4)}, "'noise/slot' of 2 samples in .* shape .3, 4."),
+        ({"noise/slot": torch.zeros(())}, "'noise/slot' of 2 samples in"),
+        ({"noise/slot": torch.full((2, 4), math.inf)}, "finite .* in 'noise/slot'"),
+        ({"more": torch.zeros(2)}, r"inputs, labels and noise in .*, got \['more'\]"),
+    ],
+)
+def test_damaged_truth(tmp_path: Path, change: Tensors, sentence: str) -> None:
+    path = tmp_path / "truth.safetensors"
+    tensors = {"inputs": INPUTS, "labels": torch.tensor([0, 1]), "noise/slot": torch.zeros(2, 4)}
+    save_file(tensors, path, {"format": "fedleak-truth-1"})
+    assert GroundTruth.load(path).noise.keys() == {"slot"}
+    save_file(tensors | change, path, {"format": "fedleak-truth-1"})
+    with pytest.raises(BadInput, match=f"Expected {sentence}"):
+        GroundTruth.load(path)
+
+
+def test_truth_that_is_not_behind_an_update() -> None:
+    truth = GroundTruth(INPUTS, torch.tensor([0, 3]))
+    truth.check("r0001-c0000", 2, (1, 3, 3), 4)
+    for samples, shape, classes, text in (
+        (3, (1, 3, 3), 4, r"inputs of shape \(3, 1, 3, 3\), got \(2, 1, 3, 3\)"),
+        (2, (1, 3), 4, r"inputs of shape \(2, 1, 3\), got \(2, 1, 3, 3\)"),
+        (2, (1, 3, 3), 3, "labels below 3, the number of classes, got 3"),
+    ):
+        with pytest.raises(BadInput, match=f"truth of update r0001-c0000 to hold {text}"):
+            truth.check("r0001-c0000", samples, shape, classes)
 
 
 @pytest.mark.parametrize("missing", ["inputs", "labels"])
