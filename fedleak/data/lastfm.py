@@ -13,8 +13,6 @@ LISTENS = Layout(
     delimiter="\t",
     header=True,
 )
-# Of an artist's number, at most: one more would be beyond int64.
-DIGITS = 18
 
 
 class LastFM(RecommenderData):
@@ -68,7 +66,7 @@ class LastFM(RecommenderData):
                     item, _, rest = line.rstrip("\n").partition("\t")
                     if number == 1 or not line.strip():
                         continue
-                    if not (item.isdecimal() and len(item) <= DIGITS and rest):
+                    if not (item.isdecimal() and rest):
                         raise BadInput(
                             f"Expected an artist's id and name between tabs in line {number} of "
                             f"{path}, got `{line.strip()[:60]}`."
