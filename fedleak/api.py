@@ -37,7 +37,8 @@ class Found(Reconstruction):
 
     Args:
         method: name of the attack.
-        explained: share of the update that the reconstruction's own gradient explains, 0 to 1.
+        explained: share of what the update tells of the inputs that the reconstruction explains,
+            0 to 1; see :func:`fedleak.attacks.explained.explained_share`.
         mean: of each channel, with which the inputs are scaled back to pixels.
         std: standard deviation of each channel.
     """

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.datasets import ImageFolder as TorchImageFolder
 
 from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
+from fedleak.data.picture_files import opened
 from fedleak.errors import BadInput, require
+from fedleak.updates.files import LARGEST
 
 _Images = npt.NDArray[np.uint8]
 
@@ -55,7 +57,10 @@ class ImageFolder(ImageData):
             0 < test_fraction < 1,
             f"Expected `test_fraction` to be above 0 and below 1, got {test_fraction}.",
         )
-        require(size is None or size >= 1, f"Expected `size` to be at least 1, got {size}.")
+        require(
+            size is None or 1 <= size <= 8192,
+            f"Expected `size` to be from 1 to 8192, got {size}.",
+        )
         require(
             (mean is None) == (std is None),
             "Expected both `mean` and `std` or neither, got one of them.",
@@ -72,7 +77,8 @@ class ImageFolder(ImageData):
 
         Raises:
             BadInput: if the folder is missing, has no classes or others than ``class_names``, or
-                holds unreadable images or images of several sizes where ``size`` is not set.
+                holds unreadable images, images of several sizes where ``size`` is not set, or more
+                than ``updates.files.LARGEST`` bytes of them.
         """
         root = located(self.root)
         require(root.is_dir(), f"Expected a folder of images at `root`, found none: {root}.")
@@ -119,24 +125,33 @@ class ImageFolder(ImageData):
         return [(Path(path), names.index(found.classes[label])) for path, label in found.samples]
 
     def _read(self, files: list[tuple[Path, int]]) -> _Images:
-        images = [self._image(path) for path, _ in files]
-        shapes = {image.shape for image in images}
-        require(
-            len(shapes) == 1,
-            f"Expected images of one size in {self.root}, got {len(shapes)} sizes: set `size`.",
-        )
+        images: list[_Images] = []
+        for path, _ in files:
+            image = self._image(path)
+            require(
+                not images or image.shape == images[0].shape,
+                f"Expected images of one size in {self.root}, got {_size(image)} in {path} and "
+                f"another one before: set `size`.",
+            )
+            require(
+                len(files) * image.nbytes <= LARGEST,
+                f"Expected images of at most {LARGEST:,} bytes together in {self.root}, got "
+                f"{len(files):,} of {_size(image)}: set a smaller `size`, or leave some out.",
+            )
+            images.append(image)
         return np.stack(images)
 
     def _image(self, path: Path) -> _Images:
-        try:
-            with Image.open(path) as file:
-                image = file.convert("L" if self.grey else "RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise BadInput(f"Expected an image at {path}, got a file that is none.") from error
+        with opened(path) as file:
+            image = file.convert("L" if self.grey else "RGB")
         if self.size is not None:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         pixels: _Images = np.asarray(image, dtype=np.uint8)
         return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
+
+
+def _size(image: _Images) -> str:
+    return f"{image.shape[2]} x {image.shape[1]}"
 
 
 class MedicalMNIST(ImageFolder):

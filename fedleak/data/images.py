@@ -17,6 +17,9 @@ from torch import Tensor
 from fedleak.data.base import Indices, Kind, PrivateData, TrainSet
 from fedleak.errors import BadInput
 
+CLASSES = 100_000
+"""Number of classes, at most: a model has an output for each number up to the largest label."""
+
 
 def located(path: str) -> Path:
     """Where a data set is that a user names.
@@ -295,6 +298,11 @@ class ImageData(PrivateData):
                 f"got {train.mean}, {train.std} and {test.mean}, {test.std} in `{self.name}`."
             )
         largest = max(int(train.labels.max()), int(test.labels.max()))
+        if largest >= CLASSES:
+            raise BadInput(
+                f"Expected labels below {CLASSES:,}, got the label {largest:,} in `{self.name}`; "
+                "number the classes from 0 without gaps."
+            )
         if self.class_names is not None and largest >= len(self.class_names):
             raise BadInput(
                 f"Expected labels below {len(self.class_names)}, the number of classes, "

@@ -5,7 +5,7 @@ import numpy as np
 from fedleak.data.images import located
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
-from fedleak.data.text_tables import Column, Layout, read_pairs
+from fedleak.data.text_tables import Column, Layout, read_lines, read_pairs
 from fedleak.errors import BadInput
 
 LISTENS = Layout(
@@ -62,7 +62,7 @@ class LastFM(RecommenderData):
         try:
             # Some of the names are not UTF-8; they are for reading only.
             with path.open(encoding="utf-8", errors="replace") as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(read_lines(file, path), start=1):
                     item, _, rest = line.rstrip("\n").partition("\t")
                     if number == 1 or not line.strip():
                         continue

@@ -1,19 +1,27 @@
 """Any set of labelled images in one .npz file."""
 
+import math
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numpy.lib.npyio import NpzFile
+from numpy.lib import format as npy
 
 from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
-from fedleak.errors import BadInput
+from fedleak.errors import BadInput, require
+from fedleak.updates.files import LARGEST
 
 _IMAGE_KEYS = ("images", "x", "data")
 _LABEL_KEYS = ("labels", "y", "targets")
 _SPLIT_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SPLIT_SEED = 0
+
+# Version of the format -> what reads its header. The third one is for names of fields beyond
+# Latin-1, which plain numbers do not have.
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 _Array = npt.NDArray[Any]
 _Pair = tuple[_Array, _Array]
@@ -81,7 +89,8 @@ class Npz(ImageData):
         """Return the training and the test images.
 
         Raises:
-            BadInput: if the file is missing, damaged, pickled, or does not hold such arrays.
+            BadInput: if the file is missing, damaged, pickled, does not hold such arrays, or
+                unpacks to more than ``updates.files.LARGEST`` bytes.
         """
         train, test = self._read()
         if not len(train[0]) or not len(test[0]):
@@ -116,25 +125,47 @@ class Npz(ImageData):
                 "set `--data.path` to a file with the arrays `images` and `labels`."
             )
         try:
-            archive = np.load(path, allow_pickle=False)
-            if not isinstance(archive, NpzFile):
-                raise ValueError("it is a .npy file, a single array")
-            with archive:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is no zip archive, as np.savez writes one")
+            with np.load(path, allow_pickle=False) as archive:
+                keys = self._keys(archive.files)
+                self._check_sizes(path, keys)
                 # An array is decompressed only when it is asked for, so damage shows here.
-                arrays = {key: archive[key] for key in self._keys(archive.files)}
+                arrays = {key: archive[key] for key in keys}
         except BadInput:
             raise
         except Exception as error:  # numpy, zipfile and zlib have a dozen words for damage
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise BadInput(
                 f"Expected `path` to be an intact .npz file without pickled objects, could not "
-                f"read `{path}` ({reason}); save numeric arrays with numpy.savez."
+                f"read `{path}` ({reason:.200}); save numeric arrays with numpy.savez."
             ) from error
         pairs = list(arrays.values())
         train = self._pair(pairs[0], pairs[1])
         if len(pairs) == 4:
             return train, self._pair(pairs[2], pairs[3])
         return self._split(train)
+
+    def _check_sizes(self, path: Path, keys: tuple[str, ...]) -> None:
+        """Look at what the arrays say of themselves: a small archive may unpack to any size."""
+        total = 0
+        with zipfile.ZipFile(path) as archive:
+            for key in keys:
+                # As np.load finds it, whose names have no ending.
+                name = key if key in archive.NameToInfo else f"{key}.npy"
+                with archive.open(name) as file:
+                    version = npy.read_magic(file)
+                    if version not in _HEADERS:
+                        raise ValueError(f"`{key}` is of the unknown version {version}")
+                    shape, _, dtype = _HEADERS[version](file)
+                if min(shape, default=0) < 0:
+                    raise ValueError(f"`{key}` has the shape {shape}")
+                total += math.prod(shape) * dtype.itemsize
+        require(
+            total <= LARGEST,
+            f"Expected arrays of at most {LARGEST:,} bytes together in `{self.path}`, got "
+            f"{total:,}: save fewer or smaller images.",
+        )
 
     def _keys(self, found: list[str]) -> tuple[str, ...]:
         if set(_SPLIT_KEYS) <= set(found):

@@ -8,6 +8,7 @@ import numpy as np
 from fedleak.data.images import located
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
+from fedleak.data.text_tables import read_lines
 from fedleak.errors import BadInput, require
 
 BEHAVIOURS = ("purchase", "play")
@@ -48,7 +49,7 @@ class Steam(RecommenderData):
         games: dict[str, int] = {}
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                rows = csv.reader(file)
+                rows = csv.reader(read_lines(file, path))
                 for row in rows:
                     if not row:
                         continue

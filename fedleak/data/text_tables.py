@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fedleak.errors import BadInput, require
 
 PIECE = 500_000  # lines read at once: some tens of megabytes
+LINE = 1_000  # characters of a line, at most
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
     try:
         with path.open(encoding="utf-8") as file:
             number = 0
+            rows = read_lines(file, path)
             if layout.header:
-                file.readline()
+                next(rows, None)
                 number = 1
-            while lines := list(islice(file, PIECE)):
+            while lines := list(islice(rows, PIECE)):
                 if any(line.strip() for line in lines):
                     yield _parsed(path, lines, number, layout)
                 number += len(lines)
@@ -78,6 +80,26 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
         raise BadInput(f"Expected a file at {path}, got: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"Expected text in UTF-8 in {path}, got other bytes.") from error
+
+
+def read_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of which takes much memory.
+
+    Args:
+        file: the open file.
+        path: where it is, for the message.
+
+    Raises:
+        BadInput: if a line is longer than 1,000 characters; it is named.
+    """
+    number = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        require(
+            len(line) <= LINE,
+            f"Expected at most {LINE:,} characters in line {number} of {path}, got more.",
+        )
+        yield line
 
 
 def _parsed(path: Path, lines: list[str], before: int, layout: Layout) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from fedleak.errors import BadInput, require
 from fedleak.reporting import tags
 
 Points = list[tuple[float, float]]
@@ -15,6 +16,8 @@ Curves = dict[str, Points]
 Victim = tuple[str, str, str]
 """Model, attack, and the update's key."""
 
+EVENTS = 2**30  # bytes of a run's event files, at most
+TAG = 400  # characters; longer ones are none of a run's
 POINTS = 200  # of a line, at most
 LINES = 64  # of a chart, at most
 STYLES = 5  # colours with dashes of their own in report_style.css
@@ -88,10 +91,19 @@ def read_scalars(folder: Path) -> dict[str, Curves]:
         Sub-run (the name of the subfolder, or nothing for the folder itself) -> tag -> pairs of
         step and finite value in the order of the steps; of a step that was written twice, as by a
         resumed run, the later one. Sub-runs are in the order in which they began. Empty where there
-        is nothing to be read.
+        is nothing to be read. Of a file that ends early or is damaged within, what comes before.
+
+    Raises:
+        BadInput: if the files are larger than 1 GiB together, or hold what is no event.
     """
     if not folder.is_dir():
         return {}
+    files = [path for path in folder.rglob("*") if "tfevents" in path.name]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    require(
+        size <= EVENTS and all(path.is_file() for path in files),
+        f"Expected event files of at most {EVENTS:,} bytes together in {folder}, got {size:,}.",
+    )
     try:
         from tensorboard.backend.event_processing.event_accumulator import (
             SCALARS,
@@ -105,13 +117,20 @@ def read_scalars(folder: Path) -> dict[str, Curves]:
         run = path.relative_to(folder).as_posix() if path != folder else ""
         # Without the purge, a resumed run's restart of the steps would drop what came before it.
         events = EventAccumulator(str(path), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
-        events.Reload()
-        begun[run] = events.FirstEventTimestamp()
+        try:
+            events.Reload()
+            # Of a file that ends before its first event, none has a time.
+            begun[run] = events.FirstEventTimestamp() if events.file_version else math.inf
+            values = {tag: events.Scalars(tag) for tag in events.Tags()[SCALARS] if len(tag) <= TAG}
+        except Exception as error:  # a checksum may hold where nothing else does
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadInput(
+                f"Expected TensorBoard's event files in {path}, got one that cannot be read "
+                f"({reason:.200})."
+            ) from error
         found[run] = {
-            tag: sorted(
-                {e.step: e.value for e in events.Scalars(tag) if math.isfinite(e.value)}.items()
-            )
-            for tag in events.Tags()[SCALARS]
+            tag: sorted({e.step: e.value for e in points if math.isfinite(e.value)}.items())
+            for tag, points in values.items()
         }
     return {run: found[run] for run in sorted(found, key=lambda run: begun[run])}
 
@@ -251,7 +270,8 @@ def _axes(chart: Chart) -> tuple[_Axis, _Axis]:
     ys = [y for line in chart.series for _, y in line.points]
     across = _counting(min(xs), max(max(xs), min(xs) + 1))
     if not chart.log:
-        return across, _linear(min(0.0, *ys), max(*ys, min(0.0, *ys) + 1e-9))
+        low = min(0.0, *ys)
+        return across, _linear(low, max(*ys, low + 1e-9 * max(1.0, -low)))
     high = math.log10(max(ys))
     positive = [y for y in ys if y > 0]
     # At least a decade, lest a cost that has hardly moved should look as if it had fallen.

@@ -1,14 +1,21 @@
 """What users had to do with beside what the attacks found, read from a run's folder."""
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedleak.config import RunConfig
+from fedleak.errors import BadInput, require
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import ItemScoring, scoring_class
+from fedleak.runs.text_files import read_text
+from fedleak.updates.files import short
 
+LARGEST_LIST = 8 * 2**20  # bytes of a file, at most: some 200,000 items
+COLUMNS = ("item", "name", "value", "found", "true")
 ITEMS = 100  # of a list, at most
 
 
@@ -64,6 +71,9 @@ def read_item_lists(folder: RunFolder, config: RunConfig) -> list[ItemList]:
 
     Returns:
         The lists; none if the data are no interactions.
+
+    Raises:
+        BadInput: if results.csv or a list is damaged.
     """
     if scoring_class(config) is not ItemScoring:
         return []
@@ -73,11 +83,29 @@ def read_item_lists(folder: RunFolder, config: RunConfig) -> list[ItemList]:
         path = folder.reconstruction(row, ItemScoring.suffix)
         if not path.is_file():
             continue
-        with path.open(newline="", encoding="utf-8") as file:
-            items = list(csv.DictReader(file))
+        items, f1 = read_items(path), row.get("f1")
         found = lists.setdefault(key, ItemList(*key))
-        if row["f1"] is not None:
+        if f1 is not None:
             found.true = [item["name"] for item in items if item["true"] == "1"]
         names = [item["name"] for item in items if item["found"] == "1"]
-        found.found[f"{row['attack']} on {row['model']}"] = (names, row["f1"])
+        found.found[f"{row['attack']} on {row['model']}"] = (names, f1)
     return [lists[key] for key in sorted(lists)]
+
+
+def read_items(path: Path) -> list[dict[str, str]]:
+    """The rows of a list that :meth:`ItemScoring.keep` wrote: item, name, value, found and true.
+
+    Raises:
+        BadInput: if the file is larger than 8 MiB, or no such list.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, LARGEST_LIST), newline=""), strict=True)
+    try:
+        columns, *rows = list(reader) or [[]]
+    except csv.Error as error:
+        raise BadInput(f"Expected a list of items in {path}, got: {error}.") from error
+    whole = tuple(columns) == COLUMNS and all(len(row) == len(COLUMNS) for row in rows)
+    require(
+        whole,
+        f"Expected rows of {', '.join(COLUMNS)} in {path}, got others, under {short(columns)}.",
+    )
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]

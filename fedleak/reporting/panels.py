@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fedleak.config import RunConfig
+from fedleak.data.picture_files import opened
+from fedleak.errors import require
 from fedleak.metrics import to_space
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
+from fedleak.updates.truth import GroundTruth
+
+FORMAT = ("PNG",)
+"""Of a run's pictures."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ def read_panels(
         config: its configuration.
         mean: mean of each channel of the data.
         std: deviation of each channel.
+
+    Raises:
+        BadInput: if results.csv, the truth or a picture is damaged, or they do not fit together.
     """
     if scoring_class(config) is not ImageScoring:
         return []
@@ -51,14 +60,38 @@ def read_panels(
     read_truth = lru_cache(maxsize=1)(folder.read_truth)
     for row in read_rows(folder.results):
         key = (row["round"], row["client"], row["sample"])
+        path = folder.reconstruction(row)
+        picture = read_picture(path)
         if key not in panels:
             truth = read_truth(variants.get(row["model"], ""), *key[:2])
             original = None
             if truth is not None:
-                pixels = to_space(truth.inputs[key[2]], mean, std, "pixels")
-                original = to_picture(pixels)
+                _check_truth(truth, key[2], len(mean), picture, path)
+                original = to_picture(to_space(truth.inputs[key[2]], mean, std, "pixels"))
             panels[key] = Panel(*key, original, {})
         title = f"{row['attack']} on {row['model']}"
-        picture = np.asarray(Image.open(folder.reconstruction(row)))
         panels[key].reconstructions[title] = (picture, row["ssim"])
     return [panels[key] for key in sorted(panels)]
+
+
+def read_picture(path: Path) -> Picture:
+    """One of a run's pictures: ``(H, W)`` of one in grey, else ``(H, W, 3)``.
+
+    Raises:
+        BadInput: if the file is no PNG, damaged or too large.
+    """
+    with opened(path, FORMAT) as file:
+        return np.asarray(file if file.mode == "L" else file.convert("RGB"))
+
+
+def _check_truth(
+    truth: GroundTruth, sample: int, channels: int, picture: Picture, path: Path
+) -> None:
+    """Check that an original is there, and is as large as its reconstruction in a file."""
+    expected = (channels, *picture.shape[:2])
+    shape = tuple(truth.inputs.shape)
+    require(
+        len(truth.inputs) > sample and shape[1:] == expected,
+        f"Expected a truth of more than {sample} inputs of shape {expected} beside {path}, got "
+        f"inputs of shape {shape}.",
+    )

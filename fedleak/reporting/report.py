@@ -2,12 +2,10 @@
 
 import base64
 import io
-import json
 import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -20,24 +18,32 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
-from fedleak.build import make_data
 from fedleak.config import RunConfig
-from fedleak.data import PrivateData
+from fedleak.data.picture_files import opened
 from fedleak.errors import BadInput, require
-from fedleak.registry import known_classes_only, load_class, short_name
-from fedleak.reporting.charts import Victim, cost_charts, draw, read_scalars, training_charts
+from fedleak.registry import known_classes_only, short_name
+from fedleak.reporting.charts import (
+    Curves,
+    Victim,
+    cost_charts,
+    draw,
+    read_scalars,
+    training_charts,
+)
 from fedleak.reporting.item_lists import read_item_lists
-from fedleak.reporting.panels import read_panels
+from fedleak.reporting.panels import FORMAT, read_panels
 from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listing, verdict, wilson
 from fedleak.runs.diagnostics import read_findings
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.results import append_rows, read_rows
-from fedleak.runs.scoring import ImageScoring, Picture, Scoring, scoring_class
+from fedleak.runs.results import append_rows, parse_rows
+from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
+from fedleak.runs.summary import read_summary
+from fedleak.runs.text_files import LARGEST_TEXT, decoded
 from fedleak.updates.files import update_key
 from fedleak.updates.truth import GroundTruth
 
 VICTIMS = 64  # with pictures, at most
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+PAGE_PIXELS = 2**27  # of all their reconstructions, at most: 400 MB in colour
 
 
 class _View(RunFolder):
@@ -52,48 +58,46 @@ class _View(RunFolder):
         return super().read_truth(variant, round_, client) if self._drawable else None
 
 
-def write_report(folder: RunFolder, scaling: Scaling | None = None, *, trust: bool = False) -> Path:
+def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
     """Write a run's report.html from the files in its folder.
 
     Args:
         folder: the run's folder; the run may be interrupted, or still going on.
-        scaling: mean and deviation of each channel, by which the truth is scaled back to pixels;
-            none: those of config.yaml, or of the data set if it is on this machine. Without them,
-            the page has no originals.
-
         trust: whether classes that config.yaml names may be imported which are neither fedleak's
             own nor installed plugins'.
 
     Returns:
-        The path of the page.
+        The path of the page. It has no originals where summary.json does not tell the data's
+        scaling.
 
     Raises:
         BadInput: if the folder is not a run's, or a file in it is damaged.
     """
     if not trust:
         with known_classes_only():
-            return write_report(folder, scaling, trust=True)
+            return write_report(folder, trust=True)
     config = RunConfig.load(folder.config)
-    scoring = scoring_class(config)
-    summary = _summary(folder)
+    summary = read_summary(folder.summary) if folder.summary.is_file() else {}
+    data = summary.get("data") or {}
+    scoring = SCORINGS.get(data.get("kind", ""), scoring_class(config))
+    scaling = (tuple(data["mean"]), tuple(data["std"])) if data else None
+    rows = _whole_rows(folder.results)
     with TemporaryDirectory() as scratch:
-        rows = _whole_rows(folder, Path(scratch) / "all.csv")
         samples = sorted({_sample(row) for row in rows})
         shown = [row for row in rows if _sample(row) in samples[:VICTIMS]]
         if scoring is not ImageScoring:
             scaling = None
-        elif scaling is None and any((folder.path / "truth").rglob("*.safetensors")):
-            scaling = _scaling(config)
         view = _View(folder.path, Path(scratch) / "shown.csv", drawable=scaling is not None)
         there = [row for row in shown if view.reconstruction(row, scoring.suffix).is_file()]
+        _check_size([view.reconstruction(row, scoring.suffix) for row in there], scoring)
         append_rows(view.results, there)
         panels = read_panels(view, config, *(scaling or ((0.0,), (1.0,))))
         lists = read_item_lists(view, config)
-    scalars = read_scalars(folder.tensorboard)
+    scalars, lost = _scalars(folder.tensorboard)
     page = _template().render(
         config=config,
         settings=config.to_dict(),
-        versions=yaml.safe_load(folder.config.read_text(encoding="utf-8")).get("versions") or {},
+        versions=_versions(folder.config),
         summary=summary,
         scoring=scoring,
         shown={name: c for name, c in scoring.columns.items() if any(name in row for row in rows)},
@@ -107,26 +111,11 @@ def write_report(folder: RunFolder, scaling: Scaling | None = None, *, trust: bo
         clients=client_rows(rows, scoring),
         training=training_charts(scalars),
         costs=cost_charts(scalars, _leaked(rows)),
+        lost=lost,
     )
     part = folder.path / "report.part"
     part.write_text(page, encoding="utf-8")
     return part.replace(part.with_suffix(".html"))
-
-
-def _summary(folder: RunFolder) -> dict[str, Any]:
-    if not folder.summary.is_file():
-        return {}
-    try:
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(
-            f"Expected JSON in {folder.summary}, got: {error}; `fedleak run --resume` writes it."
-        ) from error
-    require(
-        isinstance(summary, dict),
-        f"Expected a run's summary in {folder.summary}, got another file.",
-    )
-    return summary  # type: ignore[no-any-return]
 
 
 def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:
@@ -142,7 +131,7 @@ def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> l
         group = [row for row in members if is_scored(row)]
         seen = {row["sample"] for row in group}
         leaked = {row["sample"] for row in group if row["success"]}
-        comparable = [row for row in group if is_finite(row[headline])]
+        comparable = [row for row in group if is_finite(row.get(headline))]
         best = max(comparable, key=lambda row: float(row[headline]), default=None)
         found.append(
             {
@@ -157,7 +146,7 @@ def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> l
 
 def spread(rows: Iterable[Row], name: str, form: str) -> str:
     """Mean and sample deviation of a column; how many cells were finite if not all."""
-    values = [row[name] for row in rows if row[name] is not None]
+    values = [row[name] for row in rows if row.get(name) is not None]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return "∞" if values and all(value == math.inf for value in values) else "–"
@@ -193,29 +182,54 @@ def _flat(settings: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _whole_rows(folder: RunFolder, copy: Path) -> list[Row]:
+def _whole_rows(path: Path) -> list[Row]:
     """The rows, but for the last line if it is half written, as by a run that still goes on."""
-    text = folder.results.read_text(encoding="utf-8") if folder.results.is_file() else ""
-    if whole := text[: text.rfind("\n") + 1]:
-        copy.write_text(whole, encoding="utf-8")
-    return read_rows(copy)
+    if not path.is_file():
+        return []
+    size = path.stat().st_size
+    require(
+        size <= LARGEST_TEXT, f"Expected at most {LARGEST_TEXT:,} bytes in {path}, got {size:,}."
+    )
+    written = path.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    return parse_rows(decoded(whole, path), path) if whole else []
 
 
-def _scaling(config: RunConfig) -> Scaling | None:
-    settings = config.data.init_args
-    if settings.get("mean") and settings.get("std"):
-        return tuple(settings["mean"]), tuple(settings["std"])
-    if "download" in settings:
-        settings = settings | {"download": False}
+def _check_size(files: Sequence[Path], scoring: type[Scoring]) -> None:
+    """Refuse what is too much for a page, before any of it is read."""
+    if scoring is not ImageScoring:
+        size = sum(path.stat().st_size for path in files)
+        require(
+            size <= LARGEST_TEXT,
+            f"Expected lists of items of at most {LARGEST_TEXT:,} bytes together for a report, got "
+            f"{size:,}.",
+        )
+        return
+    pixels = 0
+    for path in files:
+        with opened(path, FORMAT) as picture:
+            pixels += picture.width * picture.height
+        require(
+            pixels <= PAGE_PIXELS,
+            f"Expected pictures of at most {PAGE_PIXELS:,} pixels together for a report, got more "
+            f"up to {path}.",
+        )
+
+
+def _scalars(folder: Path) -> tuple[dict[str, Curves], str]:
+    """The curves, and why there are none if their files are damaged: the rest needs no curves."""
     try:
-        # Looked at before it is made: a folder may come from somebody else, and name any class.
-        if not issubclass(load_class(config.data.class_path), PrivateData):
-            return None
-        data = make_data(replace(config, data=replace(config.data, init_args=settings)))
-    except Exception:
-        # A data set of one's own may fail in any way; its absence must not cost the page.
-        return None
-    return data.mean, data.std
+        return read_scalars(folder), ""
+    except BadInput as error:
+        return {}, str(error)
+
+
+def _versions(config: Path) -> dict[str, str]:
+    """The versions that a configuration was made with, as far as it tells."""
+    found = yaml.safe_load(config.read_text(encoding="utf-8")).get("versions")
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): str(version) for name, version in found.items()}
 
 
 def _leaked(rows: Iterable[Row]) -> dict[Victim, bool | None]:

@@ -1,6 +1,5 @@
 """The papers' picture of a sweep: originals beside reconstructions, data set by data set."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fedleak.build import make_data
 from fedleak.metrics import to_space
 from fedleak.registry import short_name
 from fedleak.reporting.drawing import fitted
 from fedleak.reporting.sweep_tables import Measured, read_cells, splitting_axes
 from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
+from fedleak.runs.summary import read_summary
 from fedleak.sweep import Study, SweepFolder, load_study
 
 VICTIMS = 6
@@ -86,7 +85,6 @@ def write_picture(output: Path) -> Path | None:
 
 def _blocks(study: Study, cells: Sequence[Measured]) -> dict[str, Block]:
     splits = splitting_axes(study, cells)
-    scalings: dict[str, Scaling] = {}
     blocks: dict[str, Block] = {}
     for cell in cells:
         name = cell.config.data_name
@@ -95,11 +93,10 @@ def _blocks(study: Study, cells: Sequence[Measured]) -> dict[str, Block]:
                 _victims(other) for other in cells if other.config.data_name == name
             )
             blocks[name] = Block(sorted(set(all_))[:VICTIMS])
-        key = json.dumps(cell.config.to_dict()["data"], sort_keys=True)
-        if key not in scalings:
-            data = make_data(cell.config)
-            scalings[key] = data.mean, data.std
-        _add(blocks[name], cell, study, splits, scalings[key])
+        summary = cell.folder.summary
+        data = read_summary(summary)["data"] if summary.is_file() else {}
+        scaling = (tuple(data["mean"]), tuple(data["std"])) if data else None
+        _add(blocks[name], cell, study, splits, scaling)
     return blocks
 
 
@@ -109,7 +106,7 @@ def _victims(cell: Measured) -> list[Victim]:
 
 
 def _add(
-    block: Block, cell: Measured, study: Study, splits: Sequence[str], scaling: Scaling
+    block: Block, cell: Measured, study: Study, splits: Sequence[str], scaling: Scaling | None
 ) -> None:
     """Put a cell's pictures into the block of its data set."""
     # What the attacker or the defence does differently is another column; all else, such as the
@@ -135,7 +132,7 @@ def _add(
             similarity = f"{float(row['ssim']):.4f}" if row["ssim"] else ""
             picture = np.asarray(Image.open(file))
             group.columns.setdefault(title, {}).setdefault(victim, (picture, similarity))
-        if victim not in group.originals:
+        if victim not in group.originals and scaling is not None:
             truth = cell.folder.read_truth(variants.get(row["model"], ""), *victim[1:3])
             if truth is not None:
                 pixels = to_space(truth.inputs[victim[3]], *scaling, "pixels")

@@ -1,6 +1,5 @@
 """A run as event files for TensorBoard; docs/how-to/read-tensorboard.md explains every tag."""
 
-import json
 import math
 import re
 import time
@@ -23,7 +22,7 @@ from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import LPIPS, ItemScoring, scoring_class
-from fedleak.runs.summary import summarise
+from fedleak.runs.summary import read_summary, summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
@@ -186,7 +185,7 @@ class TensorBoard(Observer):
                     run = tags.attack_run(entry["attack"], entry["model"])
                     tag = tags.by_round(self._headline)
                     self._writer(run).add_scalar(tag, entry[self._headline], round_)
-        summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
+        summary = read_summary(self._folder.summary)
         trained = {
             model: points[-1][1]
             for model, points in global_metrics(scalars).get(self._utility, {}).items()

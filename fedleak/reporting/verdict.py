@@ -1,13 +1,11 @@
 """What the attacks of a run achieved, in sentences."""
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedleak.runs.folder import Row
 
-Z = statistics.NormalDist().inv_cdf(0.975)
 NAMES = {
     "analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG", "ppp": "PPP",
     "precode": "PRECODE", "cvb": "CVB",
@@ -69,11 +67,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    rate, scale = successes / n, 1 + Z**2 / n
-    middle = (rate + Z**2 / (2 * n)) / scale
-    half = Z / scale * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
-    # Rounding must not leave -1e-17 where the formula gives 0.
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def is_scored(row: Row) -> bool:

@@ -4,6 +4,11 @@ import json
 from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from fedleak.errors import BadInput, require
+from fedleak.runs.text_files import is_count, parse_json, read_text
+from fedleak.updates.files import short
 
 Attacked = tuple[str, str, int, int]
 """Model, attack, round and client."""
@@ -50,11 +55,14 @@ def read_findings(path: Path) -> list[Findings]:
 
     Args:
         path: findings.jsonl, which need not exist.
+
+    Raises:
+        BadInput: if the file is no text, or a line that has an end holds no findings.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [found for found in map(_parsed, lines) if found is not None]
+    *lines, _ = read_text(path).split("\n")
+    return [_parsed(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 
 def repair_findings(path: Path, done: Container[Attacked]) -> None:
@@ -68,17 +76,30 @@ def repair_findings(path: Path, done: Container[Attacked]) -> None:
         return
     part = path.with_suffix(".part")
     part.write_text("", encoding="utf-8")
-    for found in read_findings(path):
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            found = _parsed(line.decode("utf-8", errors="replace"), str(path))
+        except BadInput:
+            continue
         if found.attacked in done:
             append_findings(part, found)
     part.replace(path)
 
 
-def _parsed(line: str) -> Findings | None:
-    try:
-        found = json.loads(line)
-        values = (str(found["model"]), str(found["attack"]))
-        numbers = (int(found["round"]), int(found["client"]))
-        return Findings(*values, *numbers, tuple(str(text) for text in found["findings"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+def _parsed(line: str, where: str) -> Findings:
+    found = parse_json(line, where)
+    require(
+        isinstance(found, dict)
+        and all(isinstance(found.get(name), str) for name in ("model", "attack"))
+        and is_count(found.get("round"), 1)
+        and is_count(found.get("client"))
+        and _is_texts(found.get("findings")),
+        f"Expected model, attack, round, client and findings in {where}, got {short(found)}.",
+    )
+    return Findings(
+        found["model"], found["attack"], found["round"], found["client"], tuple(found["findings"])
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

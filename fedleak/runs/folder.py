@@ -6,7 +6,7 @@ from typing import Any
 
 from fedleak.config import RunConfig
 from fedleak.errors import require
-from fedleak.updates.files import update_key
+from fedleak.updates.files import check_name, update_key
 from fedleak.updates.truth import GroundTruth
 
 Row = dict[str, Any]
@@ -85,10 +85,15 @@ class RunFolder:
         config.save(self.config)
 
     def reconstruction(self, row: Row, suffix: str = ".png") -> Path:
-        """Path of what one reconstructed sample looks like: a picture, or a table of items."""
+        """Path of what one reconstructed sample looks like: a picture, or a table of items.
+
+        Raises:
+            BadInput: if the model's or the attack's name cannot be a part of a file's name.
+        """
         # A sweep's rows are text.
         key = update_key(int(row["round"]), int(row["client"]))
-        name = f"{row['model']}-{row['attack']}-{key}-{row['sample']}{suffix}"
+        model, attack = (check_name(f"the {name}", str(row[name])) for name in ("model", "attack"))
+        name = f"{model}-{attack}-{key}-{int(row['sample'])}{suffix}"
         return self.reconstructions / name
 
     def read_truth(self, variant: str, round_: int, client: int) -> GroundTruth | None:

@@ -1,7 +1,10 @@
 """A run's folder: what is in it, what has been done, and the results as they come."""
 
 import csv
+import io
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +12,12 @@ from typing import Any
 
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
-from fedleak.errors import BadInput
+from fedleak.errors import BadInput, require
 from fedleak.runs.diagnostics import Attacked, Findings, append_findings, repair_findings
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import EXTRA_COLUMNS, Scoring
+from fedleak.runs.text_files import LARGEST_TEXT, decoded, read_text
+from fedleak.updates.files import check_name, short
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
@@ -20,6 +25,21 @@ COLUMNS = (
     "round", "client", "sample", "attack", "defense", "model", "dataset", "batch_size",
     "mse", "psnr", "ssim", "success", "noise_mse", "cost", "iterations", "seconds",
 )  # fmt: skip
+COUNTS = {"round": 1, "client": 0, "sample": 0, "batch_size": 1, "success": 0, "iterations": 0}
+"""Column of whole numbers -> the least that it may hold."""
+RANGES = {
+    "mse": (0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1, 1),
+    "noise_mse": (0, math.inf), "cost": (-math.inf, math.inf), "seconds": (0, math.inf),
+    "lpips": (0, math.inf), "precision": (0, 1), "recall": (0, 1), "f1": (0, 1),
+}  # fmt: skip
+"""Column of other numbers -> the least and the most that it may hold."""
+ALWAYS = ("round", "client", "sample", "batch_size")
+"""Columns in which no cell is empty."""
+FINITE = ("seconds", "precision", "recall", "f1")
+"""Columns in which no number is NaN or infinite, as it is of reconstructions that are broken."""
+ROUNDING = 1e-6
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 Done = set[Attacked]
 
 
@@ -120,28 +140,57 @@ def read_columns(path: Path) -> tuple[str, ...]:
     Raises:
         BadInput: if the file has others.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        found = csv.DictReader(file).fieldnames
-    if found is None or tuple(found) != columns_of([dict.fromkeys(found)]):
+    with path.open("rb") as file:
+        line = file.readline(LARGEST_TEXT)
+    return _columns(line.decode("utf-8", errors="replace"), path)
+
+
+def _columns(line: str, path: Path) -> tuple[str, ...]:
+    found = tuple(line.rstrip("\r\n").split(","))
+    if found != columns_of([dict.fromkeys(found)]):
         raise BadInput(
             f"Expected the columns {', '.join(COLUMNS)} (and some of {', '.join(EXTRA_COLUMNS)}) "
-            f"in {path}, got {found}."
+            f"in {path}, got {short(line, 200)}."
         )
-    return tuple(found)
+    return found
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results.csv, numbers as numbers and empty cells as none.
 
     Raises:
-        BadInput: if the file has other columns.
+        BadInput: if the file is no text, has other columns, or a cell that is not what its column
+            holds; the line is named.
     """
-    if not path.exists():
-        return []
-    read_columns(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return [{name: _value(name, text) for name, text in row.items()} for row in reader]
+    return parse_rows(read_text(path), path) if path.exists() else []
+
+
+def parse_rows(text: str, path: Path) -> list[Row]:
+    """The rows in the text of a results.csv.
+
+    Args:
+        text: the text, header and all.
+        path: the file, for messages.
+
+    Raises:
+        BadInput: as :func:`read_rows`.
+    """
+    lines = io.StringIO(text, newline="")
+    columns = _columns(lines.readline(), path)
+    reader, rows = csv.reader(lines, strict=True), list[Row]()
+    try:
+        for cells in reader:
+            where = f"line {reader.line_num + 1} of {path}"
+            require(
+                len(cells) == len(columns),
+                f"Expected {len(columns)} cells in {where}, got {len(cells)}.",
+            )
+            rows.append({n: _value(n, cell, where) for n, cell in zip(columns, cells, strict=True)})
+    except csv.Error as error:
+        raise BadInput(
+            f"Expected a table of results in {path}, got: {error} (line {reader.line_num + 1})."
+        ) from error
+    return rows
 
 
 def repair_results(path: Path) -> Done:
@@ -152,18 +201,26 @@ def repair_results(path: Path) -> Done:
 
     Returns:
         (model, attack, round, client) of every update whose rows are complete.
+
+    Raises:
+        BadInput: if another line than the last one is damaged; nothing is changed then.
     """
     if not path.exists():
         return set()
+    size = path.stat().st_size
+    require(
+        size <= LARGEST_TEXT, f"Expected at most {LARGEST_TEXT:,} bytes in {path}, got {size:,}."
+    )
     # As bytes: the file may end within a letter.
     written = path.read_bytes()
     whole = written[: written.rfind(b"\n") + 1]
     if not whole:
         path.unlink()
         return set()
+    # Read before anything is changed: a file that is damaged elsewhere stays as it is.
+    rows = parse_rows(decoded(whole, path), path)
     if whole != written:
         path.write_bytes(whole)
-    rows = read_rows(path)
     found = Counter(_key(row) for row in rows)
     done = {_key(row) for row in rows if found[_key(row)] >= row["batch_size"]}
     if any(_key(row) not in done for row in rows):
@@ -178,10 +235,47 @@ def _key(row: Row) -> tuple[str, str, int, int]:
     return str(row["model"]), str(row["attack"]), row["round"], row["client"]
 
 
-def _value(name: str, text: str) -> Any:
-    if name in ("attack", "defense", "model", "dataset"):
+def _value(name: str, text: str, where: str) -> Any:
+    if name in ("attack", "model"):
+        return check_name(f"the {name} in {where}", text)
+    if name in ("defense", "dataset"):
+        require(
+            not _CONTROL.search(text),
+            f"Expected text for {name} in {where}, got control characters: {short(text)}.",
+        )
         return text
-    if text == "":
+    if text == "" and name not in ALWAYS:
         return None
-    whole = name in ("round", "client", "sample", "batch_size", "success", "iterations")
-    return int(text) if whole else float(text)
+    value = _whole(name, text) if name in COUNTS else _number(name, text)
+    require(value is not None, f"Expected {_described(name)} in {where}, got {short(text)}.")
+    return value
+
+
+def _whole(name: str, text: str) -> int | None:
+    if not _DIGITS.fullmatch(text):
+        return None
+    value = int(text)
+    return value if value >= COUNTS[name] and not (name == "success" and value > 1) else None
+
+
+def _number(name: str, text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if not math.isfinite(value) and name in FINITE:
+        return None
+    low, high = RANGES[name]
+    outside = value < low - ROUNDING or value > high + ROUNDING
+    return None if outside else value
+
+
+def _described(name: str) -> str:
+    if name == "success":
+        return "0 or 1 for success"
+    if name in COUNTS:
+        return f"a whole number from {COUNTS[name]} for {name}"
+    low, high = RANGES[name]
+    if math.isfinite(high):
+        return f"a number from {low:g} to {high:g} for {name}"
+    return f"a number{'' if math.isinf(low) else f' from {low:g}'} for {name}"

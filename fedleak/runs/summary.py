@@ -4,13 +4,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
-from fedleak.errors import BadInput
+from fedleak.errors import require
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import COLUMNS, columns_of, read_rows
+from fedleak.runs.scoring import EXTRA_COLUMNS
+from fedleak.runs.text_files import is_count, is_number, parse_json, read_text
+from fedleak.updates.files import short
 
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
 Status = Literal["running", "interrupted", "failed", "complete"]
@@ -67,23 +70,6 @@ def summarise_rounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: order.index((entry["attack"], entry["model"])))
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """What :func:`write_summary` wrote.
-
-    Args:
-        path: summary.json.
-
-    Raises:
-        BadInput: if it is missing or damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["status"], found["attacks"], found["federation"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"Expected a run's summary in {path}, got: {error}.") from error
-    return found  # type: ignore[no-any-return]
-
-
 def data_facts(config: RunConfig, data: PrivateData) -> dict[str, Any]:
     """What a reader of a run has to know of its data set, so that nobody has to load it again.
 
@@ -134,6 +120,85 @@ def write_summary(
     part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     part.replace(folder.summary)
     return summary
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The contents of a summary.json.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation`` and ``data``
+        (empty in runs of the first edition).
+
+    Raises:
+        BadInput: if the file is missing, no JSON, or one of these is not what it should be.
+    """
+    summary = parse_json(read_text(path), str(path))
+    require(
+        isinstance(summary, dict),
+        f"Expected a run's summary in {path}, got {short(summary)}.",
+    )
+    status = summary.get("status")
+    require(
+        isinstance(status, str) and status in get_args(Status),
+        f"Expected `status` to be one of {', '.join(get_args(Status))} in {path}, got "
+        f"{short(status)}.",
+    )
+    attacks = summary.get("attacks")
+    require(
+        isinstance(attacks, list) and all(map(_is_entry, attacks)),
+        f"Expected `attacks` to be a list of means by attack and model in {path}, got "
+        f"{short(attacks)}.",
+    )
+    federation = summary.get("federation")
+    require(
+        isinstance(federation, dict)
+        and all(is_count(federation.get(name)) for name in ("rounds", "clients", "failures"))
+        and _is_mean(federation.get("accuracy", math.nan)),
+        f"Expected `federation` to hold the numbers rounds, clients, failures and accuracy in "
+        f"{path}, got {short(federation)}.",
+    )
+    data = summary.setdefault("data", {})
+    require(
+        isinstance(data, dict) and (not data or _is_data(data)),
+        f"Expected `data` to hold name, kind, input_shape, classes, mean and std in {path}, got "
+        f"{short(data)}.",
+    )
+    return summary  # type: ignore[no-any-return]
+
+
+def _is_data(data: dict[str, Any]) -> bool:
+    """Whether this is what :func:`data_facts` gives."""
+    texts = all(isinstance(data.get(name), str) for name in ("name", "kind"))
+    lists = [data.get(name) for name in ("input_shape", "mean", "std")]
+    if not (texts and is_count(data.get("classes"), 1) and all(isinstance(v, list) for v in lists)):
+        return False
+    shape, mean, std = (list(values or ()) for values in lists)
+    return (
+        all(is_count(side, 1) for side in shape)
+        and all(is_number(value) for value in [*mean, *std])
+        and len(mean) == len(std) > 0
+        and all(value > 0 for value in std)
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    texts, means = ("attack", "defense", "model", "dataset"), ("mse", "psnr", "ssim", "asr")
+    return (
+        all(isinstance(entry.get(name), str) for name in texts)
+        and is_count(entry.get("n"), 1)
+        and all(_is_mean(entry.get(name, math.nan)) for name in (*means, "seconds"))
+        and all(_is_mean(entry[name]) for name in EXTRA_COLUMNS if name in entry)
+    )
+
+
+def _is_mean(value: Any) -> bool:
+    """Whether it is a number, or none where there was nothing to take the mean of."""
+    return value is None or is_number(value)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -5,10 +5,15 @@ layer whose input is mostly 0 is mostly 0 itself. Either takes a thousandth of t
 matrix, which :class:`CompactTensors` gives back to whoever asks for it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from fedleak.errors import require
+from fedleak.updates.files import LARGEST, short
 
 Encoded = dict[str, Tensor]
 Factors = tuple[Tensor, Tensor]
@@ -19,6 +24,9 @@ PIECE = 2**17
 MARK = ".."
 ROWS, COLUMNS = "..rows", "..columns"
 INDICES, VALUES, SHAPE = "..indices", "..values", "..shape"
+# Of a tensor, at most: as many as numpy has.
+DIMENSIONS = 64
+FORMS = ({""}, {ROWS, COLUMNS}, {INDICES, VALUES, SHAPE})
 
 
 class CompactTensors(Mapping[str, Tensor]):
@@ -43,6 +51,18 @@ class CompactTensors(Mapping[str, Tensor]):
         flat = torch.zeros(shape, dtype=values.dtype).flatten()
         return flat.scatter_(0, self.encoded[name + INDICES].long(), values).reshape(shape)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not made for it.
+
+        Raises:
+            KeyError: if there is no such tensor.
+        """
+        if name + ROWS in self.encoded:
+            return (len(self.encoded[name + ROWS]), len(self.encoded[name + COLUMNS]))
+        if name + SHAPE in self.encoded:
+            return tuple(self.encoded[name + SHAPE].tolist())
+        return tuple(self.encoded[name].shape)
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
@@ -51,6 +71,70 @@ class CompactTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def check_encoded(encoded: Mapping[str, Tensor], path: Path) -> None:
+    """Check that tensors from a file are what :func:`encode` gives, before any is written out.
+
+    Args:
+        encoded: the tensors by name.
+        path: the file, for messages.
+
+    Raises:
+        BadInput: if parts are missing, do not fit together or stand for more than
+            :data:`fedleak.updates.files.LARGEST` bytes.
+    """
+    parts: dict[str, set[str]] = {}
+    for name in encoded:
+        base, mark, rest = name.partition(MARK)
+        parts.setdefault(base, set()).add(mark + rest)
+    total = 0
+    for name, found in parts.items():
+        require(
+            found in FORMS,
+            f"Expected a whole tensor, rows and columns, or indices, values and shape of "
+            f"{short(name)} in {path}, got {short(sorted(found))}.",
+        )
+        if ROWS in found:
+            rows, columns = encoded[name + ROWS], encoded[name + COLUMNS]
+            size = rows.numel() * columns.numel() * rows.element_size()
+            fits = rows.dim() == columns.dim() == 1 and rows.dtype == columns.dtype
+        elif SHAPE in found:
+            values, shape = encoded[name + VALUES], encoded[name + SHAPE]
+            fits = _is_sparse(encoded[name + INDICES], values, shape)
+            size = math.prod(shape.tolist()) * values.element_size() if fits else 0
+        else:
+            fits, size = True, encoded[name].nbytes
+        require(
+            fits,
+            f"Expected the parts of {short(name)} in {path} to fit together, got "
+            f"{', '.join(_described(encoded[name + part]) for part in sorted(found))}.",
+        )
+        total += size
+        require(
+            total <= LARGEST,
+            f"Expected a gradient of at most {LARGEST:,} bytes in {path}, got one of {total:,} or "
+            "more when it is written out.",
+        )
+
+
+def _is_sparse(indices: Tensor, values: Tensor, shape: Tensor) -> bool:
+    """Whether these are the parts of a sparse tensor, each of its entries given once at most."""
+    whole = (torch.int32, torch.int64)
+    if not (indices.dim() == values.dim() == shape.dim() == 1 and len(indices) == len(values)):
+        return False
+    if indices.dtype not in whole or shape.dtype not in whole or not 1 <= len(shape) <= DIMENSIONS:
+        return False
+    if int(shape.min()) < 1:
+        return False
+    if not len(indices):
+        return True
+    ascending = bool((indices[1:] > indices[:-1]).all())
+    return ascending and int(indices[0]) >= 0 and int(indices[-1]) < math.prod(shape.tolist())
+
+
+def _described(value: Tensor) -> str:
+    return f"{value.dtype} of shape {short(tuple(value.shape))}"
 
 
 def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None = None) -> Encoded:

@@ -1,13 +1,17 @@
 """What a client really had: for the scorer alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from fedleak.errors import require
-from fedleak.updates.files import TRUTH_FORMAT, Tensors, read_tensors, write_tensors
+from fedleak.updates.files import TRUTH_FORMAT, Tensors, read_tensors, short, write_tensors
+
+NOISE = "noise/"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class GroundTruth:
     def save(self, path: Path) -> None:
         """Write it to a safetensors file."""
         tensors = {"inputs": self.inputs, "labels": self.labels}
-        tensors |= {f"noise/{name}": value for name, value in self.noise.items()}
+        tensors |= {f"{NOISE}{name}": value for name, value in self.noise.items()}
         write_tensors(tensors, path, {"format": TRUTH_FORMAT})
 
     @classmethod
@@ -36,10 +40,64 @@ class GroundTruth:
         """Read it back.
 
         Raises:
-            BadInput: if the file is missing, truncated or of another kind.
+            BadInput: if the file is missing, truncated or of another kind, or if inputs, labels and
+                noise are not finite numbers of one and the same count of samples.
         """
         tensors, _ = read_tensors(path, TRUTH_FORMAT)
         for name in ("inputs", "labels"):
-            require(name in tensors, f"Expected `{name}` in {path}, got {sorted(tensors)}.")
-        noise = {n.removeprefix("noise/"): t for n, t in tensors.items() if n.startswith("noise/")}
-        return cls(tensors["inputs"], tensors["labels"], noise)
+            require(name in tensors, f"Expected `{name}` in {path}, got {short(sorted(tensors))}.")
+        strange = [n for n in tensors if n not in ("inputs", "labels") and not n.startswith(NOISE)]
+        require(not strange, f"Expected inputs, labels and noise in {path}, got {short(strange)}.")
+        inputs, labels = tensors["inputs"], tensors["labels"]
+        require(
+            inputs.dim() >= 2 and inputs.numel() > 0,
+            f"Expected `inputs` of shape (samples, ...) in {path}, got {short(inputs.shape)}.",
+        )
+        kind = labels.dtype
+        require(
+            labels.shape == inputs.shape[:1] and not (kind.is_floating_point or kind == torch.bool),
+            f"Expected `labels` to be {len(inputs)} whole numbers in {path}, one for each of the "
+            f"inputs, got {kind} of shape {short(tuple(labels.shape))}.",
+        )
+        require(
+            int(labels.min()) >= 0,
+            f"Expected `labels` to count classes from 0 in {path}, got {int(labels.min())}.",
+        )
+        for name, value in tensors.items():
+            if name == "labels":
+                continue
+            require(
+                value.dim() >= 1 and len(value) == len(inputs),
+                f"Expected {short(name)} of {len(inputs)} samples in {path}, got the shape "
+                f"{short(tuple(value.shape))}.",
+            )
+            require(
+                value.dtype.is_floating_point and bool(value.isfinite().all()),
+                f"Expected finite floating point numbers in {short(name)} of {path}, got others.",
+            )
+        noise = {n.removeprefix(NOISE): t for n, t in tensors.items() if n.startswith(NOISE)}
+        return cls(inputs, labels, noise)
+
+    def check(self, key: str, samples: int, input_shape: Sequence[int], num_classes: int) -> None:
+        """Check that it can be what is behind an update.
+
+        Args:
+            key: the update's key, for messages.
+            samples: number of samples that the update was computed from.
+            input_shape: shape of a sample.
+            num_classes: number of classes.
+
+        Raises:
+            BadInput: if number, shape or labels are others.
+        """
+        expected, found = (samples, *input_shape), tuple(self.inputs.shape)
+        require(
+            found == expected,
+            f"Expected the truth of update {key} to hold inputs of shape {expected}, got {found}.",
+        )
+        highest = int(self.labels.max())
+        require(
+            highest < num_classes,
+            f"Expected the truth of update {key} to hold labels below {num_classes}, the number of "
+            f"classes, got {highest}.",
+        )

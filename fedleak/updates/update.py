@@ -1,5 +1,6 @@
 """What the server saw of one client in one round."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
-from fedleak.updates.compression import CompactTensors
+from fedleak.updates.compression import CompactTensors, check_encoded
 from fedleak.updates.files import (
     GLOBAL_FORMAT,
+    KEY,
     UPDATE_FORMAT,
     Tensors,
+    check_name,
     read_tensors,
+    short,
     update_key,
     write_tensors,
 )
 from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.naming import by_name
+
+# Of rounds, clients and examples, as they are written.
+_NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 
 def weights_to_gradient(
@@ -188,6 +195,7 @@ class InterceptedUpdate:
             BadInput: if it is not.
         """
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for title, tensors in (("sent", self.sent), ("received", self.received)):
             names = set(expected) if title == "sent" else set(dict(model.named_parameters()))
             missing = sorted(names - set(tensors))
@@ -195,15 +203,25 @@ class InterceptedUpdate:
             if missing or strange:
                 raise BadInput(
                     f"Expected an update of {type(model).__name__}, but what the update {title} "
-                    f"lacks {missing[:3] or 'nothing'} and has {strange[:3] or 'nothing'} besides: "
+                    f"lacks {missing[:3] or 'nothing'} and has "
+                    f"{short(strange[:3]) if strange else 'nothing'} besides: "
                     "give the model that the federation trained."
                 )
-            for name, value in tensors.items():
-                if tuple(value.shape) != expected[name]:
+            # Before any tensor is written out: its size is then that of the model's.
+            for name in tensors:
+                shape = tensors.shape(name) if isinstance(tensors, CompactTensors) else None
+                shape = tuple(tensors[name].shape) if shape is None else shape
+                if shape != expected[name]:
                     raise BadInput(
                         f"Expected `{name}` of shape {expected[name]} in an update of "
-                        f"{type(model).__name__}, got {tuple(value.shape)}: give the model that "
-                        "the federation trained."
+                        f"{type(model).__name__}, got {shape}: give the model that the federation "
+                        "trained."
+                    )
+            for name, value in tensors.items():
+                if name in parameters and not value.is_floating_point():
+                    raise BadInput(
+                        f"Expected floating point numbers in `{name}` of update {self.key}, got "
+                        f"{value.dtype}."
                     )
                 if value.is_floating_point() and not bool(value.isfinite().all()):
                     raise BadInput(
@@ -237,7 +255,11 @@ class InterceptedUpdate:
 
         Returns:
             The path of the update's file.
+
+        Raises:
+            BadInput: if the model's name cannot be a part of a file's name.
         """
+        check_name("the model", self.model)
         shared = folder / f"r{self.round:04d}-global.safetensors"
         if not shared.exists():
             header = {"format": GLOBAL_FORMAT, "round": str(self.round), "model": self.model}
@@ -265,19 +287,26 @@ class InterceptedUpdate:
             path: a file that :meth:`save` wrote.
 
         Raises:
-            BadInput: if a file is missing, truncated or of another kind.
+            BadInput: if a file is missing, truncated or of another kind, if the header holds no
+                round from 1, no client from 0, or a name that is none, or if a compact gradient
+                does not fit together or takes more than ``files.LARGEST`` bytes written out.
         """
         received, header = read_tensors(path, UPDATE_FORMAT)
-        try:
-            number, client = int(header["round"]), int(header["client"])
-            protocol, examples = header["protocol"], int(header["num_examples"])
-            model = header["model"]
-        except (KeyError, ValueError) as error:
-            raise BadInput(f"Expected a complete header in {path}, got {header}.") from error
+        numbers = [header.get(name, "") for name in ("round", "client", "num_examples")]
+        if "model" not in header or not all(map(_NUMBER.fullmatch, numbers)) or numbers[0] == "0":
+            raise BadInput(f"Expected a complete header in {path}, got {short(header, 200)}.")
+        round_, client, examples = map(int, numbers)
+        protocol = header.get("protocol")
         if protocol not in ("fedsgd", "fedavg"):
-            raise BadInput(f"Expected protocol fedsgd or fedavg in {path}, got `{protocol}`.")
-        sent, _ = read_tensors(path.with_name(f"r{number:04d}-global.safetensors"), GLOBAL_FORMAT)
+            raise BadInput(f"Expected protocol fedsgd or fedavg in {path}, got {short(protocol)}.")
+        key = update_key(round_, client)
+        if KEY.fullmatch(path.stem) and path.stem != key:
+            raise BadInput(f"Expected the header of {path} to be that of its name, got {key}.")
+        model = check_name(f"the model in {path}", header["model"])
+        if protocol == "fedsgd":
+            check_encoded(received, path)
+        sent, _ = read_tensors(path.with_name(f"r{round_:04d}-global.safetensors"), GLOBAL_FORMAT)
         return cls(
-            number, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
+            round_, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,
         )  # fmt: skip

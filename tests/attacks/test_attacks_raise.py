@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from fedleak.attacks import IGA, NRA
 from fedleak.errors import BadInput
 from fedleak.models import LeNet
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
 from tests.cases import ATTACKS, MODELS, AttackCase, Victim, case_victim
 
 KINDS = list({case.kind: case for case in ATTACKS}.values())
@@ -165,3 +169,47 @@ def test_a_prior_without_statistics_to_compare_with() -> None:
     victim = case_victim(MODELS[0], precode=False)
     with pytest.raises(BadInput, match="`batch_norm` needs running statistics and SMLP keeps none"):
         IGA(iterations=2, batch_norm=0.1)([victim.update], victim.knowledge)
+
+
+# ----------------------------------------------------------------------- how many samples there are
+
+
+def of_eight() -> tuple[InterceptedUpdate, Knowledge]:
+    """An update whose client reports 8 samples, and a server that was told of none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+    inputs, labels = torch.rand(8, 3, 2, 2), torch.arange(8) % 4
+    loss = functional.cross_entropy(model(inputs), labels)
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    update = InterceptedUpdate.of(model, gradient=gradient, num_examples=8)
+    facts = Knowledge(
+        model, (3, 2, 2), 4, loss=lambda m, b: functional.cross_entropy(m(b[0]), b[1])
+    )
+    return update, facts
+
+
+def test_the_number_of_samples_is_taken_from_the_update() -> None:
+    update, facts = of_eight()
+    (found,) = IGA(iterations=2)([update], facts)
+    assert found.inputs.shape == (8, 3, 2, 2)
+    assert found.findings[0] == "number of samples taken from the update: 8"
+
+
+def test_known_labels_tell_the_number_of_samples() -> None:
+    update, facts = of_eight()
+    (found,) = IGA(iterations=2)([update], replace(facts, labels=torch.arange(8) % 4))
+    assert len(found.inputs) == 8
+    assert found.findings == ()
+
+
+def test_what_was_told_of_the_samples_holds_and_a_contradiction_is_said() -> None:
+    update, facts = of_eight()
+    (found,) = IGA(iterations=2)([update], replace(facts, num_samples=3))
+    assert len(found.inputs) == 3
+    assert found.findings[0] == "3 samples were told, the client reports 8"
+
+
+def test_an_update_of_no_samples_is_refused() -> None:
+    update, facts = of_eight()
+    with pytest.raises(BadInput, match="`num_samples` to be told where an update says none, got 0"):
+        IGA(iterations=2)([replace(update, num_examples=0)], facts)

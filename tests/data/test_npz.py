@@ -310,3 +310,33 @@ def test_real_victims() -> None:
     assert 0.95 < float(back.max()) <= 1 + 1e-3
     with pytest.raises(BadInput, match="set `normalised` to true"):
         Npz(path=f"{FOLDER}/victims_cifar10.npz").setup()
+
+
+def forged(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """An archive whose arrays tell shapes that they do not have; it has a few hundred bytes."""
+    with zipfile.ZipFile(path / "set.npz", "w") as archive:
+        for name, shape in shapes.items():
+            array = io.BytesIO()
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(array, header)
+            archive.writestr(f"{name}.npy", array.getvalue())
+    return str(path / "set.npz")
+
+
+def test_a_small_archive_for_gigabytes(tmp_path: Path) -> None:
+    path = forged(tmp_path, {"images": (2**30, 2, 2), "labels": (1,)})
+    with pytest.raises(BadInput, match=r"arrays of at most 4,294,967,296 bytes .* 4,294,967,297"):
+        Npz(path=path).setup()
+    # Nothing is taken off by an array that tells less than nothing.
+    path = forged(tmp_path, {"images": (2**30, 2, 2), "labels": (-(2**40),)})
+    with pytest.raises(BadInput, match="could not read"):
+        Npz(path=path).setup()
+
+
+@pytest.mark.parametrize("largest", [100_000, 2**62])
+def test_as_many_classes_as_the_largest_label_tells(tmp_path: Path, largest: int) -> None:
+    labels = LABELS.astype(np.int64)
+    labels[0] = largest
+    path = str(save(tmp_path, images=COLOUR, labels=labels))
+    with pytest.raises(BadInput, match=f"labels below 100,000, got the label {largest:,} in `npz`"):
+        Npz(path=path).setup()

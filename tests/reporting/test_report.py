@@ -1,11 +1,13 @@
 """The page is read back with html.parser; its runs are made by hand, in milliseconds."""
 
 import base64
+import csv
 import io
 import itertools
 import json
 import math
 import re
+import struct
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.config import Federation, RunConfig, Victims
@@ -80,14 +83,23 @@ def a_config(output, **changes):
     return RunConfig(output=str(output), **values | changes)
 
 
-def a_folder(path, rows, *, config=None, status="complete", truth=True, channels=3, events=None):
+def a_folder(
+    path, rows, *, config=None, status="complete", truth=True, channels=3, events=None, scaled=True
+):
     """A run's folder as a run leaves it."""
     folder = RunFolder(path)
     folder.reconstructions.mkdir(parents=True)
     config = config or a_config(path)
     config.save(folder.config)
     federation = {"rounds": 1, "clients": 4, "failures": 0, "accuracy": 0.5}
-    folder.summary.write_text(json.dumps({"status": status, "federation": federation}))
+    data = None
+    if scaled:
+        data = {
+            "name": config.data_name, "kind": "images", "input_shape": [channels, 6, 8],
+            "classes": 4, "mean": [0.5] * channels, "std": [0.25] * channels,
+        }  # fmt: skip
+    summary = {"status": status, "data": data or {}, "attacks": [], "federation": federation}
+    folder.summary.write_text(json.dumps(summary))
     if rows:
         append_rows(folder.results, rows)
     draw_pixels = np.random.default_rng(0)
@@ -242,7 +254,7 @@ class TestPage:
 
     def test_text_of_the_run_is_escaped(self, tmp_path):
         evil = '<script>alert("x")</script>'
-        rows = [a_row(model=evil, attack="<b>'&", defense="<i>")]
+        rows = [a_row(dataset=evil, defense=f"<i>{evil}")]
         data = {"path": f"{evil}.npz", "mean": [0.5] * 3, "std": [0.25] * 3}
         config = a_config(
             tmp_path / "run",
@@ -348,37 +360,18 @@ class TestOtherRuns:
         assert "proves no defence" not in page.text
         assert len(page.all("img")) == 3 * 4
 
-    def test_data_set_is_elsewhere(self, tmp_path):
-        data = {"root": str(tmp_path / "nowhere"), "download": True}
-        config = a_config(tmp_path / "run", data=Plugin("fedleak.data.cifar.CIFAR10", data))
-        folder = a_folder(tmp_path / "run", STORY, config=config)
+    def test_the_scaling_is_not_told(self, tmp_path):
+        folder = a_folder(tmp_path / "run", STORY, scaled=False)
         page = Page(write_report(folder))
-        assert "is not on this machine" in page.text
+        assert "summary.json does not tell how they are scaled" in page.text
         assert len(page.all("img")) == 3 * 4
-        page = Page(write_report(folder, ((0.5,) * 3, (0.25,) * 3)))
-        assert len(page.all("img")) == 4 * 4
 
-    def test_downloads_nothing(self, tmp_path, monkeypatch):
-        asked = []
-
-        class Source:
-            base_folder = "anywhere"
-
-            def __init__(self, root, *, train, download):
-                asked.append(download)
-                raise RuntimeError
-
-        monkeypatch.setattr("fedleak.data.cifar.CIFAR10._source", Source)
-        data = Plugin("fedleak.data.cifar.CIFAR10", {"download": True})
-        write_report(a_folder(tmp_path / "run", STORY, config=a_config(tmp_path, data=data)))
-        assert asked == [False]
-
-    def test_only_a_data_set_is_made(self, tmp_path):
+    def test_the_data_are_not_loaded(self, tmp_path):
+        """All that the page needs of them is in summary.json."""
         mark = tmp_path / "mark"
-        config = a_config(
-            tmp_path / "run", data=Plugin("subprocess.Popen", {"args": ["touch", str(mark)]})
-        )
-        assert "is not on this machine" in a_page(tmp_path / "run", STORY, config=config).text
+        data = Plugin("subprocess.Popen", {"args": ["touch", str(mark)]})
+        page = a_page(tmp_path / "run", STORY, config=a_config(tmp_path / "run", data=data))
+        assert len(page.all("img")) == 4 * 4
         assert not mark.exists()
 
     def test_training_only(self, tmp_path):
@@ -648,3 +641,98 @@ def test_a_damaged_summary_is_named(tmp_path, text):
     folder.summary.write_text(text)
     with pytest.raises(BadInput, match=r"in .*summary.json, got"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[]", "a run's summary in"),
+        ('{"status": "done"}', "`status` to be one of running, interrupted, failed, complete in"),
+        ('{"status": "complete", "attacks": {}}', "`attacks` to be a list of means"),
+        ('{"status": "complete", "attacks": [{"attack": 1}]}', "`attacks` to be a list of means"),
+        (
+            '{"status": "complete", "attacks": [], "federation": {"rounds": -1}}',
+            "`federation` to hold the numbers rounds, clients, failures and accuracy",
+        ),
+    ],
+)
+def test_a_summary_of_another_shape_is_named(tmp_path, text, sentence):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    folder.summary.write_text(text)
+    with pytest.raises(BadInput, match=rf"Expected {sentence}.*summary.json, got"):
+        write_report(folder)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "x" * 101, "a\nb", "é\0"])
+@pytest.mark.parametrize("column", ["model", "attack"])
+def test_a_name_is_never_a_path(tmp_path, column, name):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    cells = a_row(**{column: name})
+    text = folder.results.read_text().splitlines()[0]
+    with folder.results.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, text.split(","), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(cells)
+    with pytest.raises(BadInput, match=r"name of the (model|attack) in line \d of|a NUL character"):
+        write_report(folder)
+    with pytest.raises(BadInput, match=f"Expected the name of the {column} to consist of letters"):
+        folder.reconstruction(cells)
+
+
+def test_damaged_curves_cost_the_curves_alone(tmp_path):
+    folder = a_folder(tmp_path / "run", STORY, events=COSTS)
+    (folder.tensorboard / "events.out.tfevents.9").write_bytes(record(b"\xff\xff"))
+    page = Page(write_report(folder))
+    assert "TensorBoard files are damaged: Expected TensorBoard's event files in" in page.text
+    assert "PRECODE stops IGA" in page.text
+    assert not page.all("svg", role="img")
+
+
+def record(content):
+    """A record of an event file, with the checksums that it has to have."""
+    head = struct.pack("<Q", len(content))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (head, content)]
+    return head + sums[0] + content + sums[1]
+
+
+def test_an_event_file_without_end_is_not_read(tmp_path):
+    head = struct.pack("<Q", 2**40)
+    file = tmp_path / "events.out.tfevents.1"
+    file.write_bytes(head + struct.pack("<I", masked_crc32c(head)))
+    with pytest.raises(BadInput, match=r"event files in .*got one that cannot be read"):
+        read_scalars(tmp_path)
+    with file.open("r+b") as large:
+        large.truncate(2**30 + 1)  # takes no room on the disk
+    with pytest.raises(BadInput, match=r"at most 1,073,741,824 bytes together in .*1,073,741,825"):
+        read_scalars(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.write_bytes(b""), "an image at .*png, got a file that cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:90]), "an image at .*png, got a file"),
+        (lambda path: Image.new("L", (9, 9)).save(path, "GIF"), "an image at .*png, got a file"),
+        (lambda path: Image.new("L", (9, 9)).save(path), r"inputs of shape \(3, 9, 9\) beside"),
+        (lambda path: Image.new("1", (8193, 8193)).save(path), r"at most 67,108,864 pixels in"),
+        (lambda path: Image.new("1", (20000, 20000)).save(path), "an image at .*bomb"),
+    ],
+)
+def test_damaged_picture(tmp_path, damage, sentence):
+    folder = a_folder(tmp_path / "run", [a_row()])
+    damage(folder.reconstruction(a_row()))
+    with pytest.raises(BadInput, match=sentence):
+        write_report(folder)
+
+
+def test_more_pictures_than_a_page_has_room_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedleak.reporting.report.PAGE_PIXELS", 2 * 48)
+    write_report(a_folder(tmp_path / "run", some(1, 2)))
+    with pytest.raises(BadInput, match="at most 96 pixels together for a report, got more up to"):
+        write_report(a_folder(tmp_path / "more", some(1, 3)))
+
+
+def test_a_chart_of_one_large_negative_value():
+    chart = Chart("t", "x", "y", [Series("a", "a", 0, [(0, -1e9), (1, -1e9)])])
+    assert "<svg" in draw(chart)

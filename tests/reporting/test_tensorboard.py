@@ -356,7 +356,7 @@ def test_an_attack_on_saved_updates_tells_the_accuracy_of_their_federation(
     config = replace(
         finished.config, output=str(tmp_path / "again"), attacks=(attack_plugin("nra"),)
     )
-    experiment.attack(finished.folder.path, config, [TensorBoard(config, *SCALING)])
+    experiment.attack_run(finished.folder.path, config, [TensorBoard(config, *SCALING)])
     found = read_events(tmp_path / "again" / "tensorboard")
     assert set(found) == {"", "nra on smlp+precode"}
     accuracy = finished.summary["federation"]["accuracy"]

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from fedleak.config import Federation, Metrics, RunConfig
 from fedleak.errors import BadInput
 from fedleak.registry import Plugin
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.results import COLUMNS, Recorder, append_rows, read_rows, repair_results
+from fedleak.runs.results import (
+    COLUMNS,
+    Recorder,
+    append_rows,
+    parse_rows,
+    read_rows,
+    repair_results,
+)
 from fedleak.runs.scoring import ImageScoring, to_picture
 from fedleak.runs.summary import summarise, write_summary
 from fedleak.updates.truth import GroundTruth
@@ -63,7 +71,7 @@ def test_columns_in_the_order_of_the_house(path: Path) -> None:
 
 
 def test_rows_come_back(path: Path) -> None:
-    rows = [row(sample=0), row(sample=1, psnr=math.inf, cost=1e-30, model='odd, "quoted" ü')]
+    rows = [row(sample=0), row(sample=1, psnr=math.inf, cost=1e-30, dataset='odd, "quoted" ü')]
     append_rows(path, rows[:1])
     append_rows(path, rows[1:])
     found = read_rows(path)
@@ -105,6 +113,90 @@ def test_other_columns(path: Path, text: str) -> None:
 def test_unknown_value_is_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="psrn"):
         append_rows(path, [row(psrn=1)])
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "sentence"),
+    [
+        ("round", "0", "a whole number from 1 for round"),
+        ("round", "", "a whole number from 1 for round"),
+        ("client", "-1", "a whole number from 0 for client"),
+        ("client", "1.0", "a whole number from 0 for client"),
+        ("sample", "1" * 10, "a whole number from 0 for sample"),
+        ("sample", "٣", "a whole number from 0 for sample"),
+        ("batch_size", "many", "a whole number from 1 for batch_size"),
+        ("success", "2", "0 or 1 for success"),
+        ("success", "nan", "0 or 1 for success"),
+        ("iterations", "-7", "a whole number from 0 for iterations"),
+        ("mse", "-0.1", "a number from 0 for mse"),
+        ("mse", "text", "a number from 0 for mse"),
+        ("psnr", "text", "a number for psnr"),
+        ("ssim", "1.1", "a number from -1 to 1 for ssim"),
+        ("ssim", "inf", "a number from -1 to 1 for ssim"),
+        ("noise_mse", "-1", "a number from 0 for noise_mse"),
+        ("cost", "0x10", "a number for cost"),
+        ("seconds", "nan", "a number from 0 for seconds"),
+        ("seconds", "inf", "a number from 0 for seconds"),
+        ("seconds", "-1", "a number from 0 for seconds"),
+        ("defense", "a\x1bb", "text for defense"),
+        ("dataset", '"a\nb"', "text for dataset"),
+        ("model", "../x", "the name of the model"),
+        ("attack", "", "the name of the attack"),
+    ],
+)
+def test_a_cell_that_is_not_what_its_column_holds(
+    path: Path, column: str, text: str, sentence: str
+) -> None:
+    append_rows(path, [row(), row()])
+    *lines, last = path.read_text(encoding="utf-8").splitlines()
+    cells = last.split(",")
+    cells[COLUMNS.index(column)] = text
+    damaged = "\n".join([*lines, ",".join(cells)]) + "\n"
+    path.write_text(damaged, encoding="utf-8")
+    for read in (read_rows, repair_results):
+        with pytest.raises(BadInput, match=rf"Expected {sentence} in line [34] of .*results.csv"):
+            read(path)
+    assert path.read_text(encoding="utf-8") == damaged  # nothing of it is lost
+
+
+def test_what_scores_may_be() -> None:
+    """NaN of broken reconstructions, infinity of perfect ones, a little more than 1 of rounding."""
+    scores = {"mse": math.inf, "psnr": -math.inf, "ssim": math.nan, "cost": math.nan}
+    text = ",".join(COLUMNS) + "\n" + ",".join(map(str, row(**scores).values())) + "\n"
+    assert str(parse_rows(text, Path("file"))[0]) == str(row(**scores))
+    text = text.replace("nan,0,", "1.0000001,0,")
+    assert parse_rows(text, Path("file"))[0]["ssim"] == 1.0000001
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda text: text + b"1,2\n", "16 cells in line 3 of .*, got 2"),
+        (lambda text: text + b"," * 20 + b"\n", "16 cells in line 3 of .*, got 21"),
+        (lambda text: text + b"\n", "16 cells in line 3 of .*, got 0"),
+        (lambda text: text + b'1,"2\n', "a table of results in .*unexpected end of data"),
+        (lambda text: text + b"1,a\rb\n", "a table of results in|16 cells"),
+        (lambda text: text + b"x" * 200_000, "a table of results in .*field limit"),
+        (lambda text: text + b"\xff\n", r"text in UTF-8 in .*, got other bytes at 1\d\d"),
+        (lambda text: text.replace(b"iga", b"i\0a"), "text in .*, got a NUL character"),
+        (lambda text: text.replace(b"mse,", b"mse,mse,"), "the columns round, .* 'round,client"),
+        (lambda text: b"", "the columns round, "),
+    ],
+)
+def test_no_table_of_results(path: Path, damage: Callable[[bytes], bytes], sentence: str) -> None:
+    append_rows(path, [row()])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInput, match=f"Expected {sentence}"):
+        read_rows(path)
+
+
+def test_more_results_than_memory(path: Path) -> None:
+    append_rows(path, [row()])
+    with path.open("r+b") as file:
+        file.truncate(2**26 + 1)  # takes no room on the disk
+    for read in (read_rows, repair_results):
+        with pytest.raises(BadInput, match=r"at most 67,108,864 bytes in .*, got 67,108,865"):
+            read(path)
 
 
 # ------------------------------------------------------------------------------ after a kill

@@ -1,12 +1,15 @@
 """Gradients on the way: what comes back is what went in, in less room."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedleak.updates.compression import CompactTensors, encode, weighted_sum
+from fedleak.errors import BadInput
+from fedleak.updates.compression import CompactTensors, check_encoded, encode, weighted_sum
 
 
 def gradients(seed: int, *, dense: bool = True) -> dict[str, Tensor]:
@@ -79,3 +82,70 @@ def test_the_weighted_sum_is_that_of_the_whole_tensors(mixed: bool) -> None:
     for name in parts[0]:
         expected = sum(w * part[name].double() for w, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_encode_gives_is_accepted_and_its_shapes_are_known() -> None:
+    before = gradients(0)
+    encoded = encode(before, {"product": factors(before["product"])})
+    check_encoded(encoded, Path("file"))
+    after = CompactTensors(encoded)
+    assert {n: after.shape(n) for n in after} == {n: tuple(v.shape) for n, v in before.items()}
+    with pytest.raises(KeyError, match="weight"):
+        after.shape("weight")
+
+
+def sparse(**changes: Tensor) -> dict[str, Tensor]:
+    parts = {
+        "indices": torch.tensor([1, 4], dtype=torch.int32), "values": torch.ones(2),
+        "shape": torch.tensor([2, 3]),
+    }  # fmt: skip
+    return {f"w..{name}": value for name, value in (parts | changes).items()}
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        sparse(indices=torch.tensor([-1, 4])),
+        sparse(indices=torch.tensor([1, 6])),
+        sparse(indices=torch.tensor([4, 1])),
+        sparse(indices=torch.tensor([1, 1])),
+        sparse(indices=torch.tensor([1.0, 4.0])),
+        sparse(indices=torch.tensor([1])),
+        sparse(indices=torch.tensor([[1, 4]])),
+        sparse(shape=torch.tensor([-2, -3])),
+        sparse(shape=torch.tensor([0, 2**62])),
+        sparse(shape=torch.tensor([2.0, 3.0])),
+        sparse(shape=torch.tensor([], dtype=torch.int64)),
+        sparse(shape=torch.tensor([1] * 65)),
+        {"w..rows": torch.ones(2, 2), "w..columns": torch.ones(2)},
+        {"w..rows": torch.ones(2), "w..columns": torch.ones(2, dtype=torch.float64)},
+    ],
+)
+def test_parts_that_do_not_fit_together(encoded: dict[str, Tensor]) -> None:
+    with pytest.raises(BadInput, match="Expected the parts of 'w' in file to fit together, got"):
+        check_encoded(encoded, Path("file"))
+
+
+@pytest.mark.parametrize("missing", ["indices", "values", "shape", "rows", "columns"])
+def test_parts_that_are_missing(missing: str) -> None:
+    encoded = sparse() | {"v..rows": torch.ones(2), "v..columns": torch.ones(3)}
+    name = next(name for name in encoded if name.endswith(missing))
+    with pytest.raises(BadInput, match=rf"Expected a whole tensor, rows .* of '{name[0]}' in file"):
+        check_encoded({n: v for n, v in encoded.items() if n != name}, Path("file"))
+    with pytest.raises(BadInput, match=r"indices, values and shape of 'w' in file, got \['..odd'"):
+        check_encoded({"w..odd": torch.ones(1)}, Path("file"))
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        sparse(shape=torch.tensor([2**40])),
+        sparse(shape=torch.tensor([2**32, 2**32])),
+        {"w..rows": torch.ones(2**15 + 1), "w..columns": torch.ones(2**15)},
+        {f"{n}..{part}": torch.ones(2**15) for n in "abc" for part in ("rows", "columns")},
+    ],
+)
+def test_a_small_file_for_gigabytes(encoded: dict[str, Tensor]) -> None:
+    """4 GiB are 2**30 numbers, in one tensor or in several."""
+    with pytest.raises(BadInput, match="a gradient of at most 4,294,967,296 bytes in file"):
+        check_encoded(encoded, Path("file"))

@@ -14,7 +14,8 @@ from fedleak.attacks import IGA
 from fedleak.errors import BadInput
 from fedleak.metrics import score
 from fedleak.models import SMLP
-from fedleak.updates.files import Tensors, update_files, update_key
+from fedleak.updates.compression import CompactTensors
+from fedleak.updates.files import NAME, Tensors, update_files, update_key
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate, gradient_to_weights, weights_to_gradient
@@ -244,8 +245,8 @@ def test_key() -> None:
     round_=st.integers(1, 10**6),
     client=st.integers(0, 10**6),
     protocol=st.sampled_from(["fedsgd", "fedavg"]),
-    examples=st.integers(0, 10**9),
-    model=st.text(max_size=30),
+    examples=st.integers(0, 10**9 - 1),
+    model=st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name.encode()) <= 100),
 )
 def test_any_header_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -318,9 +319,9 @@ def test_missing_files(victim: Victim, tmp_path: Path) -> None:
 
 def test_other_format(victim: Victim, tmp_path: Path) -> None:
     path = victim.update.save(tmp_path)
-    with pytest.raises(BadInput, match=r"of format fedleak-update-1 at .* got fedleak-global-1"):
+    with pytest.raises(BadInput, match=r"of format fedleak-update-1 at .* got 'fedleak-global-1'"):
         InterceptedUpdate.load(tmp_path / "r0001-global.safetensors")
-    with pytest.raises(BadInput, match=r"of format fedleak-truth-1 at .* got fedleak-update-1"):
+    with pytest.raises(BadInput, match=r"of format fedleak-truth-1 at .* got 'fedleak-update-1'"):
         GroundTruth.load(path)
     save_file({"w": torch.ones(1)}, path)
     with pytest.raises(
@@ -328,7 +329,7 @@ def test_other_format(victim: Victim, tmp_path: Path) -> None:
     ):
         InterceptedUpdate.load(path)
     save_file({"w": torch.ones(1)}, path, {"format": "fedleak-update-2"})
-    with pytest.raises(BadInput, match=r"fedleak-update-1 at .* got fedleak-update-2"):
+    with pytest.raises(BadInput, match=r"fedleak-update-1 at .* got 'fedleak-update-2'"):
         InterceptedUpdate.load(path)
 
 
@@ -345,7 +346,15 @@ HEADER = {
         ({"client": "two"}, "complete header in .*'client': 'two'"),
         ({"num_examples": ""}, "complete header in"),
         ({"model": None}, "complete header in"),
-        ({"protocol": "gossip"}, "protocol fedsgd or fedavg in .*, got `gossip`"),
+        ({"round": "0"}, "complete header in"),
+        ({"round": "-1"}, "complete header in"),
+        ({"round": "1" * 10}, "complete header in"),
+        ({"client": "٣"}, "complete header in"),
+        ({"client": "1_0"}, "complete header in"),
+        ({"num_examples": "-8"}, "complete header in"),
+        ({"client": "3"}, r"the header of .*r0001-c0002.safetensors to be .*, got r0001-c0003"),
+        ({"model": "../../x"}, r"the name of the model in .* to consist of .*, got '../../x'"),
+        ({"protocol": "gossip"}, "protocol fedsgd or fedavg in .*, got 'gossip'"),
     ],
 )
 def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) -> None:
@@ -356,6 +365,77 @@ def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) ->
     save_file({"w": torch.ones(1)}, path, header)
     with pytest.raises(BadInput, match=text):
         InterceptedUpdate.load(path)
+
+
+def test_names_that_are_none_are_not_written(victim: Victim, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the name of the model to consist of"):
+        replace(victim.update, model="../x").save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compact_gradient_is_compared_with_the_model_before_it_is_written_out(
+    victim: Victim,
+) -> None:
+    """2**60 numbers: written out, they would be more than any memory."""
+    name = next(iter(victim.update.received))
+    long = torch.zeros(1).expand(2**30)
+    received = dict(victim.update.received)
+    del received[name]
+    received |= {f"{name}..rows": long, f"{name}..columns": long}
+    with pytest.raises(BadInput, match=r"of shape .* got \(1073741824, 1073741824\)"):
+        replace(victim.update, received=CompactTensors(received)).check(victim.model)
+
+
+@pytest.mark.parametrize("where", ["sent", "received"])
+def test_weights_are_floating_point(victim: Victim, where: str) -> None:
+    tensors = dict(getattr(victim.update, where))
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].long()
+    with pytest.raises(BadInput, match=f"floating point numbers in `{name}` of update r0001-c0003"):
+        replace(victim.update, **{where: tensors}).check(victim.model)
+
+
+INPUTS = torch.zeros(2, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labels": torch.tensor([0])}, "`labels` to be 2 whole numbers in .* of shape"),
+        ({"labels": torch.tensor([[0], [1]])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([True, False])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([0, -1])}, "`labels` to count classes from 0 in .*, got -1"),
+        ({"inputs": INPUTS[:0]}, "`inputs` of shape .*samples, ..."),
+        ({"inputs": torch.zeros(2)}, "`inputs` of shape .*samples, ..."),
+        ({"inputs": INPUTS.long()}, "finite floating point numbers in 'inputs'"),
+        ({"inputs": INPUTS / 0}, "finite floating point numbers in 'inputs'"),
+        ({"noise/slot": torch.zeros(3, 4)}, "'noise/slot' of 2 samples in .* shape .3, 4."),
+        ({"noise/slot": torch.zeros(())}, "'noise/slot' of 2 samples in"),
+        ({"noise/slot": torch.full((2, 4), math.inf)}, "finite .* in 'noise/slot'"),
+        ({"more": torch.zeros(2)}, r"inputs, labels and noise in .*, got \['more'\]"),
+    ],
+)
+def test_damaged_truth(tmp_path: Path, change: Tensors, sentence: str) -> None:
+    path = tmp_path / "truth.safetensors"
+    tensors = {"inputs": INPUTS, "labels": torch.tensor([0, 1]), "noise/slot": torch.zeros(2, 4)}
+    save_file(tensors, path, {"format": "fedleak-truth-1"})
+    assert GroundTruth.load(path).noise.keys() == {"slot"}
+    save_file(tensors | change, path, {"format": "fedleak-truth-1"})
+    with pytest.raises(BadInput, match=f"Expected {sentence}"):
+        GroundTruth.load(path)
+
+
+def test_truth_that_is_not_behind_an_update() -> None:
+    truth = GroundTruth(INPUTS, torch.tensor([0, 3]))
+    truth.check("r0001-c0000", 2, (1, 3, 3), 4)
+    for samples, shape, classes, text in (
+        (3, (1, 3, 3), 4, r"inputs of shape \(3, 1, 3, 3\), got \(2, 1, 3, 3\)"),
+        (2, (1, 3), 4, r"inputs of shape \(2, 1, 3\), got \(2, 1, 3, 3\)"),
+        (2, (1, 3, 3), 3, "labels below 3, the number of classes, got 3"),
+    ):
+        with pytest.raises(BadInput, match=f"truth of update r0001-c0000 to hold {text}"):
+            truth.check("r0001-c0000", samples, shape, classes)
 
 
 @pytest.mark.parametrize("missing", ["inputs", "labels"])
@@ -423,8 +503,10 @@ def test_the_estimate_agrees_with_autograd_of_the_model(victim: Victim) -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-@pytest.mark.parametrize("name", ["num_samples", "local_steps", "batch_size"])
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_samples", -1), ("local_steps", 0), ("local_steps", -1), ("batch_size", 0)],
+)
 def test_numbers_of_knowledge_are_checked(name: str, value: int) -> None:
     with pytest.raises(BadInput, match=f"`{name}` to be at least 1, got {value}"):
         Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, **{name: value})

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedleak.errors import BadInput
 from fedleak.federation.engine.client_state import MemoryFolder
-from fedleak.updates.files import Tensors
+from fedleak.updates.files import DTYPES, Tensors, opened, short
 
 Array = npt.NDArray[Any]
+# A strategy may keep counts and seeds of any kind.
+STATE_DTYPES = DTYPES | {"U16", "U32", "U64"}
 
 
 @dataclass
@@ -54,14 +57,28 @@ def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: 
     part.replace(path)
 
 
-def read_outcome(path: Path) -> Outcome:
-    """The figures in a checkpoint; those of a federation not begun if there is none."""
+def read_outcome(path: Path, rounds: int | None = None) -> Outcome:
+    """The figures in a checkpoint; those of a federation not begun if there is none.
+
+    Args:
+        path: the checkpoint.
+        rounds: number of rounds of the federation. If None, any number may have been done.
+
+    Raises:
+        BadInput: if the file is damaged, or tells of more rounds.
+    """
     if not path.exists():
         return Outcome()
-    with safe_open(path, framework="pt") as file:
+    with _reading(path) as file:
         header = json.loads(file.metadata()["outcome"])
-    metrics = {int(round_): values for round_, values in header["metrics"].items()}
-    return Outcome(header["rounds"], header["failures"], metrics)
+        done, failures = header["rounds"], header["failures"]
+        if not _are_counts((done, failures)) or (rounds is not None and done > rounds):
+            raise ValueError(f"{short(done)} rounds and {short(failures)} failures")
+        metrics = {
+            int(round_): {str(name): float(value) for name, value in values.items()}
+            for round_, values in header["metrics"].items()
+        }
+        return Outcome(done, failures, metrics)
 
 
 def client_memories(path: Path) -> MemoryFolder:
@@ -75,23 +92,62 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(client_memories(path).path, ignore_errors=True)
 
 
-def restore(path: Path, strategy: Strategy) -> Tensors:
+def restore(
+    path: Path, strategy: Strategy, weights: Mapping[str, torch.Tensor] | None = None
+) -> Tensors:
     """Put a checkpoint's state back into the strategy.
+
+    Args:
+        path: the checkpoint.
+        strategy: a strategy as it was made.
+        weights: weights of the model. If given, those in the checkpoint have to be of the same
+            names and shapes, and come back in this order, as strategies sum over it.
 
     Returns:
         The global weights.
+
+    Raises:
+        BadInput: if the file is damaged, or the state of another model or strategy; the strategy
+            is to be made anew then.
     """
-    arrays: dict[str, Array] = {}
-    weights: Tensors = {}
-    with safe_open(path, framework="pt") as file:
+    with _reading(path) as file:
         plain = json.loads(file.metadata()["strategy"])
+        arrays: dict[str, Array] = {}
+        found: Tensors = {}
         for name in file.keys():  # noqa: SIM118
             if name.startswith("weights/"):
-                weights[name.removeprefix("weights/")] = file.get_tensor(name)
+                found[name.removeprefix("weights/")] = file.get_tensor(name)
             else:
                 arrays[name] = file.get_tensor(name).numpy()
-    _set_state(strategy, "strategy", arrays, plain)
-    return weights
+        if weights is not None:
+            for name in weights.keys() | found.keys():
+                shapes = [tuple(part[name].shape) for part in (weights, found) if name in part]
+                if len(shapes) < 2 or shapes[0] != shapes[1]:
+                    raise ValueError(f"{short(name)} is missing, of another shape or unknown")
+            found = {name: found[name] for name in weights}
+        _set_state(strategy, "strategy", arrays, plain)
+        return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A checkpoint's file; whatever does not hold in it is told in one way."""
+    with opened(path, STATE_DTYPES) as file:
+        try:
+            yield file
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+            raise BadInput(
+                f"Expected the state of this federation in {path}, got another one ({reason}): "
+                "delete the file, and the federation begins anew with `--resume`."
+            ) from error
+
+
+def _are_counts(values: Iterable[Any]) -> bool:
+    return all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+        for value in values
+    )
 
 
 def _state(strategy: Strategy, prefix: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -140,6 +196,8 @@ def _set_state(
             else:
                 setattr(strategy, attribute, found if kind == "dict" else list(found.values()))
         elif path in plain:
+            if not isinstance(plain[path], bool | int | float):
+                raise TypeError(f"a number for {path}, got {short(plain[path])}")
             setattr(strategy, attribute, plain[path])
 
 

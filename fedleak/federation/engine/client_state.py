@@ -1,14 +1,16 @@
 """What the defences of simulated clients keep from round to round, in files."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from fedleak.updates.files import Tensors
+from fedleak.updates.files import Tensors, opened
 
 # A federation is resumed at most one round back, so this many rounds of a client are kept.
 ROUNDS = 2
+ROUND = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,16 @@ class MemoryFolder:
     path: Path
 
     def read(self, client: int) -> Tensors:
-        """A client's memory after the last round that it took part in; empty if there is none."""
+        """A client's memory after the last round that it took part in; empty if there is none.
+
+        Raises:
+            BadInput: if the file is damaged.
+        """
         files = _in_order(self._of(client))
-        return load_file(files[-1]) if files else {}
+        if not files:
+            return {}
+        with opened(files[-1]) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def write(self, round_: int, client: int, memory: Tensors) -> None:
         """Write a client's memory after a round, and drop what is too old to be wanted again."""
@@ -43,13 +52,16 @@ class MemoryFolder:
 
     def rewind(self, rounds: int) -> None:
         """Forget what was kept after the first ``rounds`` rounds."""
-        for file in self.path.glob("*/*.safetensors"):
-            if int(file.stem) > rounds:
-                file.unlink()
+        for folder in self.path.glob("*/"):
+            for file in _in_order(folder):
+                if int(file.stem) > rounds:
+                    file.unlink()
 
     def _of(self, client: int) -> Path:
         return self.path / str(client)
 
 
 def _in_order(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"), key=lambda file: int(file.stem))
+    """The files of a client's rounds; what others have left there is none of them."""
+    files = [file for file in folder.glob("*.safetensors") if ROUND.fullmatch(file.stem)]
+    return sorted(files, key=lambda file: int(file.stem))

@@ -173,9 +173,7 @@ def server_app(
         # A copy: an evaluation loads other weights into the model.
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         if done:
-            # In the model's order, as strategies sum over it.
-            found = restore(checkpoint, inner)
-            weights = {name: found[name] for name in weights}
+            weights = restore(checkpoint, inner, weights)
         training = federation.clients_per_round or federation.clients
         observer.federation_started(name, training, done + 1, federation.rounds)
 

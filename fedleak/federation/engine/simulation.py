@@ -82,11 +82,12 @@ def simulate(
         How it went.
 
     Raises:
+        BadInput: if the checkpoint is damaged.
         FederationError: if the server or the engine failed.
         KeyboardInterrupt: if it was interrupted; what is done stays, for resuming.
     """
     federation = config.federation
-    outcome = read_outcome(checkpoint)
+    outcome = read_outcome(checkpoint, federation.rounds)
     if outcome.rounds == federation.rounds:
         return outcome
     line, broken = Line(), None

@@ -1,0 +1,122 @@
+"""A checkpoint that is damaged, or of another federation, is refused in a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAdam, FedAvg
+from safetensors.torch import load_file, save_file
+
+from fedleak.errors import BadInput
+from fedleak.federation.engine.checkpoint import (
+    Outcome,
+    read_outcome,
+    restore,
+    write_checkpoint,
+)
+from fedleak.federation.engine.client_state import MemoryFolder
+from tests.federation.fakes import same_tensors
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+OUTCOME = Outcome(2, 1, {0: {"accuracy": 0.25}, 2: {"accuracy": 0.5}})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "unfinished.safetensors"
+    strategy = FedAdam()
+    strategy.m_t = {"a": WEIGHTS["a"].numpy()}
+    write_checkpoint(path, WEIGHTS, strategy, OUTCOME)
+    return path
+
+
+def changed(path: Path, **texts: Any) -> None:
+    """Replace texts of the header."""
+    header = {"outcome": {"rounds": 2, "failures": 1, "metrics": {}}, "strategy": {}} | texts
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in
+             header.items() if value is not None}  # fmt: skip
+    save_file(load_file(path), path, plain)
+
+
+def test_weights_come_back_in_the_order_of_the_model(path: Path) -> None:
+    swapped = {name: WEIGHTS[name] for name in ("b", "a")}
+    strategy = FedAdam()
+    found = restore(path, strategy, swapped)
+    assert list(found) == ["b", "a"]
+    assert same_tensors(found, swapped)
+    assert strategy.m_t["a"].tolist() == WEIGHTS["a"].tolist()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_half_a_checkpoint(path: Path, content: bytes | None) -> None:
+    path.write_bytes(path.read_bytes()[:100] if content is None else content)
+    for read in (read_outcome, lambda path: restore(path, FedAvg())):
+        with pytest.raises(BadInput, match=r"a complete safetensors file at .*unfinished"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        None, "", "[]", "null", "[" * 100_000, {}, {"rounds": -1, "failures": 0, "metrics": {}},
+        {"rounds": "2", "failures": 0, "metrics": {}}, {"rounds": True, "failures": 0,
+        "metrics": {}}, {"rounds": 2, "failures": None, "metrics": {}},
+        {"rounds": 2, "failures": 0, "metrics": []}, {"rounds": 2, "failures": 0,
+        "metrics": {"one": {}}}, {"rounds": 2, "failures": 0, "metrics": {"1": {"a": "b"}}},
+        {"rounds": 2, "failures": 0, "metrics": {"1": 3}},
+    ],
+)  # fmt: skip
+def test_figures_of_another_shape(path: Path, outcome: Any) -> None:
+    changed(path, outcome=outcome)
+    with pytest.raises(BadInput, match=r"the state of this federation in .* delete the file"):
+        read_outcome(path)
+
+
+def test_more_rounds_than_the_federation_has(path: Path) -> None:
+    assert read_outcome(path, 2) == OUTCOME
+    with pytest.raises(BadInput, match=r"got another one .*2 rounds and 1 failures"):
+        read_outcome(path, 1)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None, "", "[" * 100_000, {"strategy/eta": "fast"}, {"strategy/eta": None},
+        {"strategy/m_t": {"kind": "dict"}}, {"strategy/m_t": {"kind": "dict", "keys": 3}},
+        {"strategy/m_t": {"kind": "dict", "keys": ["a", "c"]}},
+        {"strategy/m_t": {"kind": "dict", "keys": [["a"]]}}, "[]",
+    ],
+)  # fmt: skip
+def test_state_of_another_shape(path: Path, state: Any) -> None:
+    changed(path, strategy=state)
+    with pytest.raises(BadInput, match=r"the state of this federation in .* delete the file"):
+        restore(path, FedAdam())
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"a": WEIGHTS["a"]},
+        WEIGHTS | {"c": torch.ones(1)},
+        WEIGHTS | {"a": torch.ones(3, 2)},
+    ],
+)
+def test_weights_of_another_model(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadInput, match="is missing, of another shape or unknown"):
+        restore(path, FedAdam(), weights)
+
+
+def test_a_damaged_memory_and_a_file_of_somebody_else(tmp_path: Path) -> None:
+    folder = MemoryFolder(tmp_path)
+    folder.write(1, 0, {"x": torch.ones(2)})
+    (tmp_path / "0" / "notes.safetensors").touch()
+    (tmp_path / "0" / "9999999999.safetensors").touch()
+    assert same_tensors(folder.read(0), {"x": torch.ones(2)})
+    (tmp_path / "0" / "1.safetensors").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"complete safetensors file at .*1.safetensors"):
+        folder.read(0)
+    folder.rewind(0)
+    assert folder.read(0) == {}
+    assert (tmp_path / "0" / "notes.safetensors").exists()

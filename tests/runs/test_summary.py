@@ -1,0 +1,119 @@
+"""What write_summary writes, read_summary reads, and nothing else."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedleak.errors import BadInput
+from fedleak.runs.summary import read_summary
+
+ENTRY = {
+    "attack": "iga", "defense": "none", "model": "smlp", "dataset": "x", "n": 3, "mse": 0.5,
+    "psnr": None, "ssim": 1, "asr": 0.0, "seconds": 2.5, "lpips": 0.1,
+}  # fmt: skip
+SUMMARY = {
+    "status": "complete", "config_hash": "0123", "attacks": [ENTRY],
+    "federation": {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None},
+}  # fmt: skip
+
+
+def without(mapping: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def test_a_summary_is_what_is_in_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    for summary in (SUMMARY, SUMMARY | {"attacks": [], "more": {"of": "later versions"}}):
+        path.write_text(json.dumps(summary))
+        assert read_summary(path) == summary | {"data": {}}
+
+
+DATA = {
+    "name": "photos", "kind": "images", "input_shape": [3, 32, 32], "classes": 8,
+    "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
+}  # fmt: skip
+
+
+def test_what_it_says_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY | {"data": DATA}))
+    assert read_summary(path)["data"] == DATA
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": 3}, {"kind": None}, {"classes": 0}, {"input_shape": [0]}, {"input_shape": "3"},
+     {"mean": [0.5]}, {"std": [0.0, 1.0, 1.0]}, {"std": ["1", 1, 1]}, {"mean": [], "std": []}],
+)  # fmt: skip
+def test_data_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY | {"data": DATA | change}))
+    with pytest.raises(BadInput, match="Expected `data` to hold name, kind, input_shape"):
+        read_summary(path)
+
+
+@pytest.mark.parametrize("name", ["status", "attacks", "federation"])
+@pytest.mark.parametrize("value", [None, "text", 1, [1], {"a": 1}, [[]], "GONE"])
+def test_values_of_another_kind(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "summary.json"
+    changed = without(SUMMARY, name) if value == "GONE" else SUMMARY | {name: value}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(BadInput, match=rf"Expected `{name}` to .* in .*summary.json, got"):
+        read_summary(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n": 0}, {"n": True}, {"n": 10**10}, {"model": 3}, {"mse": "0.5"}, {"asr": False},
+     {"ssim": 10**400}, {"lpips": []}, {"psnr": "GONE"}],
+)  # fmt: skip
+def test_means_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None:
+    path, entry = tmp_path / "summary.json", ENTRY | change
+    entry = {name: value for name, value in entry.items() if value != "GONE"}
+    path.write_text(json.dumps(SUMMARY | {"attacks": [ENTRY, entry]}))
+    with pytest.raises(BadInput, match="Expected `attacks` to be a list of means"):
+        read_summary(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rounds": -1}, {"clients": "2"}, {"failures": None}, {"accuracy": "high"},
+     {"accuracy": 10**400}, {"accuracy": []}],
+)  # fmt: skip
+def test_a_federation_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY | {"federation": SUMMARY["federation"] | change}))
+    with pytest.raises(BadInput, match="Expected `federation` to hold the numbers rounds, clients"):
+        read_summary(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "JSON in"),
+        (b"{", "JSON in"),
+        (b"[" * 100_000, "JSON in .*too many levels"),
+        (b'{"status": ' + b"1" * 5000 + b"}", "JSON in"),
+        (b"\xff", "text in UTF-8 in"),
+        (b"\0", "text in .*NUL"),
+        (b"null", "a run's summary in .*, got None"),
+        (json.dumps(SUMMARY | {"x": math.nan}).encode(), "JSON in .*got: NaN, which is no number"),
+        (None, "a file at .*summary.json, got: No such file"),
+    ],
+)
+def test_no_json(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    path = tmp_path / "summary.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"Expected {sentence}"):
+        read_summary(path)
+
+
+def test_more_than_memory(tmp_path: Path) -> None:
+    with (tmp_path / "summary.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(BadInput, match=r"at most 67,108,864 bytes in .*, got 1,099,511,627,776"):
+        read_summary(tmp_path / "summary.json")
