@@ -70,7 +70,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         sweep_two_process_speedup, least=1.4, quick={"iterations": 10, "repetitions": 1}
     ),
     "time_to_leak_dmlp": Benchmark(
-        time_to_leak_dmlp, least=20, quick={"victims": 1, "iterations": 50, "plain": 2}
+        time_to_leak_dmlp, least=8, quick={"victims": 1, "iterations": 50, "plain": 2}
     ),
     "time_to_leak_lenet": Benchmark(
         time_to_leak_lenet, least=4, quick={"victims": 1, "iterations": 50, "plain": 2}

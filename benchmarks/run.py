@@ -1,7 +1,7 @@
 """``make bench``: run the benchmarks, write their figures, and fail if one misses its threshold.
 
-The figures go to benchmarks/results.json. ``make bench-peers`` runs the benchmarks that need
-another library's environment.
+The figures go to benchmarks/results.json and from there to docs/benchmarks.md. ``make bench-peers``
+runs the benchmarks that need another library's environment.
 """
 
 import argparse
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import conditions
+from benchmarks.page import RESULTS, write_page
 from benchmarks.registry import BENCHMARKS, Benchmark
-
-RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
@@ -44,6 +43,8 @@ def main() -> None:
             flush=True,
         )
         arguments.results.write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.results == RESULTS:
+            write_page(results)
         sentence = shortfall(name, benchmark, record["value"])
         if sentence:
             missed.append(sentence)
