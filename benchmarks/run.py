@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.conditions import conditions
+from benchmarks.measure import Facts
 from benchmarks.page import RESULTS, write_page
 from benchmarks.registry import BENCHMARKS, Benchmark
 
@@ -45,7 +46,7 @@ def main() -> None:
         arguments.results.write_text(json.dumps(results, indent=2) + "\n")
         if arguments.results == RESULTS:
             write_page(results)
-        sentence = shortfall(name, benchmark, record["value"])
+        sentence = shortfall(name, benchmark, record)
         if sentence:
             missed.append(sentence)
             print(sentence, file=sys.stderr, flush=True)
@@ -61,13 +62,19 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def shortfall(name: str, benchmark: Benchmark, value: float) -> str | None:
-    """One sentence if a value misses the benchmark's threshold, else None."""
+def shortfall(name: str, benchmark: Benchmark, record: Facts) -> str | None:
+    """One sentence if a figure misses its benchmark's threshold, else None."""
+    value, measured = record["value"], record["measured"]
     if benchmark.least is not None and not value >= benchmark.least:
-        return f"{name} is {value:.3g}, below its threshold of {benchmark.least:g}."
-    if benchmark.most is not None and not value <= benchmark.most:
-        return f"{name} is {value:.3g}, above its threshold of {benchmark.most:g}."
-    return None
+        missed = f"below its threshold of {benchmark.least:g}"
+    elif benchmark.most is not None and not value <= benchmark.most:
+        missed = f"above its threshold of {benchmark.most:g}"
+    else:
+        return None
+    load, cores = measured["load_average"], measured["machine"]["cores"]
+    # The benchmark before may have used one core.
+    busy = f"; the machine was busy (load average {load:g} on {cores} cores)"
+    return f"{name} is {value:.3g}, {missed}{busy if load > max(1, cores - 1) else ''}."
 
 
 def _parser() -> argparse.ArgumentParser:
