@@ -170,7 +170,7 @@ def _row(name: str, results: Results) -> str:
             f"{_number(spread['min'])} to {_number(spread['max'])} ({record['n']})",
             f"at {kind} {limit:g}",
         ]
-    span = f"{_number(min(values))} to {_number(max(values))}" if len(values) > 1 else ""
+    span = " to ".join(dict.fromkeys(map(_number, (min(values), max(values))))) if values else ""
     return f"| [{name}](#{name}) | {' | '.join([*cells, span])} |\n"
 
 

@@ -90,7 +90,8 @@ def make_victims(
     for index in range(count):
         # A stride that is prime goes through all classes of data that are sorted by class.
         images, labels = data.train_set.batch([index * 97 % len(data.train_set)])
-        gradient = torch.autograd.grad(batch_loss(model, (images, labels)), model.parameters())
+        loss = batch_loss(model, (images, labels))
+        gradient = torch.autograd.grad(loss, tuple(model.parameters()))
         names = [name for name, _ in model.named_parameters()]
         received = dict(zip(names, gradient, strict=True))
         updates.append(InterceptedUpdate(1, index, "fedsgd", 1, "bench", sent, received))

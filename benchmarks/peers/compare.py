@@ -121,7 +121,8 @@ def attack_with_breaching(
     peer = PeerResult(tensors["inputs"], facts["seconds"], facts["cost"], facts["versions"])
     if (facts["iterations"], facts["threads"]) != (iterations, threads):
         raise RuntimeError(f"Expected {iterations} iterations, {threads} thread(s), got {facts}.")
-    here = torch.autograd.grad(batch_loss(knowledge.model, probe), knowledge.model.parameters())
+    loss = batch_loss(knowledge.model, probe)
+    here = torch.autograd.grad(loss, tuple(knowledge.model.parameters()))
     for place, value in enumerate(here):
         if not torch.allclose(tensors[f"probe{place}"], value, rtol=1e-3, atol=1e-6):
             raise RuntimeError(f"Expected the same gradient of `{names[place]}`: another model?")
@@ -138,8 +139,10 @@ def _compare(
     updates, knowledge, truths = make_victims(kind, max(victims, batched), data)
     theirs, ours, results = [], [], []
     for index in range(victims):
-        chosen = updates[index : index + 1], knowledge[index : index + 1]
-        peer = attack_with_breaching(*chosen[0], *chosen[1], iterations=iterations, seed=index)
+        chosen = [updates[index]], [knowledge[index]]
+        peer = attack_with_breaching(
+            updates[index], knowledge[index], iterations=iterations, seed=index
+        )
         IGA(iterations=WARM_UP)(*chosen)  # as breaching has one for every victim
         found: list[Reconstruction] = []
         ours.append(seconds_of(lambda: found.extend(IGA(iterations=iterations)(*chosen))))  # noqa: B023
