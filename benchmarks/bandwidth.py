@@ -1,7 +1,7 @@
-"""How near gradient matching on a perceptron comes to what the memory can deliver.
+"""What share of the memory bandwidth gradient matching on a perceptron uses.
 
-With one sample, every product with a weight matrix is one of matrix and vector: two operations a
-number read. So the weights that have to be read bound the speed, and nothing else does.
+With one sample, every product with a weight matrix is one of matrix and vector: two operations for
+each number read. So the speed is bounded by the weights that have to be read.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from benchmarks.common import Entry, best_seconds, make_victims, threads_text
+from benchmarks.measure import REPETITIONS, Figure, median, seconds_of
+from benchmarks.victims import make_victims
 from fedleak.attacks import IGA
 from fedleak.models import SMLP
 
@@ -64,7 +65,8 @@ def bandwidth(size: int, total: int = LARGE_BYTES) -> float:
     rounds = max(1, total // size)
 
     def many(work: Callable[[], object]) -> float:
-        return best_seconds(lambda: [work() for _ in range(rounds)], times=5) / rounds
+        # The fastest of several calls: a higher bandwidth makes the share of it lower.
+        return min(seconds_of(lambda: [work() for _ in range(rounds)]) for _ in range(5)) / rounds
 
     fastest = min(
         many(whole.sum), many(lambda: torch.dot(first, second)), many(lambda: first.copy_(second))
@@ -72,38 +74,56 @@ def bandwidth(size: int, total: int = LARGE_BYTES) -> float:
     return size / fastest
 
 
-def bandwidth_share(iterations: int = 400, large: int = LARGE_BYTES) -> Entry:
+def bandwidth_share(
+    iterations: int = 400, large: int = LARGE_BYTES, repetitions: int = REPETITIONS
+) -> Figure:
     """Bytes that the attack on one SMLP victim must read per second, over the machine's bandwidth.
 
-    Weights that fit into a large last-level cache are read faster than memory delivers. So the
-    bandwidth is measured for both, and the higher one counts.
+    Weights that fit into a large last-level cache are read faster than from memory. So the
+    bandwidth is measured with arrays of both sizes, before and after each attack, and the highest
+    of the four counts.
+
+    Args:
+        iterations: of the attack; a tenth of them is subtracted, and with it what happens once.
+        large: bytes of the arrays that do not fit into a cache.
+        repetitions: number of measurements.
     """
     updates, knowledge, _ = make_victims(SMLP, 1)
     model = knowledge[0].model
     needed = needed_bytes(model)
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
-    memory, resident = bandwidth(large, large), bandwidth(weights, large)
     short = iterations // 10
 
     def attack(number: int) -> float:
-        return best_seconds(lambda: IGA(iterations=number)(updates, knowledge))
+        return seconds_of(lambda: IGA(iterations=number)(updates, knowledge))
 
-    # The difference of two lengths is free of what happens once.
-    speed = (iterations - short) / (attack(iterations) - attack(short))
-    # Once more: a machine that was disturbed the first time would make the share too high.
-    memory = max(memory, bandwidth(large, large))
-    resident = max(resident, bandwidth(weights, large))
-    moved = needed * speed
-    return {
-        "value": moved / max(memory, resident),
-        "unit": "share of the bandwidth that the machine reaches",
-        "setting": "IGA, SMLP 2x1024 (untrained), photos 3x32x32, 1 victim, batch size 1, labels "
-        f"known, between {short} and {iterations} iterations, {threads_text()}, best of 3 each: "
-        f"{speed:.0f} iterations/s x {needed / 1e6:.1f} MB that one must read (float32 weights: "
-        "the first layer's twice, the others' four times; no other matrix) = "
-        f"{moved / 1e9:.1f} GB/s; compared with the higher of two bandwidths in the same run, each "
-        f"the best of sum, dot and copy: {memory / 1e9:.1f} GB/s with {large / 2**20:.0f} MiB "
-        f"(memory; the share of this one: {moved / memory:.2f}) and {resident / 1e9:.1f} GB/s with "
-        f"{weights / 2**20:.0f} MiB, as large as the weights "
-        f"(cache where they fit; its share: {moved / resident:.2f})",
-    }
+    attack(iterations)
+    speeds, memories, residents = [], [], []
+    memory, resident = bandwidth(large, large), bandwidth(weights, large)
+    for _ in range(repetitions):
+        speeds.append((iterations - short) / (attack(iterations) - attack(short)))
+        after = bandwidth(large, large), bandwidth(weights, large)
+        memories.append(max(memory, after[0]))
+        residents.append(max(resident, after[1]))
+        memory, resident = after
+    moved = [needed * speed for speed in speeds]
+    samples = [one / max(pair) for one, *pair in zip(moved, memories, residents, strict=True)]
+    return Figure(
+        value=median(samples),
+        unit="share of the machine's memory bandwidth",
+        samples=samples,
+        of="measurements",
+        setting={
+            "attack": "iga", "model": "SMLP 2x1024, untrained", "data": "photos 3x32x32",
+            "victims": 1, "batch_size": 1, "labels": "known", "iterations": [short, iterations],
+            "threads": torch.get_num_threads(), "bytes_an_iteration": needed,
+            "array_bytes": [large, weights],
+        },
+        details={
+            "iterations_per_second": median(speeds),
+            "gb_per_second": median(moved) / 1e9,
+            "memory_gb_per_second": median(memories) / 1e9,
+            "cache_gb_per_second": median(residents) / 1e9,
+            "share_of_memory": median([a / b for a, b in zip(moved, memories, strict=True)]),
+        },
+    )  # fmt: skip

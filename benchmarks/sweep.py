@@ -1,4 +1,4 @@
-"""What a second process brings to a study of many runs."""
+"""How much faster a sweep of several runs is with a second process."""
 
 import csv
 import tempfile
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Entry
+from benchmarks.measure import Figure, median, ratios
 from fedleak.config import RunConfig
 from fedleak.registry import class_path
 from fedleak.sweep import Study, run_command, run_sweep
@@ -19,22 +19,60 @@ Rows = list[dict[str, str]]
 
 def sweep_two_process_speedup(
     cells: int = 2,
-    iterations: int = 5000,
+    iterations: int = 2000,
     clients: int = 8,
+    repetitions: int = 3,
     command: Command = run_command,
-) -> Entry:
-    """Wall time of a study with one process, over that with two, one thread each.
+) -> Figure:
+    """Wall time of a sweep with one process, over that with two, one thread each.
 
     Args:
         cells: number of runs.
         iterations: iterations of each run's attack.
         clients: number of victims of a run.
+        repetitions: number of timed sweeps of each side; one more of each, of a single iteration,
+            comes first and is not timed.
         command: makes the command line of a run.
 
     Raises:
         RuntimeError: if a run fails, or if one and two processes do not give the same rows.
     """
-    study = Study(
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    shares: list[float] = []
+    for repetition in range(repetitions + 1):
+        study = _study(cells, iterations if repetition else 1, clients)
+        rows = {}
+        for processes in seconds:
+            with tempfile.TemporaryDirectory() as folder:
+                took, rows[processes], share = _timed(
+                    study, Path(folder) / "sweep", processes, command
+                )
+            if repetition:
+                seconds[processes].append(took)
+                shares += [share] if processes == 1 else []
+        if rows[1] != rows[2]:
+            raise RuntimeError("Expected the same rows from 1 and 2 processes, got other ones.")
+    samples = ratios(seconds[1], seconds[2])
+    return Figure(
+        value=median(samples),
+        unit="times the speed of one process",
+        samples=samples,
+        of="pairs of sweeps in turn",
+        setting={
+            "attack": "iga", "model": "LeNet (sigmoid), untrained", "data": "photos 3x32x32",
+            "runs": cells, "victims": clients, "batch_size": 1, "labels": "known",
+            "iterations": iterations, "threads": 1,
+        },
+        details={
+            "one_process_seconds": median(seconds[1]),
+            "two_processes_seconds": median(seconds[2]),
+            "share_in_attacks": median(shares),
+        },
+    )  # fmt: skip
+
+
+def _study(cells: int, iterations: int, clients: int) -> Study:
+    return Study(
         base={
             "data": {"class_path": class_path("data", "photos")},
             "model": {"class_path": class_path("models", "lenet")},
@@ -50,20 +88,6 @@ def sweep_two_process_speedup(
         axes={"seed": tuple(Choice(str(seed), {"seed": seed}) for seed in range(cells))},
         threads=1,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        one, alone, share = _timed(study, Path(folder) / "one", 1, command)
-        two, together, _ = _timed(study, Path(folder) / "two", 2, command)
-    if alone != together:
-        raise RuntimeError("Expected the same rows from 1 and 2 processes, got other ones.")
-    return {
-        "value": one / two,
-        "unit": "times the speed of one process",
-        "setting": f"a study of {cells} cells, each a `fedleak run`: photos 3x32x32, LeNet with "
-        f"sigmoid (untrained), {clients} clients, batch size 1, labels known, IGA with "
-        f"{iterations} iterations, 1 thread a process; wall time of the sweep with 1 process "
-        f"({one:.0f} s, of which {share:.0%} in attacks) compared with 2 processes ({two:.0f} s); "
-        "both gave the same rows",
-    }
 
 
 def _settings(iterations: int) -> dict[str, Any]:

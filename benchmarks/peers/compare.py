@@ -1,8 +1,8 @@
 """fedleak beside breaching 0.1.2: the same victims, weights and hyperparameters, one thread.
 
-breaching has an environment of its own, which ``make bench-peers`` makes. Victims go there as .npz
-and reconstructions come back likewise. The victims take turns, first the one library and then the
-other, so that both see the machine in the same state.
+breaching has an environment of its own, which ``make bench-peers`` makes. Updates are passed to it
+as .npz files, and so are its reconstructions. The libraries take turns, victim by victim, each
+after the same number of warm-up iterations.
 """
 
 import json
@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import reference
-from benchmarks.common import (
-    Entry,
-    best_seconds,
-    make_victims,
-    published_victims,
-    seconds_of,
-    threads_text,
-)
+from benchmarks.measure import Figure, median, ratios, seconds_of
+from benchmarks.victims import make_victims, published_victims
 from fedleak.attacks import IGA, Reconstruction
 from fedleak.metrics import score
 from fedleak.models import SMLP, ImageClassifier, LeNet
@@ -37,6 +31,8 @@ from fedleak.updates.update import InterceptedUpdate
 ROOT = Path(__file__).parents[2]
 INTERPRETER = ROOT / ".venv-peers" / "bin" / "python"
 SCRIPT = Path(__file__).with_name("breaching_run.py")
+# As many as breaching_run.py takes, which cannot import this file.
+WARM_UP = 20
 
 
 @dataclass(frozen=True)
@@ -56,14 +52,14 @@ class PeerResult:
     versions: dict[str, str]
 
 
-def peer_breaching_speedup(victims: int = 4, iterations: int = 7000, batched: int = 32) -> Entry:
+def peer_breaching_speedup(victims: int = 4, iterations: int = 7000, batched: int = 32) -> Figure:
     """Iterations per second on one LeNet victim, over breaching's."""
     return _compare(LeNet, "LeNet with sigmoid", victims, iterations, batched)
 
 
 def peer_breaching_speedup_smlp(
-    victims: int = 2, iterations: int = 1000, batched: int = 16
-) -> Entry:
+    victims: int = 3, iterations: int = 1000, batched: int = 16
+) -> Figure:
     """Iterations per second on one SMLP victim, over breaching's; fewer, as it is slow there."""
     return _compare(SMLP, "SMLP 2x1024", victims, iterations, batched)
 
@@ -125,7 +121,8 @@ def attack_with_breaching(
     peer = PeerResult(tensors["inputs"], facts["seconds"], facts["cost"], facts["versions"])
     if (facts["iterations"], facts["threads"]) != (iterations, threads):
         raise RuntimeError(f"Expected {iterations} iterations, {threads} thread(s), got {facts}.")
-    here = torch.autograd.grad(batch_loss(knowledge.model, probe), knowledge.model.parameters())
+    loss = batch_loss(knowledge.model, probe)
+    here = torch.autograd.grad(loss, tuple(knowledge.model.parameters()))
     for place, value in enumerate(here):
         if not torch.allclose(tensors[f"probe{place}"], value, rtol=1e-3, atol=1e-6):
             raise RuntimeError(f"Expected the same gradient of `{names[place]}`: another model?")
@@ -137,21 +134,23 @@ def attack_with_breaching(
 
 def _compare(
     kind: type[ImageClassifier], name: str, victims: int, iterations: int, batched: int
-) -> Entry:
+) -> Figure:
     data, source = published_victims()
     updates, knowledge, truths = make_victims(kind, max(victims, batched), data)
     theirs, ours, results = [], [], []
-    IGA(iterations=20)(updates[:1], knowledge[:1])  # a warm-up, as breaching has one
     for index in range(victims):
-        chosen = updates[index : index + 1], knowledge[index : index + 1]
-        peer = attack_with_breaching(*chosen[0], *chosen[1], iterations=iterations, seed=index)
+        chosen = [updates[index]], [knowledge[index]]
+        peer = attack_with_breaching(
+            updates[index], knowledge[index], iterations=iterations, seed=index
+        )
+        IGA(iterations=WARM_UP)(*chosen)  # as breaching has one for every victim
         found: list[Reconstruction] = []
         ours.append(seconds_of(lambda: found.extend(IGA(iterations=iterations)(*chosen))))  # noqa: B023
         theirs.append(peer.seconds)
         results.append((peer, found[0]))
     few = min(iterations, 500)
     together = IGA(iterations=few, at_once=batched)
-    seconds = best_seconds(lambda: together(updates[:batched], knowledge[:batched]), times=2)
+    seconds = seconds_of(lambda: together(updates[:batched], knowledge[:batched]))
     similarity = [
         [_ssim(truths[index], pair[side], knowledge[index]) for side in (0, 1)]
         for index, pair in enumerate(results)
@@ -161,23 +160,29 @@ def _compare(
         for index, pair in enumerate(results)
     ]
     versions = results[0][0].versions
-    return {
-        "value": min(theirs) / min(ours),
-        "unit": "times the iterations per second of breaching",
-        "setting": f"IGA with the PRECODE paper's settings (cosine, signed Adam 0.01, total "
-        f"variation 1e-6, box, decay), {name} (untrained), {source}, batch size 1, labels known, "
-        f"{iterations} iterations, {threads_text()}; fedleak on one victim "
-        f"({iterations / min(ours):.0f} iterations/s) compared with breaching "
-        f"{versions['breaching']} (its configuration `invertinggradients` with these settings, "
-        f"torch {versions['torch']}; {iterations / min(theirs):.0f} iterations/s), the fastest of "
-        f"{victims} victims each, in turns. Mean SSIM of the reconstructions: fedleak "
-        f"{mean(pair[1] for pair in similarity):.4f}, breaching "
-        f"{mean(pair[0] for pair in similarity):.4f}; mean final cosine distance: fedleak "
-        f"{mean(pair[1] for pair in costs):.3g}, breaching {mean(pair[0] for pair in costs):.3g}; "
-        f"each draws its own starts. {batched} victims at once in fedleak ({few} iterations): "
-        f"{batched * few / seconds:.0f} victim-iterations/s, "
-        f"{batched * few / seconds * min(theirs) / iterations:.1f} times breaching's",
-    }
+    samples = ratios(theirs, ours)
+    return Figure(
+        value=median(samples),
+        unit="times the iterations per second of breaching",
+        samples=samples,
+        of="victims in turn",
+        setting={
+            "attack": "iga (cosine, signed Adam 0.01, total variation 1e-6, box, decay)",
+            "model": f"{name}, untrained", "data": source, "victims": victims, "batch_size": 1,
+            "labels": "known", "iterations": iterations, "threads": torch.get_num_threads(),
+            "peer": {"configuration": "invertinggradients", **versions},
+        },
+        details={
+            "fedleak_iterations_per_second": iterations / median(ours),
+            "breaching_iterations_per_second": iterations / median(theirs),
+            "fedleak_ssim": mean(pair[1] for pair in similarity),
+            "breaching_ssim": mean(pair[0] for pair in similarity),
+            "fedleak_cosine_distance": mean(pair[1] for pair in costs),
+            "breaching_cosine_distance": mean(pair[0] for pair in costs),
+            "victims_together": batched,
+            "fedleak_together_victim_iterations_per_second": batched * few / seconds,
+        },
+    )  # fmt: skip
 
 
 def _cosine_distance(update: InterceptedUpdate, knowledge: Knowledge, inputs: Tensor) -> float:

@@ -1,7 +1,6 @@
-"""What the benchmarks share: victims, stop-watches, and the form of a result."""
+"""The updates that the benchmarks attack: clients of one sample each, on one untrained model."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +14,6 @@ from fedleak.models import ImageClassifier, Precode
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.update import InterceptedUpdate
 
-# value, unit, and the setting: data, model, batch size, iterations, threads, what is compared.
-Entry = dict[str, object]
-
 VICTIMS_FILE = "victims_cifar10.npz"
 VICTIMS_MEAN = [0.49146724, 0.48226175, 0.44677013]
 VICTIMS_STD = [0.24703224, 0.24348514, 0.26158786]
@@ -29,7 +25,7 @@ def published_victims() -> tuple[ImageData, str]:
     """The victims of the PRECODE paper where FEDLEAK_DATA has them, or else the photographs.
 
     Returns:
-        The data, and what to call them in a setting.
+        The data, and their name in a setting.
     """
     data = _of_the_papers(VICTIMS_FILE, VICTIMS_MEAN, VICTIMS_STD)
     if data is not None:
@@ -41,7 +37,7 @@ def large_victims() -> tuple[ImageData, str]:
     """Grey images of 64x64: the papers' of Medical MNIST, or else photographs, enlarged.
 
     Returns:
-        The data, and what to call them in a setting.
+        The data, and their name in a setting.
     """
     data = _of_the_papers(LARGE_FILE, LARGE_MEAN, LARGE_STD)
     if data is not None:
@@ -60,7 +56,7 @@ def large_victims() -> tuple[ImageData, str]:
 
 
 def _of_the_papers(file: str, mean: list[float], std: list[float]) -> Npz | None:
-    """The papers' victims in a file; none if FEDLEAK_DATA names no folder that has it."""
+    """The papers' victims from a file; None if FEDLEAK_DATA names no folder with that file."""
     path = Path(os.environ.get("FEDLEAK_DATA", "")) / file
     if "FEDLEAK_DATA" not in os.environ or not path.is_file():
         return None
@@ -68,7 +64,7 @@ def _of_the_papers(file: str, mean: list[float], std: list[float]) -> Npz | None
 
 
 def make_victims(
-    kind: type[ImageClassifier],
+    kind: Callable[..., ImageClassifier],
     count: int,
     data: ImageData | None = None,
     *,
@@ -77,10 +73,10 @@ def make_victims(
     """Clients of one sample each, with one untrained model; labels known.
 
     Args:
-        kind: the model's class; PyTorch's default initialisation from seed 0.
+        kind: makes the model, such as its class; PyTorch's default initialisation from seed 0.
         count: number of clients.
-        data: where their samples come from; none: the photographs.
-        precode: the model's bottleneck, if it is to have one.
+        data: where their samples come from. If None, the photographs.
+        precode: the model's bottleneck. If None, the model has none.
 
     Returns:
         For every client its update (a gradient), what the server knows, and the truth
@@ -88,15 +84,14 @@ def make_victims(
     """
     data = data or Photos()
     torch.manual_seed(0)
-    model = kind(  # type: ignore[call-arg]
-        input_shape=data.input_shape, num_classes=data.num_classes, precode=precode
-    )
+    model = kind(input_shape=data.input_shape, num_classes=data.num_classes, precode=precode)
     updates, knowledge, truths = [], [], []
     sent = {name: value.clone() for name, value in model.state_dict().items()}
     for index in range(count):
         # A stride that is prime goes through all classes of data that are sorted by class.
         images, labels = data.train_set.batch([index * 97 % len(data.train_set)])
-        gradient = torch.autograd.grad(batch_loss(model, (images, labels)), model.parameters())
+        loss = batch_loss(model, (images, labels))
+        gradient = torch.autograd.grad(loss, tuple(model.parameters()))
         names = [name for name, _ in model.named_parameters()]
         received = dict(zip(names, gradient, strict=True))
         updates.append(InterceptedUpdate(1, index, "fedsgd", 1, "bench", sent, received))
@@ -108,21 +103,3 @@ def make_victims(
         )  # fmt: skip
         truths.append(images)
     return updates, knowledge, truths
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def best_seconds(work: Callable[[], object], times: int = 3) -> float:
-    """Wall time of the fastest of several calls: what disturbs a machine only ever adds."""
-    return min(seconds_of(work) for _ in range(times))
-
-
-def threads_text() -> str:
-    """Number of torch's threads, in words."""
-    number = torch.get_num_threads()
-    return f"{number} thread{'' if number == 1 else 's'}"
