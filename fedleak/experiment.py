@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.build import knowledge_of
 from fedleak.config import RunConfig
-from fedleak.errors import BadInput, require
+from fedleak.errors import BadInput, RunFailed, require
+from fedleak.extras import extras_explained
 from fedleak.preflight import Parts, prepare
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer, Observers
@@ -25,10 +26,6 @@ from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
     from fedleak.federation.engine.server import Interception
-
-
-class RunFailed(RuntimeError):
-    """A run that broke down through no fault of its configuration; it can be resumed."""
 
 
 def run(
@@ -55,9 +52,10 @@ def run(
         KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
-    from fedleak.federation.engine.checkpoint import remove_checkpoint
-    from fedleak.federation.engine.server import make_strategy
-    from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
+    with extras_explained():
+        from fedleak.federation.engine.checkpoint import remove_checkpoint
+        from fedleak.federation.engine.server import make_strategy
+        from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
 
     parts = prepare(config)
     make_strategy(config)
@@ -366,3 +364,7 @@ def _link(file: Path, folder: Path) -> None:
         os.link(file, target)
     except OSError:
         shutil.copyfile(file, target)
+
+
+# Its name among the public names of fedleak, where `attack` needs no folder.
+attack_run = attack

@@ -9,12 +9,7 @@ from typing import Any
 
 import yaml
 
-from fedleak.attacks import Attack
-from fedleak.config import Federation, Metrics, RunConfig, Victims
-from fedleak.data import PrivateData
-from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.models import LightningModule, Precode
 from fedleak.registry import class_path, load_class, names, short_name
 
 # Settings that name a plugin -> kind; the class that a plugin of the kind has to be.
@@ -25,16 +20,11 @@ PLUGINS = {
     "attacks": "attacks",
     "defenses": "defenses",
 }
-BASES: dict[str, type[Any]] = {
-    "data": PrivateData,
-    "models": LightningModule,
-    "attacks": Attack,
-    "defenses": Defense,
-}
-SECTIONS: dict[str, type[Any]] = {
-    "federation": Federation,
-    "victims": Victims,
-    "metrics": Metrics,
+BASES = {
+    "data": "fedleak.data.base.PrivateData",
+    "models": "fedleak.models.base.LightningModule",
+    "attacks": "fedleak.attacks.base.Attack",
+    "defenses": "fedleak.defenses.base.Defense",
 }
 LISTS = ("attacks", "defenses")
 FROM_DATA = {"input_shape", "num_classes"}
@@ -91,9 +81,10 @@ def _checked_path(setting: str, name: Any) -> str:
             f"dotted path, got {got}."
         )
     path = class_path(kind, name)
-    if not issubclass(load_class(path), BASES[kind]):
+    base = load_class(BASES[kind])
+    if not issubclass(load_class(path), base):
         raise BadInput(
-            f"Expected `{setting}` to name a subclass of {BASES[kind].__name__}, got `{path}`: see "
+            f"Expected `{setting}` to name a subclass of {base.__name__}, got `{path}`: see "
             f"`fedleak list {kind}`."
         )
     return path
@@ -135,14 +126,17 @@ def _check_file(path: Path) -> None:
     if not isinstance(values, dict):
         got = "nothing" if values is None else f"`{values!s:.40}`"
         raise BadInput(f"Expected settings as `name: value` in `{path}`, got {got}.")
+    from fedleak.config import Federation, Metrics, RunConfig, Victims
+
+    sections = {"federation": Federation, "victims": Victims, "metrics": Metrics}
     known = [item.name for item in fields(RunConfig)]
     for name, value in values.items():
         if name not in [*known, "versions"]:
             raise unknown_name("setting", str(name), known)
         if name in PLUGINS:
             _check_plugin(name, value)
-        elif name in SECTIONS:
-            _check_keys(name, value, [item.name for item in fields(SECTIONS[name])])
+        elif name in sections:
+            _check_keys(name, value, [item.name for item in fields(sections[name])])
         elif name != "versions":
             require(value is not None, f"Expected a value for `{name}` in `{path}`, got nothing.")
 
@@ -159,6 +153,8 @@ def _check_plugin(setting: str, value: Any) -> None:
         if known is not None:
             _check_keys(title, given, known)
         if isinstance(given, dict) and isinstance(given.get("precode"), dict):
+            from fedleak.models.bottleneck import Precode
+
             _check_keys("precode", given["precode"], arguments_of(Precode))
     else:
         _checked_path(setting, value)

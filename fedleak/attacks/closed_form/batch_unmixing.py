@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from fedleak.attacks.closed_form.linear import KnownInput, readable
@@ -197,6 +196,9 @@ class _Mixing:
         Raises:
             _NotUnmixed: if there is none.
         """
+        # Imported here, since few attacks get this far.
+        from scipy.optimize import least_squares
+
         self._check()
         best, least = None, float("inf")
         for start in self._starts(generator):

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
 # Systems with a known solution that are solved beside the real one.
@@ -152,6 +151,9 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     noise = torch.randn(known.shape, generator=generator, dtype=kind)
     known = known * (1 + NOISE * noise)
     right = torch.cat([equations.target[None], known * scale])
+    # Imported here, since few attacks get this far.
+    from scipy.sparse.linalg import LinearOperator, lsmr
+
     operator = LinearOperator(
         (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
     )

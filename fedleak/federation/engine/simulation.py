@@ -35,6 +35,7 @@ from fedleak.federation.engine.server import GRACE_SECONDS, Interception, Line, 
 from fedleak.federation.engine.shared_weights import SharedFolder
 from fedleak.federation.engine.virtual_clients import seats
 from fedleak.runs.observer import Observer
+from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores, cap_threads
 
@@ -203,8 +204,12 @@ def _ray(config: RunConfig) -> Iterator[None]:
         settings |= {"address": "local", "num_cpus": _cpus(config)}
     else:
         settings["address"] = federation.ray_address
+    use_large_pages()
     # A worker has to find a user's own modules where this process finds them.
-    settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    workers = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    # Those of a cluster at an address are not started with this process's environment.
+    workers |= {name: os.environ[name] for name in LARGE_PAGES}
+    settings["runtime_env"] = {"env_vars": workers}
     # The switch of Ray's own debugger: a worker that dies shows in the reply, not on the screen.
     ray._private.worker._worker_logs_enabled = False
     before = {process.pid for process in psutil.Process().children(recursive=True)}
