@@ -1,6 +1,7 @@
 """The arguments of the command line, parsed by jsonargparse."""
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +14,11 @@ from jsonargparse import (
     set_loader,
 )
 
+from fedleak.class_source import read_class
 from fedleak.cli.error_messages import complaint, settings_of, unknown_option
 from fedleak.cli.plugin_names import BASES, FROM_DATA, PLUGINS, load_yaml, with_class_paths
-from fedleak.registry import KINDS, load_class, names
+from fedleak.errors import unknown_name
+from fedleak.registry import KINDS, class_path, load_class, names, short_name
 
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
@@ -61,23 +64,49 @@ def parse(argv: list[str]) -> Namespace:
 def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
     """Refuse a misspelt option before plugins are imported, which takes long.
 
+    Args:
+        parser: of the command in the arguments, without the settings of its plugins.
+        argv: the arguments.
+
     Raises:
-        BadInput: if the command has no such option; a plugin's own settings are not looked at.
+        BadInput: if the command has no such option, or the plugin that is named no such setting.
     """
     known = settings_of(parser, argv)
-    for argument in argv:
-        option = argument.removeprefix("--").partition("=")[0].removesuffix("+")
-        parts = option.split(".")
-        if not argument.startswith("--") or (parts[0] in PLUGINS and parts[0] in known):
+    plugins: dict[str, str] = {}
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if not argument.startswith("--"):
             continue
-        if parts[-1] in ("", "help", "print_config"):
-            continue
-        above = [".".join(parts[: n + 1]) for n in range(len(parts))]
-        nearest = next((name for name in reversed(above) if name in known), None)
-        # Below an option that has no others below it lie the names in its mapping.
-        inside = any(name.startswith(f"{nearest}.") for name in known)
-        if nearest is None or (nearest != option and inside):
-            raise unknown_option(parser, argv, option)
+        option, equals, value = argument.removeprefix("--").partition("=")
+        option = option.removesuffix("+")
+        setting, _, inner = option.partition(".")
+        if setting in PLUGINS and setting in known:
+            if not inner:
+                plugins[setting] = value if equals else following
+            else:
+                _check_argument(PLUGINS[setting], plugins.get(setting, ""), inner.split(".")[0])
+        elif not option.endswith(".help") and option not in ("", "help", "print_config"):
+            _check_option(parser, argv, option, known)
+
+
+def _check_argument(kind: str, plugin: str, argument: str) -> None:
+    """Check a plugin's setting, if the plugin is named and its source tells its settings."""
+    if not re.fullmatch(r"\w+(\.\w+)*", plugin):
+        return
+    path = class_path(kind, plugin)
+    arguments = read_class(path).arguments
+    valid = set(arguments or ()) - FROM_DATA
+    if arguments is not None and argument not in {*valid, "help", "class_path", "init_args"}:
+        raise unknown_name(f"setting of {short_name(kind, path)}", argument, valid)
+
+
+def _check_option(parser: ArgumentParser, argv: list[str], option: str, known: list[str]) -> None:
+    parts = option.split(".")
+    above = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    nearest = next((name for name in reversed(above) if name in known), None)
+    # What lies below an option that has no others below it is a name in its mapping.
+    has_others = any(name.startswith(f"{nearest}.") for name in known)
+    if nearest is None or (nearest != option and has_others):
+        raise unknown_option(parser, argv, option)
 
 
 def make_parser(command: str | None = None, *, plugins: bool = True) -> ArgumentParser:

@@ -1,7 +1,5 @@
 """Tables for a terminal of 80 columns."""
 
-import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.config import RunConfig
-from fedleak.registry import SINGULAR, load_class, names
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import LPIPS, ImageScoring, scoring_class
 from fedleak.runs.summary import summarise_rounds
@@ -106,34 +103,6 @@ def paths_line(folder: RunFolder) -> Text:
         f"  TensorBoard  tensorboard --logdir {folder.path.parent}",
     ]
     return Text("Look at\n" + "\n".join(lines))
-
-
-def plugin_table(kind: str) -> Table:
-    """The plugins of a kind with what they are; attacks with paper and needs.
-
-    Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
-    """
-    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind == "attacks")
-    table.add_column("name")
-    titles = ("paper", "needs") if kind == "attacks" else ("what it is",)
-    for title in titles:
-        # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
-        least, most = {"paper": (32, None), "needs": (None, 26)}.get(title, (None, None))
-        table.add_column(title, overflow="fold", min_width=least, max_width=most)
-    for name, point in names(kind).items():
-        found = load_class(point.value.replace(":", "."))
-        if kind == "attacks":
-            table.add_row(name, found.paper, found.needs)
-        else:
-            table.add_row(name, _summary(found))
-    return table
-
-
-def _summary(found: type[Any]) -> str:
-    """The first sentence of a class's docstring, without what only a documentation tool reads."""
-    paragraph = " ".join(inspect.cleandoc(found.__doc__ or "").partition("\n\n")[0].split())
-    return re.sub(r"[;,]? see :\w+:`[^`]*`", "", paragraph)
 
 
 def _number(value: float | None, form: str) -> str:
