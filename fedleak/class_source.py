@@ -6,6 +6,7 @@ and its facts, such as an attack's paper, are written in its source.
 
 import ast
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -49,7 +50,14 @@ def read_class(path: str) -> ClassSource:
     for base in reversed(inherited):
         facts |= base.facts
     facts.pop("__doc__", None)
-    facts |= _own_facts(found)
+    if doc := ast.get_docstring(found):
+        facts["__doc__"] = doc
+    for name, value in _assigned(found):
+        facts.pop(name, None)
+        try:
+            facts[name] = ast.literal_eval(value)
+        except ValueError:  # computed, which is left to the class itself
+            continue
     return ClassSource(facts, _arguments(found, inherited))
 
 
@@ -75,22 +83,15 @@ def _bases(module: str, tree: ast.Module, found: ast.ClassDef) -> list[str]:
     return [f"{known[n]}.{n}" for n in names if known.get(n, "").partition(".")[0] == package]
 
 
-def _own_facts(found: ast.ClassDef) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    if doc := ast.get_docstring(found):
-        facts["__doc__"] = doc
+def _assigned(found: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """Names and values of the assignments in a class's body."""
     for node in found.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if isinstance(node, ast.AnnAssign) and node.value is not None:
-            targets = [node.target]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                facts.pop(target.id, None)
-                try:
-                    facts[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-                except ValueError:
-                    continue
-    return facts
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
 
 
 def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] | None:

@@ -16,10 +16,10 @@ EXTRAS = {
 }  # fmt: skip
 
 
-class MissingExtra(BadInput, ImportError):
+class MissingExtra(ImportError, BadInput):
     """Something was asked for that needs an extra of fedleak which is not installed.
 
-    It is an ImportError too, so that whoever tries an import finds what is expected there.
+    It is an ImportError too, as code that tries an import expects.
     """
 
 
