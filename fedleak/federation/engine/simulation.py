@@ -25,6 +25,7 @@ import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
+from flwr.supercore import telemetry
 
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
@@ -38,6 +39,9 @@ from fedleak.runs.observer import Observer
 from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores, cap_threads
+
+# Flower has read its variable already if something else of it was imported before.
+telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
