@@ -1,9 +1,11 @@
 # fedleak: `make demo` shows it, `make test` proves it. Both set up .venv by themselves, once.
 
-# The first Python on the PATH that is 3.11 or 3.12 and can make a virtual environment.
+# The first Python on the PATH that is 3.11 to 3.13 and can make a virtual environment.
 # Another one is named on the command line: make test PYTHON=/path/to/python3.12
-FITS   := import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
-PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+FITS   := import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))
+# The same, which prints the version too.
+FITS.version := import sys; print("%d.%d" % sys.version_info[:2]); $(FITS)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
 
 VENV  := .venv
@@ -18,12 +20,19 @@ ARGS ?=
 # Test files run side by side, so many at a time; every test computes with one thread.
 WORKERS ?= 2
 
+# What `make matrix` tries, and the tests that it runs: those of what differs between versions of
+# Python and of the packages under fedleak, a real federation among them, and none that takes long.
+PYTHONS ?= python3.11 python3.12 python3.13
+QUICK   ?= tests/test_public.py tests/test_class_source.py tests/test_config.py tests/test_registry.py \
+	tests/attacks/test_attacks.py tests/attacks/test_labels.py tests/attacks/closed_form tests/data \
+	tests/defenses tests/models tests/updates tests/federation/engine/test_simulation.py
+
 # No usage statistics leave this machine.
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-peers lint lint-code lint-format lint-types lint-imports format clean
+.PHONY: help setup demo test matrix dist bench bench-peers lint lint-code lint-format lint-types lint-imports format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' Makefile
@@ -36,6 +45,20 @@ demo: $(STAMP) ## the main job on embedded photographs: attack a federation, sho
 # In the files' own order: those with few tests would else come last, and some of them are long.
 test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+matrix: ## the quick tests on each Python of 3.11 to 3.13 that is found, in .venv-3.X, made once
+	@set -e; for python in $(PYTHONS); do \
+		version=$$($$python -c '$(FITS.version)' 2>/dev/null) || { \
+			echo "Left out: $$python, which is not here or not 3.11 to 3.13."; continue; }; \
+		echo "Python $$version"; \
+		$(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=$$python \
+			ARGS="$(QUICK) $(ARGS)"; \
+	done
+
+dist: $(STAMP) ## the source distribution and the wheel, checked, in dist/
+	rm -rf build dist
+	$(RUN) -m build --no-isolation
+	$(RUN) -m twine check --strict dist/*
 
 bench: $(STAMP) ## the benchmarks but for the peers'; writes benchmarks/results.json
 	$(RUN) -m benchmarks.run $(ARGS)
@@ -62,7 +85,7 @@ format: $(STAMP) ## mend what ruff can mend, and lay out the code
 	$(RUN) -m ruff format .
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info
+	rm -rf $(VENV) .venv-3.* $(PEERS) build dist *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -70,7 +93,7 @@ clean: ## remove .venv, builds and caches; runs/ stays
 # is complete is left alone. A change to setup.cfg or pyproject.toml installs fedleak alone anew.
 $(VENV)/.requirements: requirements.txt
 	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { \
-		echo "fedleak needs Python 3.11 or 3.12 with its venv module: install one, or name it with 'make PYTHON=/path/to/python3.11'." >&2; \
+		echo "fedleak needs Python 3.11, 3.12 or 3.13 with its venv module: install one, or name it with 'make PYTHON=/path/to/python3.11'." >&2; \
 		exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once. Some minutes: PyTorch is a large download."
 	@$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause."""
+"""What a user's input can cause, and a run that breaks down."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,6 +9,10 @@ class BadInput(ValueError):
 
     The command line prints the sentence and exits with code 2; nothing has been written by then.
     """
+
+
+class RunFailed(RuntimeError):
+    """A run that broke down through no fault of its configuration; it can be resumed."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> BadInput:

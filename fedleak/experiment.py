@@ -13,7 +13,8 @@ from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.build import knowledge_of
 from fedleak.config import RunConfig
-from fedleak.errors import BadInput, require
+from fedleak.errors import BadInput, RunFailed, require
+from fedleak.extras import extras_explained
 from fedleak.preflight import Parts, prepare
 from fedleak.registry import known_classes_only
 from fedleak.runs.folder import RunFolder
@@ -28,10 +29,6 @@ from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
     from fedleak.federation.engine.server import Interception
-
-
-class RunFailed(RuntimeError):
-    """A run that broke down through no fault of its configuration; it can be resumed."""
 
 
 def run(
@@ -61,9 +58,10 @@ def run(
         KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
-    from fedleak.federation.engine.checkpoint import remove_checkpoint
-    from fedleak.federation.engine.server import make_strategy
-    from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
+    with extras_explained():
+        from fedleak.federation.engine.checkpoint import remove_checkpoint
+        from fedleak.federation.engine.server import make_strategy
+        from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
 
     parts = parts or prepare(config)
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}

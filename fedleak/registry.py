@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fedleak.errors import BadInput, require, unknown_name
+from fedleak.extras import MissingExtra, extras_explained
 from fedleak.schema import check_keys, check_values, parameters_of, shown, takes_any
 
 KINDS = ("attacks", "data", "defenses", "models")
@@ -154,7 +155,10 @@ def load_class(path: str) -> type[Any]:
         )
     module_name, _, name = path.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        with extras_explained():
+            module = importlib.import_module(module_name)
+    except MissingExtra:
+        raise
     except (ImportError, TypeError, ValueError) as error:
         raise BadInput(
             f"Expected an importable class at `{path}`, but importing `{module_name}` fails: "
@@ -162,7 +166,7 @@ def load_class(path: str) -> type[Any]:
         ) from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):
-        classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
+        classes = [n for n in dir(module) if inspect.isclass(getattr(module, n, None))]
         raise unknown_name(f"class of `{module_name}`", name, classes)
     return found
 

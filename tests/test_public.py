@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import os
 import pkgutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import fedleak
 from fedleak.build import make_data, make_model
 from fedleak.config import Federation, RunConfig
-from fedleak.registry import Plugin
+from fedleak.registry import KINDS, Plugin, names
 from fedleak.runs.folder import RunFolder
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -39,19 +38,33 @@ def test_every_public_name_resolves(name: str) -> None:
         assert getattr(package, item) is not None, item
 
 
-@pytest.mark.parametrize("name", ["fedleak", "fedleak.attacks", "fedleak.data", "fedleak.models"])
-def test_a_catalogue_lists_all_that_it_imports(name: str) -> None:
-    """What a package's __init__ imports from fedleak is there to be found by its readers."""
-    package = importlib.import_module(name)
-    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
-    imported = {
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fedleak")
-        for alias in node.names
-    }
-    assert imported
-    assert imported <= set(package.__all__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_catalogue_lists_every_plugin(kind: str) -> None:
+    """What has a name on the command line has one in its package and in fedleak itself."""
+    package = importlib.import_module(f"fedleak.{kind}")
+    ours = [point for point in names(kind).values() if point.value.startswith("fedleak.")]
+    assert ours
+    for point in ours:
+        module, _, name = point.value.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        assert name in package.__all__
+        assert name in fedleak.__all__
+        assert getattr(package, name) is found
+        assert getattr(fedleak, name) is found
+
+
+def test_a_public_name_of_a_package_is_the_same_in_fedleak() -> None:
+    """No two packages give one name to different things."""
+    for kind in (*KINDS, "metrics"):
+        package = importlib.import_module(f"fedleak.{kind}")
+        for name in set(package.__all__) & set(fedleak.__all__):
+            assert getattr(package, name) is getattr(fedleak, name), name
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(fedleak.__all__) - {"__version__"} <= set(dir(fedleak))
+    with pytest.raises(AttributeError, match="nowhere"):
+        _ = fedleak.nowhere
 
 
 def test_version() -> None:
@@ -88,26 +101,36 @@ print(update.key, update.model)
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("flwr", "ray")))
 """
 
-ATTACKS_ALONE = """
+# Prints the packages that code imports besides the standard library, and what it has changed in
+# the environment.
+LOADED = """
+import os
 import sys
 
-for name in ("flwr", "ray", "pytorch_lightning", "lightning"):
-    sys.modules[name] = None
-
-import importlib.util
-import types
-
-# The packages' own __init__ are catalogues for users; an attack's modules need neither.
-for name in ("fedleak", "fedleak.models"):
-    package = types.ModuleType(name)
-    package.__path__ = [sys.argv[1] + name.removeprefix("fedleak").replace(".", "/")]
-    sys.modules[name] = package
-
-from fedleak.attacks import IGA, NRA
-
-print(IGA(), NRA())
-print(sorted(name for name in sys.modules if name.startswith("fedleak.models.")))
+before = dict(os.environ)
+exec(sys.argv[1])
+roots = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(*sorted(roots))
+print({name: value for name, value in os.environ.items() if before.get(name) != value})
 """
+
+NUMBERS = "import torch, numpy, safetensors.torch"
+ATTACKS = "from fedleak.attacks import *"
+FRONT_DOOR = """
+import fedleak
+for name in (
+    "RGAP", "IGA", "Knowledge", "InterceptedUpdate", "GroundTruth", "Reconstruction", "BadInput",
+    "Pruning", "DPSGD", "Soteria", "Precode", "kl_penalty", "noise_slots", "recover_labels",
+    "total_variation", "psnr", "ssim", "score", "score_items", "assign", "Lpips",
+):
+    getattr(fedleak, name)
+"""
+
+
+def loaded(code: str) -> tuple[set[str], dict[str, str]]:
+    """The packages that code imports in a process of its own, and its changed variables."""
+    packages, changed = python(LOADED, code)[-2:]
+    return set(packages.split()), ast.literal_eval(changed)
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -151,23 +174,54 @@ def test_a_saved_update_is_attacked_without_flower(saved_run: Path, tmp_path: Pa
     assert list((output / "figures" / "victims").glob("*.png"))
 
 
-def test_the_attacks_need_torch_and_little_else() -> None:
-    printed = python(ATTACKS_ALONE, ROOT)
-    assert printed[0].startswith("IGA(iterations=7000")
-    assert printed[1] == "['fedleak.models.noise']"
+@pytest.mark.parametrize("code", ["import fedleak", "import fedleak.attacks, fedleak.models"])
+def test_importing_loads_nothing_and_changes_nothing(code: str) -> None:
+    packages, changed = loaded(code)
+    assert packages - loaded("pass")[0] == {"fedleak", "lazy_loader"}
+    assert changed == {}
 
 
-@pytest.mark.parametrize("chosen", [None, "0"])
-def test_large_tensors_lie_in_large_pages_unless_somebody_chose_otherwise(
-    chosen: str | None,
-) -> None:
-    """torch has to find the setting before its first tensor, and processes before they start."""
-    names = ("THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
-    code = f"import os, fedleak; print([os.environ[name] for name in {names}])"
-    before = {name: value for name, value in os.environ.items() if name not in names}
-    given = {} if chosen is None else dict.fromkeys(names[:1], chosen)
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=before | given, capture_output=True, text=True, check=True
+@pytest.mark.parametrize("code", [ATTACKS, FRONT_DOOR])
+def test_attacks_and_metrics_load_torch_numpy_and_safetensors_alone(code: str) -> None:
+    packages, changed = loaded(code)
+    assert packages - loaded(NUMBERS)[0] == {"fedleak", "lazy_loader"}
+    assert changed == {}
+
+
+def test_the_malicious_strategy_needs_flower_alone() -> None:
+    code = "from fedleak.federation import MaliciousStrategy"
+    flower, theirs = loaded("import flwr.serverapp.strategy, yaml")
+    packages, changed = loaded(code)
+    assert packages - loaded(NUMBERS)[0] - flower == {"fedleak", "lazy_loader"}
+    assert not packages & {"ray", "pytorch_lightning", "psutil"}
+    assert changed == theirs
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "extra"),
+    [
+        ("flwr", "from fedleak.federation import MaliciousStrategy", "federation"),
+        ("ray", "from fedleak.federation import simulate", "federation"),
+        ("pytorch_lightning", "import fedleak; fedleak.SMLP", "federation"),
+        ("yaml", "import fedleak; fedleak.RunConfig", "federation"),
+        ("tensorboard", "from fedleak.reporting import TensorBoard", "report"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(missing: str, code: str, extra: str) -> None:
+    caught = f"""
+import sys
+sys.modules[{missing!r}] = None  # importing it fails as if it were not installed
+try:
+    {code}
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    assert python(caught)[-1] == (
+        f"MissingExtra Expected the extra `{extra}` of fedleak, but `{missing}` is not installed: "
+        f"pip install 'fedleak[{extra}]'."
     )
-    expected = [chosen or "1", "glibc.malloc.hugetlb=1"]
-    assert ast.literal_eval(found.stdout.splitlines()[-1]) == expected
+
+
+def test_a_function_named_as_its_module_is_the_function() -> None:
+    code = "import fedleak.data.partition; from fedleak.data import partition; print(partition)"
+    assert python(code)[-1].startswith("<function partition")

@@ -1,7 +1,9 @@
 """The arguments of the command line, parsed by jsonargparse."""
 
 import argparse
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jsonargparse import (
@@ -12,15 +14,23 @@ from jsonargparse import (
     set_loader,
 )
 
-from fedleak.attacks import Attack
-from fedleak.cli.error_messages import complaint
+from fedleak.class_source import read_class
+from fedleak.cli.error_messages import complaint, settings_of, unknown_option
 from fedleak.cli.plugin_names import load_yaml, with_class_paths
-from fedleak.config import Federation, Labels, Metrics, Space, Victims
-from fedleak.data import PrivateData
-from fedleak.defenses import Defense
-from fedleak.models import LightningModule
-from fedleak.registry import FROM_DATA, KINDS, SETTINGS, names
+from fedleak.errors import unknown_name
+from fedleak.registry import (
+    BASES,
+    FROM_DATA,
+    KINDS,
+    SETTINGS,
+    class_path,
+    load_class,
+    names,
+    short_name,
+)
 
+# Kind -> the class whose subclasses jsonargparse takes.
+PARSED = BASES | {"models": "fedleak.models.base.LightningModule"}
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
     "run": (
@@ -47,9 +57,13 @@ def parse(argv: list[str]) -> Namespace:
         BadInput: if something in them, or in a file, is unknown or of the wrong type.
         SystemExit: if help was asked for, or nothing at all.
     """
-    parser = make_parser()
+    command = next((name for name in argv if name in COMMANDS), None)
+    if command is not None:
+        _check_options(make_parser(command, plugins=False), argv)
+        argv = with_class_paths(argv)
+    parser = make_parser(command)
     try:
-        settings = parser.parse_args(with_class_paths(argv))
+        settings = parser.parse_args(argv)
     except ArgumentError as error:
         raise complaint(parser, argv, str(error)) from error
     if settings.subcommand is None:
@@ -58,39 +72,84 @@ def parse(argv: list[str]) -> Namespace:
     return settings
 
 
-def make_parser() -> ArgumentParser:
-    """The parser of all commands."""
+def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
+    """Refuse a misspelt option before plugins are imported, which takes long.
+
+    Args:
+        parser: of the command in the arguments, without the settings of its plugins.
+        argv: the arguments.
+
+    Raises:
+        BadInput: if the command has no such option, or the plugin that is named no such setting.
+    """
+    known = settings_of(parser, argv)
+    plugins: dict[str, str] = {}
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if not argument.startswith("--"):
+            continue
+        option, equals, value = argument.removeprefix("--").partition("=")
+        option = option.removesuffix("+")
+        setting, _, inner = option.partition(".")
+        if setting in SETTINGS and setting in known:
+            if not inner:
+                plugins[setting] = value if equals else following
+            else:
+                _check_argument(SETTINGS[setting], plugins.get(setting, ""), inner.split(".")[0])
+        elif not option.endswith(".help") and option not in ("", "help", "print_config"):
+            _check_option(parser, argv, option, known)
+
+
+def _check_argument(kind: str, plugin: str, argument: str) -> None:
+    """Check a plugin's setting, if the plugin is named and its source tells its settings."""
+    if not re.fullmatch(r"\w+(\.\w+)*", plugin):
+        return
+    path = class_path(kind, plugin)
+    arguments = read_class(path).arguments
+    valid = set(arguments or ()) - set(FROM_DATA)
+    if arguments is not None and argument not in {*valid, "help", "class_path", "init_args"}:
+        raise unknown_name(f"setting of {short_name(kind, path)}", argument, valid)
+
+
+def _check_option(parser: ArgumentParser, argv: list[str], option: str, known: list[str]) -> None:
+    parts = option.split(".")
+    above = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    nearest = next((name for name in reversed(above) if name in known), None)
+    # What lies below an option that has no others below it is a name in its mapping.
+    has_others = any(name.startswith(f"{nearest}.") for name in known)
+    if nearest is None or (nearest != option and has_others):
+        raise unknown_option(parser, argv, option)
+
+
+def make_parser(command: str | None = None, *, plugins: bool = True) -> ArgumentParser:
+    """The parser of all commands, with the arguments of one.
+
+    Args:
+        command: the command that is to be parsed; what the others take is left out.
+        plugins: whether the settings of the command's plugins are there, and so the classes
+            imported; otherwise there are the options alone that name a plugin.
+    """
     set_loader("fedleak", load_yaml, (yaml.YAMLError,))
     parser = _new_parser("What does federated training leak? Attacks on real federations.")
     parser.prog = "fedleak"
     commands = parser.add_subcommands(
         required=False, title="commands", description="`fedleak COMMAND --help` tells more of each."
     )
-    commands.add_subcommand("run", _run_parser(), help="Federation, attacks, results.")
-    commands.add_subcommand(
-        "attack", _attack_parser(), help="Attack the updates that a run has saved."
-    )
-    commands.add_subcommand("sweep", _sweep_parser(), help="Many runs, as a study's file has them.")
-    commands.add_subcommand("report", _report_parser(), help="One HTML page of a run.")
-    lists = _new_parser("What can be named in a configuration.", "list", " [KIND]")
-    kinds = (*KINDS, "all")
-    lists.add_argument(
-        "kind", type=Literal[kinds], nargs="?", default="all", metavar="KIND",
-        help=f"One of {', '.join(kinds)}.",
-    )  # fmt: skip
-    commands.add_subcommand("list", lists, help="What can be named in a configuration.")
+    for name, facts in COMMANDS.items():
+        inner = _new_parser(facts.description, name, facts.arguments)
+        if name == command:
+            facts.fill(inner, plugins)
+        commands.add_subcommand(name, inner, help=facts.help)
     return parser
 
 
-def _run_parser() -> ArgumentParser:
-    run = _new_parser(
-        "Run a federation with a malicious server and attack what it intercepts.", "run"
-    )
+def _fill_run(run: ArgumentParser, plugins: bool) -> None:
+    from fedleak.config import Federation, Metrics, Victims
+
     run.add_argument("--config", action="config", help="YAML file with any settings.")
     run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
     run.add_argument("--seed", type=int, default=0, help="Seed of every random draw.")
-    _add_plugin(run, "data", PrivateData, "The data set")
-    _add_plugin(run, "model", LightningModule, "The model", skip=set(FROM_DATA))
+    _add_plugin(run, "data", "The data set", plugins)
+    _add_plugin(run, "model", "The model", plugins, skip=set(FROM_DATA))
     run.add_argument(
         "--weights",
         type=str | None,
@@ -107,11 +166,11 @@ def _run_parser() -> ArgumentParser:
     run.add_argument("--federation", type=Federation, default=Federation())
     run.add_argument("--victims", type=Victims, default=Victims())
     run.add_argument(
-        "--attacks", type=list[Attack], default=[],
+        "--attacks", type=_list_of("attacks", plugins), default=[],
         help=f"The attacks: {_choices('attacks')}; `--attacks+` adds one.",
     )  # fmt: skip
     run.add_argument(
-        "--defenses", type=list[Defense], default=[],
+        "--defenses", type=_list_of("defenses", plugins), default=[],
         help="What clients do to an update before they send it, in this order: "
         f"{_choices('defenses')}; `--defenses+` adds one.",
     )  # fmt: skip
@@ -124,18 +183,15 @@ def _run_parser() -> ArgumentParser:
         help="Versions that a config.yaml was made with; a difference is reported.",
     )
     _add_flags(run)
-    return run
 
 
-def _attack_parser() -> ArgumentParser:
-    attack = _new_parser(
-        "Attack saved updates, without a federation, into a run folder of its own.",
-        "attack", " SOURCE",
-    )  # fmt: skip
+def _fill_attack(attack: ArgumentParser, plugins: bool) -> None:
+    from fedleak.config import Labels, Space
+
     attack.add_argument(
         "source", type=str, metavar="SOURCE", help="A run's folder, or one update's file in it."
     )
-    _add_plugin(attack, "attack", Attack, "The attack")
+    _add_plugin(attack, "attack", "The attack", plugins)
     _add_trust(attack)
     attack.add_argument(
         "--output", type=str | None, default=None, help="Default: the source's folder-ATTACK."
@@ -147,31 +203,71 @@ def _attack_parser() -> ArgumentParser:
     ):  # fmt: skip
         attack.add_argument(f"--{name}", type=kind | None, default=None, help="As in the source.")
     _add_flags(attack)
-    return attack
 
 
-def _sweep_parser() -> ArgumentParser:
-    sweep = _new_parser(
-        "Run every cell of a study: a grid of settings over a base configuration.",
-        "sweep", " STUDY",
-    )  # fmt: skip
+def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
     sweep.add_argument("study", type=str, metavar="STUDY", help="The study's YAML file.")
     sweep.add_argument("--output", type=str, default="runs/sweep", help="The sweep's folder.")
     sweep.add_argument(
         "--processes", type=int | None, default=None, help="Default: as the study says, or 1."
     )
     _add_flags(sweep)
-    return sweep
 
 
-def _report_parser() -> ArgumentParser:
-    report = _new_parser(
-        "Write report.html into a run's folder: one page that needs nothing else.",
-        "report", " RUN",
-    )  # fmt: skip
+def _fill_report(report: ArgumentParser, _plugins: bool) -> None:
     report.add_argument("run", type=str, metavar="RUN", help="The run's folder.")
     _add_trust(report)
-    return report
+
+
+def _fill_list(lists: ArgumentParser, _plugins: bool) -> None:
+    kinds = (*KINDS, "all")
+    lists.add_argument(
+        "kind", type=Literal[kinds], nargs="?", default="all", metavar="KIND",
+        help=f"One of {', '.join(kinds)}.",
+    )  # fmt: skip
+
+
+class _Command(NamedTuple):
+    """A command: its line in the list of all, its own first line, its arguments."""
+
+    help: str
+    description: str
+    arguments: str
+    fill: Callable[[ArgumentParser, bool], None]
+
+
+COMMANDS = {
+    "run": _Command(
+        "Federation, attacks, results.",
+        "Run a federation with a malicious server and attack what it intercepts.",
+        "",
+        _fill_run,
+    ),
+    "attack": _Command(
+        "Attack the updates that a run has saved.",
+        "Attack saved updates, without a federation, into a run folder of its own.",
+        " SOURCE",
+        _fill_attack,
+    ),
+    "sweep": _Command(
+        "Many runs, as a study's file has them.",
+        "Run every cell of a study: a grid of settings over a base configuration.",
+        " STUDY",
+        _fill_sweep,
+    ),
+    "report": _Command(
+        "One HTML page of a run.",
+        "Write report.html into a run's folder: one page that needs nothing else.",
+        " RUN",
+        _fill_report,
+    ),
+    "list": _Command(
+        "What can be named in a configuration.",
+        "What can be named in a configuration.",
+        " [KIND]",
+        _fill_list,
+    ),
+}
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -217,15 +313,23 @@ def _new_parser(description: str, command: str = "", arguments: str = "") -> Arg
 def _add_plugin(
     parser: ArgumentParser,
     setting: str,
-    base: type[Any],
     title: str,
+    plugins: bool,
     skip: set[str] | None = None,
 ) -> None:
     text = f"{title}: {_choices(SETTINGS[setting])}."
+    if not plugins:
+        parser.add_argument(f"--{setting}", type=str, help=text)
+        return
+    base = load_class(PARSED[SETTINGS[setting]])
     parser.add_subclass_arguments(base, setting, required=True, skip=skip, help=text)
     groups: dict[str, Any] = parser.groups or {}
     if setting in groups:
         groups[setting].title = title
+
+
+def _list_of(kind: str, plugins: bool) -> Any:
+    return list[load_class(PARSED[kind])] if plugins else list[str]  # type: ignore[misc]
 
 
 def _add_flags(parser: ArgumentParser) -> None:

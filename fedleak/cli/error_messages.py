@@ -61,7 +61,12 @@ def _unknown_setting(
         nested = len(classes) > 1
         title = keys[-1] if nested else short_name(SETTINGS.get(keys[0], ""), classes[0])
         return unknown_name(f"setting of {title}", option, arguments_of(load_class(classes[-1])))
-    known = _settings(parser, argv)
+    return unknown_option(parser, argv, option)
+
+
+def unknown_option(parser: ArgumentParser, argv: list[str], option: str) -> BadInput:
+    """The error for an option that the command in the arguments has not, without its dashes."""
+    known = settings_of(parser, argv)
     group, _, rest = option.rpartition(".")
     siblings = [n.removeprefix(f"{group}.") for n in known if n.startswith(f"{group}.")]
     if group and siblings:
@@ -70,7 +75,7 @@ def _unknown_setting(
     return unknown_name("setting", option, near)
 
 
-def _settings(parser: ArgumentParser, argv: list[str]) -> list[str]:
+def settings_of(parser: ArgumentParser, argv: list[str]) -> list[str]:
     """The dotted names of all options of the command in the arguments."""
     commands: Mapping[str, Any] = parser._subcommands_action.choices  # type: ignore[union-attr]
     chosen = next((commands[name] for name in argv if name in commands), parser)

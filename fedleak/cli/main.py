@@ -1,4 +1,8 @@
-"""The command line: parses, calls, prints."""
+"""The command line: parses, calls, prints.
+
+What takes long to import is imported by the command that needs it: help, a list and a misspelt
+option are answered without torch, Lightning or Flower.
+"""
 
 import os
 import signal
@@ -10,37 +14,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
-from fedleak import experiment
 from fedleak.cli.arguments import parse
-from fedleak.config import RunConfig, versions
-from fedleak.errors import BadInput
-from fedleak.preflight import prepare
+from fedleak.errors import BadInput, RunFailed
+from fedleak.extras import extras_explained
 from fedleak.registry import KINDS, Plugin, known_classes_only, short_name
-from fedleak.reporting import (
-    Display,
-    Figures,
-    SweepDisplay,
-    TensorBoard,
-    paths_line,
-    plugin_table,
-    results_table,
-    rounds_table,
-    write_picture,
-    write_report,
-    write_rounds,
-    write_tables,
-)
-from fedleak.runs.folder import RunFolder
-from fedleak.runs.results import read_rows
-from fedleak.runs.scoring import scoring_class
 from fedleak.runtime.interrupts import STOP_SECONDS, Interrupt
-from fedleak.sweep import load_study, run_sweep
+from fedleak.runtime.memory_pages import use_large_pages
+
+if TYPE_CHECKING:
+    from fedleak.config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -51,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the arguments; none: those of the process.
     """
+    use_large_pages()
     console, complaints = Console(), Console(stderr=True, soft_wrap=True)
 
     def complain(text: str) -> None:
@@ -64,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     }
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _import_path(arguments):
+        with extras_explained(), _import_path(arguments):
             _command(parse(arguments), console)
         code = 0
     except BadInput as error:
         complain(str(error))
         code = 2
-    except experiment.RunFailed as error:
+    except RunFailed as error:
         complain(f"{error} What is done is kept: go on by `--resume`.")
         code = 1
     except KeyboardInterrupt:
@@ -104,23 +93,42 @@ def _import_path(arguments: Sequence[str]) -> Iterator[None]:
 
 def _is_foreign(path: str, here: Path) -> bool:
     """Whether an entry of the import path is the working folder, and not fedleak's own."""
-    package = Path(experiment.__file__).parent
+    package = Path(__file__).parents[1]
     return Path(path).resolve() == here.resolve() != package.parent.resolve()
 
 
 def _command(settings: Namespace, console: Console) -> None:
     command, chosen = settings.subcommand, settings[settings.subcommand]
     if command == "list":
+        from fedleak.reporting import plugin_table
+
         for kind in KINDS if chosen.kind == "all" else (chosen.kind,):
             console.print(plugin_table(kind))
         return
+    from fedleak.runs.folder import RunFolder
+
     if command == "report":
+        from fedleak.reporting import write_report
+
         path = write_report(RunFolder(Path(chosen.run)), trust=chosen.trust)
         console.print(f"Look at {path}", highlight=False, soft_wrap=True)
         return
     if command == "sweep":
         _sweep(chosen, console)
         return
+    from fedleak import experiment
+    from fedleak.preflight import prepare
+    from fedleak.reporting import (
+        Display,
+        Figures,
+        TensorBoard,
+        paths_line,
+        results_table,
+        rounds_table,
+    )
+    from fedleak.runs.results import read_rows
+    from fedleak.runs.scoring import scoring_class
+
     if command == "run":
         config = _run_config(chosen)
         _check_versions(chosen.versions, console)
@@ -155,6 +163,9 @@ def _command(settings: Namespace, console: Console) -> None:
 
 
 def _sweep(chosen: Namespace, console: Console) -> None:
+    from fedleak.reporting import SweepDisplay, write_picture, write_rounds, write_tables
+    from fedleak.sweep import load_study, run_sweep
+
     study, output = load_study(Path(chosen.study)), Path(chosen.output)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     try:
@@ -171,10 +182,10 @@ def _sweep(chosen: Namespace, console: Console) -> None:
             console.print(f"Look at {path}", highlight=False, soft_wrap=True)
     failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
     if failed:
-        raise experiment.RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
+        raise RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
 
 
-def _resolve(settings: dict[str, Any]) -> RunConfig:
+def _resolve(settings: dict[str, Any]) -> "RunConfig":
     """A cell's settings as ``fedleak run --config`` would understand them."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         yaml.safe_dump(settings, file)
@@ -182,7 +193,9 @@ def _resolve(settings: dict[str, Any]) -> RunConfig:
         return _run_config(parse(["run", "--config", file.name]).run)
 
 
-def _run_config(chosen: Namespace) -> RunConfig:
+def _run_config(chosen: Namespace) -> "RunConfig":
+    from fedleak.config import RunConfig
+
     values = _as_dict(chosen)
     return RunConfig.from_dict({item.name: values[item.name] for item in fields(RunConfig)})
 
@@ -198,8 +211,11 @@ def _stored_classes(chosen: Namespace) -> Iterator[None]:
         yield
 
 
-def _attack_config(chosen: Namespace) -> RunConfig:
-    folder = experiment.source_folder(Path(chosen.source))
+def _attack_config(chosen: Namespace) -> "RunConfig":
+    from fedleak.config import RunConfig
+    from fedleak.experiment import source_folder
+
+    folder = source_folder(Path(chosen.source))
     config = RunConfig.load(folder.config)
     values = _as_dict(chosen)
     attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
@@ -221,6 +237,8 @@ def _attack_config(chosen: Namespace) -> RunConfig:
 
 def _check_versions(recorded: dict[str, str] | None, console: Console) -> None:
     """Say so if a configuration was made with other versions than are installed."""
+    from fedleak.config import versions
+
     here = versions()
     for name, version in (recorded or {}).items():
         if here.get(name) != version:

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from fedleak.config import LISTS, check_settings
 from fedleak.errors import BadInput, require
 from fedleak.registry import FROM_DATA, SETTINGS, Plugin, load_plugin, read_plugin
 from fedleak.runtime.safe_yaml import parse_yaml, read_yaml
 from fedleak.schema import parameters_of, shown
+
+LISTS = ("attacks", "defenses")
 
 
 def with_class_paths(argv: list[str]) -> list[str]:
@@ -100,6 +101,8 @@ def _check_file(path: Path) -> None:
         isinstance(values, dict),
         f"Expected settings as `name: value` in `{path}`, got {shown(values)}.",
     )
+    from fedleak.config import check_settings
+
     check_settings(values)
     for setting in set(SETTINGS) & set(values):
         _named(setting, values[setting])

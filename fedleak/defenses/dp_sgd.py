@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput, require
+from fedleak.extras import extras_explained
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import batch_loss
@@ -107,7 +108,8 @@ def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tens
             the samples' losses.
     """
     # Slow to import, and used by this defence alone.
-    from opacus.grad_sample import GradSampleModule
+    with extras_explained():
+        from opacus.grad_sample import GradSampleModule
 
     own, kind = copy.deepcopy(model), type(model).__name__
     for module in own.modules():

@@ -1,7 +1,5 @@
 """Flower and nothing but Flower: clients, server, malicious strategy, simulation."""
 
-from fedleak.federation.engine.client import client_app
-from fedleak.federation.engine.simulation import simulate
-from fedleak.federation.strategy import MaliciousStrategy
+from fedleak.lazy import catalogue
 
-__all__ = ["MaliciousStrategy", "client_app", "simulate"]
+__getattr__, __dir__, __all__ = catalogue(__name__, __file__)

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fedleak.attacks.base import Reconstruction
@@ -36,6 +35,9 @@ def assign(originals: Array, candidates: Array) -> list[int]:
     Returns:
         For each original the position of its candidate.
     """
+    # Imported here: whoever attacks need not score.
+    from scipy.optimize import linear_sum_assignment
+
     flat, other = originals.reshape(len(originals), -1), candidates.reshape(len(candidates), -1)
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, which never holds all pairs of images at once.
     products = flat @ other.T

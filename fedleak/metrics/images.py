@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from fedleak.attacks.base import Reconstruction
@@ -113,6 +112,9 @@ def to_space(images: Tensor, mean: Sequence[float], std: Sequence[float], space:
 
 def psnr(original: Array, candidate: Array, data_range: float) -> float:
     """Peak signal-to-noise ratio in dB (scikit-image); infinite for equal images."""
+    # Imported here, since it takes a while and whoever attacks need not score.
+    from skimage.metrics import peak_signal_noise_ratio
+
     if np.array_equal(original, candidate):
         return float("inf")
     return float(peak_signal_noise_ratio(original, candidate, data_range=data_range))
@@ -129,6 +131,8 @@ def ssim(original: Array, candidate: Array, data_range: float) -> float:
     Returns:
         -1 to 1; NaN for images with a side below 3, which have no window.
     """
+    from skimage.metrics import structural_similarity
+
     side = min(SSIM_WINDOW, *original.shape[1:])
     if side < 3:
         return float("nan")

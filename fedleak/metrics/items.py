@@ -2,13 +2,8 @@
 
 from dataclasses import dataclass
 
-from torchmetrics.functional.classification import (
-    binary_f1_score,
-    binary_precision,
-    binary_recall,
-)
-
 from fedleak.attacks.base import Reconstruction
+from fedleak.extras import extras_explained
 from fedleak.metrics.assignment import assign, noise_error, require_same_shape
 from fedleak.updates.truth import GroundTruth
 
@@ -53,7 +48,15 @@ def score_items(
 
     Raises:
         ValueError: if the numbers or shapes of truth and reconstruction differ.
+        MissingExtra: if torchmetrics is not installed.
     """
+    with extras_explained():
+        from torchmetrics.functional.classification import (
+            binary_f1_score,
+            binary_precision,
+            binary_recall,
+        )
+
     require_same_shape(truth, reconstruction)
     originals, candidates = truth.inputs.double(), reconstruction.inputs.double()
     scores = []

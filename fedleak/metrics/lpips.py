@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
+from fedleak.extras import extras_explained
 from fedleak.metrics.assignment import Array
 
 # The least side with which AlexNet's second pooling leaves anything.
@@ -64,7 +65,8 @@ def require_alexnet() -> Path:
         BadInput: if it is not there.
     """
     # Imported here, since it takes a second and few runs need it.
-    from torchvision.models import AlexNet_Weights
+    with extras_explained():
+        from torchvision.models import AlexNet_Weights
 
     url: str = AlexNet_Weights.DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
@@ -91,7 +93,8 @@ def require_lpips_channels(channels: int) -> None:
 @lru_cache(maxsize=1)
 def _lpips_network(path: Path) -> nn.Module:
     """The metric; ``path``, from which torchvision reads, tells one set of weights from another."""
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    with extras_explained():
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
         # The layers are drawn before they are read, which no other draw must notice.

@@ -1,17 +1,12 @@
 """Tables for a terminal of 80 columns."""
 
-import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from fedleak.attacks.base import Attack
 from fedleak.config import RunConfig
-from fedleak.defenses.base import Defense
-from fedleak.registry import SINGULAR, load_class, names
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import LPIPS, ImageScoring, scoring_class
 from fedleak.runs.summary import summarise_rounds
@@ -108,66 +103,6 @@ def paths_line(folder: RunFolder) -> Text:
         f"  TensorBoard  tensorboard --logdir {folder.path.parent}",
     ]
     return Text("Look at\n" + "\n".join(lines))
-
-
-def plugin_table(kind: str) -> Table:
-    """The plugins of a kind: attacks and defences with their facts, the others with a summary.
-
-    Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
-    """
-    columns = {"attacks": ("paper", "facts"), "defenses": ("what it is", "facts")}
-    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind in columns)
-    table.add_column("name")
-    for title in columns.get(kind, ("what it is",)):
-        # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
-        least, most = {"paper": (32, None), "facts": (None, 26)}.get(title, (None, None))
-        table.add_column(title, overflow="fold", min_width=least, max_width=most)
-    for row in plugin_facts(kind):
-        cells = {"paper": row.get("paper"), "what it is": row["summary"], "facts": _facts(row)}
-        table.add_row(row["name"], *(cells[name] for name in columns.get(kind, ("what it is",))))
-    return table
-
-
-def plugin_facts(kind: str) -> list[dict[str, Any]]:
-    """What is true of each plugin of a kind, for tables: a row for each, in the order of names.
-
-    Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
-
-    Returns:
-        For each plugin its ``name`` on the command line, its ``class_path``, and as ``summary`` the
-        first sentence of its docstring; of attacks and defences also every class attribute that
-        :class:`fedleak.attacks.base.Attack` or :class:`fedleak.defenses.base.Defense` annotates, by
-        its name, as text, bool or int (``-`` for one that a plugin does not set).
-    """
-    base: type[Any] | None = {"attacks": Attack, "defenses": Defense}.get(kind)
-    facts = inspect.get_annotations(base) if base else {}
-    rows = []
-    for name, point in names(kind).items():
-        path = point.value.replace(":", ".")
-        found = load_class(path)
-        row = {"name": name, "class_path": path, "summary": _summary(found)}
-        rows.append({fact: getattr(found, fact, "-") for fact in facts} | row)
-    return rows
-
-
-def _facts(row: Mapping[str, Any]) -> str:
-    """The facts of an attack or a defence in a few lines."""
-    lines = [row.get("family"), row.get("threat_model"), f"needs {row.get('needs')}"]
-    if "batches" in row:
-        lines += [
-            f"batches: {'yes' if row['batches'] else 'no'}",
-            f"local steps: {row['local_steps']}",
-            f"noise: {'restored' if row['restores_noise'] else row['noise']}",
-        ]
-    return "\n".join(map(str, lines))
-
-
-def _summary(found: type[Any]) -> str:
-    """The first sentence of a class's docstring, without what only a documentation tool reads."""
-    paragraph = " ".join(inspect.cleandoc(found.__doc__ or "").partition("\n\n")[0].split())
-    return re.sub(r"[;,]? see :\w+:`[^`]*`", "", paragraph)
 
 
 def _number(value: float | None, form: str) -> str:

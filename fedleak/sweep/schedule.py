@@ -19,6 +19,7 @@ from typing import IO, Any
 from fedleak.errors import require
 from fedleak.metrics import require_alexnet
 from fedleak.runs.summary import Status
+from fedleak.runtime.memory_pages import use_large_pages
 from fedleak.runtime.threads import available_cores
 from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
 from fedleak.sweep.observer import SweepObserver, SweepProgress
@@ -230,6 +231,7 @@ class _Sweep:
     def _environment(self) -> dict[str, str]:
         # Colours would stand as control characters in the error of a failed cell.
         environment = {n: v for n, v in os.environ.items() if n != "FORCE_COLOR"}
+        use_large_pages(environment)
         return environment | dict.fromkeys(THREAD_VARIABLES, str(self._threads))
 
     def _watch(self) -> None:

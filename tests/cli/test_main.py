@@ -157,6 +157,38 @@ def test_list(kind: str, fedleak: Command) -> None:
     assert all(word in said.out for word in expected[kind])
 
 
+LOADED = """
+import sys
+from fedleak.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("LOADED", *({"torch", "pytorch_lightning", "flwr"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "loaded"),
+    [
+        ("--help", 0, ""),
+        ("list", 0, ""),
+        ("rnu", 2, ""),
+        ("report --ovre", 2, ""),
+        ("run --data photos --model smlp --sede 3", 2, "torch"),
+        ("run --data photos --model smlp --model.widht 3", 2, "torch"),
+        ("run --data photos --model smlp --attacks+ nra --attacks.iteratons 3", 2, "torch"),
+    ],
+)
+def test_what_needs_no_plugin_imports_none(arguments: str, code: int, loaded: str) -> None:
+    """An answer that comes at once: Lightning and Flower take seconds to import."""
+    found = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments.split()], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == code, found.stderr
+    assert found.stdout.splitlines()[-1].split() == ["LOADED", *loaded.split()]
+
+
 # --------------------------------------------------------------------------------------- good runs
 
 

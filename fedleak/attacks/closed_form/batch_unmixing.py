@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from fedleak.attacks.closed_form.linear import KnownInput, invertible_linear
@@ -210,6 +209,9 @@ class _Mixing:
         Raises:
             _NotUnmixed: if there is none.
         """
+        # Imported here, since few attacks get this far.
+        from scipy.optimize import least_squares
+
         self._check()
         best, least = None, float("inf")
         for start in self._starts(generator):

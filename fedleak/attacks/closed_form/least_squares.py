@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
 # Systems with a known random solution that are solved together with the real one.
@@ -161,6 +160,9 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     noise = torch.randn(probe_sides.shape, generator=generator, dtype=dtype)
     probe_sides = probe_sides * (1 + NOISE * noise)
     right = torch.cat([equations.target[None], probe_sides * scale])
+    # Imported here, since few attacks get this far.
+    from scipy.sparse.linalg import LinearOperator, lsmr
+
     operator = LinearOperator(
         (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
     )

@@ -26,6 +26,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from flwr.simulation import run_simulation
+from flwr.supercore import telemetry
 from torch import nn
 
 from fedleak.config import RunConfig
@@ -38,8 +39,12 @@ from fedleak.federation.engine.shared_weights import SharedFolder
 from fedleak.federation.engine.virtual_clients import seats
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
+from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores, cap_threads
+
+# Flower has read its variable already if something else of it was imported before.
+telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
@@ -212,8 +217,12 @@ def _ray(config: RunConfig) -> Iterator[None]:
         settings |= {"address": "local", "num_cpus": _cpus(config)}
     else:
         settings["address"] = federation.ray_address
+    use_large_pages()
     # A worker has to find a user's own modules where this process finds them.
-    settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    workers = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    # Those of a cluster at an address are not started with this process's environment.
+    workers |= {name: os.environ[name] for name in LARGE_PAGES}
+    settings["runtime_env"] = {"env_vars": workers}
     # The switch of Ray's own debugger: a worker that dies shows in the reply, not on the screen.
     ray._private.worker._worker_logs_enabled = False
     before = {process.pid for process in psutil.Process().children(recursive=True)}

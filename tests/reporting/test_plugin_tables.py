@@ -2,6 +2,7 @@
 
 import inspect
 import io
+from importlib.metadata import EntryPoint
 
 import pytest
 from rich.console import Console
@@ -9,8 +10,7 @@ from rich.console import Console
 from fedleak.attacks import Attack
 from fedleak.defenses import Defense
 from fedleak.registry import KINDS, names
-from fedleak.reporting.tables import plugin_facts, plugin_table
-from tests.spies import Spy
+from fedleak.reporting.plugin_tables import plugin_facts, plugin_table
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,9 +41,10 @@ def test_facts_of_an_attack() -> None:
 
 
 def test_a_plugin_that_leaves_facts_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedleak.reporting.tables.load_class", lambda path: Spy)
-    for row in plugin_facts("attacks"):
-        assert (row["family"], row["needs"], row["batches"]) == ("-", "nothing", True)
+    point = EntryPoint("spy", "tests.spies:Spy", "fedleak.attacks")
+    monkeypatch.setattr("fedleak.reporting.plugin_tables.names", lambda kind: {"spy": point})
+    (row,) = plugin_facts("attacks")
+    assert (row["family"], row["needs"], row["batches"]) == ("-", "nothing", True)
 
 
 @pytest.mark.parametrize(("kind", "words"), [

@@ -1,0 +1,13 @@
+from .analytic import Analytic as Analytic
+from .base import Attack as Attack
+from .base import Problem as Problem
+from .base import Progress as Progress
+from .base import Reconstruction as Reconstruction
+from .dlg import DLG as DLG
+from .dlg import IDLG as IDLG
+from .exact_nra import RGAP as RGAP
+from .exact_nra import ExactNRA as ExactNRA
+from .iga import IGA as IGA
+from .iga_partial import PartialIGA as PartialIGA
+from .matching.engine import GradientMatching as GradientMatching
+from .nra import NRA as NRA

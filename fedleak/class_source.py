@@ -1,0 +1,115 @@
+"""What a class's source says of it, read without importing anything heavy.
+
+A class of a model imports Lightning, which takes seconds. Its docstring, the names of its settings
+and its facts, such as an attack's paper, are written in its source.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """What could be read of a class.
+
+    Args:
+        facts: class attributes that are literals, its own and those that it inherits within its
+            package; ``__doc__`` is its own docstring.
+        arguments: names of its constructor's arguments; None if they cannot be told from the source
+            or if it takes any.
+        annotated: names that its own body annotates, in their order.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    arguments: list[str] | None = None
+    annotated: tuple[str, ...] = ()
+
+
+def read_class(path: str) -> ClassSource:
+    """What the source says of the class at a dotted path.
+
+    Args:
+        path: such as ``fedleak.models.mlp.SMLP``; the packages above the module are imported.
+
+    Returns:
+        What was found: nothing, if there is no such class in the module's source. Whoever misses
+        something has to import the class.
+    """
+    module, _, name = path.rpartition(".")
+    tree = _tree(module) if module else None
+    if tree is None:
+        return ClassSource()
+    found = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if found is None:
+        return ClassSource()
+    inherited = [read_class(base) for base in _bases(module, tree, found)]
+    facts: dict[str, Any] = {}
+    for base in reversed(inherited):
+        facts |= base.facts
+    facts.pop("__doc__", None)
+    if doc := ast.get_docstring(found):
+        facts["__doc__"] = doc
+    for name, value in _assigned(found):
+        facts.pop(name, None)
+        try:
+            facts[name] = ast.literal_eval(value)
+        except ValueError:  # computed, which is left to the class itself
+            continue
+    annotated = tuple(
+        node.target.id
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    )
+    return ClassSource(facts, _arguments(found, inherited), annotated)
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            return None
+        return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, ValueError, SyntaxError, OSError):
+        return None
+
+
+def _bases(module: str, tree: ast.Module, found: ast.ClassDef) -> list[str]:
+    """Dotted paths of the base classes that lie in the same package."""
+    package = module.partition(".")[0]
+    known = {n.name: module for n in tree.body if isinstance(n, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            known |= {alias.name: node.module for alias in node.names if not alias.asname}
+    names = [base.id for base in found.bases if isinstance(base, ast.Name)]
+    return [f"{known[n]}.{n}" for n in names if known.get(n, "").partition(".")[0] == package]
+
+
+def _assigned(found: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    """Names and values of the assignments in a class's body."""
+    for node in found.body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
+
+
+def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] | None:
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            given = node.args
+            if given.vararg or given.kwarg:
+                return None
+            named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+            return [argument.arg for argument in named[1:]]
+    # A decorator, such as that of a dataclass, may make the constructor.
+    if found.decorator_list or len(inherited) != 1 or len(found.bases) != 1:
+        return None
+    return inherited[0].arguments

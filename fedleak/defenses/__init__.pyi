@@ -1,0 +1,10 @@
+from .base import Defense as Defense
+from .base import Outgoing as Outgoing
+from .base import protect as protect
+from .clipping import Clipping as Clipping
+from .dp_sgd import DPSGD as DPSGD
+from .noise import NoisyGradients as NoisyGradients
+from .ppp import PPP as PPP
+from .pruning import Pruning as Pruning
+from .sign import Sign as Sign
+from .soteria import Soteria as Soteria

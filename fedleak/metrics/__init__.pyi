@@ -1,0 +1,15 @@
+from .assignment import assign as assign
+from .assignment import label_recovery_rate as label_recovery_rate
+from .assignment import noise_error as noise_error
+from .images import DATA_RANGE as DATA_RANGE
+from .images import Score as Score
+from .images import Space as Space
+from .images import psnr as psnr
+from .images import score as score
+from .images import ssim as ssim
+from .images import to_space as to_space
+from .items import ItemScore as ItemScore
+from .items import score_items as score_items
+from .lpips import Lpips as Lpips
+from .lpips import require_alexnet as require_alexnet
+from .lpips import require_lpips_channels as require_lpips_channels

@@ -1,0 +1,13 @@
+from .display import Display as Display
+from .figures import Figures as Figures
+from .figures import write_figures as write_figures
+from .plugin_tables import plugin_table as plugin_table
+from .report import write_report as write_report
+from .sweep_display import SweepDisplay as SweepDisplay
+from .sweep_picture import write_picture as write_picture
+from .sweep_rounds import write_rounds as write_rounds
+from .sweep_tables import write_tables as write_tables
+from .tables import paths_line as paths_line
+from .tables import results_table as results_table
+from .tables import rounds_table as rounds_table
+from .tensorboard import TensorBoard as TensorBoard

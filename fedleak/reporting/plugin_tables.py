@@ -1,0 +1,81 @@
+"""Tables of what can be named in a configuration, from the sources of the plugins' classes."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from fedleak.class_source import read_class
+from fedleak.registry import BASES, SINGULAR, load_class, names
+
+WITH_FACTS = ("attacks", "defenses")
+
+
+def plugin_table(kind: str) -> Table:
+    """The plugins of a kind: attacks and defences with their facts, the others with a summary.
+
+    Args:
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+    """
+    columns = {"attacks": ("paper", "facts"), "defenses": ("what it is", "facts")}
+    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind in columns)
+    table.add_column("name")
+    for title in columns.get(kind, ("what it is",)):
+        # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
+        least, most = {"paper": (32, None), "facts": (None, 26)}.get(title, (None, None))
+        table.add_column(title, overflow="fold", min_width=least, max_width=most)
+    for row in plugin_facts(kind):
+        cells = {"paper": row.get("paper"), "what it is": row["summary"], "facts": _facts(row)}
+        table.add_row(row["name"], *(cells[name] for name in columns.get(kind, ("what it is",))))
+    return table
+
+
+def plugin_facts(kind: str) -> list[dict[str, Any]]:
+    """What is true of each plugin of a kind, for tables: a row for each, in the order of names.
+
+    The facts are class attributes, read from the classes' sources, as importing all plugins takes
+    seconds; a class whose source does not tell them is imported.
+
+    Args:
+        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+
+    Returns:
+        For each plugin its ``name`` on the command line, its ``class_path``, and as ``summary`` the
+        first sentence of its docstring; of attacks and defences also every class attribute that
+        :class:`fedleak.attacks.base.Attack` or :class:`fedleak.defenses.base.Defense` annotates, by
+        its name, as text, bool or int (``-`` for one that a plugin does not set).
+    """
+    facts = read_class(BASES[kind]).annotated if kind in WITH_FACTS else ()
+    rows = []
+    for name, point in names(kind).items():
+        path = point.value.replace(":", ".")
+        row: dict[str, Any] = {fact: _fact(path, fact) for fact in facts}
+        # A plugin's name in the registry comes before what its class calls itself.
+        summary = _summary(str(_fact(path, "__doc__") or ""))
+        rows.append(row | {"name": name, "class_path": path, "summary": summary})
+    return rows
+
+
+def _fact(path: str, name: str) -> Any:
+    facts = read_class(path).facts
+    return facts[name] if name in facts else getattr(load_class(path), name, "-")
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    """The facts of an attack or a defence in a few lines."""
+    lines = [row.get("family"), row.get("threat_model"), f"needs {row.get('needs')}"]
+    if "batches" in row:
+        lines += [
+            f"batches: {'yes' if row['batches'] else 'no'}",
+            f"local steps: {row['local_steps']}",
+            f"noise: {'restored' if row['restores_noise'] else row['noise']}",
+        ]
+    return "\n".join(map(str, lines))
+
+
+def _summary(doc: str) -> str:
+    """The first sentence of a class's docstring, without what only a documentation tool reads."""
+    paragraph = " ".join(inspect.cleandoc(doc).partition("\n\n")[0].split())
+    return re.sub(r"[;,]? see :\w+:`[^`]*`", "", paragraph)

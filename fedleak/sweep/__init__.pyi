@@ -1,0 +1,11 @@
+from .folder import SweepFolder as SweepFolder
+from .folder import finished_rows as finished_rows
+from .observer import SweepObserver as SweepObserver
+from .observer import SweepProgress as SweepProgress
+from .schedule import run_command as run_command
+from .schedule import run_sweep as run_sweep
+from .study import Cell as Cell
+from .study import Choice as Choice
+from .study import Study as Study
+from .study import expand as expand
+from .study import load_study as load_study
