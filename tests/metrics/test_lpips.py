@@ -387,7 +387,8 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
     scoring = ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3)
     rows = Recorder(folder, settings, scoring).record("iga", update, truth, found)
     board.victim_attacked("iga", "smlp", update, truth, found, rows)
-    write_summary(folder, settings, "complete", {"accuracy": None}, {})
+    federation = {"rounds": 1, "clients": 1, "failures": 0, "accuracy": None}
+    write_summary(folder, settings, "complete", federation, {})
     board.run_ended("complete")
     events = EventAccumulator(str(folder.tensorboard / "iga on smlp")).Reload()
     for tag in ("2 attacks/lpips by victim", "6 results/lpips"):
