@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Figure, median, ratios
-from fedleak.config import RunConfig
 from fedleak.registry import class_path
 from fedleak.sweep import Study, run_command, run_sweep
 from fedleak.sweep.schedule import Command
@@ -100,7 +99,7 @@ def _timed(
 ) -> tuple[float, Rows, float]:
     """Seconds of the sweep, its rows without their times, and the share of time in attacks."""
     started = time.perf_counter()
-    summary = run_sweep(study, folder, RunConfig.from_dict, processes=processes, command=command)
+    summary = run_sweep(study, folder, processes=processes, command=command)
     seconds = time.perf_counter() - started
     failed = [cell for cell in summary["cells"] if cell["status"] != "complete"]
     if failed:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack
@@ -19,6 +17,7 @@ from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
 from fedleak.registry import build
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.files import check_name, opened
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
@@ -51,6 +50,7 @@ def make_attacks(config: RunConfig) -> list[Attack]:
             f"Expected `attacks` of different names, got {attack.name} twice: try other settings "
             "by `fedleak attack` on the run.",
         )
+        check_name("an attack", attack.name)
         attacks.append(attack)
     return attacks
 
@@ -135,12 +135,8 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
 def _load(model: nn.Module, config: RunConfig) -> None:
     path = Path(str(config.weights)).expanduser()
     require(path.is_file(), f"Expected a file with weights at {path} (`weights`), found none.")
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(
-            f"Expected a complete safetensors file at {path} (`weights`): {error}."
-        ) from error
+    with opened(path) as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     wrong = sorted(name for name in wanted | shapes if wanted.get(name) != shapes.get(name))

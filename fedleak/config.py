@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.registry import Plugin, load_class, plugin_entry, read_plugin, short_name
+from fedleak.registry import Plugin, load_class, load_plugin, plugin_entry, read_plugin, short_name
 from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.schema import check_keys, check_value, check_values, parameters_of, shown
 from fedleak.updates.knowledge import LabelRecovery, Protocol
@@ -295,7 +295,8 @@ class RunConfig:
     def data_name(self) -> str:
         """The data set's name in tables; an npz file is named after the file."""
         name = short_name("data", self.data.class_path)
-        return Path(self.data.init_args["path"]).stem if name == "npz" else name
+        path = self.data.init_args.get("path")
+        return Path(str(path)).stem if name == "npz" and path else name
 
     def to_dict(self) -> dict[str, Any]:
         """As nested mappings of plain values, in the order of a reader's interest."""
@@ -404,6 +405,18 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         elif name != "versions":
             found[name] = check_value(name, value, types[name])
     return found
+
+
+def check_plugins(config: RunConfig) -> None:
+    """Check that the classes of a configuration's plugins are there and of the right kind.
+
+    Raises:
+        BadInput: if one is not.
+    """
+    for name, kind in PLUGINS.items():
+        held = getattr(config, name)
+        for plugin in held if name in LISTS else (held,):
+            load_plugin(kind, plugin.class_path, name)
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 LONGEST = 100
 """Characters of a name that a message repeats; a file may hold any text."""
 
@@ -31,11 +30,12 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> BadInput:
         An error to be raised by the caller.
     """
     valid = sorted(choices)
+    name = " ".join(name.split())
     name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
     near = get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     return BadInput(
-        f"Unknown {kind} `{' '.join(name.split())}`: expected one of {', '.join(valid) or '(none)'}.{hint}"
+        f"Unknown {kind} `{name}`: expected one of {', '.join(valid) or '(none)'}.{hint}"
     )
 
 

@@ -13,6 +13,7 @@ from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.build import knowledge_of
 from fedleak.config import RunConfig
+from fedleak.data import PrivateData
 from fedleak.errors import BadInput, RunFailed, require
 from fedleak.extras import extras_explained
 from fedleak.preflight import Parts, prepare
@@ -150,8 +151,8 @@ def attack_run(
         for path in paths:
             update = InterceptedUpdate.load(path)
             update.check(parts.models[variant])
-            truth = origin.read_truth(variant, update.round, update.client)
-            _check_labels(config, update, truth)
+            _check_samples(config, parts.data, update)
+            _check_labels(config, update, _truth_of(origin, variant, update, parts.data))
     work = _Work(config, parts, observers)
     work.folder.open(config, resume=resume, overwrite=overwrite)
     if work.is_complete:
@@ -316,7 +317,7 @@ class _Work:
     def _knowledge(self, variant: str, update: InterceptedUpdate) -> Knowledge:
         labels = None
         if self.config.victims.labels == "known":
-            truth = self.folder.read_truth(variant, update.round, update.client)
+            truth = _truth_of(self.folder, variant, update, self.parts.data)
             _check_labels(self.config, update, truth)
             # The labels alone leave the truth: the setting is that the server knows them.
             labels = truth.labels if truth is not None else None
@@ -330,7 +331,7 @@ class _Work:
         update: InterceptedUpdate,
         reconstruction: Reconstruction,
     ) -> None:
-        truth = self.folder.read_truth(variant, update.round, update.client)
+        truth = _truth_of(self.folder, variant, update, self.parts.data)
         with held():
             rows = self.recorder.record(attack.name, update, truth, reconstruction)
             self.observer.victim_attacked(
@@ -352,6 +353,27 @@ def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTru
         f"Expected the labels of update {update.key} in truth/, found none: "
         "set `victims.labels` to recovered.",
     )
+
+
+def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpdate) -> None:
+    """Refuse a number of samples that no client can have used: an attack would make room for it."""
+    whole = config.federation.protocol == "fedavg"
+    most = len(data.train_set) if whole else config.federation.batch_size
+    require(
+        1 <= update.num_examples <= most,
+        f"Expected update {update.key} to be of 1 to {most} samples, as "
+        f"{'the training set has' if whole else 'a batch takes'}, got {update.num_examples}.",
+    )
+
+
+def _truth_of(
+    folder: RunFolder, variant: str, update: InterceptedUpdate, data: PrivateData
+) -> GroundTruth | None:
+    """The truth behind an update, checked to be of such samples; None where it is not known."""
+    truth = folder.read_truth(variant, update.round, update.client)
+    if truth is not None:
+        truth.check(update.key, update.num_examples, data.input_shape, data.num_classes)
+    return truth
 
 
 def _link(file: Path, folder: Path) -> None:

@@ -174,7 +174,10 @@ def shown(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a whole number of {value.bit_length()} bits"
-    text = " ".join(str(value).split())
+    try:
+        text = " ".join(str(value).split())
+    except ValueError:  # a whole number of thousands of digits is somewhere within
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return f"`{text[:57]}...`" if len(text) > 60 else f"`{text}`"
 
 

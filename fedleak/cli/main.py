@@ -7,7 +7,6 @@ option are answered without torch, Lightning or Flower.
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -170,9 +168,7 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     try:
         with SweepDisplay(console) as display:
-            summary = run_sweep(
-                study, output, _resolve, display, processes=chosen.processes, **flags
-            )
+            summary = run_sweep(study, output, display, processes=chosen.processes, **flags)
     finally:
         paths: list[Path | None] = []
         if (output / "cells.csv").is_file():
@@ -183,14 +179,6 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
     if failed:
         raise RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
-
-
-def _resolve(settings: dict[str, Any]) -> "RunConfig":
-    """A cell's settings as ``fedleak run --config`` would understand them."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump(settings, file)
-        file.flush()
-        return _run_config(parse(["run", "--config", file.name]).run)
 
 
 def _run_config(chosen: Namespace) -> "RunConfig":

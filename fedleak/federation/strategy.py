@@ -29,7 +29,7 @@ from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.compression import CompactTensors
-from fedleak.updates.files import Tensors
+from fedleak.updates.files import Tensors, check_name
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
@@ -60,7 +60,7 @@ class MaliciousStrategy(Strategy):
             rate in ``knowledge``.
         victims: whose updates to keep, and when to attack them.
         folder: where to write each intercepted update; none: they are kept in memory.
-        model: the model's name in the updates' headers.
+        model: the model's name in the updates' headers, of letters, digits and a few signs.
         clients: node id -> client number, looked at when needed; nodes not in it are numbered as
             they appear.
         seed: seed of the attacks. Python's random state, by which strategies sample clients, is
@@ -100,6 +100,7 @@ class MaliciousStrategy(Strategy):
     ) -> None:
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
+        check_name("the model", model)
         self.inner = inner
         self._inner_steps = {name: getattr(inner, name) for name in STEPS}
         self.attacks = attacks

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
@@ -39,6 +38,7 @@ from fedleak.runs.results import append_rows, parse_rows
 from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
 from fedleak.runs.summary import read_summary
 from fedleak.runs.text_files import LARGEST_TEXT, decoded
+from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.updates.files import update_key
 from fedleak.updates.truth import GroundTruth
 
@@ -226,7 +226,7 @@ def _scalars(folder: Path) -> tuple[dict[str, Curves], str]:
 
 def _versions(config: Path) -> dict[str, str]:
     """The versions that a configuration was made with, as far as it tells."""
-    found = yaml.safe_load(config.read_text(encoding="utf-8")).get("versions")
+    found = read_yaml(config).get("versions")
     if not isinstance(found, dict):
         return {}
     return {str(name): str(version) for name, version in found.items()}

@@ -23,7 +23,7 @@ from fedleak.runtime.memory_pages import use_large_pages
 from fedleak.runtime.threads import available_cores
 from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
 from fedleak.sweep.observer import SweepObserver, SweepProgress
-from fedleak.sweep.study import Cell, Resolve, Study, expand, study_hash
+from fedleak.sweep.study import Cell, Study, expand, study_hash
 
 # Makes the command line of a cell: configuration, folder, whether there is a run to resume.
 Command = Callable[[Path, Path, bool], list[str]]
@@ -53,7 +53,6 @@ def run_command(settings: Path, folder: Path, resume: bool) -> list[str]:
 def run_sweep(
     study: Study,
     output: Path,
-    resolve: Resolve,
     observer: SweepObserver | None = None,
     *,
     resume: bool = False,
@@ -66,7 +65,6 @@ def run_sweep(
     Args:
         study: what to run.
         output: the sweep's folder.
-        resolve: see :func:`expand`.
         observer: told of what happens.
         resume: go on with a sweep that has ended early; what is complete is not done again.
         overwrite: delete the sweep that is there.
@@ -84,7 +82,7 @@ def run_sweep(
         processes is None or processes >= 1,
         f"Expected `processes` to be a number from 1, got {processes}.",
     )
-    cells = expand(study, resolve)
+    cells = expand(study)
     if any(cell.config.metrics.lpips for cell in cells):
         require_alexnet()
     folder, hash_ = SweepFolder(output), study_hash(cells)

@@ -9,7 +9,7 @@ has it. In braces, YAML wants such a text in quotes.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -17,12 +17,11 @@ from typing import Any
 
 import yaml
 
-from fedleak.config import RunConfig
+from fedleak.config import RunConfig, check_plugins
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.sweep.settings import Settings, check_names, filled, flat, merged
 
 # Turns the settings of a cell into a configuration, as `fedleak run --config` does.
-Resolve = Callable[[dict[str, Any]], RunConfig]
 
 KEYS = ("base", "grid", "skip", "processes", "threads")
 # The other columns of cells.csv.
@@ -128,13 +127,11 @@ def load_study(path: Path) -> Study:
     )
 
 
-def expand(study: Study, resolve: Resolve) -> list[Cell]:
+def expand(study: Study) -> list[Cell]:
     """The cells of a study: the cross product of its axes, the last one fastest.
 
     Args:
         study: the study.
-        resolve: makes a configuration of a cell's settings, with a plugin as ``class_path`` (a
-            dotted path or a short name) and ``init_args``.
 
     Raises:
         BadInput: if a cell's settings do not fit, or two cells have the same ones.
@@ -148,7 +145,8 @@ def expand(study: Study, resolve: Resolve) -> list[Cell]:
         name = _slug(axes, [cell.name for cell in cells])
         changes = {key: value for choice in choices for key, value in choice.settings.items()}
         try:
-            config = resolve(filled(merged(study.base, changes), axes))
+            config = RunConfig.from_dict(filled(merged(study.base, changes), axes))
+            check_plugins(config)
         except BadInput as error:
             raise BadInput(f"In cell `{name}`: {error}") from error
         require(

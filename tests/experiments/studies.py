@@ -14,8 +14,6 @@ import pytest
 import yaml
 
 from fedleak.cli import main as cli
-from fedleak.config import RunConfig
-from fedleak.registry import class_path
 from fedleak.sweep import run_sweep
 from fedleak.sweep.schedule import run_command
 
@@ -47,19 +45,6 @@ def swept(study: Path, *, on_ray: bool = False) -> Rows:
         cli.main(["sweep", str(study), "--output", "sweep"])
     assert end.value.code in (0, None)
     return rows_of(Path("sweep/results.csv"))
-
-
-def resolve(settings: dict[str, Any]) -> RunConfig:
-    """A cell's configuration without jsonargparse, for speed."""
-
-    def named(kind: str, plugin: dict[str, Any]) -> dict[str, Any]:
-        return plugin | {"class_path": class_path(kind, plugin["class_path"])}
-
-    values = dict(settings)
-    values["data"] = named("data", values["data"])
-    values["model"] = named("models", values["model"])
-    values["attacks"] = [named("attacks", plugin) for plugin in values.get("attacks", [])]
-    return RunConfig.from_dict(values)
 
 
 def script(path: Path) -> ModuleType:

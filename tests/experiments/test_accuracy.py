@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from fedleak.cli import main as cli
 from fedleak.data import Npz
 from fedleak.sweep import Cell, expand, load_study, run_sweep
 from tests.experiments.studies import command_without_ray
@@ -104,7 +103,7 @@ def test_what_cannot_be_packed_is_refused(script, images, train, stray, message)
 
 @cache
 def cells(study: Path) -> list[Cell]:
-    return expand(load_study(study), cli._resolve)
+    return expand(load_study(study))
 
 
 def test_both_studies_have_the_same_levels_of_the_same_defences():
@@ -223,9 +222,7 @@ def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path):
     results = tmp_path / "results"
     for folder in (ACCURACY, LEVELS):
         study = load_study(folder / "smoke.yaml")
-        summary = run_sweep(
-            study, tmp_path / folder.name, cli._resolve, command=command_without_ray
-        )
+        summary = run_sweep(study, tmp_path / folder.name, command=command_without_ray)
         assert summary["status"] == "complete"
     script("curves").main([str(tmp_path / ACCURACY.name), "--output", str(results)])
     script("compare").main([str(tmp_path / LEVELS.name), str(results / "curves.csv"), str(results)])

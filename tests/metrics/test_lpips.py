@@ -450,15 +450,6 @@ def test_channels_are_looked_at_first(tmp_path: Path, weights: Path) -> None:
 # ------------------------------------------------------------------------------------- the sweep
 
 
-def resolve(settings: dict[str, Any]) -> RunConfig:
-    return RunConfig.from_dict(
-        dict(settings) | {
-            "data": {"class_path": "fedleak.data.photos.Photos"},
-            "model": {"class_path": "fedleak.models.mlp.SMLP"},
-        }
-    )  # fmt: skip
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
@@ -472,7 +463,7 @@ def study(tmp_path: Path) -> Path:
 def swept(tmp_path: Path, study: Path) -> SweepFolder:
     """A sweep's folder, the rows of one cell with LPIPS, those of the other without."""
     folder, loaded = SweepFolder(tmp_path / "out"), load_study(study)
-    cells = expand(loaded, resolve)
+    cells = expand(loaded)
     with folder.open(loaded, cells, study_hash(cells), resume=False, overwrite=False):
         for cell in cells:
             run = folder.run(cell.name)
@@ -500,5 +491,5 @@ def test_a_sweep_of_both_kinds(swept: SweepFolder) -> None:
 
 def test_a_sweep_needs_the_weights_too(tmp_path: Path, study: Path, nowhere: Path) -> None:
     with pytest.raises(BadInput, match=rf"weights for `metrics.lpips` at {nowhere}, found none"):
-        run_sweep(load_study(study), tmp_path / "out", resolve)
+        run_sweep(load_study(study), tmp_path / "out")
     assert not (tmp_path / "out").exists()

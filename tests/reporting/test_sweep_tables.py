@@ -18,7 +18,6 @@ from fedleak.sweep import SweepFolder, expand, load_study
 from fedleak.sweep.study import study_hash
 from fedleak.updates.files import update_key
 from fedleak.updates.truth import GroundTruth
-from tests.experiments.studies import resolve
 
 GRID = {
     "model": [
@@ -38,7 +37,7 @@ def make(tmp_path: Path, grid=GRID, rows=None, **base):
     text = yaml.safe_dump({"base": common | base, "grid": grid}, sort_keys=False)
     file.write_text(text)
     study = load_study(file)
-    cells, folder = expand(study, resolve), SweepFolder(output)
+    cells, folder = expand(study), SweepFolder(output)
     hash_ = study_hash(cells)
     entries = []
     with folder.open(study, cells, hash_, resume=False, overwrite=False):

@@ -36,7 +36,6 @@ from fedleak.sweep import (
     schedule,
 )
 from fedleak.sweep.settings import filled, merged
-from tests.experiments.studies import resolve
 
 FAKE = Path(__file__).parents[1] / "fake_run.py"
 BASE = {
@@ -68,7 +67,7 @@ def fake(**settings):
 def sweep(tmp_path: Path, observer=None, *, study=None, fake_settings=None, **flags):
     study = study or study_of(tmp_path)
     command = fake(**(fake_settings or {}))
-    return run_sweep(study, tmp_path / "out", resolve, observer, command=command, **flags)
+    return run_sweep(study, tmp_path / "out", observer, command=command, **flags)
 
 
 def states(summary: dict) -> dict[str, str]:
@@ -104,7 +103,7 @@ def alive(pid: int) -> bool:
 
 
 def test_cells_are_the_cross_product_with_the_last_axis_fastest(tmp_path):
-    cells = expand(study_of(tmp_path), resolve)
+    cells = expand(study_of(tmp_path))
     assert [cell.name for cell in cells] == NAMES
     assert cells[1].axes == {"model": "smlp", "seed": "1"}
     assert cells[1].config.seed == 1
@@ -122,7 +121,7 @@ def test_long_and_short_forms_of_values(tmp_path):
         "size": [{"federation.batch_size": 2, "federation": {"rounds": 3}}],
         "attacks": ["nra"],
     }
-    cells = expand(study_of(tmp_path, grid=grid), resolve)
+    cells = expand(study_of(tmp_path, grid=grid))
     assert cells[1].axes == {
         "defence": "PRECODE, K=64", "size": "batch_size=2 rounds=3", "attacks": "nra",
     }  # fmt: skip
@@ -136,7 +135,7 @@ def test_long_and_short_forms_of_values(tmp_path):
 
 def test_a_longer_name_wins_whatever_the_order_of_the_axes(tmp_path):
     grid = {"width": [{"name": "narrow", "set": {"model.width": 8}}], "model": ["dmlp"]}
-    (cell,) = expand(study_of(tmp_path, grid=grid), resolve)
+    (cell,) = expand(study_of(tmp_path, grid=grid))
     assert cell.config.model_name == "dmlp"
     assert cell.config.model.init_args == {"width": 8}
 
@@ -144,7 +143,7 @@ def test_a_longer_name_wins_whatever_the_order_of_the_axes(tmp_path):
 def test_arguments_of_every_attack_or_of_one(tmp_path):
     base = BASE | {"attacks": ["iga", "nra"]}
     grid = {"size": [{"name": "s", "set": {"attacks.iterations": 5, "attacks.1.restarts": 2}}]}
-    (cell,) = expand(study_of(tmp_path, base=base, grid=grid), resolve)
+    (cell,) = expand(study_of(tmp_path, base=base, grid=grid))
     assert [plugin.init_args for plugin in cell.config.attacks] == [
         {"iterations": 5}, {"iterations": 5, "restarts": 2},
     ]  # fmt: skip
@@ -161,7 +160,7 @@ def test_defences_are_a_list_of_plugins_too():
 def test_base_is_not_changed_by_cells(tmp_path):
     base = BASE | {"model": {"class_path": "smlp", "init_args": {"precode": {"beta": 0.1}}}}
     grid = {"k": [{"name": str(k), "set": {"model.precode.bottleneck_size": k}} for k in (1, 2)]}
-    cells = expand(study_of(tmp_path, base=base, grid=grid), resolve)
+    cells = expand(study_of(tmp_path, base=base, grid=grid))
     assert [cell.config.model.init_args["precode"] for cell in cells] == [
         {"beta": 0.1, "bottleneck_size": 1}, {"beta": 0.1, "bottleneck_size": 2},
     ]  # fmt: skip
@@ -169,9 +168,9 @@ def test_base_is_not_changed_by_cells(tmp_path):
 
 def test_skip_leaves_combinations_out(tmp_path):
     study = study_of(tmp_path, skip=[{"model": "lenet", "seed": [0]}])
-    assert [cell.name for cell in expand(study, resolve)] == [*NAMES[:2], NAMES[3]]
+    assert [cell.name for cell in expand(study)] == [*NAMES[:2], NAMES[3]]
     with pytest.raises(BadInput, match="at least one cell"):
-        expand(study_of(tmp_path, skip=[{"seed": [0, 1]}]), resolve)
+        expand(study_of(tmp_path, skip=[{"seed": [0, 1]}]))
 
 
 def test_texts_take_the_names_of_the_cells_values(tmp_path):
@@ -183,7 +182,7 @@ def test_texts_take_the_names_of_the_cells_values(tmp_path):
         ],
         "seed": [3],
     }
-    cells = expand(study_of(tmp_path, grid=grid), resolve)
+    cells = expand(study_of(tmp_path, grid=grid))
     assert [cell.config.weights for cell in cells] == [
         "runs/smlp_3/1 epoch.safetensors",
         None,
@@ -198,7 +197,7 @@ def test_texts_take_the_names_of_the_cells_values(tmp_path):
 
 def test_names_of_cells_are_unique(tmp_path):
     values = [{"name": name, "set": {"seed": i}} for i, name in enumerate(["a b", "a/b", "A-B"])]
-    cells = expand(study_of(tmp_path, grid={"x": values}), resolve)
+    cells = expand(study_of(tmp_path, grid={"x": values}))
     assert [cell.name for cell in cells] == ["a-b", "a-b-2", "A-B-3"]
 
 
@@ -310,7 +309,7 @@ class Watcher(SweepObserver):
 def test_a_cell_is_expected_to_have_as_many_updates_as_there_can_be(
     federation, victims, updates, tmp_path
 ):
-    (cell, *_) = expand(study_of(tmp_path), resolve)
+    (cell, *_) = expand(study_of(tmp_path))
     config = replace(
         cell.config,
         federation=Federation(**federation),
@@ -335,7 +334,7 @@ def test_a_sweep_from_beginning_to_end(tmp_path):
     assert [(row["cell"], row["model"], row["seed"]) for row in rows][2:] == [
         ("lenet_seed0", "lenet", "0"), ("lenet_seed1", "lenet", "1"),
     ]  # fmt: skip
-    for row, cell in zip(rows, expand(study_of(tmp_path), resolve), strict=True):
+    for row, cell in zip(rows, expand(study_of(tmp_path)), strict=True):
         config = RunConfig.load(output / row["folder"] / "config.yaml")
         assert config.hash == cell.config.hash == row["config_hash"]
         assert config.output == str(output / row["folder"])
@@ -438,10 +437,10 @@ def test_killed_sweep_resumes_with_no_victim_twice_and_none_missing(tmp_path, mo
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from fedleak.sweep import load_study, run_sweep\n"
-        "from tests.sweep.test_sweep import fake, resolve\n"
+        "from tests.sweep.test_sweep import fake\n"
         "study, out = load_study(Path('study.yaml')), Path('out')\n"
         "command = fake(hold=1, stubborn='smlp_seed1')\n"
-        "run_sweep(study, out, resolve, processes=2, command=command)\n"
+        "run_sweep(study, out, processes=2, command=command)\n"
     )
     root = str(Path(__file__).parents[2])
     victim = subprocess.Popen([sys.executable, str(script), root], cwd=tmp_path)
@@ -552,7 +551,7 @@ def test_number_of_processes_is_checked(tmp_path):
 
 def test_command_of_a_run_is_understood(tmp_path):
     settings = tmp_path / "cell.yaml"
-    (cell, *_) = expand(study_of(tmp_path), resolve)
+    (cell, *_) = expand(study_of(tmp_path))
     settings.write_text(yaml.safe_dump(cell.config.to_dict()))
     for resume in (False, True):
         command = run_command(settings, tmp_path / "cell", resume)
@@ -570,7 +569,7 @@ def test_two_real_cells(tmp_path):
         "seed": [0, 1],
     }
     study = study_of(tmp_path, base=base, grid=grid)
-    summary = run_sweep(study, tmp_path / "out", resolve, processes=2)
+    summary = run_sweep(study, tmp_path / "out", processes=2)
     assert [cell["error"] for cell in summary["cells"]] == [None, None]
     assert summary["status"] == "complete"
     rows = finished_rows(tmp_path / "out" / "results.csv")
