@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from fedleak import sweep
 from fedleak.cli import main as cli
 from fedleak.sweep import run_sweep
 from fedleak.sweep.schedule import run_command
@@ -40,7 +41,7 @@ def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]
 def swept(study: Path, *, on_ray: bool = False) -> Rows:
     """The rows of a sweep, made in ``sweep`` of the working folder."""
     command = run_command if on_ray else command_without_ray
-    runner = mock.patch.object(cli, "run_sweep", partial(run_sweep, command=command))
+    runner = mock.patch.object(sweep, "run_sweep", partial(run_sweep, command=command))
     with runner, pytest.raises(SystemExit) as end:
         cli.main(["sweep", str(study), "--output", "sweep"])
     assert end.value.code in (0, None)
