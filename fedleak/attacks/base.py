@@ -42,6 +42,8 @@ class Problem:
         buffers: what the client returned besides its parameters' gradients or weights, such as
             batch-norm statistics; empty if nothing.
         notes: what was found while it was made ready; they come first among the findings.
+        factors: name of a weight -> its gradient in ``gradient``, and the two vectors ``(out,)``
+            and ``(in,)`` whose outer product it is, where the client sent those.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Problem:
     name: str = "update"
     buffers: Tensors = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    factors: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -363,6 +366,10 @@ def _prepare(
         update.key,
         buffers,
         notes,
+        {
+            name: (gradient[name], rows.to(gradient[name]), columns.to(gradient[name]))
+            for name, (rows, columns) in update.factors().items()
+        },
     )
 
 

@@ -63,6 +63,14 @@ class CompactTensors(Mapping[str, Tensor]):
             return tuple(self.encoded[name + SHAPE].tolist())
         return tuple(self.encoded[name].shape)
 
+    def factors(self) -> dict[str, Factors]:
+        """Name -> rows and columns, of the matrices that are kept as products of them."""
+        return {
+            name: (self.encoded[name + ROWS], self.encoded[name + COLUMNS])
+            for name in self._names
+            if name + ROWS in self.encoded
+        }
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 

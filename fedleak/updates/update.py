@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
-from fedleak.updates.compression import CompactTensors, check_encoded
+from fedleak.updates.compression import CompactTensors, Factors, check_encoded
 from fedleak.updates.files import (
     GLOBAL_FORMAT,
     KEY,
@@ -246,6 +246,15 @@ class InterceptedUpdate:
             learning_rate=knowledge.learning_rate,
             steps=knowledge.local_steps,
         )
+
+    def factors(self) -> dict[str, Factors]:
+        """Name of a parameter -> two vectors whose outer product its gradient is.
+
+        Of those that the client sent so; of weights there are none.
+        """
+        if self.protocol != "fedsgd" or not isinstance(self.received, CompactTensors):
+            return {}
+        return self.received.factors()
 
     def save(self, folder: Path) -> Path:
         """Write the update to ``folder``; what was sent goes to a file that the round shares.

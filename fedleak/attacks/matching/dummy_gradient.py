@@ -25,6 +25,7 @@ from fedleak.attacks.matching.hooks import (
 )
 from fedleak.attacks.matching.priors import Statistics
 from fedleak.models.noise import inject
+from fedleak.updates.compression import Factors
 from fedleak.updates.files import Tensors
 
 Target = dict[str, tuple[Tensor, ...]]
@@ -82,12 +83,19 @@ class DummyGradient:
             self._holder(batch)
         self._shapes[len(batch[0])] = shapes
 
-    def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
+    def targets(
+        self,
+        gradients: Sequence[Tensors],
+        rank: int,
+        known: Sequence[Mapping[str, Factors]] = (),
+    ) -> Target:
         """Target gradients of several updates, stacked and factorised where that is exact.
 
         Args:
             gradients: gradient by parameter name, one for each update.
             rank: the highest rank to try, such as the number of samples.
+            known: of each update, the vectors whose outer products some of its gradients are, as
+                the client sent them; they are used as they are.
 
         Returns:
             Parameter name -> (stacked gradient, squared norms), or (U, V, squared norms) with
@@ -99,7 +107,12 @@ class DummyGradient:
             norms = stacked.double().square().flatten(1).sum(dim=1).to(stacked.dtype)
             factors = None
             if name.removesuffix(".weight") in self._factored and name.endswith(".weight"):
-                factors = low_rank_factors(stacked, rank)
+                pairs = [factors_[name] for factors_ in known if name in factors_]
+                if len(pairs) == len(gradients) and is_worthwhile(1, *stacked.shape[1:]):
+                    rows, columns = zip(*pairs, strict=True)
+                    factors = torch.stack(rows)[:, :, None], torch.stack(columns)[:, :, None]
+                else:
+                    factors = low_rank_factors(stacked, rank)
             result[name] = (stacked, norms) if factors is None else (*factors, norms)
         return result
 
@@ -278,8 +291,7 @@ def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None
         higher, or if the factors are not much smaller than the matrix.
     """
     rows, columns = stacked.shape[1:]
-    # Only useful if the factors are much smaller than the matrix.
-    if rank * (rows + columns) * 2 > rows * columns:
+    if not is_worthwhile(rank, rows, columns):
         return None
     left, right = [], []
     for matrix in stacked.double():
@@ -294,6 +306,11 @@ def low_rank_factors(stacked: Tensor, rank: int) -> tuple[Tensor, Tensor] | None
         left.append(basis)
         right.append(other)
     return torch.stack(left).to(stacked.dtype), torch.stack(right).to(stacked.dtype)
+
+
+def is_worthwhile(rank: int, rows: int, columns: int) -> bool:
+    """Whether factors of a rank are much smaller than their matrix."""
+    return rank * (rows + columns) * 2 <= rows * columns
 
 
 def dense_products(value: Tensor, target: Tensor, norm: Tensor) -> Products:

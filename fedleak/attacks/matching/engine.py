@@ -418,7 +418,18 @@ class GradientMatching(JointAttack):
         with _differentiable(first):
             dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
         gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
-        target: dict[str, Any] = {"gradient": dummy.targets(gradients, first.knowledge.num_samples)}
+        # Those of a gradient that is the client's own still, and was not changed on the way.
+        factors = [
+            {
+                name: (rows.to(kind), columns.to(kind))
+                for name, (whole, rows, columns) in problem.factors.items()
+                if problem.gradient.get(name) is whole
+            }
+            for problem in problems
+        ]
+        target: dict[str, Any] = {
+            "gradient": dummy.targets(gradients, first.knowledge.num_samples, factors)
+        }
         if self.batch_norm:
             found = [expected_statistics(problem, problem.model) for problem in problems]
             target["statistics"] = {

@@ -9,6 +9,7 @@ from fedleak.attacks.base import Problem
 from fedleak.attacks.matching.costs import Products
 from fedleak.attacks.matching.dummy_gradient import DummyGradient, Target
 from fedleak.attacks.matching.priors import Statistics
+from fedleak.updates.compression import Factors
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 
@@ -120,14 +121,20 @@ class DummyUpdate:
         self._dummy.prepare((batch[0][last], batch[1][last]), self._step_noise(noise, last, 0))
         self._trained = self._dummy.free.keys() - frozen
 
-    def targets(self, gradients: Sequence[Tensors], rank: int) -> Target:
+    def targets(
+        self,
+        gradients: Sequence[Tensors],
+        rank: int,
+        known: Sequence[Mapping[str, Factors]] = (),
+    ) -> Target:
         """Target gradients of several updates, see :meth:`DummyGradient.targets`.
 
         Args:
             gradients: mean gradient by parameter name, one for each update.
             rank: the highest rank of one epoch's gradient to try.
+            known: see :meth:`DummyGradient.targets`.
         """
-        return self._dummy.targets(gradients, rank * self._facts.epochs)
+        return self._dummy.targets(gradients, rank * self._facts.epochs, known)
 
     def evaluate(
         self,

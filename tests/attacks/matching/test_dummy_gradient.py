@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
+from fedleak.attacks import IGA
+from fedleak.attacks.matching import dummy_gradient
 from fedleak.attacks.matching.costs import COSTS
 from fedleak.attacks.matching.dummy_gradient import DummyGradient, linear_products, low_rank_factors
-from fedleak.models import noise_slots
+from fedleak.models import SMLP, noise_slots
+from fedleak.updates.compression import CompactTensors, encode
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import batch_loss
-from tests.cases import CLASSES, LIGHT_MODELS, MODELS, ModelCase, Victim, case_victim
+from tests.cases import CLASSES, LIGHT_MODELS, MODELS, ModelCase, Victim, case_victim, make_victim
 from tests.reference import cost_of, dense_gradient, shared_values
 from tests.toys import Normalised
 
@@ -469,3 +472,24 @@ def test_knowledge_gives_the_loss() -> None:
     ]
     torch.testing.assert_close(3 * products[0].inner, products[1].inner)
     torch.testing.assert_close(9 * products[0].dummy, products[1].dummy)
+
+
+def test_factors_that_were_sent_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products are those of the whole gradient, and nothing is factorised again."""
+    victim = make_victim(SMLP(input_shape=(1, 6, 6), num_classes=4, width=40), (1, 6, 6))
+    gradient = dict(victim.update.received)
+    name = next(name for name, value in gradient.items() if value.dim() == 2)
+    leaving = gradient[name.replace("weight", "bias")]
+    compact = CompactTensors(encode(gradient, {name: (leaving, victim.truth.inputs.flatten())}))
+    assert name in compact.factors()
+    attack = IGA(iterations=3)
+    expected = attack([victim.update], victim.knowledge)
+    factorised: list[int] = []
+    real = dummy_gradient.low_rank_factors
+    monkeypatch.setattr(
+        dummy_gradient, "low_rank_factors",
+        lambda stacked, rank: factorised.append(stacked.shape[2]) or real(stacked, rank),
+    )  # fmt: skip
+    found = attack([replace(victim.update, received=compact)], victim.knowledge)
+    assert 36 not in factorised
+    torch.testing.assert_close(found[0].inputs, expected[0].inputs, rtol=1e-4, atol=1e-5)
