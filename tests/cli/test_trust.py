@@ -106,7 +106,9 @@ def test_reading_commands_run_nothing_of_a_folder(change: Any, hostile: Any) -> 
     folder = hostile(change)
     report = command(folder, "report", ".")
     assert report.returncode == 0, report.stderr
-    attack = command(folder, "attack", ".", "--attack", "analytic", "--output", "../out")
+    attack = command(
+        folder, "attack", ".", "--attack", "iga", "--attack.iterations", "2", "--output", "../out"
+    )
     assert attack.returncode == (2 if change in NEEDED else 0), attack.stderr
     if change in NEEDED:
         assert "`theirs.Thing`, which would be imported and run: give `--trust`" in attack.stderr
@@ -130,7 +132,7 @@ def test_reading_functions_run_nothing_of_a_folder(
     assert write_report(RunFolder(folder)).is_file()
     with known_classes_only():
         config = RunConfig.load(folder / "config.yaml")
-    attacks = (Plugin("fedleak.attacks.analytic.Analytic", {}),)
+    attacks = (Plugin("fedleak.attacks.iga.IGA", {"iterations": 2}),)
     values = vars(config) | {"attacks": attacks, "output": str(folder.parent / "out")}
     if change in NEEDED:
         with pytest.raises(Untrusted, match=r"`theirs.Thing`, which would be imported"):
