@@ -259,7 +259,7 @@ class RunConfig:
 
     @property
     def variants(self) -> dict[str, "RunConfig"]:
-        """The federations of the run by subfolder: the baseline's first, if there is one."""
+        """The federations of the run by subfolder, the baseline's first if there is one."""
         if not self.baseline:
             return {"": self}
         plain = {n: value for n, value in self.model.init_args.items() if n != "precode"}
@@ -384,7 +384,8 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         values: see :meth:`RunConfig.from_dict`.
 
     Returns:
-        By name: a :class:`Plugin`, a tuple of them, the checked settings of a section, or a value.
+        For each name a :class:`Plugin`, a tuple of them, the checked settings of a section, or a
+        value.
 
     Raises:
         BadInput: if a name is unknown or a value of another type.
