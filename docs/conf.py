@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs import coverage, generate  # noqa: E402
+from docs import coverage, generate, prose  # noqa: E402
 from fedleak import __version__  # noqa: E402
 
 project = "fedleak"
@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     for package in (
         "abc", "argparse", "collections", "concurrent", "contextlib", "contextvars", "dataclasses",
         "enum", "functools", "importlib", "pathlib", "re", "threading", "types", "typing",
-        "numpy", "np", "npt", "PIL", "rich", "scipy", "skimage",
+        "numpy", "np", "npt", "pandas", "PIL", "rich", "scipy", "skimage",
         "torch", "torchmetrics", "torchvision", "pytorch_lightning", "pl", "flwr", "ray",
     )
 ]  # fmt: skip
@@ -66,4 +66,5 @@ html_show_sphinx = False
 def setup(app: object) -> None:
     """Connect what is generated of the code, and the check that every public name is documented."""
     generate.connect(app)
+    prose.connect(app)
     coverage.connect(app)

@@ -100,7 +100,11 @@ def copy_studies(target: Path) -> None:
     for path in wanted:
         copy = target / path.relative_to(STUDIES)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)  # with its time, so that Sphinx knows what has changed
+        if path.suffix == ".md":
+            copy.write_text(with_links(path), encoding="utf-8")
+            shutil.copystat(path, copy)
+        else:
+            shutil.copy2(path, copy)  # with its time, so that Sphinx knows what has changed
 
 
 def closed_form() -> str:
@@ -108,8 +112,17 @@ def closed_form() -> str:
     place = ROOT / "fedleak" / "attacks" / "closed_form"
     if not (place / "README.md").is_file():
         return f"(There is no README.md in `{place.relative_to(ROOT)}`.)\n"
-    _title, _, text = (place / "README.md").read_text(encoding="utf-8").partition("\n")
-    up = "../" * len(place.relative_to(ROOT).parts)
+    return with_links(place / "README.md").partition("\n")[2]
+
+
+def with_links(path: Path) -> str:
+    """The text of a page elsewhere, whose links into the docs and the studies hold in the docs.
+
+    Args:
+        path: a Markdown file of the repository.
+    """
+    up = "../" * len(path.parent.relative_to(ROOT).parts)
+    text = path.read_text(encoding="utf-8")
     return text.replace(f"({up}docs/", "(/").replace(f"({up}experiments/", "(/experiments/")
 
 

@@ -19,6 +19,18 @@ def test_copied_studies_link_to_each_other(tmp_path: Path) -> None:
     assert not list(copied.rglob("*.csv"))
 
 
+def test_links_of_a_page_elsewhere_hold_in_the_docs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    page = tmp_path / "experiments" / "one" / "README.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("[a](../../docs/how-to/a.md#b) [c](../two/README.md) ../../docs/")
+    assert generate.with_links(page) == "[a](/how-to/a.md#b) [c](../two/README.md) ../../docs/"
+    below = tmp_path / "fedleak" / "x" / "y" / "README.md"
+    below.parent.mkdir(parents=True)
+    below.write_text("[a](../../../experiments/one.ipynb)")
+    assert generate.with_links(below) == "[a](/experiments/one.ipynb)"
+
+
 def test_the_last_picture_of_a_notebook(tmp_path: Path) -> None:
     pictures = [base64.b64encode(name).decode() for name in (b"first", b"last")]
     outputs = [[{"data": {"image/png": p}}] for p in pictures] + [[{"data": {"text/plain": "x"}}]]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
@@ -24,7 +25,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted((DOCS / "how-to").glob("*.md"))
 # Its Python starts a federation.
 SLOW = ("run-a-study",)
-LONGEST = 100
+LONGEST = 120
+TENSORBOARD = DOCS / "how-to" / "read-tensorboard.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -78,8 +80,13 @@ def run_python(page: Path) -> ModuleType:
 @named([DOCS / "index.md", *PAGES])
 def test_its_python_runs(page: Path, folder: Path) -> None:
     torch.manual_seed(0)
+    if page == TENSORBOARD:
+        with SummaryWriter("runs/demo/tensorboard/iga on smlp") as events:
+            events.add_scalar("2 attacks/ssim by victim", 0.5, 0)
     module = run_python(page)
     assert len(vars(module)) > 1
+    if page == TENSORBOARD:
+        assert module.ssim == [0.5]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
