@@ -32,12 +32,14 @@ myst_heading_anchors = 3
 # The notebooks are committed with their outputs, and a test runs them.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # their outputs hold tables
 
 # ------------------------------------------------------------------------------------- docstrings
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 autosummary_generate = False  # generate.py writes one page for each package
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -61,6 +63,7 @@ html_title = f"fedleak {release}"
 html_static_path = ["_static"]
 html_css_files = ["fedleak.css"]
 html_show_sphinx = False
+html_show_sourcelink = html_copy_source = False
 
 
 def setup(app: object) -> None:

@@ -7,10 +7,13 @@ neither is committed.
 import base64
 import importlib
 import inspect
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from docs import tables
 from docs.public import MODULES, PACKAGES, homes, names_of
@@ -41,14 +44,16 @@ def write_all(docs: Path) -> None:
     for command in ("", *tables.COMMANDS):
         write(target / f"help-{command or 'fedleak'}.txt", tables.command_help(command))
     places = homes()
-    for module in (*PACKAGES, *MODULES):
-        write(docs / "reference" / "api" / f"{module}.rst", package_page(module, places))
+    for folder, modules in (("packages", PACKAGES), ("modules", MODULES)):
+        for module in modules:
+            page = package_page(module, places)
+            write(docs / "reference" / folder / f"{module}.rst", page)
     copy_studies(docs / "experiments")
     write(target / "closed-form.md", closed_form())
     for notebook in sorted(STUDIES.glob("*.ipynb")):
         picture = target / "thumbnails" / f"{notebook.stem}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(last_picture(notebook))
+        picture.write_bytes(thumbnail(last_picture(notebook)))
 
 
 def write(path: Path, text: str) -> None:
@@ -85,6 +90,7 @@ def package_page(module: str, places: dict[str, str]) -> str:
         lines += ["", f".. auto{kinds[name]}:: {name}"]
         if kinds[name] == "class":
             lines += ["   :members:", "   :show-inheritance:", "   :special-members: __call__"]
+            lines += [f"   :exclude-members: {facts}" for facts in _facts(module, name)]
     return "\n".join(lines) + "\n"
 
 
@@ -143,6 +149,30 @@ def last_picture(notebook: Path) -> bytes:
         raise ValueError(f"Expected a picture in the outputs of {notebook}, found none.")
     text = found[-1] if isinstance(found[-1], str) else "".join(found[-1])
     return base64.b64decode(text)
+
+
+def thumbnail(picture: bytes) -> bytes:
+    """The upper part of a picture, so that those of a table are of similar height.
+
+    Args:
+        picture: PNG.
+
+    Returns:
+        PNG, as wide, and at most half as high.
+    """
+    with Image.open(io.BytesIO(picture)) as image:
+        shown = image.crop((0, 0, image.width, min(image.height, image.width // 2)))
+    written = io.BytesIO()
+    shown.save(written, format="PNG")
+    return written.getvalue()
+
+
+def _facts(module: str, name: str) -> list[str]:
+    """The class attributes of a plugin that the tables of plugins show."""
+    value = getattr(importlib.import_module(module), name)
+    bases = [base for base in tables.BASES.values() if base in value.__mro__[1:]]
+    facts = [fact for base in bases for fact in inspect.get_annotations(base)]
+    return [", ".join(facts)] if facts else []
 
 
 def _kind(module: str, name: str) -> str:

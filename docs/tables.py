@@ -29,6 +29,13 @@ COLUMNS = {
 """Kind -> the facts that its overview shows, as far as there are such facts."""
 ELSEWHERE = ("name", "paper", "at_once", "iterative")
 """Facts that are shown otherwise, or that are of interest to fedleak's own tests alone."""
+TITLES = {
+    "boxed": "stays within the valid range of inputs",
+    "needs_first_linear": "needs a linear layer first",
+    "needs_batch": "works on the gradient of one batch alone",
+    "recomputes_gradient": "replaces the update of defences before it",
+}
+"""Fact -> its title, where its name does not say it to a reader."""
 SECTIONS: dict[str, tuple[str, type[Any]]] = {
     "run": ("", RunConfig),
     "federation": ("federation.", Federation),
@@ -64,9 +71,9 @@ def details(kind: str) -> str:
     facts = [n for n in inspect.get_annotations(BASES[kind]) if n not in ELSEWHERE]
     entries = []
     for name, found in _plugins(kind):
-        lines = [_link(name, found), f"   {summary(found)}", ""]
-        lines += [f"   :{_title(f)}: {_shown(getattr(found, f, '-'))}" for f in facts]
-        lines += [f"   :paper: {escape(found.paper)}", ""]
+        shown = [f"*{_title(f)}*: {_shown(getattr(found, f, '-'))}" for f in facts]
+        lines = [_link(name, found), f"   {summary(found)}", "", f"   {'; '.join(shown)}.", ""]
+        lines += [f"   {escape(found.paper)}.", ""]
         entries.append("\n".join(lines))
     return f".. py:currentmodule:: fedleak.{kind}\n\n" + "\n".join(entries)
 
@@ -96,9 +103,12 @@ def settings(section: str) -> str:
         default = item.default
         if item.default_factory is not MISSING:
             default = item.default_factory()
-        kind = "see below" if item.name in SECTIONS else type_text(hints[item.name])
-        shown = "" if item.name in SECTIONS else _default(default)
-        rows.append([f"``{prefix}{item.name}``", kind, shown, texts.get(item.name, "")])
+        name = f"``{prefix}{item.name}``"
+        if item.name in SECTIONS:
+            rows.append([name, "settings", "see below", summary(SECTIONS[item.name][1])])
+        else:
+            text = texts.get(item.name, "")
+            rows.append([name, type_text(hints[item.name]), _default(default), text])
     return list_table(["setting", "type", "default", "meaning"], rows, widths=(3, 3, 2, 6))
 
 
@@ -185,7 +195,7 @@ def _link(name: str, found: type[Any]) -> str:
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ")
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def _shown(value: Any) -> str:
@@ -199,15 +209,16 @@ def _default(value: Any) -> str:
         return "(required)"
     if value in ([], {}, ()):
         return "(empty)"
-    text = {None: "null", True: "true", False: "false"}.get(value, value)
-    return f"``{text}``"
+    if value is None:
+        return "``null``"
+    return f"``{str(value).lower() if isinstance(value, bool) else value}``"
 
 
 def _help_texts() -> dict[str, str]:
     """The command line's text of each setting of a run that is no section."""
     commands = make_parser()._subcommands_action.choices  # type: ignore[union-attr]
     return {
-        action.dest: escape(str(action.help))
+        action.dest: re.sub(r"\\`(.*?)\\`", r"``\1``", escape(str(action.help)))
         for action in commands["run"]._actions
         if action.help and "." not in action.dest and action.option_strings
     }

@@ -31,7 +31,7 @@ def test_it_builds_without_warnings(tmp_path: Path) -> None:
     assert "exact_nra" in shown("reference/attacks.html")
     assert "federation.learning_rate_decay" in shown("reference/configuration.html")
     assert "usage: fedleak sweep STUDY" in shown("reference/command-line.html")
-    assert "class fedleak.attacks.IGA(" in shown("reference/api/fedleak.attacks.html")
+    assert "class fedleak.attacks.IGA(" in shown("reference/packages/fedleak.attacks.html")
     pictures = list((tmp_path / "html" / "_images").glob("*.png"))
     assert {"demo.png", "exact.png", "fedvae.png"} <= {path.name for path in pictures}
     notebook = (tmp_path / "html" / "experiments" / "nra.html").read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
 """Notebooks, pictures and pages that the build makes."""
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from docs import generate
 from docs.public import homes
@@ -40,6 +42,24 @@ def test_the_last_picture_of_a_notebook(tmp_path: Path) -> None:
     path.write_text(json.dumps({"cells": [{}]}))
     with pytest.raises(ValueError, match=r"Expected a picture in the outputs of .*some\.ipynb"):
         generate.last_picture(path)
+
+
+def test_a_thumbnail_is_the_upper_part() -> None:
+    picture = Image.new("RGB", (40, 100), "red")
+    picture.paste("blue", (0, 0, 40, 20))
+    written = io.BytesIO()
+    picture.save(written, format="PNG")
+    with Image.open(io.BytesIO(generate.thumbnail(written.getvalue()))) as found:
+        assert found.size == (40, 20)
+        assert found.getcolors() == [(800, (0, 0, 255))]
+
+
+def test_a_plugin_s_facts_are_left_to_the_tables() -> None:
+    page = generate.package_page("fedleak.attacks", homes())
+    (own,) = [part for part in page.split("\n\n") if part.startswith(".. autoclass:: IGA\n")]
+    assert ":exclude-members: name, paper" in own
+    (base,) = [part for part in page.split("\n\n") if part.startswith(".. autoclass:: Attack\n")]
+    assert "exclude-members" not in base
 
 
 def test_a_package_has_an_entry_for_what_is_its_own_and_a_link_to_the_rest() -> None:
