@@ -130,7 +130,7 @@ def command_help(command: str) -> str:
     wide = mock.patch.dict("os.environ", {"COLUMNS": "80"})
     with wide, redirect_stdout(printed), suppress(SystemExit):
         make_parser().parse_args(arguments)
-    return printed.getvalue()
+    return printed.getvalue().replace(" \b", "")  # jsonargparse moves a terminal's cursor back
 
 
 def summary(found: type[Any]) -> str:

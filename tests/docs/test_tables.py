@@ -72,6 +72,7 @@ def test_help_is_that_of_the_command_in_80_columns(monkeypatch: pytest.MonkeyPat
         text = tables.command_help(command)
         assert text.startswith(f"usage: fedleak {command}")
         assert max(map(len, text.splitlines())) <= 80
+        assert text.replace("\n", "").isprintable()
     every = tables.command_help("")
     assert every.startswith("usage: fedleak COMMAND")
     assert all(f"\n    {command} " in every for command in tables.COMMANDS)
