@@ -14,7 +14,7 @@ from unittest import mock
 from docstring_parser import parse as parse_docstring
 
 from fedleak.attacks.base import Attack
-from fedleak.cli.arguments import make_parser
+from fedleak.cli.arguments import parse
 from fedleak.config import Federation, Metrics, RunConfig, Victims
 from fedleak.defenses.base import Defense
 from fedleak.models.bottleneck import Precode
@@ -96,19 +96,17 @@ def settings(section: str) -> str:
         section: one of ``SECTIONS``.
     """
     prefix, owner = SECTIONS[section]
-    texts = argument_texts(owner) | ({} if prefix else _help_texts())
+    texts = argument_texts(owner)
     hints = typing.get_type_hints(owner)
     rows = []
     for item in fields(owner):
         default = item.default
         if item.default_factory is not MISSING:
             default = item.default_factory()
-        name = f"``{prefix}{item.name}``"
+        kind, shown = type_text(hints[item.name]), _default(default)
         if item.name in SECTIONS:
-            rows.append([name, "settings", "see below", summary(SECTIONS[item.name][1])])
-        else:
-            text = texts.get(item.name, "")
-            rows.append([name, type_text(hints[item.name]), _default(default), text])
+            kind, shown = "settings", "see below"
+        rows.append([f"``{prefix}{item.name}``", kind, shown, texts.get(item.name, "")])
     return list_table(["setting", "type", "default", "meaning"], rows, widths=(3, 3, 2, 6))
 
 
@@ -129,7 +127,7 @@ def command_help(command: str) -> str:
     # argparse takes the width from the terminal that happens to be there.
     wide = mock.patch.dict("os.environ", {"COLUMNS": "80"})
     with wide, redirect_stdout(printed), suppress(SystemExit):
-        make_parser().parse_args(arguments)
+        parse(arguments)
     return printed.getvalue().replace(" \b", "")  # jsonargparse moves a terminal's cursor back
 
 
@@ -212,13 +210,3 @@ def _default(value: Any) -> str:
     if value is None:
         return "``null``"
     return f"``{str(value).lower() if isinstance(value, bool) else value}``"
-
-
-def _help_texts() -> dict[str, str]:
-    """The command line's text of each setting of a run that is no section."""
-    commands = make_parser()._subcommands_action.choices  # type: ignore[union-attr]
-    return {
-        action.dest: re.sub(r"\\`(.*?)\\`", r"``\1``", escape(str(action.help)))
-        for action in commands["run"]._actions
-        if action.help and "." not in action.dest and action.option_strings
-    }

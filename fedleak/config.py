@@ -216,6 +216,18 @@ class RunConfig:
     """A whole run; see the classes of its parts.
 
     Args:
+        data: the data set.
+        model: the model that clients train, made for the data set.
+        attacks: the attacks on each update.
+        defenses: what clients do to an update before they send it, in this order.
+        output: the run's folder.
+        seed: seed of every random draw, at least 0.
+        baseline: whether to run the federation with the model without its bottleneck as well, for
+            comparison.
+        device: where attacks compute, such as ``cpu`` or ``cuda``.
+        federation: how the simulated federation trains.
+        victims: whose updates the server keeps and attacks.
+        metrics: how reconstructions are scored.
         weights: a safetensors file with the weights that the federation begins with, such as a
             run's ``updates/r0005-global.safetensors``, what its server sent in round 5; none: those
             that the model is made with.

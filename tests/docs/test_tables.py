@@ -47,7 +47,8 @@ def test_a_setting_as_it_is_shown() -> None:
     assert "   * - ``federation.rounds``\n     - whole number\n     - ``1``\n" in table
     assert "``federation.client_evaluation``\n     - true or false\n     - ``false``\n" in table
     assert "     - ``fedsgd`` or ``fedavg``\n     - ``fedsgd``\n" in table
-    assert "``--attacks+`` adds one" in tables.settings("run")
+    assert "``cpu`` or ``cuda``" in tables.settings("run")
+    assert "``federation``\n     - settings\n     - see below\n" in tables.settings("run")
     text = tables.argument_texts(Federation)["alpha"]
     assert text == "concentration of the Dirichlet partition, positive; small is uneven."
 
