@@ -216,6 +216,18 @@ class RunConfig:
     """A whole run; see the classes of its parts.
 
     Args:
+        data: the data set.
+        model: the model that clients train, made for the data set.
+        attacks: the attacks on each update.
+        defenses: what clients do to an update before they send it, in this order.
+        output: the run's folder.
+        seed: seed of every random draw, at least 0.
+        baseline: whether to run the federation with the model without its bottleneck as well, for
+            comparison.
+        device: where attacks compute, such as ``cpu`` or ``cuda``.
+        federation: how the simulated federation trains.
+        victims: whose updates the server keeps and attacks.
+        metrics: how reconstructions are scored.
         weights: a safetensors file with the weights that the federation begins with, such as a
             run's ``updates/r0005-global.safetensors``, what its server sent in round 5; none: those
             that the model is made with.
@@ -259,7 +271,7 @@ class RunConfig:
 
     @property
     def variants(self) -> dict[str, "RunConfig"]:
-        """The federations of the run by subfolder: the baseline's first, if there is one."""
+        """The federations of the run by subfolder, the baseline's first if there is one."""
         if not self.baseline:
             return {"": self}
         plain = {n: value for n, value in self.model.init_args.items() if n != "precode"}
@@ -385,7 +397,8 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         values: see :meth:`RunConfig.from_dict`.
 
     Returns:
-        By name: a :class:`Plugin`, a tuple of them, the checked settings of a section, or a value.
+        For each name a :class:`Plugin`, a tuple of them, the checked settings of a section, or a
+        value.
 
     Raises:
         BadInput: if a name is unknown or a value of another type.

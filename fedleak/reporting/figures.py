@@ -72,7 +72,7 @@ def write_figures(
         std: deviation of each channel.
 
     Returns:
-        The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; none if
+        The written files, ``reconstructions.png``, ``reconstructions-2.png`` and so on; none if
         nothing has been attacked, or the data are no images.
     """
     files = []
