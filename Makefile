@@ -32,7 +32,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix dist bench bench-peers lint lint-code lint-format lint-types lint-imports format clean
+.PHONY: help setup demo test docs matrix dist bench bench-peers lint lint-code lint-format lint-types lint-imports format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s%s\n", $$1, $$2}' Makefile
@@ -66,6 +66,9 @@ bench: $(STAMP) ## the benchmarks but for the peers'; writes benchmarks/results.
 bench-peers: $(STAMP) $(PEERS)/.installed ## speed beside breaching's, in .venv-peers, made once
 	$(RUN) -m benchmarks.run --peers $(ARGS)
 
+docs: $(STAMP) ## the documentation, into docs/_build/html; fails on a warning
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 lint: lint-code lint-format lint-types lint-imports ## all checks: ruff, mypy, the rules of the house
 
 lint-code: $(STAMP)
@@ -87,6 +90,7 @@ format: $(STAMP) ## mend what ruff can mend, and lay out the code
 clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf $(VENV) .venv-3.* $(PEERS) build dist *.egg-info
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/_generated docs/experiments docs/reference/packages docs/reference/modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last: an installation that was broken off is taken up again, and one that

@@ -54,7 +54,9 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     # The layers before it are the same in eval mode, which does not update statistics.
     model = copy.deepcopy(knowledge.model).eval()
     like = model.get_parameter(f"{layer}.weight")
-    inputs = torch.zeros(knowledge.num_samples, *knowledge.input_shape).to(like)
+    # Where the number of samples is not told, the layers are the same for one.
+    samples = max(1, knowledge.num_samples)
+    inputs = torch.zeros(samples, *knowledge.input_shape).to(like)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
     with torch.random.fork_rng():  # a bottleneck draws
         calls = calls_of(model, knowledge.loss, (inputs, labels))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +18,9 @@ def test_input_of_a_linear_layer(outgoing: int, incoming: int, seed: int) -> Non
     value = torch.randn(1, incoming, generator=generator, dtype=torch.float64)
     upstream = torch.randn(1, outgoing, generator=generator, dtype=torch.float64)
     weight, bias = torch.autograd.grad((layer(value) * upstream).sum(), [*layer.parameters()])
+    # Entries of one magnitude may be signs, from which no input follows.
+    sizes = weight.abs()
+    assume(float(sizes.max() - sizes.min()) > 0.1 * float(sizes.max()))
     known = linear_input(weight, bias)
     torch.testing.assert_close(known.value, value[0])
     assert known.trusted

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedleak.attacks.closed_form.layer_rules import LAYER_RULES
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-layer-rule.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-layer-rule.md"
 
 
 def test_every_block_runs_and_the_rule_inverts_the_layer(
