@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
-from fedleak.cli.main import _resolve, _run_config
+from fedleak.cli.main import _run_config
 from fedleak.federation import records
 from fedleak.sweep import expand, load_study
 from tests.federation.fakes import FakeGrid, sends_weights
@@ -105,7 +105,7 @@ def test_its_commands_are_understood(page: Path, folder: Path) -> None:
             output.mkdir(parents=True, exist_ok=True)
             config.save(output / "config.yaml")
         elif settings.subcommand == "sweep":
-            cells = expand(load_study(Path(settings.sweep.study)), _resolve)
+            cells = expand(load_study(Path(settings.sweep.study)))
             # A grid of two by two with one of them skipped.
             assert len(cells) == 3
         else:
