@@ -26,7 +26,7 @@ from fedleak.updates.update import InterceptedUpdate
 SALT = 0x5A17
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
     """One update, prepared for an attack.
 
@@ -55,6 +55,9 @@ class Problem:
     buffers: Tensors = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     factors: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Problem {self.name} of {type(self.model).__name__}, inputs {self.batch_shape}>"
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

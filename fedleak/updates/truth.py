@@ -14,7 +14,7 @@ from fedleak.updates.files import TRUTH_FORMAT, Tensors, read_tensors, short, wr
 NOISE = "noise/"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroundTruth:
     """What the client really had: for the scorer alone, never for an attack.
 
@@ -28,6 +28,11 @@ class GroundTruth:
     inputs: Tensor
     labels: Tensor
     noise: Tensors = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # No pixels: a notebook shows it for every cell that ends in one.
+        number, shape = len(self.inputs), tuple(self.inputs.shape[1:])
+        return f"<GroundTruth of {number} sample{'s' * (number != 1)} of shape {shape}>"
 
     def save(self, path: Path) -> None:
         """Write it to a safetensors file."""
