@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from fedleak.api import attack, read_results, score
-from fedleak.attacks import IGA, RGAP, Problem, Reconstruction
-from fedleak.attacks.base import Report
+from fedleak.attacks import IGA, RGAP
 from fedleak.errors import BadInput
 from fedleak.models.bottleneck import VariationalBottleneck
 from fedleak.runs.results import append_rows
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
+from tests.spies import Spy
 
 SHAPE = (3, 8, 8)
 
@@ -223,15 +223,8 @@ def test_nothing_prints_pixels(batch: tuple[Tensor, Tensor]) -> None:
     found = attack(model, gradient_of(model, batch), input_shape=SHAPE)
     assert "tensor" not in repr(found)
     assert repr(GroundTruth(*batch)) == "<GroundTruth of 1 sample of shape (3, 8, 8)>"
-    seen: list[str] = []
-
-    class Printing(RGAP):
-        def run(self, problem: Problem, report: Report) -> Reconstruction:
-            seen.append(repr(problem))
-            return super().run(problem, report)
-
-    attack(model, gradient_of(model, batch), input_shape=SHAPE, method=Printing)
-    assert seen == ["<Problem r0001-c0000 of Net, inputs (1, 3, 8, 8)>"]
+    attack(model, gradient_of(model, batch), input_shape=SHAPE, method=Spy)
+    assert repr(Spy.seen.pop()) == "<Problem r0001-c0000 of Net, inputs (1, 3, 8, 8)>"
 
 
 def test_results_as_a_table(tmp_path: Path) -> None:
