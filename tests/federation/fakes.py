@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.config import RunConfig
 from fedleak.federation import records
-from fedleak.federation.engine.virtual_clients import seats
+from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.runtime.quiet import quiet
 from fedleak.updates.files import Tensors
 
@@ -164,14 +164,14 @@ def client_grid(app: ClientApp, clients: int) -> FakeGrid:
 
 
 def run_in_process(
-    config: RunConfig, server: ServerApp, client: ClientApp, line: object = None
+    config: RunConfig, server: ServerApp, client: ClientApp, control: object = None
 ) -> None:
     """What stands in for ``fedleak.federation.engine.simulation.run_on_ray`` in tests.
 
     As there, the server runs in a thread of its own, and its exception is raised here.
     """
     caught: list[BaseException] = []
-    grid = client_grid(client, seats(config))
+    grid = client_grid(client, num_supernodes(config))
 
     def serve() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Every user is a client: seats, sampled clients, compact gradients, the server's Adam, scores."""
+"""Every user is a client: virtual and sampled clients, compact gradients, server's Adam, scores."""
 
 import csv
 import math
@@ -19,7 +19,7 @@ from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.federation.engine.server import make_strategy
-from fedleak.federation.engine.shared_weights import SharedFolder, sent_with
+from fedleak.federation.engine.shared_weights import SharedWeightsFolder, received_weights
 from fedleak.models.noise import inject
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
@@ -110,11 +110,11 @@ def test_every_client_is_the_user_of_its_number(tmp_path: Path) -> None:
         assert torch.equal(truth.inputs[0], data.train_set[update.client][0])
 
 
-def test_a_few_seats_do_as_a_node_for_each_client(tmp_path: Path) -> None:
+def test_a_few_supernodes_give_the_same_results_as_one_for_each_client(tmp_path: Path) -> None:
     metrics = []
-    for seats in (5, USERS):
-        settings = config(tmp_path / str(seats))
-        few = {"SEATS_PER_WORKER": seats, "available_cores": lambda: 1}
+    for count in (5, USERS):
+        settings = config(tmp_path / str(count))
+        few = {"SUPERNODES_PER_WORKER": count, "available_cores": lambda: 1}
         with mock.patch.multiple("fedleak.federation.engine.virtual_clients", **few):
             metrics.append(run(settings)[1])
     assert metrics[0] == metrics[1]
@@ -241,12 +241,12 @@ def test_a_rounds_weights_lie_in_one_file_while_they_are_wanted(tmp_path: Path) 
         records.CONFIG: ConfigRecord({records.ROUND: 4}),
     })  # fmt: skip
     messages = [Message(content, node, MessageType.TRAIN) for node in (1, 2, 3)]
-    with SharedFolder(tmp_path / "shared").sending(messages) as ready:
+    with SharedWeightsFolder(tmp_path / "shared").sending(messages) as ready:
         assert len(list((tmp_path / "shared").iterdir())) == 1
         for message in ready:
             assert not message.content.array_records
             assert message.content.config_records[records.CONFIG][records.ROUND] == 4
-            for name, value in sent_with(message).items():
+            for name, value in received_weights(message).items():
                 assert torch.equal(value, weights(3)[name])
     assert not list((tmp_path / "shared").iterdir())
     assert records.ARRAYS in content  # the strategy's own is left alone
@@ -283,9 +283,9 @@ def test_steps_are_made_when_they_are_asked_for() -> None:
     question = train_question(1, sent)
     question.metadata.__dict__["_message_id"] = "1"
     reply = sends_gradient(question, gradient, buffers)
-    records.as_weights(reply, *gradients_of([reply]), sent, 0.5)
+    records.replace_gradient_by_weights(reply, *gradients_of([reply]), sent, 0.5)
     arrays = reply.content.array_records[records.ARRAYS]
-    kinds = [type(value) is records.SteppedWeights for value in arrays.values()]
+    kinds = [type(value) is records.LazySteppedWeights for value in arrays.values()]
     assert kinds == [True, True, False]
     for name, value in gradient.items():
         expected = sent[name].double() - 0.5 * value.double()
@@ -299,15 +299,15 @@ def test_replies_that_differ_are_not_merged() -> None:
         question = train_question(node, weights(0))
         question.metadata.__dict__["_message_id"] = str(node)
         replies.append(sends_gradient(question, weights(node), loss=1.0))
-    assert records.are_alike(replies, gradients_of(replies))
+    assert records.can_be_merged(replies, gradients_of(replies))
     del replies[1].content.array_records[records.GRADIENT]["layer.bias"]
-    assert not records.are_alike(replies, gradients_of(replies))
+    assert not records.can_be_merged(replies, gradients_of(replies))
 
 
 def test_counts_are_rounded_and_not_cut() -> None:
     sent = {"count": torch.tensor(7), "w": torch.zeros(2)}
     mean = records.to_record({"count": torch.tensor(7.9999999), "w": torch.ones(2).double()})
-    found = records.to_tensors(records.as_sent(mean, sent))
+    found = records.to_tensors(records.with_dtypes_of(mean, sent))
     assert (int(found["count"]), found["count"].dtype) == (8, torch.int64)
     assert found["w"].dtype == torch.float32
 

@@ -16,7 +16,7 @@ from fedleak.federation.engine.checkpoint import (
     restore,
     write_checkpoint,
 )
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.client_state import ClientStateFolder
 from tests.federation.fakes import same_tensors
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -109,7 +109,7 @@ def test_weights_of_another_model(path: Path, weights: dict[str, torch.Tensor]) 
 
 
 def test_a_damaged_memory_and_a_file_of_somebody_else(tmp_path: Path) -> None:
-    folder = MemoryFolder(tmp_path)
+    folder = ClientStateFolder(tmp_path)
     folder.write(1, 0, {"x": torch.ones(2)})
     (tmp_path / "0" / "notes.safetensors").touch()
     (tmp_path / "0" / "9999999999.safetensors").touch()

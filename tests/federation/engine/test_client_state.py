@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fedleak import experiment
 from fedleak.config import RunConfig
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.registry import Plugin
 from tests.federation.fakes import same_tensors
 from tests.federation.runs import (
@@ -29,7 +29,7 @@ def value(number: float) -> dict[str, torch.Tensor]:
 
 
 def test_a_memory_is_that_of_the_last_round_and_can_be_rewound(tmp_path: Path) -> None:
-    folder = MemoryFolder(tmp_path / "memories")
+    folder = ClientStateFolder(tmp_path / "memories")
     assert folder.read(3) == {}
     folder.rewind(0)
     for round_ in (2, 9, 10):  # the client is not asked in every round
@@ -47,8 +47,8 @@ def test_a_memory_is_that_of_the_last_round_and_can_be_rewound(tmp_path: Path) -
 def test_tensors_of_any_layout_are_kept(tmp_path: Path) -> None:
     whole = torch.arange(6.0).reshape(2, 3)
     memory = {"rows": whole, "columns": whole.T, "one": whole[0]}
-    MemoryFolder(tmp_path).write(1, 0, memory)
-    assert same_tensors(MemoryFolder(tmp_path).read(0), memory)
+    ClientStateFolder(tmp_path).write(1, 0, memory)
+    assert same_tensors(ClientStateFolder(tmp_path).read(0), memory)
 
 
 def assert_same_updates(left: RunConfig, right: RunConfig) -> None:
@@ -106,7 +106,7 @@ def test_without_its_memory_a_resumed_federation_would_end_otherwise(tmp_path: P
         experiment.run(whole)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config, [Recorder("round_evaluated", stop)])
-        MemoryFolder(tmp_path / "run" / "updates" / "unfinished").rewind(0)
+        ClientStateFolder(tmp_path / "run" / "updates" / "unfinished").rewind(0)
         experiment.run(config, resume=True)
     with pytest.raises(AssertionError, match="r0003-c"):
         assert_same_updates(whole, config)
