@@ -10,7 +10,7 @@ from torchvision.transforms.functional import normalize
 
 import fedleak.data
 from fedleak.data import ImageData, ImageSet, denormalise, normalise, valid_range
-from fedleak.data.images import located
+from fedleak.data.images import find_data_path
 from fedleak.errors import BadInput
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -286,9 +286,9 @@ def test_a_relative_path_is_looked_for_in_the_folder_of_data_sets(
         folder.mkdir()
     (there / "set.npz").touch()
     monkeypatch.chdir(here)
-    assert located("set.npz") == Path("set.npz")
+    assert find_data_path("set.npz") == Path("set.npz")
     monkeypatch.setenv("FEDLEAK_DATA", str(there))
-    assert located("set.npz") == there / "set.npz"
-    assert located("other.npz") == Path("other.npz")  # so that a message names what was given
+    assert find_data_path("set.npz") == there / "set.npz"
+    assert find_data_path("other.npz") == Path("other.npz")
     (here / "set.npz").touch()
-    assert located("set.npz") == Path("set.npz")
+    assert find_data_path("set.npz") == Path("set.npz")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fedleak.data.image_folder import ImageFolder
-from fedleak.data.picture_files import opened
+from fedleak.data.picture_files import open_image
 from fedleak.errors import BadInput
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
@@ -15,7 +15,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
 @pytest.mark.parametrize("kind", ["BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
 def test_formats_of_data_sets(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (4, 3), (9, 9, 9)).save(tmp_path / "picture", kind)
-    with opened(tmp_path / "picture") as picture:
+    with open_image(tmp_path / "picture") as picture:
         assert picture.size == (4, 3)
         assert np.ptp(np.asarray(picture)) <= 1
 
@@ -27,7 +27,7 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     text = r"Expected an image at .*picture.png, got a file that cannot be read as one"
-    with pytest.raises(BadInput, match=text), opened(path):
+    with pytest.raises(BadInput, match=text), open_image(path):
         pass
 
 
@@ -37,7 +37,7 @@ def test_half_a_picture(tmp_path: Path) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:2000])
     text = r"image at .*picture.png, got a file .*truncated"
-    with pytest.raises(BadInput, match=text), opened(path) as picture:
+    with pytest.raises(BadInput, match=text), open_image(path) as picture:
         np.asarray(picture)
 
 
@@ -52,7 +52,7 @@ def test_pictures_beyond_memory(tmp_path: Path, side: int, sentence: str) -> Non
     Image.new("1", (side, side)).save(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(BadInput, match=f"Expected {sentence}"), opened(path):
+        with pytest.raises(BadInput, match=f"Expected {sentence}"), open_image(path):
             pass
 
 

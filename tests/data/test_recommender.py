@@ -218,7 +218,7 @@ def test_a_bad_row_is_named(kind: str, name: str, text: str, sentence: str, tmp_
 def test_a_bad_row_is_named_in_a_later_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedleak.data.text_tables.PIECE", 3)
+    monkeypatch.setattr("fedleak.data.text_tables.CHUNK_LINES", 3)
     path = tmp_path / "u.data"
     path.write_text("1\t2\t4\t0\n" * 7 + "1\ttwo\t4\t0\n", encoding="utf-8")
     with pytest.raises(BadInput, match="line 8 of"):

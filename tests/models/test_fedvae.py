@@ -17,7 +17,7 @@ from fedleak.errors import BadInput
 from fedleak.metrics import score_items
 from fedleak.models import FedVAE
 from fedleak.models.noise import DropoutNoise, inject, noise_slots, record
-from fedleak.models.ranking import ndcg, rank_scores, recall
+from fedleak.models.ranking import mask_given_items, ndcg, recall
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -163,7 +163,7 @@ def test_ranking_metrics_by_hand(k: int) -> None:
     scores = torch.randn(5, ITEMS, generator=random)
     given, hidden = vectors(5), vectors(5).flip(1)
     hidden = hidden * (given == 0)
-    ranked = rank_scores(scores, given)
+    ranked = mask_given_items(scores, given)
     expected = [literal_metrics(*pair, k) for pair in zip(ranked, hidden, strict=True)]
     assert ndcg(ranked, hidden, k).tolist() == pytest.approx([pair[0] for pair in expected])
     assert recall(ranked, hidden, k).tolist() == pytest.approx([pair[1] for pair in expected])
@@ -172,7 +172,7 @@ def test_ranking_metrics_by_hand(k: int) -> None:
 def test_given_items_are_never_recommended() -> None:
     scores = torch.tensor([[9.0, 1.0, 2.0, 3.0]])
     given, hidden = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 1.0]])
-    ranked = rank_scores(scores, given)
+    ranked = mask_given_items(scores, given)
     assert ndcg(ranked, hidden, 1).item() == 1
     assert recall(ranked, hidden, 1).item() == 1
 
@@ -191,7 +191,7 @@ def test_training_finds_the_planted_groups(monkeypatch: pytest.MonkeyPatch) -> N
     given = torch.stack([pair[0] for pair in data.test_set])
     hidden = torch.stack([pair[1] for pair in data.test_set])
     popular = torch.from_numpy(data.train_set.matrix.sum(axis=0)).float()
-    ranked = rank_scores(popular.expand(len(given), -1), given)
+    ranked = mask_given_items(popular.expand(len(given), -1), given)
     assert found["test/recall@20"] > 2 * recall(ranked, hidden, 20).mean()
     assert found["test/ndcg@100"] > 1.3 * ndcg(ranked, hidden, 100).mean()
 

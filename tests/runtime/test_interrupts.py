@@ -9,7 +9,7 @@ import pytest
 
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runtime import interrupts
-from fedleak.runtime.interrupts import Interrupt, held, restored
+from fedleak.runtime.interrupts import Interrupt, delay_interrupts, reraise_as_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,9 @@ def test_a_second_signal_is_patient_at_first(
 def test_a_held_signal_interrupts_at_the_end() -> None:
     done: list[str] = []
 
-    @held()
+    @delay_interrupts()
     def write() -> None:
-        with held():
+        with delay_interrupts():
             signal.raise_signal(signal.SIGINT)
             done.append("inner")
         done.append("outer")
@@ -48,13 +48,13 @@ def test_a_held_signal_interrupts_at_the_end() -> None:
     with pytest.raises(KeyboardInterrupt):
         write()
     assert done == ["inner", "outer"]
-    with held():
+    with delay_interrupts():
         done.append("it is over")
     assert len(done) == 3
 
 
 def test_a_block_without_a_signal_ends_as_it_does() -> None:
-    with pytest.raises(ZeroDivisionError), held():
+    with pytest.raises(ZeroDivisionError), delay_interrupts():
         _ = 1 / 0
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
@@ -64,7 +64,7 @@ def test_other_threads_hold_nothing() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def work() -> None:
-        with held():
+        with delay_interrupts():
             entered.set()
             leave.wait(10)
 
@@ -94,7 +94,7 @@ def test_observers_are_all_told_before_an_interrupt() -> None:
 
 
 def test_what_an_interrupt_has_become_is_one_again() -> None:
-    @restored()
+    @reraise_as_interrupt()
     def callback() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -107,5 +107,5 @@ def test_what_an_interrupt_has_become_is_one_again() -> None:
 
 
 def test_an_error_without_a_signal_stays_what_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), restored():
+    with pytest.raises(ZeroDivisionError), reraise_as_interrupt():
         _ = 1 / 0

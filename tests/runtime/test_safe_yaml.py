@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedleak.errors import BadInput
-from fedleak.runtime.safe_yaml import DEEPEST, MOST_BYTES, parse_yaml, read_yaml
+from fedleak.runtime.safe_yaml import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)
@@ -17,7 +17,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
     [
         ("a: &a [*a]", "refers to itself"),
         ("&a {b: {c: *a}}", "refers to itself"),
-        ("[" * 5000, f"at most {DEEPEST} levels"),
+        ("[" * 5000, f"at most {MAX_DEPTH} levels"),
         ("".join(" " * n + "- a:\n" for n in range(200)), "at most 40 levels|mistake"),
         (BOMB, "at most 100,000 values"),
         ("- x\n" * 100_001, "at most 100,000 values"),
@@ -48,7 +48,7 @@ def test_files(tmp_path: Path) -> None:
     path.write_bytes(b"a: \xff\xfe")
     with pytest.raises(BadInput, match="a readable YAML file"):
         read_yaml(path)
-    path.write_text("#" * (MOST_BYTES + 1))
+    path.write_text("#" * (MAX_BYTES + 1))
     with pytest.raises(BadInput, match="at most 1,048,576 bytes"):
         read_yaml(path)
     path.write_text("seed: 3")

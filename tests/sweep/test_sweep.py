@@ -35,7 +35,7 @@ from fedleak.sweep import (
     run_sweep,
     schedule,
 )
-from fedleak.sweep.settings import filled, merged
+from fedleak.sweep.settings import fill_placeholders, merge_layers
 
 FAKE = Path(__file__).parents[1] / "fake_run.py"
 BASE = {
@@ -150,11 +150,11 @@ def test_arguments_of_every_attack_or_of_one(tmp_path):
 
 
 def test_defences_are_a_list_of_plugins_too():
-    assert merged({"defenses": "pruning"}, {"defenses.0.ratio": 0.5}) == {
+    assert merge_layers({"defenses": "pruning"}, {"defenses.0.ratio": 0.5}) == {
         "defenses": [{"class_path": "pruning", "init_args": {"ratio": 0.5}}]
     }
     with pytest.raises(BadInput, match="Expected `defenses` to be given"):
-        merged({}, {"defenses.ratio": 0.5})
+        merge_layers({}, {"defenses.ratio": 0.5})
 
 
 def test_base_is_not_changed_by_cells(tmp_path):
@@ -190,7 +190,7 @@ def test_texts_take_the_names_of_the_cells_values(tmp_path):
         None,
     ]
     nested = {"attacks": [{"init_args": {"path": "${model}", "iterations": 7}}]}
-    assert filled(nested, {"model": "smlp"}) == {
+    assert fill_placeholders(nested, {"model": "smlp"}) == {
         "attacks": [{"init_args": {"path": "smlp", "iterations": 7}}]
     }
 
@@ -316,7 +316,7 @@ def test_a_cell_is_expected_to_have_as_many_updates_as_there_can_be(
         victims=Victims(**victims),
         attacks=2 * cell.config.attacks,
     )
-    assert schedule._Work(replace(cell, config=config), "pending").expected == 2 * updates
+    assert schedule._CellState(replace(cell, config=config), "pending").expected == 2 * updates
 
 
 def test_a_sweep_from_beginning_to_end(tmp_path):
@@ -401,7 +401,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(tmp_path):
     ],
 )
 def test_why_a_cell_failed(code, log, message):
-    assert schedule._error(code, log) == message
+    assert schedule._failure_reason(code, log) == message
 
 
 def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
@@ -535,7 +535,7 @@ def test_the_folder_of_something_else_is_refused(tmp_path):
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
     class Second(SweepObserver):
         def cell_started(self, cell, resumed):
-            with pytest.raises(BadInput, match="Expected nobody at work in"):
+            with pytest.raises(BadInput, match="Expected no other sweep to be running in"):
                 sweep(tmp_path, resume=True)
 
     assert sweep(tmp_path, Second())["status"] == "complete"
