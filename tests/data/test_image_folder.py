@@ -153,3 +153,18 @@ def test_real_medical_mnist(tmp_path):
     # A sixth of a tenth of the full set was drawn evenly over the classes, so means differ a bit.
     pixels = data.train_set.images.double() / 255
     assert abs(float(pixels.mean()) - data.mean[0]) < 0.1
+
+
+def test_more_images_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            pixels = np.full((4, 4), number + 100 * (label == "b"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 20 * 4 * 4)
+    ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
+    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 9 * 4 * 4)
+    with pytest.raises(BadInput, match=r"images of at most 144 bytes together in .* of 4 x 4"):
+        ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
+    with pytest.raises(BadInput, match="`size` to be from 1 to 8192, got 100000"):
+        ImageFolder(root=str(tmp_path), size=100_000)

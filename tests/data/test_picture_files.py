@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedleak.data.image_folder import ImageFolder
 from fedleak.data.picture_files import open_image
 from fedleak.errors import BadInput
 
@@ -54,18 +53,3 @@ def test_pictures_beyond_memory(tmp_path: Path, side: int, sentence: str) -> Non
         warnings.simplefilter("error")
         with pytest.raises(BadInput, match=f"Expected {sentence}"), open_image(path):
             pass
-
-
-def test_more_images_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for label in ("a", "b"):
-        (tmp_path / label).mkdir()
-        for number in range(10):
-            pixels = np.full((4, 4), number + 100 * (label == "b"), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
-    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 20 * 4 * 4)
-    ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
-    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 9 * 4 * 4)
-    with pytest.raises(BadInput, match=r"images of at most 144 bytes together in .* of 4 x 4"):
-        ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
-    with pytest.raises(BadInput, match="`size` to be from 1 to 8192, got 100000"):
-        ImageFolder(root=str(tmp_path), size=100_000)

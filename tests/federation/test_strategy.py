@@ -636,9 +636,3 @@ def test_a_strategy_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     in_order = {name: restored[name] for name in weights(0)}
     again, _ = train(second, in_order, rounds=(3, 4))
     assert same_tensors(again, whole)
-
-
-def test_without_a_checkpoint_a_federation_is_at_its_beginning(tmp_path: Path) -> None:
-    assert read_outcome(tmp_path / "none") == Outcome()
-    assert Outcome().accuracy is None
-    assert Outcome(1, 0, {1: {"val_acc": 0.5}}).accuracy == 0.5

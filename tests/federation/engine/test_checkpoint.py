@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+)
 from safetensors.torch import load_file, save_file
 
 from fedleak.errors import BadInput
@@ -16,8 +19,9 @@ from fedleak.federation.engine.checkpoint import (
     restore,
     write_checkpoint,
 )
-from fedleak.federation.engine.client_state import ClientStateFolder
-from tests.federation.fakes import same_tensors
+from tests.federation.fakes import (
+    same_tensors,
+)
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 OUTCOME = Outcome(2, 1, {0: {"accuracy": 0.25}, 2: {"accuracy": 0.5}})
@@ -108,15 +112,7 @@ def test_weights_of_another_model(path: Path, weights: dict[str, torch.Tensor]) 
         restore(path, FedAdam(), weights)
 
 
-def test_a_damaged_memory_and_a_file_of_somebody_else(tmp_path: Path) -> None:
-    folder = ClientStateFolder(tmp_path)
-    folder.write(1, 0, {"x": torch.ones(2)})
-    (tmp_path / "0" / "notes.safetensors").touch()
-    (tmp_path / "0" / "9999999999.safetensors").touch()
-    assert same_tensors(folder.read(0), {"x": torch.ones(2)})
-    (tmp_path / "0" / "1.safetensors").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"complete safetensors file at .*1.safetensors"):
-        folder.read(0)
-    folder.rewind(0)
-    assert folder.read(0) == {}
-    assert (tmp_path / "0" / "notes.safetensors").exists()
+def test_without_a_checkpoint_a_federation_is_at_its_beginning(tmp_path: Path) -> None:
+    assert read_outcome(tmp_path / "none") == Outcome()
+    assert Outcome().accuracy is None
+    assert Outcome(1, 0, {1: {"val_acc": 0.5}}).accuracy == 0.5

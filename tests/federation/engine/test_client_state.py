@@ -9,9 +9,12 @@ from safetensors.torch import load_file
 
 from fedleak import experiment
 from fedleak.config import RunConfig
+from fedleak.errors import BadInput
 from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.registry import Plugin
-from tests.federation.fakes import same_tensors
+from tests.federation.fakes import (
+    same_tensors,
+)
 from tests.federation.runs import (
     Recorder,
     attack_plugin,
@@ -110,3 +113,17 @@ def test_without_its_memory_a_resumed_federation_would_end_otherwise(tmp_path: P
         experiment.run(config, resume=True)
     with pytest.raises(AssertionError, match="r0003-c"):
         assert_same_updates(whole, config)
+
+
+def test_a_damaged_memory_and_a_file_of_somebody_else(tmp_path: Path) -> None:
+    folder = ClientStateFolder(tmp_path)
+    folder.write(1, 0, {"x": torch.ones(2)})
+    (tmp_path / "0" / "notes.safetensors").touch()
+    (tmp_path / "0" / "9999999999.safetensors").touch()
+    assert same_tensors(folder.read(0), {"x": torch.ones(2)})
+    (tmp_path / "0" / "1.safetensors").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"complete safetensors file at .*1.safetensors"):
+        folder.read(0)
+    folder.rewind(0)
+    assert folder.read(0) == {}
+    assert (tmp_path / "0" / "notes.safetensors").exists()

@@ -1,0 +1,71 @@
+"""Replies with gradients as weights: merged, or computed on access."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from fedleak.federation import records
+from fedleak.updates.compression import CompactTensors
+from tests.federation.fakes import sends_gradient, train_question, weights
+
+
+def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
+    sent = weights(0)
+    replies = []
+    for node, examples in ((1, 2), (2, 6)):
+        gradient = weights(node)
+        buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
+        question = train_question(node, sent)
+        question.metadata.__dict__["_message_id"] = str(node)
+        replies.append(sends_gradient(question, gradient, buffers, examples, loss=float(node)))
+    merged = records.merge(replies, gradients_of(replies), sent, 0.5)
+    metrics: MetricRecord = merged.content.metric_records[records.METRICS]
+    assert metrics[records.EXAMPLES] == 8
+    assert metrics["loss"] == pytest.approx(0.25 * 1 + 0.75 * 2)
+    arrays: ArrayRecord = merged.content.array_records[records.ARRAYS]
+    assert list(arrays) == list(sent)
+    for name, value in records.to_tensors(arrays).items():
+        mean = 0.25 * weights(1)[name] + 0.75 * weights(2)[name]
+        expected = mean if "running" in name else sent[name] - 0.5 * mean
+        torch.testing.assert_close(value, expected.double(), rtol=1e-6, atol=1e-6)
+
+
+def gradients_of(replies: list[Message]) -> list[CompactTensors]:
+    return [records.to_compact(r.content.array_records[records.GRADIENT]) for r in replies]
+
+
+def test_steps_are_made_when_they_are_asked_for() -> None:
+    sent, gradient = weights(0), weights(1)
+    buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
+    question = train_question(1, sent)
+    question.metadata.__dict__["_message_id"] = "1"
+    reply = sends_gradient(question, gradient, buffers)
+    records.replace_gradient_by_weights(reply, *gradients_of([reply]), sent, 0.5)
+    arrays = reply.content.array_records[records.ARRAYS]
+    kinds = [type(value) is records.LazySteppedWeights for value in arrays.values()]
+    assert kinds == [True, True, False]
+    for name, value in gradient.items():
+        expected = sent[name].double() - 0.5 * value.double()
+        assert torch.equal(torch.from_numpy(arrays[name].numpy()), expected)
+        assert len(arrays[name].data) > expected.numel() * 8
+
+
+def test_replies_that_differ_are_not_merged() -> None:
+    replies = []
+    for node in (1, 2):
+        question = train_question(node, weights(0))
+        question.metadata.__dict__["_message_id"] = str(node)
+        replies.append(sends_gradient(question, weights(node), loss=1.0))
+    assert records.can_be_merged(replies, gradients_of(replies))
+    del replies[1].content.array_records[records.GRADIENT]["layer.bias"]
+    assert not records.can_be_merged(replies, gradients_of(replies))
+
+
+def test_counts_are_rounded_and_not_cut() -> None:
+    sent = {"count": torch.tensor(7), "w": torch.zeros(2)}
+    mean = records.to_record({"count": torch.tensor(7.9999999), "w": torch.ones(2).double()})
+    found = records.to_tensors(records.with_dtypes_of(mean, sent))
+    assert (int(found["count"]), found["count"].dtype) == (8, torch.int64)
+    assert found["w"].dtype == torch.float32

@@ -1,0 +1,62 @@
+"""The folder of a sweep."""
+
+import pytest
+
+from fedleak.errors import BadInput
+from fedleak.runs.results import COLUMNS
+from fedleak.sweep import (
+    SweepObserver,
+    finished_rows,
+    folder,
+)
+from tests.sweep.sweeps import states, study_of, sweep
+
+
+def test_finished_rows_leave_out_what_is_half_written(tmp_path):
+    path = tmp_path / "results.csv"
+    assert finished_rows(path) == []
+    rows = [f"1,{client},{sample},iga,none,smlp,photos,2" for client in (0, 1) for sample in (0, 1)]
+    whole = [",".join(COLUMNS), *(row + "," * 8 for row in rows)]
+    path.write_text("\n".join(whole[:4]) + "\n" + whole[4][:9])
+    assert [row["client"] for row in finished_rows(path)] == ["0", "0"]
+    assert folder.count_updates(path) == 1
+    path.write_text("\n".join(whole) + "\n")
+    assert folder.count_updates(path) == 2
+
+
+def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path):
+    sweep(tmp_path)
+    output = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    with pytest.raises(BadInput, match=r"Expected no sweep at .*--resume.*--overwrite"):
+        sweep(tmp_path)
+    with pytest.raises(BadInput, match="got both"):
+        sweep(tmp_path, resume=True, overwrite=True)
+    other = study_of(tmp_path, grid={"seed": [5]})
+    with pytest.raises(BadInput, match=r"Expected the study of .* to resume it, got another"):
+        sweep(tmp_path, study=other, resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    # The number of processes makes no other study.
+    study_of(tmp_path, processes=4)
+    assert sweep(tmp_path, resume=True)["status"] == "complete"
+    assert states(sweep(tmp_path, study=other, overwrite=True)) == {"seed5": "complete"}
+    assert [path.name for path in (output / "cells").iterdir()] == ["seed5"]
+
+
+def test_the_folder_of_something_else_is_refused(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "config.yaml").write_text("seed: 0")
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(BadInput, match="Expected the folder of a sweep or nothing"):
+            sweep(tmp_path, **flags)
+    assert [path.name for path in output.iterdir()] == ["config.yaml"]
+
+
+def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
+    class Second(SweepObserver):
+        def cell_started(self, cell, resumed):
+            with pytest.raises(BadInput, match="Expected no other sweep to be running in"):
+                sweep(tmp_path, resume=True)
+
+    assert sweep(tmp_path, Second())["status"] == "complete"
