@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedleak.data.lastfm import LastFM
 from fedleak.data.movielens import MovieLens
 from fedleak.data.steam import Steam
+from fedleak.data.text_tables import Column, Layout, read_pairs, read_table
 from fedleak.errors import BadInput
 
 
@@ -35,3 +37,35 @@ def test_a_line_without_end(tmp_path: Path) -> None:
     artists.write_text("id\tname\n" + "1" * 5000 + "\tPortishead\n", encoding="utf-8")
     with pytest.raises(BadInput, match=r"at most 1,000 characters in line 2 of .*artists.dat"):
         LastFM(path=str(path), artists=str(artists)).item_names()
+
+
+LAYOUT = Layout(
+    (Column("user", 1, "i8"), Column("item", 0, "i8"), Column("value", 3, "f4")),
+    delimiter=";",
+    header=True,
+)
+
+
+def test_columns_are_read_by_position(tmp_path: Path) -> None:
+    path = tmp_path / "table.txt"
+    path.write_text("item;user;text;value\n5;1;x;0.5\n\n6;2;y;2\n", encoding="utf-8")
+    (chunk,) = read_table(path, LAYOUT)
+    assert chunk.dtype.names == ("user", "item", "value")
+    assert chunk.tolist() == [(1, 5, 0.5), (2, 6, 2.0)]
+    assert chunk["value"].dtype == np.float32
+    users, items = read_pairs(path, LAYOUT, above=1)
+    assert (users.tolist(), items.tolist()) == ([2], [6])
+
+
+def test_the_layout_is_described_in_messages(tmp_path: Path) -> None:
+    assert LAYOUT.describe() == "numbers for user, item, value between `;`"
+    path = tmp_path / "table.txt"
+    path.write_text("item;user;text;value\n5;1;x;0.5\n6;2;y;inf\n", encoding="utf-8")
+    sentence = (
+        r"Expected numbers for user, item, value between `;` in line 3 of .*, got `6;2;y;inf`"
+    )
+    with pytest.raises(BadInput, match=sentence):
+        list(read_table(path, LAYOUT))
+    path.write_text("item;user;text;value\n5;1;x;0.5\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="at least one row that counts"):
+        read_pairs(path, LAYOUT, above=1)

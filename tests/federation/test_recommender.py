@@ -14,16 +14,8 @@ from fedleak.errors import BadInput
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
-from tests.federation.runs import (
-    Recorder,
-    in_process,
-)
-from tests.federation.user_runs import (
-    USERS,
-    config,
-    run,
-    updates_of,
-)
+from tests.federation.runs import Recorder, in_process
+from tests.federation.user_runs import USERS, config, run, updates_of
 
 ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic", {})
 

@@ -7,8 +7,8 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedleak.federation import records
-from fedleak.updates.compression import CompactTensors
-from tests.federation.fakes import sends_gradient, train_question, weights
+from fedleak.updates.compression import CompactTensors, encode
+from tests.federation.fakes import same_tensors, sends_gradient, train_question, weights
 
 
 def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
@@ -69,3 +69,31 @@ def test_counts_are_rounded_and_not_cut() -> None:
     found = records.to_tensors(records.with_dtypes_of(mean, sent))
     assert (int(found["count"]), found["count"].dtype) == (8, torch.int64)
     assert found["w"].dtype == torch.float32
+
+
+def test_tensors_survive_the_conversion_in_their_order() -> None:
+    tensors = {"b": torch.arange(3), "a": torch.randn(2, 2).double(), "c": torch.tensor(True)}
+    found = records.to_tensors(records.to_record(tensors))
+    assert list(found) == ["b", "a", "c"]
+    assert same_tensors(found, tensors)
+    assert [value.dtype for value in found.values()] == [v.dtype for v in tensors.values()]
+
+
+def test_a_compressed_gradient_survives_the_conversion() -> None:
+    sparse = torch.zeros(4, 50)
+    sparse[1, 3], sparse[2, 40] = 2.0, -1.0
+    gradient = {"weight": sparse, "bias": torch.randn(4)}
+    record = records.to_record(encode(gradient, {}))
+    assert same_tensors(dict(records.to_compact(record)), gradient)
+
+
+def test_metrics_carry_the_number_of_examples() -> None:
+    found = records.to_metrics({"loss": 0.5}, 7)
+    assert dict(found) == {"loss": 0.5, "num-examples": 7}
+
+
+def test_the_record_of_a_gradient_marks_fedsgd() -> None:
+    question = train_question(1, weights(0))
+    question.metadata.__dict__["_message_id"] = "1"
+    assert records.sends_gradient(sends_gradient(question, weights(1)).content)
+    assert not records.sends_gradient(question.content)

@@ -14,10 +14,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
-from tests.federation.runs import (
-    Recorder,
-    in_process,
-)
+from tests.federation.runs import Recorder, in_process
 
 USERS = 100
 DATA = Plugin("fedleak.data.planted.PlantedGroups", {"users": 140, "items": 60, "held_out": 20})

@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import (
-    Score,
-    score,
-)
+from fedleak.metrics import Score, score
 from fedleak.updates.truth import GroundTruth
 
 MEAN, STD = (0.5, 0.25), (0.2, 0.5)

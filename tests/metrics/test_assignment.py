@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedleak.metrics import (
-    assign,
-    label_recovery_rate,
-)
+from fedleak.metrics import assign, label_recovery_rate
 from tests.cases import pictures
 from tests.metrics.scored_images import scored
 

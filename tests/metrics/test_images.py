@@ -6,12 +6,7 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import (
-    psnr,
-    score,
-    ssim,
-    to_space,
-)
+from fedleak.metrics import psnr, score, ssim, to_space
 from fedleak.updates.truth import GroundTruth
 from tests.cases import pictures
 from tests.metrics.scored_images import MEAN, STD, noisy, scored

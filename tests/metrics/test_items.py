@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import (
-    score_items,
-)
+from fedleak.metrics import score_items
 from fedleak.updates.truth import GroundTruth
 
 

@@ -2,9 +2,7 @@
 
 import torch
 
-from fedleak.models import (
-    ImageClassifier,
-)
+from fedleak.models import ImageClassifier
 from tests.cases import CLASSES, MODELS, ModelCase, pictures
 
 OURS = [case for case in MODELS if issubclass(case.kind, ImageClassifier)]

@@ -8,9 +8,7 @@ import torch
 from torch.nn import functional
 
 from fedleak.errors import BadInput
-from fedleak.models import (
-    SMLP,
-)
+from fedleak.models import SMLP
 from tests.cases import ModelCase
 from tests.models.model_cases import OURS, batch_for
 

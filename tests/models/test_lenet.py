@@ -3,11 +3,7 @@
 import pytest
 from torch import nn
 
-from fedleak.models import (
-    ImageClassifier,
-    LeNet,
-    LeNetR,
-)
+from fedleak.models import ImageClassifier, LeNet, LeNetR
 
 
 @pytest.mark.parametrize(("kind", "activation"), [(LeNet, nn.Sigmoid), (LeNetR, nn.ReLU)])

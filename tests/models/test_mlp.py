@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from fedleak.errors import BadInput
-from fedleak.models import (
-    DMLP,
-    SMLP,
-    ImageClassifier,
-)
+from fedleak.models import DMLP, SMLP, ImageClassifier
 
 
 def test_width_out_of_range() -> None:

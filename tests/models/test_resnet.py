@@ -7,9 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fedleak.models import (
-    ResNet18,
-)
+from fedleak.models import ResNet18
 from tests.cases import CLASSES, pictures
 
 

@@ -17,11 +17,7 @@ from pathlib import Path
 import yaml
 
 from fedleak.runs.results import COLUMNS
-from fedleak.sweep import (
-    SweepObserver,
-    load_study,
-    run_sweep,
-)
+from fedleak.sweep import SweepObserver, load_study, run_sweep
 
 FAKE = Path(__file__).parents[1] / "fake_run.py"
 BASE = {

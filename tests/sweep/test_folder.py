@@ -4,11 +4,7 @@ import pytest
 
 from fedleak.errors import BadInput
 from fedleak.runs.results import COLUMNS
-from fedleak.sweep import (
-    SweepObserver,
-    finished_rows,
-    folder,
-)
+from fedleak.sweep import SweepObserver, expand, finished_rows, folder
 from tests.sweep.sweeps import states, study_of, sweep
 
 
@@ -60,3 +56,34 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
                 sweep(tmp_path, resume=True)
 
     assert sweep(tmp_path, Second())["status"] == "complete"
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    with folder.acquire_lock(path), pytest.raises(BlockingIOError):
+        folder.acquire_lock(path)
+    folder.acquire_lock(path).close()
+
+
+def test_results_of_a_run_at_work_are_in_the_sweeps_results(tmp_path):
+    sweep(tmp_path, study=study_of(tmp_path, grid={"seed": [0]}))
+    files = folder.SweepFolder(tmp_path / "out")
+    (cell,) = expand(study_of(tmp_path, grid={"seed": [0]}))
+    path = files.run(cell.name).results
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:5])
+    files.write_results([cell])
+    rows = finished_rows(files.results)
+    assert [(row["cell"], row["client"]) for row in rows] == [("seed0", "0"), ("seed0", "1")]
+
+
+def test_a_cell_is_complete_if_its_run_says_so(tmp_path):
+    files = folder.SweepFolder(tmp_path)
+    (cell,) = expand(study_of(tmp_path, grid={"seed": [0]}))
+    assert not files.is_complete(cell)
+    summary = files.run(cell.name).summary
+    summary.parent.mkdir(parents=True)
+    for text, expected in (("", False), ('{"status": "failed"}', False),
+                           ('{"status": "complete"}', True)):  # fmt: skip
+        summary.write_text(text)
+        assert files.is_complete(cell) is expected

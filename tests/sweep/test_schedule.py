@@ -15,24 +15,8 @@ from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
-from fedleak.sweep import (
-    expand,
-    finished_rows,
-    folder,
-    run_command,
-    run_sweep,
-    schedule,
-)
-from tests.sweep.sweeps import (
-    BASE,
-    NAMES,
-    Watcher,
-    alive,
-    assert_whole,
-    states,
-    study_of,
-    sweep,
-)
+from fedleak.sweep import expand, finished_rows, folder, run_command, run_sweep, schedule
+from tests.sweep.sweeps import BASE, NAMES, Watcher, alive, assert_whole, states, study_of, sweep
 
 # ----------------------------------------------------------------------------------- the sweep
 

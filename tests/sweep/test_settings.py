@@ -3,10 +3,8 @@
 import pytest
 
 from fedleak.errors import BadInput
-from fedleak.sweep import (
-    expand,
-)
-from fedleak.sweep.settings import merge_layers
+from fedleak.sweep import expand
+from fedleak.sweep.settings import check_names, fill_placeholders, flatten, merge_layers
 from tests.sweep.sweeps import BASE, study_of
 
 
@@ -41,3 +39,34 @@ def test_base_is_not_changed_by_cells(tmp_path):
     assert [cell.config.model.init_args["precode"] for cell in cells] == [
         {"beta": 0.1, "bottleneck_size": 1}, {"beta": 0.1, "bottleneck_size": 2},
     ]  # fmt: skip
+
+
+def test_nested_settings_are_flattened_but_for_plugins():
+    plugin = {"class_path": "smlp", "init_args": {"width": 8}}
+    settings = {"federation": {"clients": 2, "rounds": 3}, "model": plugin, "victims": {}}
+    assert flatten(settings) == {
+        "federation.clients": 2, "federation.rounds": 3, "model": plugin, "victims": {},
+    }  # fmt: skip
+    assert flatten({"a": {"b": 1}}, "x.") == {"x.a.b": 1}
+
+
+def test_placeholders_are_replaced_in_all_texts():
+    settings = {"weights": "${model}/${seed}.pt", "list": ["${seed}", 3], "seed": 4}
+    assert fill_placeholders(settings, {"model": "smlp", "seed": "1"}) == {
+        "weights": "smlp/1.pt", "list": ["1", 3], "seed": 4,
+    }  # fmt: skip
+    with pytest.raises(BadInput, match=r"Unknown axis behind \$ `sed`.*`seed`"):
+        fill_placeholders("${sed}", {"seed": "1"})
+
+
+def test_names_begin_with_a_setting():
+    check_names("`base`", {"federation.clients": 2, "seed": 1})
+    with pytest.raises(BadInput, match=r"Unknown setting in `base` `sede`.*`seed`"):
+        check_names("`base`", {"sede": 1})
+    with pytest.raises(BadInput, match="Expected no `output` in `base`"):
+        check_names("`base`", {"output": "there"})
+
+
+def test_a_position_beyond_the_list_is_refused():
+    with pytest.raises(BadInput, match=r"`attacks.2.restarts` to be .* one of the 2 attacks"):
+        merge_layers({"attacks": ["iga", "nra"]}, {"attacks.2.restarts": 1})

@@ -5,10 +5,7 @@ import yaml
 
 from fedleak.errors import BadInput
 from fedleak.registry import class_path
-from fedleak.sweep import (
-    expand,
-    load_study,
-)
+from fedleak.sweep import expand, load_study
 from fedleak.sweep.settings import fill_placeholders
 from tests.sweep.sweeps import NAMES, study_of, sweep
 

@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.serverapp.strategy import (
-    FedAdam,
-    FedAvg,
-)
+from flwr.serverapp.strategy import FedAdam, FedAvg
 from safetensors.torch import load_file, save_file
 
 from fedleak.errors import BadInput
-from fedleak.federation.engine.checkpoint import (
-    Outcome,
-    read_outcome,
-    restore,
-    write_checkpoint,
-)
-from tests.federation.fakes import (
-    same_tensors,
-)
+from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore, write_checkpoint
+from tests.federation.fakes import same_tensors
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 OUTCOME = Outcome(2, 1, {0: {"accuracy": 0.25}, 2: {"accuracy": 0.5}})

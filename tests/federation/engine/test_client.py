@@ -25,12 +25,7 @@ from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate, weights_to_gradient
 from tests.federation.fakes import ask, same_tensors
-from tests.federation.runs import (
-    clients_by_class,
-    in_process,
-    tiny_config,
-    tiny_data,
-)
+from tests.federation.runs import clients_by_class, in_process, tiny_config, tiny_data
 from tests.federation.user_models import RAISES, SLEEPS
 from tests.federation.user_runs import config, literal_gradient, run, updates_of
 from tests.reference import dense_gradient

@@ -12,9 +12,7 @@ from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.registry import Plugin
-from tests.federation.fakes import (
-    same_tensors,
-)
+from tests.federation.fakes import same_tensors
 from tests.federation.runs import (
     Recorder,
     attack_plugin,

@@ -4,6 +4,7 @@ import math
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,16 +20,18 @@ from fedleak.errors import BadInput
 from fedleak.federation import client_app, records
 from fedleak.federation.engine.client import evaluate_model
 from fedleak.federation.engine.grid import OrderedGrid
-from fedleak.federation.engine.server import make_strategy
+from fedleak.federation.engine.server import (
+    FederationServer,
+    ServerControl,
+    _last_message,
+    make_strategy,
+    server_app,
+)
+from fedleak.federation.strategy import Stopped
 from fedleak.registry import Plugin
 from fedleak.updates.files import Tensors
-from tests.federation.fakes import run_in_process
-from tests.federation.runs import (
-    Recorder,
-    in_process,
-    tiny_config,
-    tiny_data,
-)
+from tests.federation.fakes import FakeGrid, context_of, run_in_process
+from tests.federation.runs import Recorder, in_process, tiny_config, tiny_data
 from tests.federation.user_runs import (
     EPSILON,
     RATE,
@@ -195,3 +198,29 @@ def test_the_server_evaluates_every_so_many_rounds_and_after_the_last(tmp_path: 
     )
     assert seldom == {round_: always[round_] if round_ in (0, 3, 5) else {} for round_ in always}
     assert summary["federation"]["accuracy"] == always[5]["test/accuracy"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), BadInput("Expected x.")])
+def test_an_error_of_the_server_is_kept_for_the_thread_that_waits(error: BaseException) -> None:
+    control = ServerControl()
+    server = mock.Mock(spec=FederationServer, control=control)
+    grid = FakeGrid([1], lambda _: None)
+
+    def fail(given: Grid) -> None:
+        assert given is grid
+        assert control.started.is_set()
+        assert not control.ended.is_set()
+        raise error
+
+    server.run.side_effect = fail
+    with pytest.raises(Stopped):
+        server_app(server)(grid=grid, context=context_of(0))
+    assert control.error is error
+    assert control.ended.is_set()
+    assert not control.stop.is_set()
+
+
+def test_a_client_is_quoted_without_the_report_around_its_message() -> None:
+    report = "<class 'flwr.X'>: Exception ClientAppException occurred. Message: out of\n memory'>"
+    assert _last_message(report) == "out of memory"
+    assert _last_message("it did not  answer") == "it did not answer"
