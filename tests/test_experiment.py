@@ -537,7 +537,7 @@ def after(count: int, action: Callable[..., None]) -> Callable[..., None]:
         ({"strategy": "FedAdam", "strategy_options": {"et": 1}}, r"`et`.*Did you mean `eta`\?"),
         ({"strategy": "QFedAvg"}, r"Expected options that strategy QFedAvg accepts: .*client_le"),
         ({"gpus_per_client": 64}, r"Expected `federation.gpus_per_client` to be at most .* got 64"),
-        ({"path": f"{MODULES}.Quarrelsome", "model_args": {}},
+        ({"path": f"{MODULES}.IncompatibleLayers", "model_args": {}},
          r"Expected a model for images of shape \(1, 8, 8\) \(tiny\), but quarrelsome fails on them"
          r": .*\(2x5 and 6x4\)"),
         ({"path": f"{MODULES}.OnlyTrainingStep", "model_args": {"side": 16}},

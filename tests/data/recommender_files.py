@@ -28,7 +28,7 @@ def lastfm_file(folder: Path, rows: str) -> Path:
 
 
 def written(kind: str, folder: Path) -> RecommenderData:
-    """The toy in a format of its own, with rows that must not count."""
+    """The toy data set in one of the formats, with rows that must be ignored."""
     rows = [(user, item) for user, items in TOY.items() for item in items]
     if kind == "lastfm":
         text = "".join(f"{user}\t{item}\t7\n" for user, item in rows) + "1\t11\t0\n"

@@ -178,7 +178,7 @@ def test_catalogue_resolves() -> None:
     assert names == {"cifar10", "cifar100", "npz", "photos"}
 
 
-def test_a_relative_path_is_looked_for_in_the_folder_of_data_sets(
+def test_a_relative_path_is_searched_for_in_the_folder_of_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"

@@ -32,7 +32,7 @@ def test_split_by_hand() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.floats(0.1, 0.6))
-def test_no_item_is_lost_and_none_is_given_away(seed: int, held_out: int, share: float) -> None:
+def test_each_item_is_either_given_or_hidden(seed: int, held_out: int, share: float) -> None:
     random = np.random.default_rng(seed)
     table = {
         user: sorted(random.choice(12, size=random.integers(1, 12), replace=False))
@@ -55,7 +55,7 @@ def test_no_item_is_lost_and_none_is_given_away(seed: int, held_out: int, share:
             assert hidden.sum() == expected
 
 
-def test_the_split_is_that_of_its_seed() -> None:
+def test_the_split_depends_on_its_seed() -> None:
     users, items = pairs(TOY)
     again = [split_users(users, items, held_out=2, seed=seed).train.users for seed in (1, 1, 2)]
     assert np.array_equal(again[0], again[1])

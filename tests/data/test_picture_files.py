@@ -20,8 +20,8 @@ def test_formats_of_data_sets(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", POSTSCRIPT, None])
-def test_what_is_no_picture(tmp_path: Path, content: bytes | None) -> None:
-    """PostScript would be given to a program that runs it."""
+def test_files_that_are_not_images(tmp_path: Path, content: bytes | None) -> None:
+    """Pillow would pass PostScript to an interpreter."""
     path = tmp_path / "picture.png"
     if content is not None:
         path.write_bytes(content)
@@ -30,7 +30,7 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes | None) -> None:
         pass
 
 
-def test_half_a_picture(tmp_path: Path) -> None:
+def test_a_truncated_image(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -45,8 +45,8 @@ def test_half_a_picture(tmp_path: Path) -> None:
     [(8_193, "at most 67,108,864 pixels in .*, got 8193 x 8193"), (10_000, "at most 67"),
      (14_000, "an image at .*decompression bomb")],
 )  # fmt: skip
-def test_pictures_beyond_memory(tmp_path: Path, side: int, sentence: str) -> None:
-    """Some kilobytes each; Pillow itself warns of the second one and refuses the third."""
+def test_images_with_too_many_pixels(tmp_path: Path, side: int, sentence: str) -> None:
+    """The files have some kilobytes; Pillow itself warns about the second and refuses the third."""
     path = tmp_path / "picture.png"
     Image.new("1", (side, side)).save(path)
     with warnings.catch_warnings():

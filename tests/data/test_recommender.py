@@ -17,7 +17,7 @@ from tests.data.recommender_files import FORMATS, TOY, file_of, pairs, written
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_says_the_same(kind: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_interactions(kind: str, tmp_path: Path) -> None:
     data = written(kind, tmp_path)
     expected = split_users(*pairs(TOY), held_out=2)
     assert data.train_set.users.tolist() == expected.train.users.tolist()
@@ -31,7 +31,7 @@ def test_every_format_says_the_same(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches", ["train", "val", "test"])
-def test_loaders_hand_out_dense_batches(batches: str) -> None:
+def test_loaders_give_dense_batches(batches: str) -> None:
     data = PlantedGroups(users=60, held_out=7, batch_size=5)
     first, second = next(iter(getattr(data, f"{batches}_dataloader")()))
     assert first.shape == (5, *data.input_shape)
@@ -59,14 +59,16 @@ KINDS = {"movielens": MovieLens, "lastfm": LastFM, "steam": Steam}
 
 
 @pytest.mark.parametrize(("kind", "name", "text", "sentence"), BAD_ROWS)
-def test_a_bad_row_is_named(kind: str, name: str, text: str, sentence: str, tmp_path: Path) -> None:
+def test_an_invalid_row_is_reported_by_its_line(
+    kind: str, name: str, text: str, sentence: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(BadInput, match=sentence):
         KINDS[kind](path=str(tmp_path / name)).load()
 
 
 @pytest.mark.parametrize("kind", [MovieLens, LastFM, Steam])
-def test_files_that_are_no_text(kind: type[RecommenderData], tmp_path: Path) -> None:
+def test_missing_and_binary_files(kind: type[RecommenderData], tmp_path: Path) -> None:
     path = tmp_path / "x.dat"
     with pytest.raises(BadInput, match=r"file at .*x.dat, got: No such file"):
         kind(path=str(path)).load()  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from fedleak.data.text_tables import Column, Layout, read_pairs, read_table
 from fedleak.errors import BadInput
 
 
-def test_a_bad_row_is_named_in_a_later_piece(
+def test_an_invalid_row_in_a_later_chunk_is_reported_by_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.data.text_tables.CHUNK_LINES", 3)
@@ -25,7 +25,7 @@ def test_a_bad_row_is_named_in_a_later_piece(
     assert (users.tolist(), items.tolist()) == ([1] * 7, [2] * 7)
 
 
-def test_a_line_without_end(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long(tmp_path: Path) -> None:
     path = tmp_path / "u.data"
     path.write_text("1\t2\t4\n" + "1" * 1001 + "\n", encoding="utf-8")
     with pytest.raises(BadInput, match=r"at most 1,000 characters in line 2 of .*u.data, got more"):

@@ -42,7 +42,7 @@ def test_an_image_model_for_a_recommender(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_names_that_are_missing_are_found_missing_at_once(tmp_path: Path) -> None:
+def test_a_missing_file_of_item_names_is_refused_at_once(tmp_path: Path) -> None:
     listens = tmp_path / "listens.dat"
     rows = [f"{user}\t{item}\t1" for user in range(9) for item in range(6)]
     listens.write_text("\n".join(["userID\tartistID\tweight", *rows]))
@@ -56,17 +56,17 @@ def test_names_that_are_missing_are_found_missing_at_once(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_who_was_not_drawn_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_victim_that_was_not_sampled_is_reported(tmp_path: Path) -> None:
     observer = Recorder()
     settings = config(tmp_path / "run", rounds=1, attacks=(ANALYTIC,))
-    settings = replace(settings, victims=Victims(clients=[drawn_by_nobody(settings)]))
+    settings = replace(settings, victims=Victims(clients=[never_sampled(settings)]))
     with in_process():
         experiment.run(settings, [observer])
     ((_, _, reason),) = observer.arguments("attack_skipped")
     assert "no victim of `victims` took part" in reason
 
 
-def drawn_by_nobody(settings: RunConfig) -> int:
+def never_sampled(settings: RunConfig) -> int:
     other = replace(settings, output=f"{settings.output}-first")
     run(other)
     drawn = {update.client for update, _ in updates_of(other)}

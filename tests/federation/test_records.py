@@ -11,7 +11,7 @@ from fedleak.updates.compression import CompactTensors, encode
 from tests.federation.fakes import same_tensors, sends_gradient, train_question, weights
 
 
-def test_merged_replies_weigh_as_much_as_they_did(tmp_path: Path) -> None:
+def test_a_merged_reply_has_the_effect_of_all_replies(tmp_path: Path) -> None:
     sent = weights(0)
     replies = []
     for node, examples in ((1, 2), (2, 6)):
@@ -36,7 +36,7 @@ def gradients_of(replies: list[Message]) -> list[CompactTensors]:
     return [records.to_compact(r.content.array_records[records.GRADIENT]) for r in replies]
 
 
-def test_steps_are_made_when_they_are_asked_for() -> None:
+def test_steps_are_computed_on_access() -> None:
     sent, gradient = weights(0), weights(1)
     buffers = {"norm.running_mean": gradient.pop("norm.running_mean")}
     question = train_question(1, sent)
@@ -52,7 +52,7 @@ def test_steps_are_made_when_they_are_asked_for() -> None:
         assert len(arrays[name].data) > expected.numel() * 8
 
 
-def test_replies_that_differ_are_not_merged() -> None:
+def test_replies_with_different_names_are_not_merged() -> None:
     replies = []
     for node in (1, 2):
         question = train_question(node, weights(0))
@@ -63,7 +63,7 @@ def test_replies_that_differ_are_not_merged() -> None:
     assert not records.can_be_merged(replies, gradients_of(replies))
 
 
-def test_counts_are_rounded_and_not_cut() -> None:
+def test_counts_are_rounded_and_not_truncated() -> None:
     sent = {"count": torch.tensor(7), "w": torch.zeros(2)}
     mean = records.to_record({"count": torch.tensor(7.9999999), "w": torch.ones(2).double()})
     found = records.to_tensors(records.with_dtypes_of(mean, sent))

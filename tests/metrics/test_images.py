@@ -38,7 +38,7 @@ def test_by_hand() -> None:
 
 
 def test_ssim_by_hand() -> None:
-    """Flat images have no variance: what is left is the comparison of the means."""
+    """Constant images have no variance, so only the comparison of the means remains."""
     left, right = np.full((1, 9, 9), 0.4), np.full((1, 9, 9), 0.8)
     c1 = 0.01**2
     assert ssim(left, right, 1.0) == pytest.approx((2 * 0.32 + c1) / (0.16 + 0.64 + c1))
@@ -132,8 +132,8 @@ def test_a_shuffled_batch_is_put_in_order() -> None:
     assert all(item.ssim > 0.8 for item in scores)
 
 
-def test_not_a_number_fails_alone() -> None:
-    """A failed reconstruction is matched to what is left, and spoils no other score."""
+def test_nan_affects_only_its_own_score() -> None:
+    """A failed reconstruction is matched last, and changes no other score."""
     images = torch.cat([pictures(1, (2, 8, 8), seed=seed) for seed in range(3)])
     broken = images.clone()
     broken[1, 0, 2, 2] = math.nan
@@ -144,7 +144,7 @@ def test_not_a_number_fails_alone() -> None:
     assert not failed.success
 
 
-def test_infinity_is_clipped_like_any_pixel() -> None:
+def test_infinity_is_clipped() -> None:
     images = pictures(1, (1, 8, 8))
     wild = images.clone()
     wild[0, 0, 0, 0] = math.inf

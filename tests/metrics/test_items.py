@@ -11,7 +11,7 @@ from fedleak.updates.truth import GroundTruth
 
 
 def test_items_by_hand() -> None:
-    """Of items 0 and 1, item 0 is found, and items 2 and 3 as well; 0.59 is not enough."""
+    """The user has items 0 and 1; items 0, 2 and 3 are found, as 0.59 is below the threshold."""
     labels = torch.zeros(1, dtype=torch.long)
     truth = GroundTruth(torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]]), labels)
     found = Reconstruction(torch.tensor([[0.6, 0.59, 0.7, 1.0, 0.0]]), labels)

@@ -151,7 +151,7 @@ def test_any_shape_of_images(shape: tuple[int, int, int]) -> None:
 # ------------------------------------------------------------------------------- a user's module
 
 
-def test_a_users_module_is_asked_for_its_training_step() -> None:
+def test_the_loss_of_a_users_module_is_its_training_step() -> None:
     model = OwnClassifier(input_shape=(1, 4, 4), num_classes=3)
     images, labels = torch.rand(2, 1, 4, 4), torch.tensor([0, 2])
     expected = functional.cross_entropy(model(images), labels)
@@ -174,12 +174,12 @@ class Bare(nn.Module):
         ({"loss": torch.ones(1)}, "loss of Bare to be a scalar tensor, got Tensor"),
     ],
 )
-def test_what_is_no_loss(result: Any, text: str) -> None:
+def test_invalid_losses(result: Any, text: str) -> None:
     with pytest.raises(BadInput, match=text):
         batch_loss(Bare(), result)
 
 
-def test_batch_loss_goes_before_training_step() -> None:
+def test_batch_loss_takes_precedence_over_training_step() -> None:
     class Both(Bare):
         def training_step(self, batch: Any, index: int) -> Any:
             pytest.fail("batch_loss is there")
@@ -188,7 +188,7 @@ def test_batch_loss_goes_before_training_step() -> None:
     assert batch_loss(Both(), {"loss": torch.tensor(3.0)}) == 3
 
 
-def test_module_with_no_loss_at_all() -> None:
+def test_module_without_a_loss() -> None:
     with pytest.raises(BadInput, match=r"Linear to have `batch_loss.* got a module with neither"):
         batch_loss(nn.Linear(1, 1), None)
 

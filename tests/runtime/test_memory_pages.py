@@ -1,4 +1,4 @@
-"""Large pages are asked for where processes start, and nowhere else."""
+"""Large pages are requested only where processes are started."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ except SystemExit:
 """
 
 
-def test_what_somebody_has_chosen_stays() -> None:
+def test_variables_that_are_set_stay() -> None:
     environment = {"THP_MEM_ALLOC_ENABLE": "0", "HOME": "/"}
     use_large_pages(environment)
     assert environment == {
@@ -30,7 +30,7 @@ def test_what_somebody_has_chosen_stays() -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, "0"])
-def test_the_command_line_asks_for_them(chosen: str | None) -> None:
+def test_the_command_line_sets_them(chosen: str | None) -> None:
     before = {name: value for name, value in os.environ.items() if name not in LARGE_PAGES}
     given = {} if chosen is None else {"THP_MEM_ALLOC_ENABLE": chosen}
     found = subprocess.run(

@@ -1,4 +1,4 @@
-"""YAML from somebody else: plain values, or one sentence."""
+"""Untrusted YAML gives plain values or one error message."""
 
 from pathlib import Path
 
@@ -30,12 +30,12 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
         ("data: [", "got a mistake in line 1"),
     ],
 )
-def test_what_is_refused(text: str, says: str) -> None:
+def test_invalid_yaml_is_refused(text: str, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         parse_yaml(text, "here")
 
 
-def test_aliases_are_written_out() -> None:
+def test_aliases_are_expanded() -> None:
     assert parse_yaml("a: &x {b: 1}\nc: *x\nd: &y 3\ne: [*y]\n", "here") == {
         "a": {"b": 1}, "c": {"b": 1}, "d": 3, "e": [3],
     }  # fmt: skip

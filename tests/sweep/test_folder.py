@@ -8,7 +8,7 @@ from fedleak.sweep import SweepObserver, expand, finished_rows, folder
 from tests.sweep.sweeps import states, study_of, sweep
 
 
-def test_finished_rows_leave_out_what_is_half_written(tmp_path):
+def test_finished_rows_leave_out_incomplete_updates(tmp_path):
     path = tmp_path / "results.csv"
     assert finished_rows(path) == []
     rows = [f"1,{client},{sample},iga,none,smlp,photos,2" for client in (0, 1) for sample in (0, 1)]
@@ -20,7 +20,7 @@ def test_finished_rows_leave_out_what_is_half_written(tmp_path):
     assert folder.count_updates(path) == 2
 
 
-def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path):
+def test_an_existing_sweep_is_kept_unless_overwrite_is_set(tmp_path):
     sweep(tmp_path)
     output = tmp_path / "out"
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
@@ -39,7 +39,7 @@ def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path):
     assert [path.name for path in (output / "cells").iterdir()] == ["seed5"]
 
 
-def test_the_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_sweeps_is_refused(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "config.yaml").write_text("seed: 0")
@@ -49,7 +49,7 @@ def test_the_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in output.iterdir()] == ["config.yaml"]
 
 
-def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
+def test_two_sweeps_cannot_run_in_one_folder(tmp_path):
     class Second(SweepObserver):
         def cell_started(self, cell, resumed):
             with pytest.raises(BadInput, match="Expected no other sweep to be running in"):
@@ -65,7 +65,7 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
     folder.acquire_lock(path).close()
 
 
-def test_results_of_a_run_at_work_are_in_the_sweeps_results(tmp_path):
+def test_results_of_a_running_cell_are_in_the_sweeps_results(tmp_path):
     sweep(tmp_path, study=study_of(tmp_path, grid={"seed": [0]}))
     files = folder.SweepFolder(tmp_path / "out")
     (cell,) = expand(study_of(tmp_path, grid={"seed": [0]}))

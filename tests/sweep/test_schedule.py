@@ -29,9 +29,7 @@ from tests.sweep.sweeps import BASE, NAMES, Watcher, alive, assert_whole, states
         ({"clients": 10, "clients_per_round": 4}, {"clients": [1, 7], "rounds": [1]}, 2),
     ],
 )
-def test_a_cell_is_expected_to_have_as_many_updates_as_there_can_be(
-    federation, victims, updates, tmp_path
-):
+def test_expected_number_of_updates_of_a_cell(federation, victims, updates, tmp_path):
     (cell, *_) = expand(study_of(tmp_path))
     config = replace(
         cell.config,
@@ -123,7 +121,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(tmp_path):
         (1, ["Traceback", "RuntimeError: boom"], "RuntimeError: boom"),
     ],
 )
-def test_why_a_cell_failed(code, log, message):
+def test_reason_why_a_cell_failed(code, log, message):
     assert schedule._failure_reason(code, log) == message
 
 
@@ -152,7 +150,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
 
 
 def test_killed_sweep_resumes_with_no_victim_twice_and_none_missing(tmp_path, monkeypatch):
-    """kill -9 leaves the runs behind; the next sweep stops them before it goes on with theirs."""
+    """kill -9 leaves the runs behind; the next sweep stops them before it resumes their cells."""
     study_of(tmp_path)
     output = tmp_path / "out"
     script = tmp_path / "killed.py"
@@ -222,7 +220,7 @@ def test_number_of_processes_is_checked(tmp_path):
 # -------------------------------------------------------------------------------------- for real
 
 
-def test_command_of_a_run_is_understood(tmp_path):
+def test_the_command_line_of_a_run_is_valid(tmp_path):
     settings = tmp_path / "cell.yaml"
     (cell, *_) = expand(study_of(tmp_path))
     settings.write_text(yaml.safe_dump(cell.config.to_dict()))

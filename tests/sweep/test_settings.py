@@ -8,7 +8,7 @@ from fedleak.sweep.settings import check_names, fill_placeholders, flatten, merg
 from tests.sweep.sweeps import BASE, study_of
 
 
-def test_a_longer_name_wins_whatever_the_order_of_the_axes(tmp_path):
+def test_a_longer_name_wins_in_any_order_of_the_axes(tmp_path):
     grid = {"width": [{"name": "narrow", "set": {"model.width": 8}}], "model": ["dmlp"]}
     (cell,) = expand(study_of(tmp_path, grid=grid))
     assert cell.config.model_name == "dmlp"

@@ -48,7 +48,7 @@ def test_skip_leaves_combinations_out(tmp_path):
         expand(study_of(tmp_path, skip=[{"seed": [0, 1]}]))
 
 
-def test_texts_take_the_names_of_the_cells_values(tmp_path):
+def test_placeholders_take_the_names_of_the_cells_values(tmp_path):
     grid = {
         "model": ["smlp", "lenet"],
         "after": [
@@ -109,7 +109,7 @@ def test_a_saved_study_reads_back_equal(tmp_path):
         ({"threads": "two"}, "Expected `threads` to be a number from 1"),
     ],
 )
-def test_what_is_wrong_in_a_study_is_said(tmp_path, content, message):
+def test_errors_in_a_study_are_reported(tmp_path, content, message):
     with pytest.raises(BadInput, match=message):
         study_of(tmp_path, **content)
 
@@ -127,7 +127,7 @@ def test_what_is_wrong_in_a_study_is_said(tmp_path, content, message):
         ),
     ],
 )
-def test_what_is_wrong_in_a_cell_is_said_before_anything_is_written(tmp_path, grid, message):
+def test_errors_in_a_cell_are_reported_before_anything_is_written(tmp_path, grid, message):
     with pytest.raises(BadInput, match=message):
         sweep(tmp_path, study=study_of(tmp_path, grid=grid))
     assert not (tmp_path / "out").exists()
@@ -136,7 +136,7 @@ def test_what_is_wrong_in_a_cell_is_said_before_anything_is_written(tmp_path, gr
 @pytest.mark.parametrize(
     ("text", "message"), [(None, "found none"), ("a: [", "Expected YAML"), ("3", "a mapping")]
 )
-def test_no_study_at_all(tmp_path, text, message):
+def test_files_that_are_not_a_study(tmp_path, text, message):
     path = tmp_path / "study.yaml"
     if text is not None:
         path.write_text(text)

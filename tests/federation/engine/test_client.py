@@ -154,7 +154,7 @@ def test_fedavg_over_epochs_equals_sgd_by_hand(data: Path) -> None:
 def test_truth_of_several_steps_explains_the_weights(
     batch_size: int, epochs: int, clients: int, data: Path
 ) -> None:
-    """What is kept of the noise, simulated by the attacks' own code, gives what was sent."""
+    """With the stored noise, the attacks' own simulation of the steps gives the weights sent."""
     config = config_of(
         data, protocol="fedavg", batch_size=batch_size, local_epochs=epochs, clients=clients,
         model_args={"width": 12, "precode": PRECODE},
@@ -283,10 +283,10 @@ def test_query_gives_the_clients_number(data: Path) -> None:
     assert content["metrics"][records.CLIENT] == 3
 
 
-def test_a_client_that_hangs_is_ended_when_its_time_is_up(data: Path) -> None:
+def test_a_client_that_hangs_is_ended_after_its_time_limit(data: Path) -> None:
     config = config_of(
-        data, path=f"{MODULES}.Moody", model_args={}, partition="shards", shards_per_client=1,
-        client_timeout=1.0,
+        data, path=f"{MODULES}.FailingByClass", model_args={}, partition="shards",
+        shards_per_client=1, client_timeout=1.0,
     )  # fmt: skip
     by_class = clients_by_class(config)
     app, (_, sent) = client_app(config), model_and_weights(config)
@@ -298,7 +298,7 @@ def test_a_client_that_hangs_is_ended_when_its_time_is_up(data: Path) -> None:
     time.sleep(1.1)
 
 
-def test_bad_input_inside_a_worker_keeps_its_sentence(data: Path) -> None:
+def test_bad_input_inside_a_worker_keeps_its_message(data: Path) -> None:
     config = config_of(data)
     app, (_, sent) = client_app(config), model_and_weights(config)
     other = data.parent / "elsewhere.npz"
@@ -321,7 +321,7 @@ def test_every_client_is_the_user_of_its_number(tmp_path: Path) -> None:
         assert torch.equal(truth.inputs[0], data.train_set[update.client][0])
 
 
-def test_the_server_sees_the_whole_gradient_of_a_few_numbers(tmp_path: Path) -> None:
+def test_the_compressed_gradient_is_complete(tmp_path: Path) -> None:
     settings = config(tmp_path / "run", rounds=1)
     run(settings)
     for update, truth in updates_of(settings):

@@ -43,7 +43,7 @@ from tests.federation.user_runs import (
 )
 
 
-def test_the_users_of_a_round_are_drawn_anew_and_the_same_again(tmp_path: Path) -> None:
+def test_users_are_sampled_in_every_round_and_reproducibly(tmp_path: Path) -> None:
     seen = []
     for name in ("first", "second"):
         settings = config(tmp_path / name)
@@ -57,9 +57,7 @@ def test_the_users_of_a_round_are_drawn_anew_and_the_same_again(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("learning_rate", [1.0, 0.01])
-def test_the_servers_adam_is_that_of_the_sum_over_all_users(
-    tmp_path: Path, learning_rate: float
-) -> None:
+def test_fedadam_matches_adam_on_the_sum_over_users(tmp_path: Path, learning_rate: float) -> None:
     """FedAdam as it is: Kingma and Ba's Adam, its bias correction being one step ahead.
 
     The paper's server adds the gradients of a round's K users and divides by the number N of all
@@ -119,7 +117,7 @@ def test_the_servers_learning_rate_falls(tmp_path: Path) -> None:
          "and none of fraction_train, min_train_nodes among its options"),
     ],
 )  # fmt: skip
-def test_settings_that_do_not_go_together(
+def test_settings_that_contradict_each_other(
     tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(BadInput, match=sentence):
@@ -182,7 +180,9 @@ def test_the_metrics_are_those_of_plain_flower(
     assert summary["federation"]["accuracy"] == ours[2]["test/accuracy"]
 
 
-def test_the_server_evaluates_every_so_many_rounds_and_after_the_last(tmp_path: Path) -> None:
+def test_the_server_evaluates_at_the_given_interval_and_after_the_last_round(
+    tmp_path: Path,
+) -> None:
     observers = []
     for every in (1, 3):
         config = tiny_config(

@@ -10,7 +10,7 @@ from fedleak.federation.engine.shared_weights import SharedWeightsFolder, receiv
 from tests.federation.fakes import same_tensors, train_question, weights
 
 
-def test_a_rounds_weights_lie_in_one_file_while_they_are_wanted(tmp_path: Path) -> None:
+def test_a_rounds_weights_are_in_one_file_within_the_block(tmp_path: Path) -> None:
     content = RecordDict({
         records.ARRAYS: records.to_record(weights(3)),
         records.CONFIG: ConfigRecord({records.ROUND: 4}),

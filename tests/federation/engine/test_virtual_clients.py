@@ -99,7 +99,7 @@ def test_a_few_supernodes_give_the_same_results_as_one_for_each_client(tmp_path:
 
 
 @pytest.mark.slow
-def test_ray_does_as_one_process(tmp_path: Path) -> None:
+def test_ray_gives_the_results_of_one_process(tmp_path: Path) -> None:
     alone = run(config(tmp_path / "alone"))[1]
     observer = Recorder()
     with nothing_left_running():
