@@ -22,7 +22,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runs.results import Recorder
 from fedleak.runs.summary import Status, data_facts, read_summary, write_summary
-from fedleak.runtime.interrupts import held, restored
+from fedleak.runtime.interrupts import delay_interrupts, reraise_as_interrupt
 from fedleak.updates.files import update_files
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.truth import GroundTruth
@@ -221,7 +221,7 @@ class _Work:
         self.recorder = Recorder(self.folder, self.config, self.parts.scoring)
         self._write("running")
         try:
-            with restored():
+            with reraise_as_interrupt():
                 yield
         except (KeyboardInterrupt, SystemExit):
             self._write("interrupted")
@@ -332,14 +332,14 @@ class _Work:
         reconstruction: Reconstruction,
     ) -> None:
         truth = _truth_of(self.folder, variant, update, self.parts.data)
-        with held():
+        with delay_interrupts():
             rows = self.recorder.record(attack.name, update, truth, reconstruction)
             self.observer.victim_attacked(
                 attack.name, update.model, update, truth, reconstruction, rows
             )
 
     def _write(self, status: Status) -> None:
-        with held():
+        with delay_interrupts():
             self.summary = write_summary(
                 self.folder, self.config, status, self.federation, self.data
             )

@@ -36,7 +36,7 @@ from fedleak.data.npz import Npz
 from fedleak.data.steam import Steam
 from fedleak.errors import BadInput
 from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore, write_checkpoint
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.models.mlp import SMLP
 from fedleak.registry import Plugin
 from fedleak.reporting.charts import read_scalars
@@ -125,7 +125,7 @@ def small_run(path: Path) -> None:
     strategy.m_t = {name: value.numpy() for name, value in sent.items()}
     outcome = Outcome(1, 0, {0: {"accuracy": 0.1}, 1: {"accuracy": 0.5}})
     write_checkpoint(folder.checkpoint(), sent, strategy, outcome)
-    MemoryFolder(folder.updates() / "unfinished").write(1, 0, {"0/weight": torch.ones(2, 3)})
+    ClientStateFolder(folder.updates() / "unfinished").write(1, 0, {"0/weight": torch.ones(2, 3)})
 
 
 def small_recommender_run(path: Path) -> None:
@@ -201,7 +201,7 @@ def read_state(run: Path) -> None:
     folder = RunFolder(run)
     read_outcome(folder.checkpoint(), 3)
     restore(folder.checkpoint(), FedAdam(), small_model().state_dict())
-    MemoryFolder(folder.updates() / "unfinished").read(0)
+    ClientStateFolder(folder.updates() / "unfinished").read(0)
 
 
 def read_data(path: Path) -> None:

@@ -535,11 +535,11 @@ def after(count: int, action: Callable[..., None]) -> Callable[..., None]:
         ({"clients": 16, "batch_size": 5}, r"Expected every client to have a batch .* 4 of the 64"),
         ({"strategy": "FedAvgg"}, r"Unknown strategy `FedAvgg`.*Did you mean `FedAvg`\?"),
         ({"strategy": "FedAdam", "strategy_options": {"et": 1}}, r"`et`.*Did you mean `eta`\?"),
-        ({"strategy": "QFedAvg"}, r"Expected options that strategy QFedAvg takes: .*client_learn"),
+        ({"strategy": "QFedAvg"}, r"Expected options that strategy QFedAvg accepts: .*client_le"),
         ({"gpus_per_client": 64}, r"Expected `federation.gpus_per_client` to be at most .* got 64"),
-        ({"path": f"{MODULES}.Quarrelsome", "model_args": {}},
-         r"Expected a model for images of shape \(1, 8, 8\) \(tiny\), but quarrelsome fails on them"
-         r": .*\(2x5 and 6x4\)"),
+        ({"path": f"{MODULES}.IncompatibleLayers", "model_args": {}},
+         r"Expected a model for images of shape \(1, 8, 8\) \(tiny\), but incompatiblelayers "
+         r"fails on them: .*\(2x5 and 6x4\)"),
         ({"path": f"{MODULES}.OnlyTrainingStep", "model_args": {"side": 16}},
          r"\(1, 8, 8\) .* \(2x64 and 256x4\)"),
         ({"attacks": (attack_plugin("nra"),)}, r"nra needs .* draws noise and SMLP draws none"),

@@ -1,4 +1,4 @@
-"""The private data: image and recommender sets, and how they are split over clients."""
+"""Private data: image and recommender data sets, and their partition over clients."""
 
 from fedleak.lazy import catalogue
 

@@ -1,4 +1,4 @@
-"""What every data set of fedleak is: private samples that the clients of a federation share out."""
+"""Base classes of data sets: private samples that are partitioned over a federation's clients."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ Indices = Sequence[int] | Tensor | npt.NDArray[np.int64]
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
-    """A number of samples, each of them a pair of tensors."""
+    """A data set of samples that are pairs of tensors."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Their number."""
+        """The number of samples."""
 
 
 class TrainSet(Samples):
-    """The samples that clients train on, in memory, with their labels.
+    """The training samples, in memory, with their labels.
 
     Attributes:
-        labels: their classes, int64 ``(N,)``, counted from 0; all 0 where there are none.
+        labels: the samples' classes, int64 ``(N,)``, counted from 0; all 0 if there are no classes.
     """
 
     labels: Tensor
@@ -41,18 +41,18 @@ class TrainSet(Samples):
             indices: B positions in this set.
 
         Returns:
-            Samples ``(B, ...)``, as the model takes them, and labels, int64 ``(B,)``.
+            Samples ``(B, ...)``, in the model's input format, and labels, int64 ``(B,)``.
         """
 
 
 class PrivateData(pl.LightningDataModule):
-    """Training samples of one shape, which the clients share out, and a test set.
+    """Training samples of one shape, which are partitioned over the clients, and a test set.
 
-    The loaders need no Trainer; that of the training set shuffles with torch's global generator, as
-    Lightning's ``seed_everything`` expects.
+    The loaders need no Trainer. The training loader shuffles with torch's global generator, which
+    Lightning's ``seed_everything`` seeds.
 
     Args:
-        batch_size: samples a batch in all loaders, at least 1.
+        batch_size: samples per batch in all loaders, at least 1.
 
     Raises:
         BadInput: if ``batch_size`` is out of its range.
@@ -60,7 +60,7 @@ class PrivateData(pl.LightningDataModule):
 
     name: str  # set by each subclass; Lightning declares it, so it cannot be a ClassVar
     kind: ClassVar[Kind]
-    """What a sample is, and so how a reconstruction of it is scored and shown."""
+    """The kind of sample, which determines how a reconstruction is scored and displayed."""
 
     def __init__(self, *, batch_size: int = 64) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class PrivateData(pl.LightningDataModule):
     @property
     @abstractmethod
     def train_set(self) -> TrainSet:
-        """The training samples, which the clients share out."""
+        """The training samples, which are partitioned over the clients."""
 
     @property
     @abstractmethod
     def test_set(self) -> Samples:
-        """The test samples, which no client trains on."""
+        """The test samples, on which no client trains."""
 
     @property
     @abstractmethod
@@ -85,20 +85,20 @@ class PrivateData(pl.LightningDataModule):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """The number of classes; 1 where there are none."""
+        """The number of classes; 1 if there are no classes."""
 
     @property
     @abstractmethod
     def mean(self) -> tuple[float, ...]:
-        """What was taken from each channel of a sample, on the scale [0, 1]."""
+        """The value subtracted from each channel of a sample, on the scale [0, 1]."""
 
     @property
     @abstractmethod
     def std(self) -> tuple[float, ...]:
-        """What each channel was divided by thereafter."""
+        """The value by which each channel is divided afterwards."""
 
     def describe(self) -> str:
-        """The counts in a line."""
+        """The name and the numbers of samples, in one line."""
         return (
             f"{self.name}: {len(self.train_set):,} samples for training, "
             f"{len(self.test_set):,} for the test"
@@ -109,7 +109,7 @@ class PrivateData(pl.LightningDataModule):
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches of the test set, in order, where no set is held out for validation."""
+        """Batches of the test set, in order, unless a subclass has a validation set."""
         return self.test_dataloader()
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

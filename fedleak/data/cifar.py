@@ -5,17 +5,18 @@ from typing import ClassVar
 import torch
 from torchvision import datasets
 
-from fedleak.data.images import ImageData, ImageSet, located
+from fedleak.data.images import ImageData, ImageSet, find_data_path
 from fedleak.errors import BadInput
 
 
 class _CIFAR(ImageData):
-    """What CIFAR-10 and CIFAR-100 share.
+    """Base class of CIFAR-10 and CIFAR-100.
 
     Args:
-        root: the folder that holds, or is to hold, torchvision's folder of the set.
-        download: whether to download the set into ``root`` if it is not there.
-        batch_size: images a batch in all loaders.
+        root: the folder that contains torchvision's folder of the data set, or into which it is
+            downloaded.
+        download: whether to download the data set into ``root`` if it is missing.
+        batch_size: images per batch in all loaders.
     """
 
     _source: ClassVar[type[datasets.CIFAR10]]
@@ -28,7 +29,7 @@ class _CIFAR(ImageData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the set, if that was asked for; Lightning calls this once a machine.
+        """Download the data set if ``download`` is set; Lightning calls this once per machine.
 
         Raises:
             BadInput: if the download fails.
@@ -52,7 +53,7 @@ class _CIFAR(ImageData):
         return ImageSet(images, labels, mean=self._mean, std=self._std)
 
     def _open(self, train: bool) -> datasets.CIFAR10:
-        root = located(self.root)
+        root = find_data_path(self.root)
         try:
             return self._source(root, train=train, download=self.download)
         except (OSError, RuntimeError) as error:
@@ -76,9 +77,10 @@ class CIFAR10(_CIFAR):
     reads it, so no other file is ever unpickled.
 
     Args:
-        root: the folder that holds, or is to hold, torchvision's ``cifar-10-batches-py``.
-        download: whether to download the set into ``root`` if it is not there.
-        batch_size: images a batch in all loaders.
+        root: the folder that contains torchvision's ``cifar-10-batches-py``, or into which it is
+            downloaded.
+        download: whether to download the data set into ``root`` if it is missing.
+        batch_size: images per batch in all loaders.
     """
 
     name = "cifar10"
@@ -94,9 +96,10 @@ class CIFAR100(_CIFAR):
     reads it, so no other file is ever unpickled.
 
     Args:
-        root: the folder that holds, or is to hold, torchvision's ``cifar-100-python``.
-        download: whether to download the set into ``root`` if it is not there.
-        batch_size: images a batch in all loaders.
+        root: the folder that contains torchvision's ``cifar-100-python``, or into which it is
+            downloaded.
+        download: whether to download the data set into ``root`` if it is missing.
+        batch_size: images per batch in all loaders.
     """
 
     name = "cifar100"

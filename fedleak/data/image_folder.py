@@ -1,4 +1,4 @@
-"""Images in a folder for each class, as torchvision's ImageFolder has them."""
+"""Images in one folder per class, in the layout of torchvision's ImageFolder."""
 
 import hashlib
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchImageFolder
 
-from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
-from fedleak.data.picture_files import opened
+from fedleak.data.images import ImageData, ImageSet, channel_statistics, find_data_path
+from fedleak.data.picture_files import open_image
 from fedleak.errors import BadInput, require
 from fedleak.updates.files import LARGEST
 
@@ -20,22 +20,24 @@ _Images = npt.NDArray[np.uint8]
 class ImageFolder(ImageData):
     """Images from ``root/CLASS/*``, or from ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    Without train and test folders, a share of the images is held out, chosen by the hash of their
-    bytes: the choice is the same every time, and byte duplicates always land in one split.
+    Without train and test folders, a share of the images is held out as the test set, chosen by the
+    hash of their bytes: the choice is deterministic, and byte duplicates are in the same split.
 
     Args:
-        root: the folder; see :func:`fedleak.data.images.located`.
-        size: side to which images are scaled; none: they must all have one size.
+        root: the folder; see :func:`fedleak.data.images.find_data_path`.
+        size: side in pixels to which images are scaled, 1 to 8192. If None, all images must have
+            one size.
         grey: whether to read one channel instead of three.
         test_fraction: share of the images that is held out, above 0 and below 1.
-        mean: mean of each channel; none: computed from the training images.
-        std: deviation of each channel; none: likewise.
-        class_names: the class folders in the order of their labels, for weights or victims that
-            number classes otherwise; none: alphabetical, as torchvision numbers them.
-        batch_size: images a batch in all loaders.
+        mean: mean of each channel on the scale [0, 1]. If None, computed from the training images.
+        std: standard deviation of each channel on the scale [0, 1]. If None, computed from the
+            training images.
+        class_names: the class folders in the order of their labels, for weights or victims with
+            another numbering. If None, the order is alphabetical, as in torchvision.
+        batch_size: images per batch in all loaders.
 
     Raises:
-        BadInput: if a value is out of its range.
+        BadInput: if a value is out of its range, or only one of ``mean`` and ``std`` is given.
     """
 
     name = "image_folder"
@@ -76,11 +78,11 @@ class ImageFolder(ImageData):
         """Read all images.
 
         Raises:
-            BadInput: if the folder is missing, has no classes or others than ``class_names``, or
-                holds unreadable images, images of several sizes where ``size`` is not set, or more
-                than ``updates.files.LARGEST`` bytes of them.
+            BadInput: if the folder is missing, has no classes or other classes than
+                ``class_names``, or contains unreadable images, images of several sizes although
+                ``size`` is not set, or more than ``updates.files.LARGEST`` bytes of images.
         """
-        root = located(self.root)
+        root = find_data_path(self.root)
         require(root.is_dir(), f"Expected a folder of images at `root`, found none: {root}.")
         if (root / "train").is_dir() and (root / "test").is_dir():
             test = self._files(root / "test")
@@ -94,7 +96,7 @@ class ImageFolder(ImageData):
         else:
             train, test = [], []
             for path, label in self._files(root):
-                part = test if _falls_below(path, self.test_fraction) else train
+                part = test if _is_held_out(path, self.test_fraction) else train
                 part.append((path, label))
         require(
             bool(train) and bool(test),
@@ -142,7 +144,7 @@ class ImageFolder(ImageData):
         return np.stack(images)
 
     def _image(self, path: Path) -> _Images:
-        with opened(path) as file:
+        with open_image(path) as file:
             image = file.convert("L" if self.grey else "RGB")
         if self.size is not None:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
@@ -161,10 +163,10 @@ class MedicalMNIST(ImageFolder):
     and unpack it; images are scaled with the PRECODE paper's constants.
 
     Args:
-        root: the folder that holds AbdomenCT, BreastMRI, CXR, ChestCT, Hand and HeadCT.
+        root: the folder that contains AbdomenCT, BreastMRI, CXR, ChestCT, Hand and HeadCT.
         test_fraction: share of the images that is held out, above 0 and below 1.
         class_names: see :class:`ImageFolder`.
-        batch_size: images a batch in all loaders.
+        batch_size: images per batch in all loaders.
     """
 
     name = "medical_mnist"
@@ -195,14 +197,14 @@ class MedicalMNIST(ImageFolder):
             BadInput: if the folder is missing (the message says where to get it) or unusable.
         """
         require(
-            located(self.root).is_dir(),
+            find_data_path(self.root).is_dir(),
             f"Expected Medical MNIST at `root`, found no folder {self.root}: get it from GitHub "
             "(apolanco3225/Medical-MNIST-Classification), unpack it and set `--data.root`.",
         )
         return super().load()
 
 
-def _falls_below(path: Path, share: float) -> bool:
-    """Whether an image is among the held-out ones, by its bytes alone."""
+def _is_held_out(path: Path, share: float) -> bool:
+    """Whether an image belongs to the held-out share, determined by the hash of its bytes."""
     digest = hashlib.sha256(path.read_bytes()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,4 +1,4 @@
-"""What every image set of fedleak is: two sets of images, their shape, and their scaling.
+"""Base classes of image data sets, and the normalisation of images.
 
 A new image set is a subclass of :class:`ImageData` with a ``name`` and a ``load`` method.
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 from fedleak.data.base import Indices, Kind, PrivateData, TrainSet
 from fedleak.errors import BadInput
 
-CLASSES = 100_000
-"""Number of classes, at most: a model has an output for each number up to the largest label."""
+MAX_CLASSES = 100_000
+"""The maximum number of classes: a model has an output for each number up to the largest label."""
 
 
-def located(path: str) -> Path:
-    """Where a data set is that a user names.
+def find_data_path(path: str) -> Path:
+    """Resolve a user's path of a data set.
 
     Args:
-        path: a path, in which ``~`` may stand for the home folder; a relative one that is not in
-            the working directory is looked for in the folder that the environment variable
-            FEDLEAK_DATA names.
+        path: a path; ``~`` is expanded. A relative path that does not exist in the working
+            directory is searched for in the folder that the environment variable FEDLEAK_DATA
+            names.
 
     Returns:
         The path, which need not exist.
@@ -39,7 +39,7 @@ def located(path: str) -> Path:
 
 
 def _per_channel(values: Sequence[float], name: str, images: Tensor) -> Tensor:
-    """Return one value a channel as a tensor (C, 1, 1) that broadcasts over ``images``."""
+    """Return one value per channel as a tensor (C, 1, 1) that broadcasts over ``images``."""
     if not images.is_floating_point():
         raise BadInput(
             f"Expected `images` to be floating point, got {images.dtype}; "
@@ -54,12 +54,12 @@ def _per_channel(values: Sequence[float], name: str, images: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Take pixels in [0, 1] to zero mean and unit deviation.
+    """Normalise pixels in [0, 1] to zero mean and unit standard deviation.
 
     Args:
         images: floating point pixels in [0, 1], (..., C, H, W).
-        mean: one value a channel.
-        std: one positive value a channel.
+        mean: one value per channel.
+        std: one positive value per channel.
 
     Returns:
         ``(images - mean) / std``, of the same shape.
@@ -71,12 +71,12 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Take normalised images back to pixels; the inverse of :func:`normalise`, without clamping.
+    """Convert normalised images to pixels; the inverse of :func:`normalise`, without clamping.
 
     Args:
         images: normalised floating point images, (..., C, H, W).
-        mean: one value a channel.
-        std: one positive value a channel.
+        mean: one value per channel.
+        std: one positive value per channel.
 
     Returns:
         ``images * std + mean``, of the same shape; within [0, 1] if the images were.
@@ -88,14 +88,14 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def valid_range(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Give the normalised values of pixel 0 and of pixel 1.
+    """Compute the normalised values of the pixel values 0 and 1.
 
     Args:
-        mean: one value a channel.
-        std: one positive value a channel.
+        mean: one value per channel.
+        std: one positive value per channel.
 
     Returns:
-        The low and the high end, each float32 (C, 1, 1).
+        The lower and the upper bound, each float32 (C, 1, 1).
 
     Raises:
         BadInput: if ``mean`` and ``std`` differ in length.
@@ -107,16 +107,16 @@ def valid_range(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Te
 def channel_statistics(
     images: npt.NDArray[np.uint8] | npt.NDArray[np.float32],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and deviation of the pixels of each channel, on the scale [0, 1].
+    """Compute mean and standard deviation of the pixels of each channel, on the scale [0, 1].
 
     Args:
         images: (N, C, H, W), uint8 or float32 in [0, 1].
 
     Returns:
-        Mean and standard deviation (over N, H and W), one value a channel.
+        Mean and standard deviation (over N, H and W), one value per channel.
     """
     scale = 255.0 if images.dtype == np.uint8 else 1.0
-    # One channel at a time keeps the float64 copy that numpy makes for the deviation small.
+    # One channel at a time, to keep numpy's float64 copy for the standard deviation small.
     channels = [images[:, c] for c in range(images.shape[1])]
     mean = tuple(float(np.mean(c, dtype=np.float64)) / scale for c in channels)
     std = tuple(float(np.std(c, dtype=np.float64)) / scale for c in channels)
@@ -124,14 +124,14 @@ def channel_statistics(
 
 
 class ImageSet(TrainSet):
-    """Labelled images in memory, handed out normalised.
+    """Labelled images in memory, normalised on access.
 
     Args:
         images: (N, C, H, W); uint8 pixels, or float32 in [0, 1], or float32 that is
             normalised already.
         labels: int64 (N,), classes counted from 0.
-        mean: one value a channel, on the scale [0, 1].
-        std: one positive value a channel, on the scale [0, 1].
+        mean: one value per channel, on the scale [0, 1].
+        std: one positive value per channel, on the scale [0, 1].
         normalised: whether float32 ``images`` have been normalised with ``mean`` and ``std``.
 
     Raises:
@@ -238,8 +238,8 @@ class ImageData(PrivateData):
     """A training and a test set of images of one shape; the base of all image sets.
 
     A subclass sets ``name`` and implements :meth:`load`, and may override ``prepare_data`` for
-    what has to happen once a machine, such as a download. Properties prepare and load the data
-    when they are first read.
+    work that is done once per machine, such as a download. Properties prepare and load the data on
+    first access.
 
     Args:
         batch_size: see :class:`PrivateData`.
@@ -248,7 +248,7 @@ class ImageData(PrivateData):
         class_names: names of the classes; ``load`` sets it where they are known.
 
     Raises:
-        BadInput: if ``batch_size`` is not a positive whole number.
+        BadInput: if ``batch_size`` is less than 1.
     """
 
     kind: ClassVar[Kind] = "images"
@@ -267,7 +267,7 @@ class ImageData(PrivateData):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Load and check both sets; every call but the first does nothing.
+        """Load and check both sets; only the first call has an effect.
 
         Args:
             stage: Lightning's stage; all stages use the same two sets.
@@ -298,10 +298,10 @@ class ImageData(PrivateData):
                 f"got {train.mean}, {train.std} and {test.mean}, {test.std} in `{self.name}`."
             )
         largest = max(int(train.labels.max()), int(test.labels.max()))
-        if largest >= CLASSES:
+        if largest >= MAX_CLASSES:
             raise BadInput(
-                f"Expected labels below {CLASSES:,}, got the label {largest:,} in `{self.name}`; "
-                "number the classes from 0 without gaps."
+                f"Expected labels below {MAX_CLASSES:,}, got the label {largest:,} in "
+                f"`{self.name}`; number the classes from 0 without gaps."
             )
         if self.class_names is not None and largest >= len(self.class_names):
             raise BadInput(
@@ -313,12 +313,12 @@ class ImageData(PrivateData):
         if self._sets is None:
             self.prepare_data()
             self.setup()
-        assert self._sets is not None  # setup leaves it so
+        assert self._sets is not None  # setup has set it
         return self._sets
 
     @property
     def train_set(self) -> ImageSet:
-        """The training images, which the clients share out."""
+        """The training images, which are partitioned over the clients."""
         return self._loaded()[0]
 
     @property
@@ -347,10 +347,10 @@ class ImageData(PrivateData):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean pixel of each channel, on the scale [0, 1]."""
+        """Mean of the pixels of each channel, on the scale [0, 1]."""
         return self.train_set.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Deviation of the pixels of each channel, on the scale [0, 1]."""
+        """Standard deviation of the pixels of each channel, on the scale [0, 1]."""
         return self.train_set.std

@@ -1,4 +1,4 @@
-"""Who has to do with what: users and items as a sparse matrix, and its split by users."""
+"""User-item interactions as a sparse matrix, and its split by users."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +16,24 @@ Ids = npt.NDArray[np.int64]
 
 
 class InteractionSet(TrainSet):
-    """Users' interaction vectors, kept sparse and handed out dense, a sample for each user.
+    """Users' interaction vectors, stored sparse and returned dense; a sample is a user.
 
     Args:
-        matrix: float32 ``(users, items)``, 1 where a user has to do with an item.
+        matrix: float32 ``(users, items)``, 1 for each interaction of a user with an item.
         users: the users' ids in the file, ``(users,)``.
     """
 
     def __init__(self, matrix: csr_array, users: Ids) -> None:
         self.matrix = matrix
         self.users = users
-        # What takes labels is given one class.
+        # Users have no classes; code that needs labels gets the single class 0.
         self.labels = torch.zeros(len(self), dtype=torch.int64)
 
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """A user's vector, float32 ``(items,)``, and 0: there are no classes."""
+        """A user's vector, float32 ``(items,)``, and the label 0, since there are no classes."""
         inputs, labels = self.batch([index])
         return inputs[0], labels[0]
 
@@ -47,11 +47,11 @@ class InteractionSet(TrainSet):
 
 
 class FoldInSet(Samples):
-    """Users that no training saw: what a model is told of them, and what it has to find.
+    """Held-out users: the items that are given to a model, and the items that it has to rank.
 
     Args:
-        given: float32 ``(users, items)``, the items that the model is told.
-        hidden: the same for the items that were taken away; a user may have none.
+        given: float32 ``(users, items)``, 1 for the items that are given to the model.
+        hidden: float32 ``(users, items)``, 1 for the items that are hidden; a user may have none.
         users: the users' ids in the file, ``(users,)``.
     """
 
@@ -64,7 +64,7 @@ class FoldInSet(Samples):
         return int(self.given.shape[0])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """What is given and what is hidden, each float32 ``(items,)``."""
+        """A user's given and hidden items, each float32 ``(items,)``."""
         return dense(self.given, [index])[0], dense(self.hidden, [index])[0]
 
 
@@ -74,8 +74,8 @@ class UserSplit:
 
     Args:
         train: the training users with all their items.
-        validation: users held out, for choosing settings.
-        test: users held out, for the figures.
+        validation: users held out for choosing hyperparameters.
+        test: users held out for the reported metrics.
         items: the items' ids in the file, column by column.
     """
 
@@ -94,18 +94,18 @@ def split_users(
     hidden: float = 0.2,
     seed: int = 98765,
 ) -> UserSplit:
-    """Hold whole users out, as Liang et al. do (WWW 2018, section 4.2).
+    """Split interactions by users (strong generalisation; Liang et al., WWW 2018, section 4.2).
 
-    Users with fewer than ``least`` items are left out. Items that no training user has are dropped
-    afterwards. Of a held-out user the share ``hidden`` of the items is hidden, unless fewer than
-    ``least`` are left.
+    Users with fewer than ``least`` items are dropped, then items that no training user has. A share
+    ``hidden`` of each held-out user's items is hidden, unless the user has fewer than ``least``
+    items left.
 
     Args:
-        users: a user's id for each interaction, ``(n,)``.
-        items: the item's id, ``(n,)``; repeated pairs count once.
-        held_out: number of users held out for validation, and for the test again, at least 1.
-        least: see above, at least 1.
-        hidden: see above, above 0 and below 1.
+        users: user id of each interaction, int64 ``(n,)``.
+        items: item id of each interaction, int64 ``(n,)``; repeated pairs count once.
+        held_out: number of users held out for validation, and as many for the test, at least 1.
+        least: minimum number of items of a user, at least 1.
+        hidden: share of a held-out user's items that is hidden, above 0 and below 1.
         seed: seed of the permutation of the users, and of the choice of the hidden items.
 
     Returns:
@@ -147,11 +147,11 @@ def _fold_in(matrix: csr_array, users: Ids, least: int, share: float, seed: int)
         count = int(end - begin)
         if count >= least:
             taken[begin + random.choice(count, size=int(share * count), replace=False)] = True
-    return FoldInSet(_only(matrix, ~taken), _only(matrix, taken), users)
+    return FoldInSet(_selected(matrix, ~taken), _selected(matrix, taken), users)
 
 
-def _only(matrix: csr_array, chosen: npt.NDArray[np.bool_]) -> csr_array:
-    """The matrix with the chosen ones of its entries alone."""
+def _selected(matrix: csr_array, chosen: npt.NDArray[np.bool_]) -> csr_array:
+    """A copy of the matrix with only the chosen entries."""
     entries = matrix.copy()
     entries.data = chosen.astype(np.float32)
     entries.eliminate_zeros()
@@ -159,7 +159,7 @@ def _only(matrix: csr_array, chosen: npt.NDArray[np.bool_]) -> csr_array:
 
 
 def dense(matrix: csr_array, indices: Indices) -> Tensor:
-    """Some rows of a sparse matrix as a dense tensor.
+    """Rows of a sparse matrix as a dense tensor.
 
     Args:
         matrix: float32 ``(rows, columns)``.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedleak.data.images import located
+from fedleak.data.images import find_data_path
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
 from fedleak.data.text_tables import Column, Layout, read_lines, read_pairs
@@ -22,9 +22,9 @@ class LastFM(RecommenderData):
     (Cantador et al., HetRec 2011): tab-separated userID, artistID, weight under a header.
 
     Args:
-        path: the file; see :func:`fedleak.data.images.located`.
+        path: the file; see :func:`fedleak.data.images.find_data_path`.
         artists: ``artists.dat`` of the same archive (tab-separated id and name under a header,
-            further columns are ignored); none: artists go by their ids.
+            further columns are ignored). If None, artists are named by their ids.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.
         split_seed: see :class:`RecommenderData`.
@@ -47,20 +47,21 @@ class LastFM(RecommenderData):
 
     def load(self) -> tuple[Ids, Ids]:
         """See :meth:`RecommenderData.load`."""
-        return read_pairs(located(self.path), LISTENS, above=0)
+        return read_pairs(find_data_path(self.path), LISTENS, above=0)
 
     def item_names(self) -> list[str]:
         """See :meth:`RecommenderData.item_names`.
 
         Raises:
-            BadInput: if a row of the artists' file has no number and name; its line is named.
+            BadInput: if a row of the artists' file lacks an id and a name; the message gives the
+                line's number.
         """
         if self.artists is None:
             return super().item_names()
-        path = located(self.artists)
+        path = find_data_path(self.artists)
         names: dict[int, str] = {}
         try:
-            # Some of the names are not UTF-8; they are for reading only.
+            # Some of the names are not valid UTF-8; they are only displayed.
             with path.open(encoding="utf-8", errors="replace") as file:
                 for number, line in enumerate(read_lines(file, path), start=1):
                     item, _, rest = line.rstrip("\n").partition("\t")

@@ -1,13 +1,13 @@
 """MovieLens 1M, 100K and 20M: which films users liked."""
 
-from fedleak.data.images import located
+from fedleak.data.images import find_data_path
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
 from fedleak.data.text_tables import Column, Layout, read_pairs
 from fedleak.errors import require
 
 RATINGS = (Column("user", 0, "i8"), Column("film", 1, "i8"), Column("rating", 2, "f4"))
-# End of the file's name -> how its rows are written.
+# Extension of the file -> layout of its rows.
 LAYOUTS = {
     ".dat": Layout(RATINGS, delimiter="::"),
     ".csv": Layout(RATINGS, delimiter=",", header=True),
@@ -20,17 +20,17 @@ class MovieLens(RecommenderData):
 
     The files of https://grouplens.org/datasets/movielens: ``ratings.dat`` (1M, ``::`` between the
     columns), ``u.data`` (100K, tabs), ``ratings.csv`` (20M and later, commas under a header); the
-    name's end decides. Columns are user, film and rating.
+    extension determines the layout. Columns are user, film and rating.
 
     Args:
-        path: the file; see :func:`fedleak.data.images.located`.
-        above: a film counts if its rating is higher, from 0 to 5.
+        path: the file; see :func:`fedleak.data.images.find_data_path`.
+        above: a film counts as liked if its rating is above this value, 0 to 5.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.
         split_seed: see :class:`RecommenderData`.
 
     Raises:
-        BadInput: if the name ends otherwise.
+        BadInput: if the extension is another one, or a value is out of its range.
     """
 
     name = "movielens"
@@ -45,7 +45,7 @@ class MovieLens(RecommenderData):
         split_seed: int = 98765,
     ) -> None:
         super().__init__(held_out=held_out, batch_size=batch_size, split_seed=split_seed)
-        suffix = located(path).suffix
+        suffix = find_data_path(path).suffix
         require(
             suffix in LAYOUTS,
             f"Expected `path` to end in one of {', '.join(LAYOUTS)}, got `{path}`.",
@@ -57,4 +57,4 @@ class MovieLens(RecommenderData):
 
     def load(self) -> tuple[Ids, Ids]:
         """See :meth:`RecommenderData.load`."""
-        return read_pairs(located(self.path), self._layout, above=self.above)
+        return read_pairs(find_data_path(self.path), self._layout, above=self.above)

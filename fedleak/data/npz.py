@@ -1,4 +1,4 @@
-"""Any set of labelled images in one .npz file."""
+"""A data set of labelled images in one .npz file."""
 
 import math
 import zipfile
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 
-from fedleak.data.images import ImageData, ImageSet, channel_statistics, located
+from fedleak.data.images import ImageData, ImageSet, channel_statistics, find_data_path
 from fedleak.errors import BadInput, require
 from fedleak.updates.files import LARGEST
 
@@ -19,8 +19,8 @@ _LABEL_KEYS = ("labels", "y", "targets")
 _SPLIT_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SPLIT_SEED = 0
 
-# Version of the format -> what reads its header. The third one is for names of fields beyond
-# Latin-1, which plain numbers do not have.
+# Version of the format -> function that reads its header. Version 3 is for field names beyond
+# Latin-1; numeric arrays have no fields.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 _Array = npt.NDArray[Any]
@@ -30,23 +30,24 @@ _Pair = tuple[_Array, _Array]
 class Npz(ImageData):
     """Images and labels from a .npz file; pickled arrays are never read.
 
-    The file holds either ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``
-    (as MedMNIST's files do; their ``val_*`` arrays are left out), or one array of images
-    (``images``, ``x`` or ``data``) and one of labels (``labels``, ``y`` or ``targets``), of which
-    the last part of a fixed permutation becomes the test set. Images are (N, H, W, C),
-    (N, C, H, W) or (N, H, W) with 1 or 3 channels, labels whole numbers from 0, (N,) or (N, 1).
+    The file contains either ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``
+    (as MedMNIST's files do; their ``val_*`` arrays are ignored), or one array of images
+    (``images``, ``x`` or ``data``) and one of labels (``labels``, ``y`` or ``targets``); the last
+    part of a fixed permutation of them becomes the test set. Images are (N, H, W, C),
+    (N, C, H, W) or (N, H, W) with 1 or 3 channels, labels are integers from 0, (N,) or (N, 1).
 
     Args:
-        path: the file; see :func:`fedleak.data.images.located`.
-        normalised: whether float images have been normalised with ``mean`` and ``std``; without
-            it, images are uint8 pixels or floats in [0, 1].
-        mean: one value a channel, on the scale [0, 1]; computed from the training images if left
-            out.
-        std: one positive value a channel, on the scale [0, 1]; computed likewise.
-        test_fraction: the share of images in the test set where the file has no test set, at
-            least 0 and below 1, and at least one image; with 0 the test set is the training set
+        path: the file; see :func:`fedleak.data.images.find_data_path`.
+        normalised: whether float images have been normalised with ``mean`` and ``std``; otherwise
+            images are uint8 pixels or floats in [0, 1].
+        mean: one value per channel, on the scale [0, 1]. If None, computed from the training
+            images.
+        std: one positive value per channel, on the scale [0, 1]. If None, computed from the
+            training images.
+        test_fraction: share of the images that becomes the test set if the file has none, at
+            least 0 and below 1; rounded up to one image. With 0 the test set is the training set
             itself.
-        batch_size: images a batch in all loaders.
+        batch_size: images per batch in all loaders.
 
     Raises:
         BadInput: if ``test_fraction`` is out of range, only one of ``mean`` and ``std`` is given,
@@ -89,8 +90,8 @@ class Npz(ImageData):
         """Return the training and the test images.
 
         Raises:
-            BadInput: if the file is missing, damaged, pickled, does not hold such arrays, or
-                unpacks to more than ``updates.files.LARGEST`` bytes.
+            BadInput: if the file is missing, damaged, pickled, lacks such arrays, or unpacks to
+                more than ``updates.files.LARGEST`` bytes.
         """
         train, test = self._read()
         if not len(train[0]) or not len(test[0]):
@@ -102,7 +103,7 @@ class Npz(ImageData):
         if self._given is None and min(std) == 0:
             raise BadInput(
                 "Expected pixels that vary in every channel of the training images, got the "
-                f"deviations {list(std)} in `{self.path}`; set `mean` and `std` yourself."
+                f"standard deviations {list(std)} in `{self.path}`; set `mean` and `std` yourself."
             )
         train_set, test_set = (
             ImageSet(
@@ -118,7 +119,7 @@ class Npz(ImageData):
 
     def _read(self) -> tuple[_Pair, _Pair]:
         """Return images (N, C, H, W) and labels (N,) for training and for testing."""
-        path = located(self.path)
+        path = find_data_path(self.path)
         if not path.is_file():
             raise BadInput(
                 f"Expected `path` to be a .npz file, found no file `{path}`; "
@@ -126,15 +127,15 @@ class Npz(ImageData):
             )
         try:
             if not zipfile.is_zipfile(path):
-                raise ValueError("it is no zip archive, as np.savez writes one")
+                raise ValueError("it is not a zip archive as np.savez writes it")
             with np.load(path, allow_pickle=False) as archive:
                 keys = self._keys(archive.files)
                 self._check_sizes(path, keys)
-                # An array is decompressed only when it is asked for, so damage shows here.
+                # Arrays are decompressed on access, so damage is detected here.
                 arrays = {key: archive[key] for key in keys}
         except BadInput:
             raise
-        except Exception as error:  # numpy, zipfile and zlib have a dozen words for damage
+        except Exception as error:  # numpy, zipfile and zlib raise many classes for damaged files
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise BadInput(
                 f"Expected `path` to be an intact .npz file without pickled objects, could not "
@@ -147,11 +148,11 @@ class Npz(ImageData):
         return self._split(train)
 
     def _check_sizes(self, path: Path, keys: tuple[str, ...]) -> None:
-        """Look at what the arrays say of themselves: a small archive may unpack to any size."""
+        """Check the arrays' sizes in their headers: a small archive may unpack to any size."""
         total = 0
         with zipfile.ZipFile(path) as archive:
             for key in keys:
-                # As np.load finds it, whose names have no ending.
+                # np.load gives the names without the extension.
                 name = key if key in archive.NameToInfo else f"{key}.npy"
                 with archive.open(name) as file:
                     version = npy.read_magic(file)

@@ -1,4 +1,4 @@
-"""Which sample belongs to which client."""
+"""Partition of the training samples over the clients."""
 
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ from fedleak.errors import BadInput, unknown_name
 Kind = Literal["iid", "dirichlet", "shards", "one_each"]
 Indices = npt.NDArray[np.int64]
 
-# Draws of the Dirichlet split before it is given up that no client is empty.
+# Maximum number of draws of the Dirichlet partition until no client is empty.
 _MAX_DRAWS = 100
 
 
@@ -23,7 +23,7 @@ def partition(
     shards_per_client: int = 2,
     seed: int = 0,
 ) -> list[Indices]:
-    """Share samples out to clients: each sample to one at most, at least one sample to each.
+    """Partition samples over clients: each client gets at least one, each sample has one client.
 
     Args:
         labels: the class of each sample, (N,).
@@ -31,10 +31,11 @@ def partition(
         kind: ``iid`` deals shuffled samples evenly; ``dirichlet`` draws for every class the share
             of each client from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335); ``shards`` sorts
             by class, cuts equal shards and deals them (McMahan et al., arXiv 1602.05629);
-            ``one_each`` gives client i the sample i alone, and what is left to nobody.
+            ``one_each`` gives client i only sample i; samples beyond the number of clients are
+            left out.
         alpha: concentration of ``dirichlet``, above 0; the smaller, the fewer classes a client has.
-        shards_per_client: shards that each client gets in ``shards``, 1 or more.
-        seed: seed of the draw, 0 or more; the same seed gives the same split.
+        shards_per_client: number of shards of each client in ``shards``, at least 1.
+        seed: seed of the draw, at least 0; the same seed gives the same partition.
 
     Returns:
         For each client the sorted indices of its samples, int64.

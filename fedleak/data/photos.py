@@ -15,11 +15,11 @@ PATCH = 32
 STRIDE = 8
 TRAIN_PER_CLASS = 600
 TEST_PER_CLASS = 100
-# Below this deviation (of 255, in the channel that varies most) a patch is flat: night sky, the
-# black around the retina, an empty table.
+# A patch whose standard deviation (on the scale 0 to 255, in the channel with the largest one) is
+# below this is flat: night sky, the black around the retina, an empty table.
 MIN_CONTRAST = 10.0
 
-# File in scikit-image's data folder and the whole factor by which it is reduced first: a patch of
+# File in scikit-image's data folder and the integer factor by which it is downscaled: patches of
 # the two largest photographs would otherwise show hardly any structure.
 _PHOTOGRAPHS = {
     "astronaut": ("astronaut.png", 1),
@@ -32,7 +32,7 @@ _PHOTOGRAPHS = {
     "rocket": ("rocket.jpg", 1),
 }
 
-# Of the training patches; a test computes them again.
+# Mean and standard deviation of the training patches; a test recomputes them.
 MEAN = (0.491812, 0.348760, 0.299587)
 STD = (0.303599, 0.238052, 0.232769)
 
@@ -41,7 +41,7 @@ _Labels = npt.NDArray[np.int64]
 
 
 def _photograph(file: str, factor: int) -> _Images:
-    """Read one photograph, (H, W, 3), straight from the installed package."""
+    """Read one photograph, uint8 (H, W, 3), from the installed package."""
     with as_file(files("skimage") / "data" / file) as path:
         photograph: _Images = np.asarray(imread(path))
     if factor > 1:
@@ -63,7 +63,7 @@ def _patches(region: _Images, count: int) -> _Images:
 
 @lru_cache(maxsize=1)
 def photo_patches() -> tuple[_Images, _Labels, _Images, _Labels]:
-    """Cut all patches; computed once a process and shared, so treat the arrays as read-only.
+    """Cut all patches; cached per process, so the arrays must not be modified.
 
     Returns:
         Training images, uint8 (4800, 3, 32, 32), their labels, int64 (4800,), test images,
@@ -85,15 +85,15 @@ def photo_patches() -> tuple[_Images, _Labels, _Images, _Labels]:
 
 
 class Photos(ImageData):
-    """Which of eight photographs a patch was cut from: 3x32x32, 4,800 train and 800 test images.
+    """Patches of eight photographs, one class each: 3x32x32, 4,800 training and 800 test images.
 
     The default data: it needs no network and no file, as the photographs are part of scikit-image
     (an astronaut, a cat, a cup of coffee, stained tissue, a motorcycle, galaxies, a retina and a
-    rocket). Training patches lie in the upper four fifths of a photograph and test patches below
-    them, so they share no pixel; flat patches are left out; the choice is the same every time.
+    rocket). Training patches are in the upper four fifths of a photograph and test patches below
+    them, so they share no pixel. Flat patches are left out; the choice is deterministic.
 
     Args:
-        batch_size: images a batch in all loaders.
+        batch_size: images per batch in all loaders.
     """
 
     name = "photos"

@@ -1,7 +1,7 @@
-"""Pictures from files, which may come from somebody else: no more of them than memory has room for.
+"""Opening image files from untrusted sources, with a limit on formats and size.
 
-Only formats that fedleak writes or data sets consist of are tried: Pillow knows others, of which
-some start programs.
+Only formats that fedleak writes or that data sets consist of are accepted: some of Pillow's other
+formats start programs.
 """
 
 import warnings
@@ -13,40 +13,41 @@ from PIL import Image
 
 from fedleak.errors import BadInput, require
 
-PIXELS = 2**26
-"""Pixels of one picture, at most: 8,192 x 8,192, 200 MB in colour."""
+MAX_PIXELS = 2**26
+"""The maximum number of pixels of an image: 8,192 x 8,192, 200 MB in colour."""
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @contextmanager
-def opened(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
-    """A picture whose size is known and whose pixels have not been read yet.
+def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """Open an image and check its size before its pixels are decoded.
 
     Args:
         path: the file.
-        formats: Pillow's names of the formats that it may have.
+        formats: Pillow's names of the accepted formats.
 
     Yields:
-        The picture; what decoding it raises in the block becomes BadInput.
+        The image; an exception raised in the block, as by decoding, becomes BadInput.
 
     Raises:
         BadInput: if the file is missing, damaged, of another format, or has more than
-            :data:`PIXELS` pixels.
+            :data:`MAX_PIXELS` pixels.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of sizes that are refused here.
+            # Pillow warns about sizes that are refused below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = Image.open(path, formats=list(formats))
         with file:
             require(
-                file.width * file.height <= PIXELS,
-                f"Expected at most {PIXELS:,} pixels in {path}, got {file.width} x {file.height}.",
+                file.width * file.height <= MAX_PIXELS,
+                f"Expected at most {MAX_PIXELS:,} pixels in {path}, got {file.width} x "
+                f"{file.height}.",
             )
             yield file
     except BadInput:
         raise
-    except Exception as error:  # Pillow has a dozen classes for damage
+    except Exception as error:  # Pillow raises many classes for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
             f"Expected an image at {path}, got a file that cannot be read as one ({reason:.200})."

@@ -1,4 +1,4 @@
-"""Made-up users of planted tastes, for tests and for a run without any file."""
+"""Synthetic users with planted preferences, for tests and for runs without any file."""
 
 import numpy as np
 
@@ -8,20 +8,20 @@ from fedleak.errors import require
 
 
 class PlantedGroups(RecommenderData):
-    """Users of several groups, each with favourite items of its own and a few of anybody's.
+    """Synthetic users of several groups; each group prefers items of its own.
 
-    A user's group is drawn evenly. An item is a favourite of one group, evenly shared out; a user
-    takes ``items_per_user`` distinct items, each one with the probability ``faithful`` out of the
-    group's favourites, and of all items otherwise. A model that finds the groups ranks hidden items
-    far better than one that goes by popularity.
+    A user's group is drawn uniformly. Item i is a favourite of group i modulo ``groups``. A user
+    has ``items_per_user`` distinct items; each is drawn from the group's favourites with
+    probability ``faithful``, otherwise from all items. A model that learns the groups ranks hidden
+    items far better than one that ranks by popularity.
 
     Args:
-        users: number of users.
+        users: number of users, more than twice ``held_out``.
         items: number of items.
         groups: number of groups, at least 2.
         items_per_user: number of items of every user, from 5 to ``items / groups``.
-        faithful: see above, 0 to 1.
-        data_seed: seed of the draws.
+        faithful: probability of an item from the group's favourites, 0 to 1.
+        data_seed: seed of the draws, at least 0.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.
         split_seed: see :class:`RecommenderData`.

@@ -1,4 +1,4 @@
-"""What every recommender data set of fedleak is: users to train on, and users held out.
+"""Base class of recommender data sets: training users, and users held out.
 
 A new one is a subclass of :class:`RecommenderData` with a ``name`` and a ``load`` method.
 """
@@ -17,13 +17,13 @@ from fedleak.errors import require
 class RecommenderData(PrivateData):
     """Interactions of users with items, split by users; a sample is a user's vector in {0, 1}.
 
-    A subclass sets ``name`` and implements :meth:`load`. Properties load the data when they are
-    first read, so no Trainer is needed.
+    A subclass sets ``name`` and implements :meth:`load`. Properties load the data on first access,
+    so no Trainer is needed.
 
     Args:
-        held_out: number of users held out for validation, and for the test again, at least 1.
+        held_out: number of users held out for validation, and as many for the test, at least 1.
         batch_size: see :class:`PrivateData`.
-        split_seed: seed of the split.
+        split_seed: seed of the split by users, see :func:`fedleak.data.interactions.split_users`.
 
     Raises:
         BadInput: if a value is out of its range.
@@ -40,14 +40,16 @@ class RecommenderData(PrivateData):
 
     @abstractmethod
     def load(self) -> tuple[Ids, Ids]:
-        """A user's and an item's id for every interaction, each int64 ``(n,)``; called once.
+        """Return the user ids and the item ids of all interactions, each int64 ``(n,)``.
+
+        It is called once.
 
         Raises:
             BadInput: if the data is missing or not usable.
         """
 
     def item_names(self) -> list[str]:
-        """A name for every item, column by column: its number in the file, if nothing better."""
+        """The items' names, column by column; by default their ids in the file."""
         return [str(item) for item in self.split.items]
 
     @property
@@ -59,7 +61,7 @@ class RecommenderData(PrivateData):
         return self._split
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data; every call but the first does nothing.
+        """Load the data; only the first call has an effect.
 
         Args:
             stage: Lightning's stage; all stages use the same split.
@@ -71,17 +73,17 @@ class RecommenderData(PrivateData):
 
     @property
     def train_set(self) -> InteractionSet:
-        """The training users, each of them a client of a federation."""
+        """The training users; in a federation, each of them is a client."""
         return self.split.train
 
     @property
     def validation_set(self) -> FoldInSet:
-        """Users held out for choosing settings."""
+        """Users held out for choosing hyperparameters."""
         return self.split.validation
 
     @property
     def test_set(self) -> FoldInSet:
-        """Users held out for the figures."""
+        """Users held out for the reported metrics."""
         return self.split.test
 
     @property
@@ -96,7 +98,7 @@ class RecommenderData(PrivateData):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """See :attr:`PrivateData.mean`: interactions are 0 or 1 as they are."""
+        """See :attr:`PrivateData.mean`: interactions are 0 or 1 and not normalised."""
         return (0.0,)
 
     @property
@@ -106,19 +108,19 @@ class RecommenderData(PrivateData):
 
     @property
     def num_users(self) -> int:
-        """The number of users, those held out included."""
+        """The number of users, including those held out."""
         return len(self.train_set) + len(self.validation_set) + len(self.test_set)
 
     @property
     def num_interactions(self) -> int:
-        """The number of pairs of a user and an item, those held out included."""
+        """The number of interactions, including those of users held out."""
         held_out = (self.validation_set, self.test_set)
         return int(self.train_set.matrix.nnz) + sum(
             int(part.given.nnz + part.hidden.nnz) for part in held_out
         )
 
     def describe(self) -> str:
-        """The counts in a line."""
+        """The name and the numbers of users, items and interactions, in one line."""
         return (
             f"{self.name}: {self.num_users:,} users, {self.input_shape[0]:,} items, "
             f"{self.num_interactions:,} interactions; {self.held_out} users held out for "

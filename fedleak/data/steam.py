@@ -1,11 +1,11 @@
-"""Steam 200k: which games users bought and played."""
+"""Steam 200k: the games that users bought and played."""
 
 import csv
 import math
 
 import numpy as np
 
-from fedleak.data.images import located
+from fedleak.data.images import find_data_path
 from fedleak.data.interactions import Ids
 from fedleak.data.recommender import RecommenderData
 from fedleak.data.text_tables import read_lines
@@ -21,7 +21,7 @@ class Steam(RecommenderData):
     game, purchase or play, hours, 0, between commas and without a header.
 
     Args:
-        path: the file; see :func:`fedleak.data.images.located`.
+        path: the file; see :func:`fedleak.data.images.find_data_path`.
         held_out: see :class:`RecommenderData`.
         batch_size: see :class:`RecommenderData`.
         split_seed: see :class:`RecommenderData`.
@@ -43,7 +43,7 @@ class Steam(RecommenderData):
 
     def load(self) -> tuple[Ids, Ids]:
         """See :meth:`RecommenderData.load`; games are numbered in the order of the file."""
-        path = located(self.path)
+        path = find_data_path(self.path)
         users: list[int] = []
         items: list[int] = []
         games: dict[str, int] = {}
@@ -74,7 +74,7 @@ class Steam(RecommenderData):
 
 
 def _is_whole(row: list[str]) -> bool:
-    """Whether a row is a user's number, a game, what was done with it, and hours."""
+    """Whether a row consists of a user id, a game, purchase or play, and hours."""
     try:
         user, _, behaviour, hours = row[:4]
         known = user.isdecimal() and int(user) < 2**63

@@ -1,4 +1,4 @@
-"""Numbers from large text files, piece by piece; a row that is not as it should be is named."""
+"""Reading of large numeric text tables in chunks; messages give the line of an invalid row."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from fedleak.errors import BadInput, require
 
-PIECE = 500_000  # lines read at once: some tens of megabytes
-LINE = 1_000  # characters of a line, at most
+CHUNK_LINES = 500_000  # lines read at once, some tens of megabytes
+MAX_LINE_LENGTH = 1_000  # characters
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Column:
     """A column that is read.
 
     Args:
-        name: what it is called in the result and in messages.
-        position: its place in a row, from 0.
-        kind: numpy's name of its type, such as ``i8`` or ``f4``.
+        name: its name in the result and in messages.
+        position: its position in a row, from 0.
+        kind: numpy's name of its dtype, such as ``i8`` or ``f4``.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a file are written.
+    """The format of a file's rows.
 
     Args:
         columns: the columns that are read; a row may have more.
-        delimiter: what stands between them.
-        header: whether the first line names them.
+        delimiter: the text between two columns.
+        header: whether the first line holds the columns' names.
     """
 
     columns: Sequence[Column]
@@ -46,24 +46,25 @@ class Layout:
     header: bool = False
 
     def describe(self) -> str:
-        """Such as ``userID, artistID, weight between tabs``."""
+        """The format in words, such as ``numbers for userID, artistID, weight between tabs``."""
         names = ", ".join(column.name for column in self.columns)
         between = {"\t": "tabs", ",": "commas"}.get(self.delimiter, f"`{self.delimiter}`")
         return f"numbers for {names} between {between}"
 
 
 def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
-    """Read a file in pieces, so that its text is never in memory as a whole.
+    """Read a file in chunks, so that its text is never in memory as a whole.
 
     Args:
         path: the file, text in UTF-8.
-        layout: its columns.
+        layout: the format of its rows.
 
     Yields:
-        Structured arrays with a field for each column.
+        Structured arrays ``(rows,)`` with a field for each column.
 
     Raises:
-        BadInput: if the file cannot be read, or a row is not as the layout says; its line is named.
+        BadInput: if the file cannot be read, or a row does not match the layout; the message gives
+            the line's number.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -72,9 +73,9 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
             if layout.header:
                 next(rows, None)
                 number = 1
-            while lines := list(islice(rows, PIECE)):
+            while lines := list(islice(rows, CHUNK_LINES)):
                 if any(line.strip() for line in lines):
-                    yield _parsed(path, lines, number, layout)
+                    yield _parse(path, lines, number, layout)
                 number += len(lines)
     except OSError as error:
         raise BadInput(f"Expected a file at {path}, got: {error.strerror}.") from error
@@ -83,34 +84,38 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
 
 
 def read_lines(file: TextIO, path: Path) -> Iterator[str]:
-    """The lines of a file, none of which takes much memory.
+    """The lines of a file, with a limit on their length.
 
     Args:
         file: the open file.
-        path: where it is, for the message.
+        path: its path, for the message.
+
+    Yields:
+        The lines, with their line ends.
 
     Raises:
-        BadInput: if a line is longer than 1,000 characters; it is named.
+        BadInput: if a line is longer than 1,000 characters; the message gives its number.
     """
     number = 0
-    while line := file.readline(LINE + 1):
+    while line := file.readline(MAX_LINE_LENGTH + 1):
         number += 1
         require(
-            len(line) <= LINE,
-            f"Expected at most {LINE:,} characters in line {number} of {path}, got more.",
+            len(line) <= MAX_LINE_LENGTH,
+            f"Expected at most {MAX_LINE_LENGTH:,} characters in line {number} of {path}, "
+            "got more.",
         )
         yield line
 
 
-def _parsed(path: Path, lines: list[str], before: int, layout: Layout) -> npt.NDArray[Any]:
+def _parse(path: Path, lines: list[str], before: int, layout: Layout) -> npt.NDArray[Any]:
     try:
-        return _numbers(lines, layout)
+        return _to_array(lines, layout)
     except ValueError:
-        # Only now is it worth while to go line by line.
+        # Parsing line by line is slow, so it is done only to find the invalid line.
         for number, line in enumerate(lines, start=before + 1):
             try:
                 if line.strip():
-                    _numbers([line], layout)
+                    _to_array([line], layout)
             except ValueError:
                 raise BadInput(
                     f"Expected {layout.describe()} in line {number} of {path}, got "
@@ -119,7 +124,7 @@ def _parsed(path: Path, lines: list[str], before: int, layout: Layout) -> npt.ND
         raise
 
 
-def _numbers(lines: list[str], layout: Layout) -> npt.NDArray[Any]:
+def _to_array(lines: list[str], layout: Layout) -> npt.NDArray[Any]:
     between = layout.delimiter
     if len(between) > 1:  # numpy splits at one character
         lines = [line.replace(between, "\t") for line in lines]
@@ -143,12 +148,12 @@ def _numbers(lines: list[str], layout: Layout) -> npt.NDArray[Any]:
 def read_pairs(
     path: Path, layout: Layout, *, above: float | None = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Read who has to do with what: the first two columns of a table.
+    """Read user-item interactions: the first two columns of a table.
 
     Args:
         path: the file.
         layout: columns of a user, an item and, if ``above`` is given, a value.
-        above: only rows whose value is larger count; none: all.
+        above: keep only rows whose value is larger. If None, all rows are kept.
 
     Returns:
         Users and items, each int64 ``(rows,)``.
@@ -158,8 +163,8 @@ def read_pairs(
     """
     users, items = [], []
     names = [column.name for column in layout.columns]
-    for piece in read_table(path, layout):
-        chosen = piece if above is None else piece[piece[names[2]] > above]
+    for chunk in read_table(path, layout):
+        chosen = chunk if above is None else chunk[chunk[names[2]] > above]
         users.append(chosen[names[0]].astype(np.int64))
         items.append(chosen[names[1]].astype(np.int64))
     require(

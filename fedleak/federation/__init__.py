@@ -1,4 +1,4 @@
-"""Flower and nothing but Flower: clients, server, malicious strategy, simulation."""
+"""Federated learning on Flower: clients, server, malicious strategy, simulation."""
 
 from fedleak.lazy import catalogue
 

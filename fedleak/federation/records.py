@@ -1,4 +1,4 @@
-"""Tensors in Flower's messages, and Flower's messages as updates."""
+"""Conversion between tensors and Flower's records, and of gradients in replies to weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -25,22 +25,22 @@ DEFENSES = "defenses"
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Tensors by name as Flower's record, in the same order."""
+    """Convert tensors by name to Flower's record, in the same order."""
     return ArrayRecord({name: value.detach().cpu() for name, value in tensors.items()})
 
 
 def to_tensors(record: ArrayRecord) -> Tensors:
-    """Flower's record as tensors by name, in the same order."""
+    """Convert Flower's record to tensors by name, in the same order."""
     return dict(record.to_torch_state_dict())
 
 
 def to_compact(record: ArrayRecord) -> CompactTensors:
-    """Flower's record of a gradient as :func:`fedleak.updates.compression.encode` has made it."""
+    """Convert Flower's record of a gradient in the format of ``updates.compression.encode``."""
     return CompactTensors(to_tensors(record))
 
 
 def to_metrics(metrics: Mapping[str, float], examples: int) -> MetricRecord:
-    """Metrics as Flower's record, with the number of examples that they are weighted by."""
+    """Convert metrics to Flower's record, with the number of examples as their weight."""
     return MetricRecord({**metrics, EXAMPLES: examples})
 
 
@@ -49,17 +49,17 @@ def sends_gradient(content: RecordDict) -> bool:
     return GRADIENT in content.array_records
 
 
-class SteppedWeights(Array):
-    """One tensor of the weights after a step with a gradient, computed whenever it is asked for.
+class LazySteppedWeights(Array):
+    """One tensor of the weights after a gradient step, computed on each access.
 
-    In float64: in float32, a small step is lost in the rounding of the weights, which strategies
-    subtract again.
+    It is float64: strategies subtract the old weights again, and in float32 a small step is lost in
+    rounding.
 
     Args:
-        sent: what the server had sent.
+        sent: the tensor that the server sent.
         gradient: the client's gradient.
-        name: of the tensor.
-        learning_rate: of the step.
+        name: the tensor's name.
+        learning_rate: learning rate of the step.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SteppedWeights(Array):
 
     def numpy(self) -> npt.NDArray[np.float64]:
         """See flwr.app.Array."""
-        return stepped(self._sent, self._gradient[self._name], self._learning_rate)
+        return sgd_step(self._sent, self._gradient[self._name], self._learning_rate)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -79,41 +79,41 @@ class SteppedWeights(Array):
         return Array(self.numpy()).data
 
 
-def stepped(sent: Tensor, gradient: Tensor, learning_rate: float) -> npt.NDArray[np.float64]:
-    """A tensor of the weights after one step with a gradient, in float64."""
+def sgd_step(sent: Tensor, gradient: Tensor, learning_rate: float) -> npt.NDArray[np.float64]:
+    """``sent - learning_rate * gradient`` in float64, of the same shape."""
     result: npt.NDArray[np.float64] = (sent.double() - learning_rate * gradient.double()).numpy()
     return result
 
 
-def as_weights(
+def replace_gradient_by_weights(
     reply: Message, gradient: CompactTensors, sent: Tensors, learning_rate: float
 ) -> None:
     """Replace the gradient in a fedsgd reply by the weights after one step with it.
 
-    A strategy of Flower's then treats the reply like any other. Buffers are those of the client.
+    Flower's strategies then treat the reply like any other. Buffers are those of the client.
 
     Args:
         reply: a reply that :func:`sends_gradient`; its content is replaced.
         gradient: the gradient in it.
-        sent: what the server had sent.
-        learning_rate: of the step.
+        sent: the weights that the server sent.
+        learning_rate: learning rate of the step.
     """
     buffers = reply.content.array_records.get(BUFFERS, ArrayRecord())
-    # Put in one by one: a record that is made of a whole mapping copies the numbers.
+    # Added one by one, since a record made from a mapping copies the numbers.
     arrays = ArrayRecord()
     for name, value in sent.items():
         if name in buffers:
             arrays[name] = buffers[name]
         elif name in gradient:
-            arrays[name] = SteppedWeights(value, gradient, name, learning_rate)
+            arrays[name] = LazySteppedWeights(value, gradient, name, learning_rate)
         else:
             arrays[name] = Array(value.numpy())
     metrics = reply.content.metric_records[METRICS]
     reply.content = RecordDict({ARRAYS: arrays, METRICS: metrics})
 
 
-def are_alike(replies: Sequence[Message], gradients: Sequence[CompactTensors]) -> bool:
-    """Whether fedsgd replies have the same names in all their records, and so can be merged.
+def can_be_merged(replies: Sequence[Message], gradients: Sequence[CompactTensors]) -> bool:
+    """Whether fedsgd replies have the same names in all their records.
 
     Args:
         replies: replies that :func:`sends_gradient`.
@@ -134,20 +134,20 @@ def merge(
     sent: Tensors,
     learning_rate: float,
 ) -> Message:
-    """The one reply that counts for a weighted mean as much as several fedsgd replies do.
+    """Merge fedsgd replies into one that has the same effect on a weighted mean.
 
-    The mean of the weights after one step is the weights after a step with the mean gradient, which
-    needs none of the clients' gradients in full.
+    The mean of the clients' weights after one step equals the weights after a step with the mean
+    gradient, for which no client's gradient has to be decompressed.
 
     Args:
-        replies: replies that :func:`sends_gradient` and :func:`are_alike`; the first one's content
-            is replaced.
+        replies: replies that :func:`sends_gradient` and :func:`can_be_merged`; the content of the
+            first one is replaced.
         gradients: the gradients in them.
-        sent: what the server had sent.
-        learning_rate: of the steps.
+        sent: the weights that the server sent.
+        learning_rate: learning rate of the steps.
 
     Returns:
-        A reply with weights, and with the mean of the clients' metrics.
+        The first reply, with weights and the mean of the clients' metrics.
     """
     contents = [reply.content for reply in replies]
     examples = [float(cast(float, c.metric_records[METRICS][EXAMPLES])) for c in contents]
@@ -161,7 +161,7 @@ def merge(
     arrays = {
         name: buffers[name]
         if name in buffers
-        else stepped(value, mean[name], learning_rate)
+        else sgd_step(value, mean[name], learning_rate)
         if name in mean
         else value.numpy()
         for name, value in sent.items()
@@ -175,14 +175,14 @@ def merge(
     return reply
 
 
-def as_sent(record: ArrayRecord, sent: Tensors) -> ArrayRecord:
-    """A strategy's result in the types of the weights that it was computed from."""
+def with_dtypes_of(record: ArrayRecord, sent: Tensors) -> ArrayRecord:
+    """Cast a strategy's result to the dtypes of the weights that it was computed from."""
     return to_record({
-        name: _as(value, sent[name].dtype) if name in sent else value
+        name: _cast(value, sent[name].dtype) if name in sent else value
         for name, value in to_tensors(record).items()
     })  # fmt: skip
 
 
-def _as(value: Tensor, kind: torch.dtype) -> Tensor:
-    # The mean of equal counts may be a little less.
-    return value.to(kind) if kind.is_floating_point else value.round().to(kind)
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    # Rounded, since the floating point mean of equal counts may be slightly less.
+    return value.to(dtype) if dtype.is_floating_point else value.round().to(dtype)

@@ -1,4 +1,7 @@
-"""The malicious server: any Flower strategy, with an ear on what the clients send."""
+"""The malicious server: a strategy that wraps any Flower strategy and attacks clients' updates.
+
+The threat model is an honest-but-curious server: the training itself is unchanged.
+"""
 
 import logging
 import random
@@ -35,46 +38,49 @@ from fedleak.updates.update import InterceptedUpdate
 
 logger = logging.getLogger(__name__)
 
-Attacked = Callable[[Attack, InterceptedUpdate, Reconstruction], None]
-Progressed = Callable[[Attack, Progress], None]
-Wanted = Callable[[Attack, InterceptedUpdate], bool]
+OnAttacked = Callable[[Attack, InterceptedUpdate, Reconstruction], None]
+OnProgress = Callable[[Attack, Progress], None]
+AttackFilter = Callable[[Attack, InterceptedUpdate], bool]
 
-# What Flower calls in every round, and what is listened to.
-STEPS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+# The strategy's methods that Flower calls in every round, and that are intercepted.
+ROUND_METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
 
 class MaliciousStrategy(Strategy):
-    """Wraps a Flower strategy, changes nothing in its training, and attacks the updates it sees.
+    """Wraps a Flower strategy, leaves its training unchanged, and attacks the intercepted updates.
 
-    Clients that return weights are passed on as they are. Clients that return a gradient (protocol
-    fedsgd) are passed on as the weights after one step with it, so that the inner strategy works
-    unchanged; one that takes no more than their mean is given that, as a single reply, and buffers
-    are averaged whatever its optimiser is.
+    Replies with weights are passed on to the inner strategy as they are. A reply with a gradient
+    (protocol fedsgd) is passed on as the weights after one step with it, so that the inner strategy
+    works unchanged. An inner strategy that uses only the mean of the replies receives the mean as a
+    single reply; buffers are then averaged without the strategy's server optimiser.
 
     Args:
         inner: the strategy that runs the federation.
-        attacks: what to do with the updates.
-        knowledge: what the server knows, the same of all updates or by a function of the update;
-            needed for attacks.
-        learning_rate: of the step that turns a gradient into weights (fedsgd); none: the learning
-            rate in ``knowledge``.
+        attacks: attacks to run on the intercepted updates.
+        knowledge: what the server knows about all updates, or a function that gives it for an
+            update; required if there are ``attacks``.
+        learning_rate: learning rate of the step that turns a gradient into weights (fedsgd). If
+            None, the learning rate in ``knowledge``.
         victims: whose updates to keep, and when to attack them.
-        folder: where to write each intercepted update; none: they are kept in memory.
-        model: the model's name in the updates' headers, of letters, digits and a few signs.
-        clients: node id -> client number, looked at when needed; nodes not in it are numbered as
-            they appear.
-        seed: seed of the attacks. Python's random state, by which strategies sample clients, is
-            seeded from it at every round if ``seeded_sampling``.
-        seeded_sampling: whether to do so; it makes a resumed federation sample as it would have.
-        first_round: number of the first round, more than 1 where a federation is resumed.
-        device: where the attacks compute.
-        wanted: whether an attack on an update is still to be made; none: always.
+        folder: where to write each intercepted update. If None, updates are kept in memory.
+        model: the model's name in the updates' headers; see ``updates.files.check_name``.
+        clients: node id -> client number, looked up when needed; nodes not in it are numbered in
+            order of appearance.
+        seed: seed of the attacks, at least 0.
+        seeded_sampling: whether to seed Python's random state, from which strategies sample
+            clients, in every round; a resumed federation then samples the same clients.
+        first_round: number of the first round; more than 1 if a federation is resumed.
+        device: torch device on which the attacks run.
+        wanted: whether to run an attack on an update. If None, all are run.
         on_intercept: called with every update that is kept.
-        on_attacked: called with every reconstruction; ``reconstructions`` holds them too, with the
+        on_attacked: called with every reconstruction; ``reconstructions`` also lists them, with the
             attack's name and the update's key.
-        on_progress: called now and then by an attack; it may raise ``Stopped`` to end the run.
-        on_failure: called with round, client number and reason, when a client does not answer or
-            an attack on its update fails; none: it is logged.
+        on_progress: called repeatedly by an attack; it may raise ``Stopped`` to end the run.
+        on_failure: called with round, client number and reason when a client does not answer or an
+            attack on its update fails. If None, failures are logged.
+
+    Raises:
+        BadInput: if there are ``attacks`` without ``knowledge``, or ``model`` is no valid name.
     """
 
     def __init__(
@@ -92,17 +98,17 @@ class MaliciousStrategy(Strategy):
         seeded_sampling: bool = False,
         first_round: int = 1,
         device: str = "cpu",
-        wanted: Wanted | None = None,
+        wanted: AttackFilter | None = None,
         on_intercept: Callable[[InterceptedUpdate], None] | None = None,
-        on_attacked: Attacked | None = None,
-        on_progress: Progressed | None = None,
+        on_attacked: OnAttacked | None = None,
+        on_progress: OnProgress | None = None,
         on_failure: Callable[[int, int, str], None] | None = None,
     ) -> None:
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
         check_name("the model", model)
         self.inner = inner
-        self._inner_steps = {name: getattr(inner, name) for name in STEPS}
+        self._inner_steps = {name: getattr(inner, name) for name in ROUND_METHODS}
         self.attacks = attacks
         self.knowledge = knowledge
         if learning_rate is None and isinstance(knowledge, Knowledge):
@@ -127,7 +133,7 @@ class MaliciousStrategy(Strategy):
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._sent: Tensors = {}
-        self._asked: list[int] = []
+        self._sampled_nodes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":
@@ -135,8 +141,13 @@ class MaliciousStrategy(Strategy):
         return getattr(self.inner, name)
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
-        """Run the inner strategy's own loop, then attack if that is to be done afterwards."""
-        with self._listening():
+        """Run the inner strategy's own loop, then the attacks if ``victims.when`` is "after".
+
+        Args:
+            args: positional arguments of the inner strategy's ``start``.
+            kwargs: keyword arguments of the inner strategy's ``start``.
+        """
+        with self._intercepting_rounds():
             result = self.inner.start(*args, **kwargs)
         if self.attacks and self.victims.when == "after":
             for kept in self.intercepted:
@@ -144,42 +155,46 @@ class MaliciousStrategy(Strategy):
         return result
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Within the block, the inner strategy's own loop calls the methods here.
+    def _intercepting_rounds(self) -> Iterator[None]:
+        """Within the block, the inner strategy's own loop calls this object's round methods.
 
-        Its ``start`` may do anything, such as call ``super().start`` or set attributes, and so has
-        to run on the inner strategy itself.
+        The inner ``start`` may call ``super().start`` or set attributes, so it has to run on the
+        inner strategy itself.
         """
-        for name in STEPS:
+        for name in ROUND_METHODS:
             setattr(self.inner, name, getattr(self, name))
         try:
             yield
         finally:
-            for name in STEPS:
+            for name in ROUND_METHODS:
                 delattr(self.inner, name)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """What the inner strategy sends, noted on the way."""
+        """Return the inner strategy's messages, and record the weights and nodes in them."""
         round_ = self._round(server_round)
         self.current_round = round_
         if self.seeded_sampling:
             random.seed(derive_seed(self.seed, round_))
         messages = list(self._inner_steps["configure_train"](round_, arrays, config, grid))
         self._sent = records.to_tensors(arrays)
-        self._asked = [message.metadata.dst_node_id for message in messages]
+        self._sampled_nodes = [message.metadata.dst_node_id for message in messages]
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """What the inner strategy makes of the replies, after they have been looked at."""
+        """Intercept the replies, then aggregate them with the inner strategy.
+
+        Raises:
+            BadInput: if clients send gradients and no learning rate is known.
+        """
         round_ = self._round(server_round)
         received = list(replies)
         self._count_failures(round_, received)
         answers = [reply for reply in received if not reply.has_error()]
-        # By reply, each decoded once: it is a good part of what a large gradient costs.
+        # By reply; each is decoded once, since decoding takes long for a large gradient.
         gradients = {
             id(reply): records.to_compact(reply.content.array_records[records.GRADIENT])
             for reply in answers
@@ -198,34 +213,36 @@ class MaliciousStrategy(Strategy):
         arrays, metrics = step(round_, ready)
         if arrays is None:
             return None, metrics
-        # A server's optimiser has no say in counts and statistics.
-        return records.as_sent(ArrayRecord({**arrays, **buffers}), self._sent), metrics
+        # Counts and statistics are averaged, not changed by the server's optimiser.
+        return records.with_dtypes_of(ArrayRecord({**arrays, **buffers}), self._sent), metrics
 
     def _with_weights(
         self, received: list[Message], decoded: Mapping[int, CompactTensors]
     ) -> tuple[list[Message], dict[str, Array]]:
-        """Replies in which there are weights in the place of gradients, and the buffers' means.
+        """Replace gradients in the replies by weights.
 
-        There are no such means where the inner strategy wants every client's own.
+        Returns:
+            The replies for the inner strategy, and the buffers' means by name; empty if the replies
+            were not merged.
         """
         if self.learning_rate is None:
             raise BadInput("Expected `learning_rate` where clients send gradients, got none.")
         senders = [reply for reply in received if id(reply) in decoded]
         gradients = [decoded[id(reply)] for reply in senders]
-        if takes_the_mean(self.inner) and records.are_alike(senders, gradients):
+        if uses_only_the_mean(self.inner) and records.can_be_merged(senders, gradients):
             others = [reply for reply in received if id(reply) not in decoded]
             names = list(senders[0].content.array_records.get(records.BUFFERS, ArrayRecord()))
             merged = records.merge(senders, gradients, self._sent, self.learning_rate)
             arrays = merged.content.array_records[records.ARRAYS]
             return [merged, *others], {name: arrays[name] for name in names}
         for reply, gradient in zip(senders, gradients, strict=True):
-            records.as_weights(reply, gradient, self._sent, self.learning_rate)
+            records.replace_gradient_by_weights(reply, gradient, self._sent, self.learning_rate)
         return received, {}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """What the inner strategy sends."""
+        """Return the inner strategy's messages."""
         step = self._inner_steps["configure_evaluate"]
         messages: Iterable[Message] = step(self._round(server_round), arrays, config, grid)
         return messages
@@ -233,7 +250,7 @@ class MaliciousStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """What the inner strategy makes of the replies."""
+        """Aggregate the replies with the inner strategy."""
         step = self._inner_steps["aggregate_evaluate"]
         metrics: MetricRecord | None = step(self._round(server_round), replies)
         return metrics
@@ -253,7 +270,7 @@ class MaliciousStrategy(Strategy):
         reasons = {reply.metadata.src_node_id: "" for reply in replies}
         reasons |= {r.metadata.src_node_id: r.error.reason or "" for r in replies if r.has_error()}
         answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
-        for node in self._asked:
+        for node in self._sampled_nodes:
             if node not in answered:
                 self.failures += 1
                 reason = reasons.get(node, "it did not answer in time")
@@ -289,7 +306,7 @@ class MaliciousStrategy(Strategy):
             self._attack(update)
 
     def _attack(self, update: InterceptedUpdate) -> None:
-        """Attack one update; neither rubbish in it nor a faulty attack stops the training."""
+        """Attack one update; an error in the update or in an attack does not stop the training."""
         for attack in self.attacks:
             if self._wanted is not None and not self._wanted(attack, update):
                 continue
@@ -339,8 +356,8 @@ class MaliciousStrategy(Strategy):
         return self.knowledge.of_samples(update.num_examples)
 
 
-def takes_the_mean(strategy: Strategy) -> bool:
-    """Whether a strategy uses nothing of the replies but their weighted mean."""
+def uses_only_the_mean(strategy: Strategy) -> bool:
+    """Whether a strategy uses only the weighted mean of the replies."""
     usual = getattr(strategy, "train_metrics_aggr_fn", None) is aggregate_metricrecords
     usual = usual and getattr(strategy, "weighted_by_key", None) == records.EXAMPLES
     return usual and type(strategy) in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedProx, FedYogi)

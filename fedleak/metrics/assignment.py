@@ -1,4 +1,4 @@
-"""Which reconstruction is meant for which sample, and what else is scored whatever a sample is."""
+"""Assignment of reconstructions to samples, and scores that any kind of sample has."""
 
 from collections import Counter
 
@@ -13,10 +13,14 @@ Array = npt.NDArray[np.float64]
 
 
 def require_same_shape(truth: GroundTruth, reconstruction: Reconstruction) -> None:
-    """Check that there are as many reconstructions as samples, of the same shape.
+    """Check that samples and reconstructions have the same shape ``(B, ...)``.
+
+    Args:
+        truth: the client's batch.
+        reconstruction: the reconstructions.
 
     Raises:
-        ValueError: if not.
+        ValueError: if the shapes differ.
     """
     if truth.inputs.shape != reconstruction.inputs.shape:
         raise ValueError(
@@ -26,20 +30,20 @@ def require_same_shape(truth: GroundTruth, reconstruction: Reconstruction) -> No
 
 
 def assign(originals: Array, candidates: Array) -> list[int]:
-    """The assignment of candidates to originals with the least total squared error.
+    """The one-to-one assignment of candidates to originals with the least total squared error.
 
     Args:
         originals: ``(B, ...)``.
-        candidates: ``(B, ...)``; NaN counts as infinitely far.
+        candidates: ``(B, ...)``; NaN counts as an infinite error.
 
     Returns:
         For each original the position of its candidate.
     """
-    # Imported here: whoever attacks need not score.
+    # Imported here, since importing it is slow and an attack does not need it.
     from scipy.optimize import linear_sum_assignment
 
     flat, other = originals.reshape(len(originals), -1), candidates.reshape(len(candidates), -1)
-    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, which never holds all pairs of images at once.
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b, so that the differences of all pairs are never in memory.
     products = flat @ other.T
     errors = (flat**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * products
     finite = np.nan_to_num(errors, nan=1e9, posinf=1e9)
@@ -52,14 +56,14 @@ def noise_error(
     """Mean squared error of one sample's restored noise.
 
     Args:
-        truth: what the client's slots drew.
-        reconstruction: what the attack restored.
+        truth: the client's batch, with the noise that its slots drew.
+        reconstruction: the attack's result, with the restored noise.
         sample: position of the sample in the client's batch.
         match: position of the reconstruction that was matched to it.
 
     Returns:
-        The mean over all entries of the slots that were restored; NaN if there are none, or if
-        other noise was: one for all local steps instead of each one's.
+        The mean over all entries of the restored slots; NaN if no slot was restored in the shape of
+        the truth (an attack may restore one noise for all local steps instead of one per step).
     """
     shared = [
         name
@@ -74,17 +78,17 @@ def noise_error(
 
 
 def label_recovery_rate(labels: Tensor, recovered: Tensor) -> float:
-    """Share of a batch's labels that were recovered, each as often as it occurs.
+    """Share of a batch's labels that were recovered, compared as multisets.
 
     Args:
         labels: the true labels ``(B,)``, in any order.
-        recovered: as many recovered ones.
+        recovered: the recovered labels ``(B,)``, in any order.
 
     Returns:
-        0 to 1.
+        The share, 0 to 1.
 
     Raises:
-        ValueError: if the numbers differ, or there are none.
+        ValueError: if the shapes differ, or there are no labels.
     """
     if labels.shape != recovered.shape or not len(labels):
         raise ValueError(

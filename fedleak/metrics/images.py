@@ -1,4 +1,4 @@
-"""How near a reconstructed image comes to the true one."""
+"""Scores of reconstructed images: MSE, PSNR, SSIM, LPIPS and success."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from fedleak.updates.truth import GroundTruth
 
 Space = Literal["pixels", "normalised"]
 
-# Pixels lie in [0, 1]. For floats with negative values scikit-image presumes the range [-1, 1],
-# which is what the PRECODE paper's figures on normalised images rest on.
+# Pixels are in [0, 1]. For floats with negative values scikit-image assumes the range [-1, 1]; the
+# PRECODE paper's SSIM values on normalised images were computed with it.
 DATA_RANGE: dict[Space, float] = {"pixels": 1.0, "normalised": 2.0}
 SSIM_WINDOW = 7
 
@@ -29,10 +29,10 @@ class Score:
         match: position of the reconstruction that was matched to it.
         mse: mean squared error.
         psnr: peak signal-to-noise ratio in dB; infinite for equal images.
-        ssim: structural similarity, -1 to 1.
+        ssim: structural similarity, -1 to 1; NaN for images too small for it.
         success: whether the SSIM reaches the threshold.
-        noise_mse: mean squared error of the restored noise; NaN where none was restored.
-        lpips: learned perceptual image patch similarity; none where it was not asked for.
+        noise_mse: mean squared error of the restored noise; NaN if none was restored.
+        lpips: learned perceptual image patch similarity, at least 0; None if it was not measured.
     """
 
     sample: int
@@ -59,18 +59,19 @@ def score(
 
     Args:
         truth: the client's batch ``(B, C, H, W)``, normalised.
-        reconstruction: as many reconstructions, normalised.
+        reconstruction: reconstructions ``(B, C, H, W)``, normalised.
         mean: mean of each channel, for scaling back to pixels.
-        std: deviation of each channel.
-        space: ``pixels``: scaled back and clipped to [0, 1]; ``normalised``: as they are.
+        std: standard deviation of each channel.
+        space: ``pixels``: images are scaled back and clipped to [0, 1]; ``normalised``: they are
+            compared as they are.
         threshold: SSIM from which a reconstruction is a success.
-        lpips: measures the perceptual similarity too, always on pixels; none: it is left out.
+        lpips: measures LPIPS, always on pixels. If None, it is left out.
 
     Returns:
         A score for each sample, in the order of the batch.
 
     Raises:
-        ValueError: if the numbers or shapes of truth and reconstruction differ.
+        ValueError: if the shapes of truth and reconstruction differ.
     """
     require_same_shape(truth, reconstruction)
     originals = to_space(truth.inputs, mean, std, space)
@@ -101,7 +102,17 @@ def score(
 
 
 def to_space(images: Tensor, mean: Sequence[float], std: Sequence[float], space: Space) -> Array:
-    """Normalised images ``(..., C, H, W)`` in the space in which they are compared, float64."""
+    """Convert normalised images to the space in which they are compared.
+
+    Args:
+        images: normalised images ``(..., C, H, W)``.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+        space: see :func:`score`.
+
+    Returns:
+        float64 images ``(..., C, H, W)``, in [0, 1] if ``space`` is ``pixels``.
+    """
     values: Array = images.detach().double().numpy()
     if space == "normalised":
         return values
@@ -111,8 +122,14 @@ def to_space(images: Tensor, mean: Sequence[float], std: Sequence[float], space:
 
 
 def psnr(original: Array, candidate: Array, data_range: float) -> float:
-    """Peak signal-to-noise ratio in dB (scikit-image); infinite for equal images."""
-    # Imported here, since it takes a while and whoever attacks need not score.
+    """Peak signal-to-noise ratio in dB (scikit-image); infinite for equal images.
+
+    Args:
+        original: an array of any shape.
+        candidate: an array of the same shape.
+        data_range: difference of the largest and the smallest valid value.
+    """
+    # Imported here, since importing it is slow and an attack does not need it.
     from skimage.metrics import peak_signal_noise_ratio
 
     if np.array_equal(original, candidate):
@@ -126,10 +143,10 @@ def ssim(original: Array, candidate: Array, data_range: float) -> float:
     Args:
         original: ``(C, H, W)``.
         candidate: the same shape.
-        data_range: distance of the highest and the lowest valid value.
+        data_range: difference of the largest and the smallest valid value.
 
     Returns:
-        -1 to 1; NaN for images with a side below 3, which have no window.
+        -1 to 1; NaN for images with a side below 3, on which no window fits.
     """
     from skimage.metrics import structural_similarity
 

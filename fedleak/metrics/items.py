@@ -1,4 +1,4 @@
-"""How much of a user's interaction vector a reconstruction tells."""
+"""Scores of reconstructed interaction vectors: precision, recall and F1 over items."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ class ItemScore:
         sample: the user's position in the client's batch.
         match: position of the reconstruction that was matched to it.
         mse: mean squared error over all items.
-        precision: share of the items that were found that the user has; 0 if none was found.
-        recall: share of the user's items that were found.
-        f1: harmonic mean of both.
-        exact: whether the items that were found are the user's, no more and no less.
-        noise_mse: mean squared error of the restored noise; NaN where none was restored.
+        precision: share of the reconstructed items that the user has; 0 if there are none.
+        recall: share of the user's items that were reconstructed.
+        f1: harmonic mean of precision and recall.
+        exact: whether the reconstructed items are exactly the user's.
+        noise_mse: mean squared error of the restored noise; NaN if none was restored.
     """
 
     sample: int
@@ -39,15 +39,15 @@ def score_items(
     """Match the reconstructions of a batch to its users and score each pair.
 
     Args:
-        truth: the client's batch ``(B, items)``, 1 where the user has the item and else 0.
-        reconstruction: as many vectors.
-        threshold: the value from which an item counts as found; NaN does not.
+        truth: the client's batch ``(B, items)``, 1 for items that the user has, otherwise 0.
+        reconstruction: reconstructed vectors ``(B, items)``.
+        threshold: value from which an item counts as reconstructed; NaN does not count.
 
     Returns:
         A score for each user, in the order of the batch.
 
     Raises:
-        ValueError: if the numbers or shapes of truth and reconstruction differ.
+        ValueError: if the shapes of truth and reconstruction differ.
         MissingExtra: if torchmetrics is not installed.
     """
     with extras_explained():

@@ -1,4 +1,4 @@
-"""LPIPS, how alike two images look to a network."""
+"""LPIPS, the learned perceptual image patch similarity."""
 
 import pickle
 from functools import lru_cache
@@ -12,25 +12,25 @@ from fedleak.errors import BadInput, require
 from fedleak.extras import extras_explained
 from fedleak.metrics.assignment import Array
 
-# The least side with which AlexNet's second pooling leaves anything.
+# The smallest side for which the output of AlexNet's second pooling is not empty.
 LPIPS_SIDE = 31
 
 
 class Lpips:
     """Learned perceptual image patch similarity, with AlexNet (torchmetrics).
 
-    The distance of two images' features, layer by layer (Zhang et al., CVPR 2018,
-    https://arxiv.org/abs/1801.03924, eq. 1): 0 for equal images, more for less alike ones. Pixels
-    in [0, 1] are scaled to [-1, 1], as the network has learned them, whatever space the other
-    metrics are computed in. A grey image counts as a colour image of three equal channels. An image
-    with a side below 31, for which AlexNet is too deep, is scaled up (bilinear, keeping its
-    proportions) until the shorter side has 31; one of 32x32 stays as it is.
+    The weighted distance between two images' features in each layer (Zhang et al., CVPR 2018,
+    https://arxiv.org/abs/1801.03924, eq. 1): 0 for equal images, larger for less similar ones.
+    Pixels in [0, 1] are scaled to the network's input range [-1, 1], whatever space the other
+    metrics are computed in. A grey image is treated as a colour image with three equal channels. An
+    image with a side below 31, which is too small for AlexNet, is scaled up (bilinear, with the
+    same aspect ratio) to a shorter side of 31; an image of 32x32 is not scaled.
 
-    The weights of the linear layers come with torchmetrics. Those of AlexNet are torchvision's, and
-    must lie in torch hub's folder of checkpoints: nothing is ever downloaded.
+    The weights of the linear layers are part of torchmetrics. Those of AlexNet are torchvision's,
+    and must be in torch hub's folder of checkpoints: nothing is downloaded.
 
     Raises:
-        BadInput: if AlexNet's weights are not there, or the file cannot be read.
+        BadInput: if the file of AlexNet's weights is missing or cannot be read.
     """
 
     def __init__(self) -> None:
@@ -62,9 +62,9 @@ def require_alexnet() -> Path:
     """The file of AlexNet's weights that :class:`Lpips` needs.
 
     Raises:
-        BadInput: if it is not there.
+        BadInput: if it is missing.
     """
-    # Imported here, since it takes a second and few runs need it.
+    # Imported here, since importing it takes a second and few runs need it.
     with extras_explained():
         from torchvision.models import AlexNet_Weights
 
@@ -79,10 +79,13 @@ def require_alexnet() -> Path:
 
 
 def require_lpips_channels(channels: int) -> None:
-    """Check that :class:`Lpips` takes images of so many channels.
+    """Check that :class:`Lpips` accepts images with a number of channels.
+
+    Args:
+        channels: the number of channels.
 
     Raises:
-        BadInput: if it does not.
+        BadInput: if it is neither 1 nor 3.
     """
     require(
         channels in (1, 3),
@@ -92,12 +95,12 @@ def require_lpips_channels(channels: int) -> None:
 
 @lru_cache(maxsize=1)
 def _lpips_network(path: Path) -> nn.Module:
-    """The metric; ``path``, from which torchvision reads, tells one set of weights from another."""
+    """The metric; ``path``, from which torchvision reads the weights, is the cache's key."""
     with extras_explained():
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
-        # The layers are drawn before they are read, which no other draw must notice.
+        # Initialising the layers draws random numbers, which must not change the caller's draws.
         with torch.random.fork_rng(devices=[]):
             return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.PickleError) as error:
@@ -109,7 +112,7 @@ def _lpips_network(path: Path) -> nn.Module:
 
 
 def _for_alexnet(pixels: Array) -> Tensor:
-    """Pixels ``(1 or 3, H, W)`` as a batch of one colour image that is large enough."""
+    """Pixels ``(1 or 3, H, W)`` as a batch ``(1, 3, H, W)`` that is large enough for AlexNet."""
     image = torch.from_numpy(pixels).float()[None].expand(-1, 3, -1, -1)
     height, width = image.shape[2:]
     if min(height, width) >= LPIPS_SIDE:
@@ -117,5 +120,5 @@ def _for_alexnet(pixels: Array) -> Tensor:
     factor = LPIPS_SIDE / min(height, width)
     size = (round(height * factor), round(width * factor))
     large = nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
-    # Rounding may lead out of the range, which the metric refuses.
+    # Rounding errors may exceed the range, which the metric refuses.
     return large.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""LightningModules that clients train, and the bottleneck that is said to protect them."""
+"""LightningModules that clients train, and variational bottlenecks (PRECODE, CVB)."""
 
 from fedleak.lazy import catalogue
 

@@ -1,4 +1,4 @@
-"""What a model has to be: Lightning's own class, for whoever may not import Lightning itself."""
+"""The base class of models, re-exported for modules that may not import Lightning themselves."""
 
 from pytorch_lightning import LightningModule
 

@@ -1,4 +1,4 @@
-"""Variational bottlenecks: PRECODE in front of the classifier, CVB behind the first convolution.
+"""Variational bottlenecks: PRECODE before the classifier, CVB after the first convolution.
 
 Scheliga, Maeder, Seeland: PRECODE - A Generic Model Extension to Prevent Deep Gradient Leakage,
 WACV 2022, https://arxiv.org/abs/2108.04725, section 4; Privacy Preserving Federated Learning with
@@ -26,10 +26,10 @@ class Precode:
     """The settings of a variational bottleneck.
 
     Args:
-        bottleneck_size: K, the number of random features (of a convolutional one: of channels), at
-            least 1; none: 256, or half of the channels that come in.
+        bottleneck_size: K, the number of random features (linear) or channels (convolutional), at
+            least 1. If None, 256 features, or half the number of input channels.
         beta: weight of the Kullback-Leibler term in the loss, at least 0.
-        kind: linear: PRECODE, in front of the classifier; convolutional: a CVB behind the first
+        kind: ``linear``: PRECODE, before the classifier; ``convolutional``: a CVB after the first
             convolution.
 
     Raises:
@@ -51,7 +51,7 @@ class Precode:
 
 
 def bottleneck_suffix(settings: Any) -> str:
-    """What a bottleneck adds to a model's name in tables: ``+precode``, ``+cvb`` or nothing.
+    """The suffix of a model's name in tables: ``+precode``, ``+cvb`` or an empty text.
 
     Args:
         settings: a :class:`Precode`, its settings as a mapping, or None for no bottleneck.
@@ -65,14 +65,16 @@ def bottleneck_suffix(settings: Any) -> str:
 class Bottleneck(nn.Module):
     """Features -> random code -> features, sampled in train and eval mode alike.
 
-    An encoder gives the mean and (through softplus) the standard deviation of the code,
-    ``z = mean + eps * deviation``, and a decoder maps z back to what came in.
+    An encoder gives the mean and (through softplus) the standard deviation of the code, which is
+    sampled as ``z = mean + eps * std`` with ``eps ~ N(0, 1)``; a decoder maps z back to features
+    (PRECODE, WACV 2022, section 4).
 
     Args:
-        encoder: gives twice as many channels as the code has: means, then deviations.
-        decoder: takes the code.
+        encoder: maps features to twice as many channels as the code has: means, then standard
+            deviations before the softplus.
+        decoder: maps the code to features.
         beta: see :class:`Precode`.
-        dim: the dimension of features and code along which the encoder's output is parted.
+        dim: the dimension along which the encoder's output is split.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, *, beta: float, dim: int) -> None:
@@ -85,30 +87,33 @@ class Bottleneck(nn.Module):
         self._kl: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features, passed through the random code."""
+        """Pass features ``(batch, ...)`` through the random code; the shape is unchanged."""
         mean, raw = self.encoder(features).chunk(2, dim=self._dim)
-        deviation = functional.softplus(raw)
-        if self._dim == 1:  # all entries of a sample are its features
-            self._kl = kl_bits(mean.flatten(1), deviation.flatten(1))
+        std = functional.softplus(raw)
+        if self._dim == 1:  # sum over all entries of a sample
+            self._kl = kl_bits(mean.flatten(1), std.flatten(1))
         else:
-            self._kl = kl_bits(mean, deviation)
-        code: Tensor = self.decoder(mean + self.noise(mean) * deviation)
-        return code
+            self._kl = kl_bits(mean, std)
+        decoded: Tensor = self.decoder(mean + self.noise(mean) * std)
+        return decoded
 
     def __getstate__(self) -> dict[str, Any]:
-        # The divergence belongs to a pass, not to the module: a copy starts without it.
+        # The divergence belongs to a forward pass, so it is not copied with the module.
         return self.__dict__ | {"_kl": None}
 
     def take_kl(self) -> Tensor:
-        """The divergence of the last forward pass in bits, handed out once.
+        """Return the KL divergence of the last forward pass in bits, and forget it.
 
         It is not kept, so that no graph and no ``torch.func`` tensor outlives its pass.
+
+        Returns:
+            A scalar, at least 0.
 
         Raises:
             RuntimeError: if there was no forward pass since the last call.
         """
         if self._kl is None:
-            raise RuntimeError("The bottleneck has no forward pass to take the divergence of.")
+            raise RuntimeError("Expected a forward pass before the divergence is read, got none.")
         kl, self._kl = self._kl, None
         return kl
 
@@ -119,8 +124,8 @@ class VariationalBottleneck(Bottleneck):
     Use it anywhere in a model of your own and add :func:`kl_penalty` to the loss.
 
     Args:
-        features: number of features that come in and go out.
-        bottleneck_size: K; none: 256.
+        features: number of input and output features.
+        bottleneck_size: K, at least 1. If None, 256.
         beta: see :class:`Precode`.
     """
 
@@ -135,13 +140,13 @@ class VariationalBottleneck(Bottleneck):
 class ConvolutionalBottleneck(Bottleneck):
     """CVB: feature maps ``(batch, C, H, W)`` through a code of K channels; see :class:`Bottleneck`.
 
-    It is small enough to stand early in a network, so that most layers' gradients depend on its
-    noise, and has no biases (Scheliga, Maeder, Seeland 2023, https://arxiv.org/abs/2309.04515).
-    Kernels of 3x3 are this project's choice.
+    It has few parameters, so it can be placed early in a network, where most layers' gradients
+    depend on its noise, and has no biases (Scheliga, Maeder, Seeland 2023,
+    https://arxiv.org/abs/2309.04515). The kernel size of 3x3 is this project's choice.
 
     Args:
-        channels: number of channels that come in and go out.
-        bottleneck_size: K; none: half of the channels.
+        channels: number of input and output channels.
+        bottleneck_size: K, at least 1. If None, half the number of channels.
         beta: see :class:`Precode`.
     """
 
@@ -156,22 +161,22 @@ class ConvolutionalBottleneck(Bottleneck):
         super().__init__(encoder, decoder, beta=beta, dim=1)
 
 
-def kl_bits(mean: Tensor, deviation: Tensor) -> Tensor:
-    """KL(N(mean, deviation^2) || N(0, 1)) in bits, summed over features, averaged over the batch.
+def kl_bits(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, 1)) in bits, summed over features, averaged over the batch.
 
     Args:
         mean: shape ``(batch, K)``.
-        deviation: shape ``(batch, K)``, positive.
+        std: standard deviation, shape ``(batch, K)``, positive.
 
     Returns:
-        A scalar.
+        A scalar, at least 0.
     """
-    nats = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
+    nats = 0.5 * (mean.square() + std.square() - 1) - std.log()
     return nats.sum(dim=-1).mean() / math.log(2)
 
 
 def kl_penalty(model: nn.Module) -> Tensor:
-    """Beta times the divergence of the last forward pass, summed over a model's bottlenecks.
+    """Beta times the KL divergence of the last forward pass, summed over a model's bottlenecks.
 
     Args:
         model: any module; without a bottleneck the penalty is 0.

@@ -24,16 +24,16 @@ Batch = tuple[Tensor, Tensor]
 class ImageClassifier(pl.LightningModule):
     """Images -> features -> (PRECODE) -> linear classifier, trained with cross entropy.
 
-    A subclass passes the module that makes the features. Whatever it is, the loss is
-    ``cross entropy + beta * KL``, the second term being 0 without a bottleneck.
+    A subclass passes the module that computes the features. The loss is
+    ``cross entropy + beta * KL``; the second term is 0 without a bottleneck.
 
     Args:
         features: maps images ``(batch, C, H, W)`` to features ``(batch, num_features)``.
         num_features: number of features.
         input_shape: ``(C, H, W)``, taken from the data set.
         num_classes: number of classes, taken from the data set.
-        precode: settings of the bottleneck before the classifier; none: no bottleneck. Where a
-            convolutional one belongs is a matter of the subclass, which puts it into the features.
+        precode: settings of the bottleneck before the classifier. If None, there is no bottleneck.
+            A subclass places a convolutional bottleneck in its features.
         optimizer: the optimiser of a client's local training.
         learning_rate: its learning rate, positive.
 
@@ -94,7 +94,7 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def batch_loss(self, batch: Batch) -> Tensor:
-        """The scalar loss of a batch (images, labels): what a client differentiates."""
+        """The scalar loss of a batch of images ``(batch, C, H, W)`` and labels ``(batch,)``."""
         images, labels = batch
         return functional.cross_entropy(self(images), labels) + kl_penalty(self)
 

@@ -13,35 +13,34 @@ from torch.nn import functional
 
 from fedleak.errors import require
 from fedleak.models.noise import DropoutNoise, NormalNoise
-from fedleak.models.ranking import ndcg, rank_scores, recall
+from fedleak.models.ranking import mask_given_items, ndcg, recall
 
 Batch = tuple[Tensor, Tensor]
-RANKS = (("ndcg@100", ndcg, 100), ("recall@20", recall, 20), ("recall@50", recall, 50))
+RANKING_METRICS = (("ndcg@100", ndcg, 100), ("recall@20", recall, 20), ("recall@50", recall, 50))
 
 
 class FedVAE(pl.LightningModule):
-    """Interaction vector -> random code -> a multinomial over all items.
+    """Interaction vector -> random code -> multinomial distribution over all items.
 
     The input is scaled to unit length, passes a dropout, and is encoded by a hidden layer with tanh
-    into the mean and the logarithm of the variance of the code; the decoder is its mirror image.
-    The loss of a user with vector x is ``-sum_i x_i log softmax(logits)_i + beta * KL`` in nats
-    (Liang, eq. 5 and 7), averaged over a batch. In eval mode nothing is drawn: the code is its
-    mean.
+    into the mean and the log-variance of the code; the decoder mirrors the encoder. The loss of a
+    user with vector x is ``-sum_i x_i log softmax(logits)_i + beta * KL`` in nats (Liang, eq. 5
+    and 7), averaged over a batch. In eval mode the code is its mean, and nothing is drawn.
 
     Args:
         input_shape: the number of items as ``(items,)``, taken from the data set.
         hidden: number of units of the hidden layers, at least 1.
         code: number of units of the code, at least 1.
-        dropout: share of the input that is dropped in train mode, from 0 (then there is no slot of
-            noise for it) to below 1.
+        dropout: probability of dropping an input in train mode, at least 0 and below 1; with 0
+            there is no noise slot for it.
         beta: weight of the Kullback-Leibler term, at least 0.
-        anneal_steps: number of optimiser steps, in a federation by fedsgd of rounds, over which
-            beta rises from 0; 0: it does not rise.
-        optimizer: the optimiser of a centralised training.
+        anneal_steps: number of optimiser steps (with fedsgd, of rounds) over which beta rises
+            linearly from 0. If 0, beta is constant.
+        optimizer: the optimiser of centralised training.
         learning_rate: its learning rate, positive.
 
     Raises:
-        BadInput: if a value is out of its range, or the data's samples are no vectors.
+        BadInput: if a value is out of its range, or the data's samples are not vectors.
     """
 
     def __init__(
@@ -110,10 +109,7 @@ class FedVAE(pl.LightningModule):
         return self.decoder(code), divergence
 
     def batch_loss(self, batch: Batch) -> Tensor:
-        """The scalar loss of a batch (vectors, labels): what a client differentiates.
-
-        The labels are not used; they are there since every batch has them.
-        """
+        """The scalar loss of a batch of vectors ``(batch, items)`` and labels, which are unused."""
         return self._loss(batch[0], self.current_beta())
 
     def _loss(self, inputs: Tensor, beta: float | Tensor) -> Tensor:
@@ -122,18 +118,18 @@ class FedVAE(pl.LightningModule):
         return (beta * divergence - likelihood).mean()
 
     def current_beta(self) -> float | Tensor:
-        """Beta after the steps so far, which travel with the weights where beta is annealed."""
+        """Beta after the steps so far; with annealing, their number is a buffer sent to clients."""
         if not self.anneal_steps:
             return self.beta
         return self.beta * (self.steps / self.anneal_steps).clamp(max=1.0)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Counts a step, so that the next client of a federation goes on from there."""
+        """Counts the steps of the annealing, which the next round continues."""
         if self.anneal_steps:
             self.steps += 1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One training step: the loss, which is logged, as is beta where it is annealed."""
+        """One training step: the loss, with loss and, if it is annealed, beta logged."""
         loss = self.batch_loss(batch)
         values = {"train/loss": loss}
         if self.anneal_steps:
@@ -142,23 +138,26 @@ class FedVAE(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the ranking metrics of held-out users, given and hidden items."""
-        self._rank(batch, "val")
+        """Logs the ranking metrics of a batch of held-out users: given and hidden items."""
+        self._log_ranking(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs the ranking metrics of held-out users, given and hidden items."""
-        self._rank(batch, "test")
+        """Logs the ranking metrics of a batch of held-out users: given and hidden items."""
+        self._log_ranking(batch, "test")
 
-    def _rank(self, batch: Batch, stage: str) -> None:
-        some = (batch[1] > 0).any(dim=1)  # of the others there is nothing to be found
-        given, hidden = batch[0][some], batch[1][some]
+    def _log_ranking(self, batch: Batch, stage: str) -> None:
+        ranked = (batch[1] > 0).any(dim=1)  # the metrics are undefined without hidden items
+        given, hidden = batch[0][ranked], batch[1][ranked]
         if len(given):
-            scores = rank_scores(self(given), given)
-            values = {f"{stage}/{name}": rank(scores, hidden, k).mean() for name, rank, k in RANKS}
+            scores = mask_given_items(self(given), given)
+            values = {
+                f"{stage}/{name}": metric(scores, hidden, k).mean()
+                for name, metric, k in RANKING_METRICS
+            }
             self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(given))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of a centralised training, without weight decay."""
+        """The optimiser of centralised training, without weight decay."""
         if self.optimizer == "adam":
             return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)

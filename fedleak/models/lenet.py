@@ -52,6 +52,6 @@ class LeNet(ImageClassifier):
 
 
 class LeNetR(LeNet):
-    """The same with ReLU instead of the sigmoid; see :class:`LeNet`."""
+    """LeNet with ReLU instead of the sigmoid; see :class:`LeNet`."""
 
     activation: ClassVar[type[nn.Module]] = nn.ReLU

@@ -15,7 +15,7 @@ class SMLP(ImageClassifier):
     """The shallow perceptron: two hidden layers; see :class:`ImageClassifier`.
 
     Args:
-        width: number of units of a hidden layer, at least 1.
+        width: number of units of each hidden layer, at least 1.
     """
 
     hidden_layers: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""The input of a module's call, as a hook registered with ``with_kwargs=True`` receives it."""
+"""The input of a module's call, from the arguments of a hook registered ``with_kwargs=True``."""
 
 from collections.abc import Mapping
 from typing import Any

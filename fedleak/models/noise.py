@@ -1,8 +1,8 @@
-"""The one way in which a layer draws noise.
+"""Noise slots, through which all stochastic layers draw.
 
-Every stochastic layer owns a :class:`Noise` slot and draws through it. An attack can therefore list
-the slots of any model, read what was drawn, put its own value in and differentiate with respect to
-it, without knowing which layer the slot belongs to. All of it works under ``torch.func``.
+Every stochastic layer has a :class:`Noise` slot and draws through it. An attack can therefore list
+the slots of any model, record the noise that was drawn, inject its own values and differentiate
+with respect to them, without knowing the layer. All of it works under ``torch.func``.
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ from fedleak.errors import require, unknown_name
 
 
 class Noise(nn.Module, ABC):
-    """A slot for noise: draws it, or gives back the value that :func:`inject` put in.
+    """A slot for noise: draws it, or returns the value that :func:`inject` has set.
 
-    A subclass says from which distribution it draws.
+    A subclass defines the distribution.
     """
 
     def __init__(self) -> None:
@@ -28,18 +28,21 @@ class Noise(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A fresh draw of the shape, type and device of ``like``.
+        """Draw noise of the shape, dtype and device of ``like``.
 
         Args:
             like: any tensor.
-            generator: where to draw from; none: torch's global generator.
+            generator: the random generator. If None, torch's global generator.
+
+        Returns:
+            A tensor of the shape of ``like``.
         """
 
     def forward(self, like: Tensor) -> Tensor:
         """The slot's noise for a tensor of shape ``(batch, ...)``.
 
         Args:
-            like: the tensor that the noise will be added to or multiplied with.
+            like: the tensor that the noise is added to or multiplied with.
 
         Returns:
             A tensor of the same shape.
@@ -68,10 +71,10 @@ class NormalNoise(Noise):
 
 
 class DropoutNoise(Noise):
-    """Masks of an inverted dropout: 0 with the probability given, and else its inverse complement.
+    """Masks of an inverted dropout: 0 with probability p, otherwise ``1 / (1 - p)``.
 
     Args:
-        probability: of a 0, from 0 to below 1.
+        probability: p, at least 0 and below 1.
 
     Raises:
         BadInput: if it is out of its range.
@@ -88,29 +91,32 @@ class DropoutNoise(Noise):
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`Noise.draw`."""
         if generator is None:
-            even = torch.rand_like(like)
+            uniform = torch.rand_like(like)
         else:
-            even = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-        kept = even >= self.probability
+            uniform = torch.rand(
+                like.shape, dtype=like.dtype, device=like.device, generator=generator
+            )
+        kept = uniform >= self.probability
         return kept.to(like.dtype) / (1 - self.probability)
 
 
 def noise_slots(model: nn.Module) -> dict[str, Noise]:
-    """The slots of a model by module path, in the order in which the model holds them."""
+    """The slots of a model by module path, in the order of ``model.named_modules()``."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Noise)}
 
 
 def before_noise(names: Sequence[str], model: nn.Module) -> list[str]:
-    """The parameters of the modules that a model holds before its first noise slot.
+    """The parameters of a model's modules before its first noise slot.
 
-    A bottleneck that owns the slot is one module: its parameters are not before it.
+    The parameters of the bottleneck that contains the slot are not before it.
 
     Args:
         names: names of parameters.
-        model: the model, whose modules are taken to be held in the order of their use.
+        model: the model, whose modules are assumed to be used in the order of
+            ``model.named_modules()``.
 
     Returns:
-        Some of the names; none if the model draws no noise.
+        A subset of the names, in their order; empty if the model has no noise slot.
     """
     slot = next(iter(noise_slots(model)), None)
     if slot is None:
@@ -122,11 +128,11 @@ def before_noise(names: Sequence[str], model: nn.Module) -> list[str]:
 
 @contextmanager
 def inject(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, the named slots give the values instead of drawing.
+    """Within the block, the named slots return the given values instead of drawing.
 
     Args:
-        model: the model that owns the slots.
-        values: slot path -> noise of shape ``(batch, ...)``; slots not named go on drawing.
+        model: the model with the slots.
+        values: slot path -> noise of shape ``(batch, ...)``; slots not named still draw.
 
     Raises:
         BadInput: if the model has no slot of a given name.
@@ -147,13 +153,13 @@ def inject(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Within the block, what every slot gives is noted, in the order of the forward passes.
+    """Within the block, record the noise of every slot, in the order of the forward passes.
 
     Args:
-        model: the model that owns the slots.
+        model: the model with the slots.
 
     Yields:
-        Slot path -> list of tensors of shape ``(batch, ...)``, one a forward pass.
+        Slot path -> list of tensors of shape ``(batch, ...)``, one per forward pass.
     """
     slots = noise_slots(model)
     notes: dict[str, list[Tensor]] = {name: [] for name in slots}

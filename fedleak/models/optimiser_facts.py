@@ -1,4 +1,4 @@
-"""What a module's own optimiser tells of a client's local training."""
+"""Facts about a client's local training that follow from a module's own optimiser."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def local_learning_rate(model: nn.Module) -> float:
     """The learning rate of a module's own optimiser (the first one, if it has several).
 
     Raises:
-        BadInput: if ``configure_optimizers`` gives no optimiser.
+        BadInput: if ``configure_optimizers`` returns no optimiser.
     """
     configure: Any = model.configure_optimizers
     found: Any = configure()
@@ -20,14 +20,14 @@ def local_learning_rate(model: nn.Module) -> float:
         found = found["optimizer"] if isinstance(found, dict) else found[0]
     if not isinstance(found, torch.optim.Optimizer):
         raise BadInput(
-            f"Expected `configure_optimizers` of {type(model).__name__} to give an optimiser, "
+            f"Expected `configure_optimizers` of {type(model).__name__} to return an optimiser, "
             f"got {found!r}."
         )
     return float(found.param_groups[0]["lr"])
 
 
 def plain_sgd(model: nn.Module) -> bool:
-    """Whether a module trains by one SGD without momentum, weight decay or a schedule."""
+    """Whether a module trains with a single SGD without momentum, weight decay or schedule."""
     configure: Any = model.configure_optimizers
     found: Any = configure()
     if isinstance(found, tuple) and len(found) == 2 and not found[1]:
@@ -36,7 +36,7 @@ def plain_sgd(model: nn.Module) -> bool:
         found = found[0]
     if isinstance(found, dict) and found.get("lr_scheduler") is None:
         found = found["optimizer"]
-    # A subclass may do something else in a step.
+    # A subclass of SGD may compute another step.
     if type(found) is not torch.optim.SGD or len(found.param_groups) > 1:
         return False
     (settings,) = found.param_groups

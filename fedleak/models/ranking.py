@@ -1,19 +1,19 @@
-"""How well scores rank the items that were hidden from a recommender."""
+"""Ranking metrics of a recommender on hidden items."""
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg
 
 
-def rank_scores(scores: Tensor, given: Tensor) -> Tensor:
-    """Scores in which no item counts that the model was told.
+def mask_given_items(scores: Tensor, given: Tensor) -> Tensor:
+    """Exclude the items that were given to the model from the ranking.
 
     Args:
         scores: ``(users, items)``, higher is better.
-        given: ``(users, items)``, positive at the items that the model was told.
+        given: ``(users, items)``, positive for the items that were given to the model.
 
     Returns:
-        The scores, minus infinity at those items.
+        The scores ``(users, items)``, minus infinity for the given items.
     """
     return scores.masked_fill(given > 0, -torch.inf)
 
@@ -22,14 +22,14 @@ def ndcg(scores: Tensor, hidden: Tensor, k: int) -> Tensor:
     """Normalised discounted cumulative gain of the k best items (Liang et al., WWW 2018, 4.3).
 
     Args:
-        scores: ``(users, items)``, of :func:`rank_scores`.
-        hidden: ``(users, items)``, positive at the items to be found; each user has some.
-        k: number of items that are recommended.
+        scores: ``(users, items)``, from :func:`mask_given_items`.
+        hidden: ``(users, items)``, positive for the hidden items; each user has at least one.
+        k: number of recommended items, at least 1.
 
     Returns:
         ``(users,)``, from 0 to 1.
     """
-    # Beyond the k best nothing counts, and what was given must not: it stands last.
+    # torchmetrics needs finite scores; the given items stay at the end of the ranking.
     low = scores.masked_fill(scores == -torch.inf, torch.finfo(scores.dtype).min)
     return torch.stack(
         [
@@ -40,10 +40,10 @@ def ndcg(scores: Tensor, hidden: Tensor, k: int) -> Tensor:
 
 
 def recall(scores: Tensor, hidden: Tensor, k: int) -> Tensor:
-    """The share of the hidden items among the k best; all of them are 1 even if k is less.
+    """Recall@k: hidden items among the k best, divided by the smaller of k and their number.
 
-    torchmetrics divides by the number of hidden items; the recommenders' papers by the smaller one
-    of that and k (Liang et al., WWW 2018, section 4.3).
+    The denominator is that of Liang et al. (WWW 2018, section 4.3); torchmetrics divides by the
+    number of hidden items.
 
     Args:
         scores: see :func:`ndcg`.

@@ -1,4 +1,4 @@
-"""ResNet-18 for small images, the modern case."""
+"""ResNet-18 for small images."""
 
 from typing import Literal
 
@@ -15,12 +15,13 @@ FEATURES = 512
 class ResNet18(ImageClassifier):
     """torchvision's ResNet-18 with a stem for small images; see :class:`ImageClassifier`.
 
-    The stem is a 3x3 convolution of stride 1 without pooling, as He et al. (CVPR 2016, section 4.2)
-    use it for CIFAR-10, so that images of 32x32 keep enough positions.
+    The stem is a 3x3 convolution of stride 1 without pooling, as in He et al. (CVPR 2016, section
+    4.2) for CIFAR-10, so that images of 32x32 keep enough resolution.
 
     Args:
-        norm: batch: batch norm, whose statistics the server sees and an attack must be told how to
-            treat (train or eval mode); group: group norm of 32 groups, which has none.
+        norm: ``batch``: batch normalisation, whose running statistics are sent to the server; the
+            attack must know whether the client trained in train or eval mode. ``group``: group
+            normalisation with 32 groups, without running statistics.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class ResNet18(ImageClassifier):
         network.conv1 = nn.Conv2d(input_shape[0], 64, kernel_size=3, padding=1, bias=False)
         network.maxpool = nn.Identity()
         if precode is not None and precode.kind == "convolutional":
-            # Behind the stem, where a ResNet for large images pools.
+            # After the stem, in the place of the pooling layer for large images.
             network.maxpool = ConvolutionalBottleneck(
                 64, bottleneck_size=precode.bottleneck_size, beta=precode.beta
             )
@@ -55,7 +56,7 @@ class ResNet18(ImageClassifier):
 
 
 class _Block(BasicBlock):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's block; its sum is not in place, which the hooks of Opacus (DP-SGD) forbid."""
+    """torchvision's block without its in-place sum, which Opacus' hooks (DP-SGD) do not allow."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Feature maps of shape ``(batch, channels, height, width)``."""

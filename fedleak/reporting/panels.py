@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedleak.config import RunConfig
-from fedleak.data.picture_files import opened
+from fedleak.data.picture_files import open_image
 from fedleak.errors import require
 from fedleak.metrics import to_space
 from fedleak.runs.folder import RunFolder
@@ -80,7 +80,7 @@ def read_picture(path: Path) -> Picture:
     Raises:
         BadInput: if the file is no PNG, damaged or too large.
     """
-    with opened(path, FORMAT) as file:
+    with open_image(path, FORMAT) as file:
         return np.asarray(file if file.mode == "L" else file.convert("RGB"))
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from fedleak.config import RunConfig
-from fedleak.data.picture_files import opened
+from fedleak.data.picture_files import open_image
 from fedleak.errors import BadInput, require
 from fedleak.registry import known_classes_only, short_name
 from fedleak.reporting.charts import (
@@ -207,7 +207,7 @@ def _check_size(files: Sequence[Path], scoring: type[Scoring]) -> None:
         return
     pixels = 0
     for path in files:
-        with opened(path, FORMAT) as picture:
+        with open_image(path, FORMAT) as picture:
             pixels += picture.width * picture.height
         require(
             pixels <= PAGE_PIXELS,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedleak.attacks.base import Progress, Reconstruction
-from fedleak.runtime.interrupts import held
+from fedleak.runtime.interrupts import delay_interrupts
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
@@ -63,7 +63,7 @@ class Observers(Observer):
 
 def _each(methods: Sequence[Any]) -> Any:
     def call(*args: Any, **kwargs: Any) -> None:
-        with held():
+        with delay_interrupts():
             for method in methods:
                 method(*args, **kwargs)
 

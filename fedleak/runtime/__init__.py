@@ -1,1 +1,1 @@
-"""What a process needs to behave: signals, threads, seeds, silence of the engines."""
+"""Process-level helpers: signals, threads, seeds, memory pages, logging, safe YAML."""

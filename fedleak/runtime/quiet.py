@@ -1,4 +1,4 @@
-"""Silence for the engines under a run; fedleak shows its own progress."""
+"""Suppression of log messages of Flower, Ray and Lightning; fedleak shows its own progress."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block, Flower, Ray and Lightning log nothing but disasters."""
+    """Within the block, suppress warnings and all log messages but critical ones of the engines."""
     loggers = [logging.getLogger(name) for name in ("flwr", "ray", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

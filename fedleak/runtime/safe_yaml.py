@@ -1,4 +1,4 @@
-"""YAML that may come from somebody else: plain values only, of a bounded size."""
+"""Reading of untrusted YAML: plain values only, of a bounded size."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,12 @@ import yaml
 
 from fedleak.errors import BadInput, require
 
-MOST_BYTES = 2**20
-"""A settings file is some kilobytes; this bounds what a reader parses."""
-DEEPEST = 40
-"""Settings nest four or five levels; PyYAML's own loader recurses without a bound."""
-MOST_VALUES = 100_000
-"""Values once all aliases are written out, so that a few aliases of aliases do not fill memory."""
+MAX_BYTES = 2**20
+"""The maximum length of a text; a settings file has some kilobytes."""
+MAX_DEPTH = 40
+"""The maximum nesting; settings have four or five levels, and PyYAML recurses without a limit."""
+MAX_VALUES = 100_000
+"""The maximum number of values with aliases expanded: nested aliases grow exponentially."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -22,14 +22,15 @@ def read_yaml(path: Path) -> Any:
         path: the file.
 
     Raises:
-        BadInput: if it is missing, no text, longer than :data:`MOST_BYTES`, or no plain YAML.
+        BadInput: if it is missing, not text, longer than :data:`MAX_BYTES`, or invalid; see
+            :func:`parse_yaml`.
     """
     require(path.is_file(), f"Expected a YAML file at `{path}`, found none.")
     try:
         size = path.stat().st_size
         require(
-            size <= MOST_BYTES,
-            f"Expected at most {MOST_BYTES:,} bytes of YAML in `{path}`, got {size:,}.",
+            size <= MAX_BYTES,
+            f"Expected at most {MAX_BYTES:,} bytes of YAML in `{path}`, got {size:,}.",
         )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -41,16 +42,16 @@ def parse_yaml(text: str, where: str) -> Any:
     """The plain values in a YAML text.
 
     Args:
-        text: the text, at most :data:`MOST_BYTES` characters.
-        where: what holds it, for messages.
+        text: the text, at most :data:`MAX_BYTES` characters.
+        where: the text's source, for messages.
 
     Raises:
-        BadInput: if it is no YAML, names Python objects, nests deeper than :data:`DEEPEST`, holds
-            more than :data:`MOST_VALUES` values, or refers to itself.
+        BadInput: if it is not valid YAML, contains Python objects, more than :data:`MAX_DEPTH`
+            levels or more than :data:`MAX_VALUES` values, or refers to itself.
     """
     require(
-        len(text) <= MOST_BYTES,
-        f"Expected at most {MOST_BYTES:,} characters of YAML in {where}, got {len(text):,}.",
+        len(text) <= MAX_BYTES,
+        f"Expected at most {MAX_BYTES:,} characters of YAML in {where}, got {len(text):,}.",
     )
     try:
         _check_size(text, where)
@@ -66,16 +67,16 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _check_size(text: str, where: str) -> None:
-    """Count what the text stands for, event by event, before anything is built of it."""
+    """Check depth and number of values from the parser's events, before any object is built."""
     sizes: dict[str, int] = {}
-    # Anchor and number of values of every collection that is open.
+    # Anchor and number of values of every collection that has not ended yet.
     open_: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append((event.anchor, 1))
             require(
-                len(open_) <= DEEPEST,
-                f"Expected at most {DEEPEST} levels of settings in {where}, got more.",
+                len(open_) <= MAX_DEPTH,
+                f"Expected at most {MAX_DEPTH} levels of settings in {where}, got more.",
             )
             continue
         if isinstance(event, yaml.AliasEvent):
@@ -95,6 +96,6 @@ def _check_size(text: str, where: str) -> None:
         anchor, so_far = open_[-1]
         open_[-1] = anchor, so_far + size
         require(
-            so_far + size <= MOST_VALUES,
-            f"Expected at most {MOST_VALUES:,} values in {where}, got more.",
+            so_far + size <= MAX_VALUES,
+            f"Expected at most {MAX_VALUES:,} values in {where}, got more.",
         )

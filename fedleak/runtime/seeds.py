@@ -1,4 +1,4 @@
-"""Seeds of single draws, derived from the run's one seed."""
+"""Seeds of individual draws, derived from the run's seed."""
 
 import numpy as np
 
@@ -7,12 +7,15 @@ def derive_seed(*numbers: int) -> int:
     """A seed that depends on all the numbers, the same on every machine.
 
     Args:
-        numbers: the run's seed and what tells the draw from others, such as round and client; each
-            at least 0.
+        numbers: the run's seed and the numbers that identify the draw, such as round and client;
+            each at least 0.
 
     Returns:
         A number from 0 to 2**32 - 1.
+
+    Raises:
+        ValueError: if a number is negative.
     """
-    # Behind the first number as a spawn key, trailing zeros count: (5, 1) is not (5, 1, 0).
+    # As a spawn key, trailing zeros count: the seeds of (5, 1) and (5, 1, 0) differ.
     sequence = np.random.SeedSequence(numbers[0], spawn_key=numbers[1:])
     return int(sequence.generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""How many cores there are, and how many of them torch may use."""
+"""The number of available cores, and the number of threads that torch uses."""
 
 import os
 
@@ -6,9 +6,10 @@ import torch
 
 
 def available_cores() -> int:
-    """Number of cores that this process may use: those it may run on, or ``OMP_NUM_THREADS``.
+    """Number of cores that this process may use, at least 1.
 
-    The variable is how a parent tells a process its share, as a sweep of several runs does.
+    The cores of its CPU affinity, or ``OMP_NUM_THREADS`` if that is less: a parent process, such as
+    a sweep of several runs, sets this variable to a process's share.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -19,11 +20,11 @@ def available_cores() -> int:
 
 
 def cap_threads(share: float) -> None:
-    """Keep torch to a process's share of the cores.
+    """Limit torch's threads to a process's share of the cores.
 
     Two torch processes that each use all cores run several times slower than with one thread each.
 
     Args:
-        share: number of cores; less than 1 counts as 1.
+        share: number of cores; a share below 1 counts as 1.
     """
     torch.set_num_threads(max(1, min(int(share), available_cores())))

@@ -1,4 +1,4 @@
-"""A study of many runs: what its file says, its folder, and the processes that work it off."""
+"""A study of many runs: its file, its folder, and the processes that run its cells."""
 
 from fedleak.lazy import catalogue
 

@@ -1,4 +1,4 @@
-"""A sweep's folder: what is in it, what has been done, and who is at work in it."""
+"""A sweep's folder: its files, the state of its cells, and the locks of running processes."""
 
 import csv
 import fcntl
@@ -22,9 +22,9 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import columns_of
 from fedleak.sweep.study import Cell, Study
 
-# What the rows of one update share; each has its batch's size, which tells whether all are there.
-UPDATE = ("model", "attack", "round", "client")
-# How long a run has to end by itself before it is killed; a federation takes about ten seconds.
+# The columns that identify an update; its number of rows is in the column batch_size.
+UPDATE_COLUMNS = ("model", "attack", "round", "client")
+# Seconds that a run has to shut down before it is killed; a federation needs about ten.
 STOP_SECONDS = 15.0
 
 
@@ -50,24 +50,24 @@ class SweepFolder:
         return RunFolder(self.path / "cells" / name)
 
     def settings(self, name: str) -> Path:
-        """The configuration that a cell's run is started with."""
+        """The configuration file of a cell's run."""
         return self._settings / f"{name}.yaml"
 
     def lock(self, name: str) -> Path:
-        """The file that the process of a cell holds a lock on, with its number."""
+        """The file that the process of a cell keeps locked; it contains the process's id."""
         return self._locks / name
 
     def check(self, hash_: str, *, resume: bool, overwrite: bool) -> None:
         """Check that the sweep may use the folder; nothing is written.
 
         Args:
-            hash_: that of the study.
-            resume: whether to go on with what is there.
-            overwrite: whether to delete what is there.
+            hash_: the study's hash.
+            resume: whether to continue an existing sweep.
+            overwrite: whether to delete an existing sweep.
 
         Raises:
-            BadInput: if something is there and neither is allowed, if it is no sweep's folder, or
-                if it is one of another study.
+            BadInput: if the folder has content and neither is set, if it is not a sweep's folder,
+                or, with ``resume``, if it belongs to another study.
         """
         require(
             not (resume and overwrite),
@@ -82,8 +82,8 @@ class SweepFolder:
         )
         require(
             resume or overwrite,
-            f"Expected no sweep at {self.path}, found one: go on with it by `--resume`, replace "
-            "it by `--overwrite`, or choose another `--output`.",
+            f"Expected no sweep at {self.path}, found one: continue it with `--resume`, replace it "
+            "with `--overwrite`, or choose another `--output`.",
         )
         found = self.read_summary().get("study_hash", hash_)
         require(
@@ -96,18 +96,25 @@ class SweepFolder:
     def open(
         self, study: Study, cells: Sequence[Cell], hash_: str, *, resume: bool, overwrite: bool
     ) -> Iterator[None]:
-        """Make the folder ready and keep other sweeps out of it within the block.
+        """Prepare the folder, and lock it against other sweeps within the block.
+
+        Args:
+            study: the study.
+            cells: its cells.
+            hash_: see :meth:`check`.
+            resume: see :meth:`check`.
+            overwrite: see :meth:`check`.
 
         Raises:
-            BadInput: as :meth:`check`, and if another sweep is at work in the folder.
+            BadInput: as :meth:`check`, and if another sweep is running in the folder.
         """
         self.check(hash_, resume=resume, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a") as lock:
             require(
-                _acquired(lock),
-                f"Expected nobody at work in {self.path}, found another sweep: wait for its end, "
-                "or choose another `--output`.",
+                _try_lock(lock),
+                f"Expected no other sweep to be running in {self.path}, found one: wait until it "
+                "ends, or choose another `--output`.",
             )
             self._stop_orphans()
             if overwrite:
@@ -124,7 +131,10 @@ class SweepFolder:
                     self._locks.rmdir()
 
     def prepare(self, cell: Cell) -> bool:
-        """Make a cell ready to be run.
+        """Write a cell's settings, and remove the folder of a run that had not begun.
+
+        Args:
+            cell: the cell.
 
         Returns:
             Whether there is a run to resume.
@@ -134,8 +144,8 @@ class SweepFolder:
             RunConfig.load(folder.config)
             begun = True
         except (BadInput, TypeError):
-            # A run writes its configuration before all else, so one killed earlier has done
-            # nothing, and would be refused as the folder of something else.
+            # A run writes its configuration first. A run that was killed before has no results, and
+            # its folder would be refused as that of another program.
             begun = folder.results.exists()
             if not begun and folder.path.exists():
                 shutil.rmtree(folder.path)
@@ -144,7 +154,7 @@ class SweepFolder:
         return begun
 
     def is_complete(self, cell: Cell) -> bool:
-        """Whether a cell's run has ended well, by its own word."""
+        """Whether the summary of a cell's run says that it is complete."""
         try:
             summary = json.loads(self.run(cell.name).summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -152,7 +162,7 @@ class SweepFolder:
         return bool(summary["status"] == "complete")
 
     def read_summary(self) -> dict[str, Any]:
-        """The contents of summary.json; empty if there is none."""
+        """The contents of summary.json; empty if the file does not exist."""
         if not self.summary.is_file():
             return {}
         summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
@@ -163,9 +173,9 @@ class SweepFolder:
         _write(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def write_results(self, cells: Sequence[Cell]) -> None:
-        """Replace results.csv, in one step, by the finished updates of all cells.
+        """Replace results.csv, in one step, by the rows of the finished updates of all cells.
 
-        Its first column names the cell, whose settings may be what tells rows apart.
+        The first column is the cell's name, since rows may differ only in a cell's settings.
         """
         rows = [
             {"cell": cell.name} | row
@@ -173,7 +183,7 @@ class SweepFolder:
             for row in finished_rows(self.run(cell.name).results)
         ]
         text = io.StringIO()
-        # Of cells with and without LPIPS, the latter's stay empty.
+        # Cells without LPIPS have no value in the column of cells with it.
         columns = ("cell", *columns_of(rows))
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -190,14 +200,14 @@ class SweepFolder:
         _write(self.cells, text.getvalue())
 
     def _content(self) -> list[Path]:
-        # The sweep that is at work keeps its lock.
+        # The running sweep holds its lock.
         return [path for path in self.path.iterdir() if path != self._lock]
 
     def _stop_orphans(self) -> None:
-        """Stop runs that a killed sweep has left behind: two at one cell would do it twice."""
+        """Stop runs that a killed sweep has left behind, so that no cell runs twice."""
         for path in sorted(self._locks.glob("*")):
             with path.open("r+") as file:
-                if not _acquired(file):
+                if not _try_lock(file):
                     text = file.read().strip()
                     _stop_orphan(file, int(text) if text.isdigit() else None)
             path.unlink()
@@ -206,29 +216,32 @@ class SweepFolder:
 def finished_rows(path: Path) -> list[dict[str, str]]:
     """The rows, as text, of the updates that are complete in a run's results.csv.
 
-    The run may be at work or have been killed: what is half written is left out.
+    The run may still be running or have been killed: incomplete rows and updates are left out.
 
     Args:
-        path: results.csv, which may be missing.
+        path: results.csv, which need not exist.
     """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-    found = Counter(_update(row) for row in rows)
-    return [row for row in rows if found[_update(row)] >= int(row["batch_size"])]
+    found = Counter(_update_key(row) for row in rows)
+    return [row for row in rows if found[_update_key(row)] >= int(row["batch_size"])]
 
 
 def count_updates(path: Path) -> int:
     """The number of updates that are complete in a run's results.csv."""
-    return len({_update(row) for row in finished_rows(path)})
+    return len({_update_key(row) for row in finished_rows(path)})
 
 
-def claim(path: Path) -> IO[str]:
-    """A lock that a process inherits with the open file, and holds as long as it lives.
+def acquire_lock(path: Path) -> IO[str]:
+    """Lock a new file; a process that inherits the open file holds the lock until it ends.
 
     Args:
-        path: of a lock file, which is made.
+        path: the lock file, which is created.
+
+    Raises:
+        BlockingIOError: if another process holds the lock.
     """
     file = path.open("w")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,27 +249,27 @@ def claim(path: Path) -> IO[str]:
 
 
 def signal_group(leader: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a group, if there are any left."""
+    """Send a signal to all processes of a group; nothing happens if there are none."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
 
 
 def _stop_orphan(lock: IO[str], leader: int | None) -> None:
-    """Stop the process that holds a lock; without its number, wait for its end."""
+    """Stop the process that holds a lock; if its id is not known, wait until it ends."""
     with suppress(ProcessLookupError, PermissionError):
-        # Every run leads a session of its own, so a number that does not is somebody else's now.
+        # Every run leads a session of its own; if this one does not, the id has been reused.
         if leader is not None and os.getsid(leader) == leader:
             os.kill(leader, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
             while time.monotonic() < deadline:
-                if _acquired(lock):
+                if _try_lock(lock):
                     return
                 time.sleep(0.1)
             signal_group(leader, signal.SIGKILL)
     fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _acquired(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -264,12 +277,12 @@ def _acquired(file: IO[str]) -> bool:
     return True
 
 
-def _update(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[name] for name in UPDATE)
+def _update_key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in UPDATE_COLUMNS)
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader never sees half of it."""
+    """Replace a file in one step, so that a reader never sees an incomplete file."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -1,4 +1,4 @@
-"""What happens in a sweep, for whoever wants to watch."""
+"""The events of a sweep, and the base class of their observers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from fedleak.sweep.study import Cell
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """How far a sweep has come.
+    """The progress of a sweep.
 
     Args:
         cells: number of cells.
-        complete: how many are complete, earlier sweeps included.
-        failed: how many have failed in this one.
-        victims: updates attacked so far in all cells.
-        running: for each running cell, by name, the updates attacked so far in it, and how many
-            there will be at most (an attack that a model is no match for is left out).
-        seconds: since this sweep began.
-        left: estimate of the seconds left, from those of the complete cells and what the running
-            ones have done; none before the first cell is complete.
+        complete: number of complete cells, including those of earlier sweeps.
+        failed: number of cells that failed in this sweep.
+        victims: number of updates attacked so far in all cells.
+        running: for each running cell, by name, the number of updates attacked so far, and their
+            maximum number (attacks that refuse the model are counted in it).
+        seconds: seconds since this sweep started.
+        left: estimate of the seconds left, from the times of the complete cells and the progress of
+            the running ones; None before the first cell is complete.
     """
 
     cells: int
@@ -33,12 +33,12 @@ class SweepProgress:
 
 
 class SweepObserver:
-    """Told of every event of a sweep; a subclass overrides what it cares about."""
+    """Base class of observers of a sweep; a subclass overrides the events that it handles."""
 
     def sweep_started(
         self, cells: Sequence[Cell], complete: int, processes: int, threads: int
     ) -> None:
-        """A sweep begins, of which ``complete`` cells are done from before."""
+        """A sweep starts; ``complete`` cells are complete from an earlier sweep."""
 
     def cell_started(self, cell: Cell, resumed: bool) -> None:
         """A cell's process has been started."""
@@ -47,7 +47,7 @@ class SweepObserver:
         """A cell's process has ended; ``status`` is complete, failed or interrupted."""
 
     def progressed(self, progress: SweepProgress) -> None:
-        """Called about every second, and whenever a cell has started or ended."""
+        """Called about every second, and when a cell has started or ended."""
 
     def sweep_ended(self, summary: Mapping[str, Any]) -> None:
-        """The sweep is over; ``summary`` is what summary.json holds."""
+        """The sweep has ended; ``summary`` is the content of summary.json."""

@@ -1,7 +1,7 @@
-"""The processes of a sweep: each cell is an ordinary run, several of them at once.
+"""The processes of a sweep: each cell is an ordinary run, and several run at once.
 
 A run appends every finished update to its own results.csv and can be resumed, so a sweep that was
-stopped, however roughly, only has to start the cells that are not complete again.
+stopped or killed only has to restart the cells that are not complete.
 """
 
 import os
@@ -21,18 +21,24 @@ from fedleak.metrics import require_alexnet
 from fedleak.runs.summary import Status
 from fedleak.runtime.memory_pages import use_large_pages
 from fedleak.runtime.threads import available_cores
-from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, claim, count_updates, signal_group
+from fedleak.sweep.folder import (
+    STOP_SECONDS,
+    SweepFolder,
+    acquire_lock,
+    count_updates,
+    signal_group,
+)
 from fedleak.sweep.observer import SweepObserver, SweepProgress
 from fedleak.sweep.study import Cell, Study, expand, study_hash
 
-# Makes the command line of a cell: configuration, folder, whether there is a run to resume.
+# Builds a cell's command line from its configuration, its folder, and whether to resume a run.
 Command = Callable[[Path, Path, bool], list[str]]
 
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 1.0
 LOG_LINES = 20
 LOG_BYTES = 16_384
-# What the libraries under numpy and torch read when they are loaded.
+# The variables that the numeric libraries of numpy and torch read when they are loaded.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
@@ -44,7 +50,7 @@ def run_command(settings: Path, folder: Path, resume: bool) -> list[str]:
     Args:
         settings: its configuration.
         folder: its folder.
-        resume: whether the run is there and is to be gone on with.
+        resume: whether to continue an existing run.
     """
     command = [sys.executable, "-m", "fedleak.cli.main", "run", "--config", str(settings)]
     return [*command, "--output", str(folder), *(["--resume"] if resume else [])]
@@ -60,23 +66,23 @@ def run_sweep(
     processes: int | None = None,
     command: Command = run_command,
 ) -> dict[str, Any]:
-    """Run the cells of a study, several at once, and leave everything in a folder.
+    """Run the cells of a study, several at once, and write the results to a folder.
 
     Args:
-        study: what to run.
+        study: the study.
         output: the sweep's folder.
-        observer: told of what happens.
-        resume: go on with a sweep that has ended early; what is complete is not done again.
-        overwrite: delete the sweep that is there.
-        processes: how many cells run at once; none: as the study says.
-        command: makes the command line of a cell.
+        observer: notified of events.
+        resume: whether to continue an existing sweep; complete cells are not run again.
+        overwrite: whether to delete an existing sweep.
+        processes: number of cells that run at once, at least 1. If None, the study's setting.
+        command: builds the command line of a cell.
 
     Returns:
         The contents of summary.json.
 
     Raises:
-        BadInput: if the study cannot work; nothing is written then.
-        KeyboardInterrupt: if interrupted; the cells at work are stopped, and can be resumed.
+        BadInput: if the study, the folder or ``processes`` is invalid; nothing is written then.
+        KeyboardInterrupt: if interrupted; running cells are stopped, and can be resumed.
     """
     require(
         processes is None or processes >= 1,
@@ -93,28 +99,28 @@ def run_sweep(
 
 
 @dataclass
-class _Work:
-    """A cell and how far it has come."""
+class _CellState:
+    """A cell's status and progress."""
 
     cell: Cell
     status: str
     error: str | None = None
     log: list[str] = field(default_factory=list)
     before: float = 0.0  # seconds of earlier sweeps
-    begun: float | None = None
+    started: float | None = None
     ended: float | None = None
     updates: int = 0
     size: int = -1
 
     @property
     def seconds(self) -> float:
-        if self.begun is None:
+        if self.started is None:
             return self.before
-        return self.before + (self.ended or time.monotonic()) - self.begun
+        return self.before + (self.ended or time.monotonic()) - self.started
 
     @property
     def expected(self) -> int:
-        """The number of updates that will be attacked, at most."""
+        """The maximum number of updates that will be attacked."""
         config = self.cell.config
         clients = len(config.victims.clients or range(config.federation.clients))
         clients = min(clients, config.federation.clients_per_round or clients)
@@ -122,7 +128,11 @@ class _Work:
         return clients * rounds * len(config.attacks) * len(config.variants)
 
     def left(self, mean: float) -> float:
-        """Estimate of the seconds left: from its own pace if it has one, or from other cells'."""
+        """Estimate the seconds left: from the cell's own speed if known, or from other cells.
+
+        Args:
+            mean: mean seconds of the complete cells.
+        """
         if self.updates:
             return self.seconds * max(0, self.expected - self.updates) / self.updates
         return max(0.0, mean - self.seconds)
@@ -136,10 +146,10 @@ class _Work:
 
 
 @dataclass
-class _Child:
-    """A cell's process; it leads a session of its own, so a Ctrl-C does not reach it."""
+class _CellProcess:
+    """A cell's process; it leads a session of its own, so that Ctrl-C does not reach it."""
 
-    work: _Work
+    work: _CellState
     process: subprocess.Popen[bytes]
     log: IO[bytes]
 
@@ -160,13 +170,13 @@ class _Sweep:
         self._hash = hash_
         self._observer = observer
         self._command = command
-        self._children: list[_Child] = []
-        self._begun = self._reported = time.monotonic()
+        self._children: list[_CellProcess] = []
+        self._started = self._reported = time.monotonic()
         self.summary: dict[str, Any] = {}
         earlier = {item["name"]: item for item in folder.read_summary().get("cells", [])}
-        # What a run says of itself counts: the sweep may have been killed before it took note.
+        # The run's own summary decides: the sweep may have been killed before it recorded the end.
         self._work = [
-            _Work(
+            _CellState(
                 cell,
                 "complete" if folder.is_complete(cell) else "pending",
                 before=earlier.get(cell.name, {}).get("seconds", 0.0),
@@ -175,7 +185,7 @@ class _Sweep:
         ]
 
     def run(self, processes: int, threads: int | None) -> None:
-        """Work off all cells that are not complete."""
+        """Run all cells that are not complete."""
         waiting = [work for work in self._work if work.status == "pending"]
         processes = max(1, min(processes, len(waiting)))
         self._processes = processes
@@ -204,13 +214,13 @@ class _Sweep:
             self._write(status)
             self._observer.sweep_ended(self.summary)
 
-    def _start(self, work: _Work) -> None:
+    def _start(self, work: _CellState) -> None:
         name = work.cell.name
         resumed = self._folder.prepare(work.cell)
         command = self._command(self._folder.settings(name), self._folder.run(name).path, resumed)
-        work.status, work.begun = "running", time.monotonic()
+        work.status, work.started = "running", time.monotonic()
         log = tempfile.TemporaryFile()  # noqa: SIM115 closed when the process has ended
-        with claim(self._folder.lock(name)) as lock:
+        with acquire_lock(self._folder.lock(name)) as lock:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -220,20 +230,20 @@ class _Sweep:
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
             )
-            self._children.append(_Child(work, process, log))
-            # The next sweep looks it up, should this one be killed and leave the run behind.
+            self._children.append(_CellProcess(work, process, log))
+            # If this sweep is killed and leaves the run behind, the next one stops it by this id.
             lock.write(str(process.pid))
         self._observer.cell_started(work.cell, resumed)
         self._report()
 
     def _environment(self) -> dict[str, str]:
-        # Colours would stand as control characters in the error of a failed cell.
+        # Colours would appear as control characters in the error of a failed cell.
         environment = {n: v for n, v in os.environ.items() if n != "FORCE_COLOR"}
         use_large_pages(environment)
         return environment | dict.fromkeys(THREAD_VARIABLES, str(self._threads))
 
     def _watch(self) -> None:
-        """Take note of what has ended, and report every now and then."""
+        """Handle processes that have ended, and report the progress regularly."""
         for child in list(self._children):
             if child.process.poll() is not None:
                 self._children.remove(child)
@@ -243,9 +253,9 @@ class _Sweep:
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._report()
 
-    def _ended(self, child: _Child, *, stopped: bool) -> None:
+    def _ended(self, child: _CellProcess, *, stopped: bool) -> None:
         work, code = child.work, child.process.returncode
-        signal_group(child.process.pid, signal.SIGKILL)  # whatever it has left behind
+        signal_group(child.process.pid, signal.SIGKILL)  # its child processes may still run
         self._folder.lock(work.cell.name).unlink(missing_ok=True)
         work.ended = time.monotonic()
         if self._folder.is_complete(work.cell) and (code == 0 or stopped):
@@ -254,17 +264,17 @@ class _Sweep:
             work.status = "interrupted"
         else:
             work.status, work.log = "failed", _tail(child.log)
-            work.error = _error(code, work.log)
+            work.error = _failure_reason(code, work.log)
         child.log.close()
         self._observer.cell_ended(work.cell, work.status, work.error, work.seconds)
 
     def _stop(self) -> None:
-        """Stop what is still at work: by request, and after a few seconds by force."""
+        """Terminate running processes, and kill them if they have not ended after a time limit."""
         for child in self._children:
             with suppress(ProcessLookupError):
                 child.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
-        # Whoever presses Ctrl-C a second time does not want to wait.
+        # A second Ctrl-C ends the waiting.
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             for child in self._children:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
@@ -300,10 +310,10 @@ class _Sweep:
                 child.work.cell.name: (child.work.updates, child.work.expected)
                 for child in self._children
             },
-            seconds=self._reported - self._begun,
+            seconds=self._reported - self._started,
             left=self._left(),
         )
-        # On disk too, so that a sweep that is killed knows how long it has taken.
+        # Written too, so that the times are known if the sweep is killed and resumed.
         self._write("running")
         self._observer.progressed(progress)
 
@@ -324,8 +334,8 @@ def _tail(log: IO[bytes]) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()][-LOG_LINES:]
 
 
-def _error(code: int, log: Sequence[str]) -> str:
-    """Why a cell has failed, in one sentence."""
+def _failure_reason(code: int, log: Sequence[str]) -> str:
+    """The reason why a cell has failed, in one sentence."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", as happens when memory runs out" if -code == signal.SIGKILL else ""

@@ -1,4 +1,4 @@
-"""Settings by their dotted names: how a cell's overrides change the settings of a run."""
+"""Settings by dotted names, and the merging of a cell's overrides into a run's settings."""
 
 import copy
 import re
@@ -13,37 +13,40 @@ from fedleak.registry import Plugin
 
 Settings = dict[str, Any]
 
-# The sweep itself says where a cell's run goes.
-NAMES = {item.name for item in fields(RunConfig)} - {"output"}
-PLUGINS = {item.name for item in fields(RunConfig) if item.type is Plugin}
-PLUGIN_LISTS = {item.name for item in fields(RunConfig) if item.default == ()}
+# The sweep itself sets the output folder of a cell.
+SETTING_NAMES = {item.name for item in fields(RunConfig)} - {"output"}
+PLUGIN_SETTINGS = {item.name for item in fields(RunConfig) if item.type is Plugin}
+PLUGIN_LIST_SETTINGS = {item.name for item in fields(RunConfig) if item.default == ()}
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Nested settings by dotted names; a plugin with its class stays whole.
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Flatten nested settings to dotted names; a mapping with a ``class_path`` is kept as it is.
 
     Args:
         settings: such as ``{"federation": {"clients": 2}, "model.width": 8}``.
-        prefix: written before every name.
+        prefix: text before every name.
+
+    Returns:
+        Such as ``{"federation.clients": 2, "model.width": 8}``.
     """
     found: Settings = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value and "class_path" not in value:
-            found |= flat(value, f"{prefix}{name}.")
+            found |= flatten(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found
 
 
 def check_names(where: str, settings: Mapping[str, Any]) -> None:
-    """Check that dotted names begin with a setting of a run.
+    """Check that dotted names begin with the name of a setting of a run.
 
     Args:
-        where: what holds them, for the message.
+        where: the part of the study with the settings, for the message.
         settings: by dotted names.
 
     Raises:
-        BadInput: if one does not.
+        BadInput: if a name does not.
     """
     for key in settings:
         first = key.split(".")[0]
@@ -52,50 +55,50 @@ def check_names(where: str, settings: Mapping[str, Any]) -> None:
             f"Expected no `output` in {where}, since the sweep gives every cell a folder of its "
             "own: leave it out.",
         )
-        if first not in NAMES:
-            raise unknown_name(f"setting in {where}", first, NAMES)
+        if first not in SETTING_NAMES:
+            raise unknown_name(f"setting in {where}", first, SETTING_NAMES)
 
 
-def merged(*layers: Mapping[str, Any]) -> Settings:
-    """Nested settings from layers of dotted ones, of which a later one wins.
+def merge_layers(*layers: Mapping[str, Any]) -> Settings:
+    """Merge layers of settings by dotted names into nested settings; later layers win.
 
     Within a layer a longer name wins over a shorter one, so ``model: lenet`` does not undo
-    ``model.precode.bottleneck_size: 64`` of another axis, in whatever order they stand.
+    ``model.precode.bottleneck_size: 64`` of another axis, in any order.
 
     Args:
-        layers: by dotted names; what follows ``data.`` or ``model.`` is an argument of the plugin,
-            and what follows ``attacks.`` one of every attack in the list, or of the one whose
-            number comes first.
+        layers: settings by dotted names. The part after ``data.`` or ``model.`` is an argument of
+            the plugin; the part after ``attacks.`` or ``defenses.`` an argument of all plugins in
+            the list or, after a number and a dot, of the plugin at that position.
 
     Raises:
-        BadInput: if an argument is set of a plugin that is not there.
+        BadInput: if an argument is set of a plugin that does not exist.
     """
     settings: Settings = {}
     for layer in layers:
         for key, value in sorted(layer.items(), key=lambda item: item[0].count(".")):
             first, *rest = key.split(".")
             if not rest:
-                settings[first] = _opened(first, copy.deepcopy(value))
+                settings[first] = _expand_names(first, copy.deepcopy(value))
                 continue
-            for owner, path in _owners(settings, first, rest):
-                _put(owner, path, copy.deepcopy(value))
+            for owner, path in _targets(settings, first, rest):
+                _set_nested(owner, path, copy.deepcopy(value))
     return settings
 
 
-def filled(settings: Any, names: Mapping[str, str]) -> Any:
-    """Settings in whose texts ``${axis}`` gives way to the cell's value on that axis.
+def fill_placeholders(settings: Any, names: Mapping[str, str]) -> Any:
+    """Replace ``${axis}`` in all texts by the name of the cell's value on that axis.
 
     Args:
-        settings: mappings, lists and what they hold.
+        settings: nested mappings, lists and values.
         names: the name of the cell's value on each axis.
 
     Raises:
-        BadInput: if a text names an axis that is not there.
+        BadInput: if a text names an unknown axis.
     """
     if isinstance(settings, Mapping):
-        return {key: filled(value, names) for key, value in settings.items()}
+        return {key: fill_placeholders(value, names) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [filled(value, names) for value in settings]
+        return [fill_placeholders(value, names) for value in settings]
     if isinstance(settings, str):
         return re.sub(r"\$\{(.*?)\}", partial(_value, names), settings)
     return settings
@@ -107,14 +110,14 @@ def _value(names: Mapping[str, str], found: re.Match[str]) -> str:
     return names[found[1]]
 
 
-def _owners(settings: Settings, first: str, rest: list[str]) -> list[tuple[Settings, list[str]]]:
-    """The mappings in which a dotted name's value goes, and where in them."""
-    if first not in PLUGINS | PLUGIN_LISTS:
+def _targets(settings: Settings, first: str, rest: list[str]) -> list[tuple[Settings, list[str]]]:
+    """The mappings in which a dotted name sets a value, each with the path in it."""
+    if first not in PLUGIN_SETTINGS | PLUGIN_LIST_SETTINGS:
         return [(settings, [first, *rest])]
     name = ".".join([first, *rest])
     found = settings.get(first)
     plugins = found if isinstance(found, list) else [found]
-    if first in PLUGIN_LISTS and rest[0].isdigit():
+    if first in PLUGIN_LIST_SETTINGS and rest[0].isdigit():
         require(
             int(rest[0]) < len(plugins) and len(rest) > 1,
             f"Expected `{name}` to be an argument of one of the {len(plugins)} {first}, counted "
@@ -130,7 +133,7 @@ def _owners(settings: Settings, first: str, rest: list[str]) -> list[tuple[Setti
     return [(plugin, rest) for plugin in plugins if plugin is not None]
 
 
-def _put(owner: Settings, path: list[str], value: Any) -> None:
+def _set_nested(owner: Settings, path: list[str], value: Any) -> None:
     for name in path[:-1]:
         if not isinstance(owner.get(name), dict):
             owner[name] = {}
@@ -138,12 +141,12 @@ def _put(owner: Settings, path: list[str], value: Any) -> None:
     owner[path[-1]] = value
 
 
-def _opened(name: str, value: Any) -> Any:
-    """A plugin's short form, its name, as the mapping into which arguments can be put."""
-    if name in PLUGIN_LISTS and value is not None:
+def _expand_names(name: str, value: Any) -> Any:
+    """Expand names of plugins to mappings, in which arguments can be set."""
+    if name in PLUGIN_LIST_SETTINGS and value is not None:
         members = value if isinstance(value, list) else [value]
         return [_plugin(member) for member in members]
-    return _plugin(value) if name in PLUGINS else value
+    return _plugin(value) if name in PLUGIN_SETTINGS else value
 
 
 def _plugin(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""A study: what its file says, and the cells of its grid.
+"""A study: its file, and the cells of its grid.
 
-A study's file holds ``base``, any settings of a run, and ``grid``: for each axis the values that it
-takes, a value being a name and the settings that it changes. Every combination is a cell; in the
-text of a setting, ``${axis}`` stands for the name of the cell's value on that axis, as cells.csv
-has it. In braces, YAML wants such a text in quotes.
+A study's file contains ``base``, settings of a run, and ``grid``: a list of values for each axis,
+where a value is a name and the settings that it changes. Every combination of values is a cell. In
+the text of a setting, ``${axis}`` is replaced by the name of the cell's value on that axis, as
+listed in cells.csv. In YAML's flow style, such a text must be quoted.
 """
 
 import hashlib
@@ -19,13 +19,11 @@ import yaml
 
 from fedleak.config import RunConfig, check_plugins
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.sweep.settings import Settings, check_names, filled, flat, merged
-
-# Turns the settings of a cell into a configuration, as `fedleak run --config` does.
+from fedleak.sweep.settings import Settings, check_names, fill_placeholders, flatten, merge_layers
 
 KEYS = ("base", "grid", "skip", "processes", "threads")
-# The other columns of cells.csv.
-TAKEN = ("cell", "folder", "config_hash")
+# The columns of cells.csv besides the axes, which no axis can be named after.
+RESERVED_COLUMNS = ("cell", "folder", "config_hash")
 SLUG_LENGTH = 120
 
 
@@ -34,8 +32,8 @@ class Choice:
     """A value of an axis.
 
     Args:
-        name: what it is called.
-        settings: what it changes, by dotted names.
+        name: its name.
+        settings: the settings that it changes, by dotted names.
     """
 
     name: str
@@ -48,10 +46,10 @@ class Study:
 
     Args:
         base: settings of all cells, by dotted names.
-        axes: the values of each axis, by its name.
-        skip: combinations that are left out: for some axes, the names of values.
-        processes: how many cells run at once.
-        threads: threads of each; none: the cores shared out evenly.
+        axes: the values of each axis, by the axis's name.
+        skip: combinations that are left out; each gives names of values for some axes.
+        processes: number of cells that run at once, at least 1.
+        threads: number of threads of each cell, at least 1. If None, the cores are divided evenly.
     """
 
     base: Settings
@@ -65,7 +63,7 @@ class Study:
         return any(all(names[axis] in left for axis, left in item.items()) for item in self.skip)
 
     def to_dict(self) -> dict[str, Any]:
-        """As :func:`load_study` reads it, in its long form."""
+        """The study in the format that :func:`load_study` reads, with all values in long form."""
         return {
             "base": self.base,
             "grid": {
@@ -83,9 +81,9 @@ class Cell:
     """One run of a study.
 
     Args:
-        name: its name, and that of its folder.
+        name: its name, which is also the name of its folder.
         axes: the name of its value on each axis.
-        config: its configuration, but for the folder.
+        config: its configuration, without the output folder.
     """
 
     name: str
@@ -100,7 +98,7 @@ def load_study(path: Path) -> Study:
         path: a YAML file.
 
     Raises:
-        BadInput: if it is missing or is no study.
+        BadInput: if it is missing or not a valid study.
     """
     require(path.is_file(), f"Expected the file of a study at {path}, found none.")
     try:
@@ -114,27 +112,28 @@ def load_study(path: Path) -> Study:
             raise unknown_name("key of a study", str(key), KEYS)
     base = values.get("base") or {}
     require(isinstance(base, dict), f"Expected `base` to be settings of a run, got {base!r:.60}.")
-    base = {name: value for name, value in flat(base).items() if not name.startswith("versions")}
+    base = {name: value for name, value in flatten(base).items() if not name.startswith("versions")}
     check_names("`base`", base)
-    axes = _axes(values.get("grid"))
+    axes = _parse_axes(values.get("grid"))
     threads = values.get("threads")
     return Study(
         base=base,
         axes=axes,
-        skip=_skip(values.get("skip") or [], axes),
+        skip=_parse_skip(values.get("skip") or [], axes),
         processes=_count("processes", values.get("processes", 1)),
         threads=None if threads is None else _count("threads", threads),
     )
 
 
 def expand(study: Study) -> list[Cell]:
-    """The cells of a study: the cross product of its axes, the last one fastest.
+    """The cells of a study: the Cartesian product of its axes; the last axis varies fastest.
 
     Args:
         study: the study.
 
     Raises:
-        BadInput: if a cell's settings do not fit, or two cells have the same ones.
+        BadInput: if a cell's settings are invalid, two cells have the same settings, or no cell is
+            left.
     """
     cells: list[Cell] = []
     owners: dict[str, str] = {}  # hash of the configuration -> cell
@@ -142,10 +141,10 @@ def expand(study: Study) -> list[Cell]:
         axes = {axis: choice.name for axis, choice in zip(study.axes, choices, strict=True)}
         if study.skips(axes):
             continue
-        name = _slug(axes, [cell.name for cell in cells])
+        name = _cell_name(axes, [cell.name for cell in cells])
         changes = {key: value for choice in choices for key, value in choice.settings.items()}
         try:
-            config = RunConfig.from_dict(filled(merged(study.base, changes), axes))
+            config = RunConfig.from_dict(fill_placeholders(merge_layers(study.base, changes), axes))
             check_plugins(config)
         except BadInput as error:
             raise BadInput(f"In cell `{name}`: {error}") from error
@@ -161,12 +160,12 @@ def expand(study: Study) -> list[Cell]:
 
 
 def study_hash(cells: Sequence[Cell]) -> str:
-    """Tells studies apart; comments, order of keys and number of processes do not matter."""
+    """A hash of the cells; comments, order of keys and number of processes do not change it."""
     content = [(cell.name, cell.axes, cell.config.hash) for cell in cells]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _axes(grid: Any) -> dict[str, tuple[Choice, ...]]:
+def _parse_axes(grid: Any) -> dict[str, tuple[Choice, ...]]:
     require(
         isinstance(grid, dict) and bool(grid),
         f"Expected `grid` to hold the values of at least one axis, got {grid!r:.60}.",
@@ -174,12 +173,12 @@ def _axes(grid: Any) -> dict[str, tuple[Choice, ...]]:
     axes: dict[str, tuple[Choice, ...]] = {}
     for name, values in grid.items():
         axis = str(name)
-        require(axis not in TAKEN, f"Expected another name than `{axis}` for an axis.")
+        require(axis not in RESERVED_COLUMNS, f"Expected another name than `{axis}` for an axis.")
         require(
             isinstance(values, list) and bool(values),
             f"Expected axis `{axis}` to be a list of at least one value, got {values!r:.60}.",
         )
-        choices = tuple(_choice(axis, value) for value in values)
+        choices = tuple(_parse_choice(axis, value) for value in values)
         for one, other in combinations(choices, 2):
             require(
                 one.name != other.name,
@@ -197,8 +196,8 @@ def _axes(grid: Any) -> dict[str, tuple[Choice, ...]]:
     return axes
 
 
-def _choice(axis: str, value: Any) -> Choice:
-    """A value of an axis from its long form, or from one of the short ones."""
+def _parse_choice(axis: str, value: Any) -> Choice:
+    """Parse a value of an axis in its long form or in one of the short forms."""
     where = f"axis `{axis}`"
     if isinstance(value, dict) and ("name" in value or "set" in value):
         for key in value:
@@ -210,9 +209,9 @@ def _choice(axis: str, value: Any) -> Choice:
             isinstance(settings, dict),
             f"Expected `set` in {where} to be settings by dotted names, got {settings!r:.60}.",
         )
-        name, settings = _text(value["name"]), flat(settings)
+        name, settings = _text(value["name"]), flatten(settings)
     elif isinstance(value, dict) and value:
-        settings = flat(value)
+        settings = flatten(value)
         name = " ".join(f"{key.rsplit('.')[-1]}={_text(v)}" for key, v in settings.items())
     else:
         require(
@@ -225,7 +224,7 @@ def _choice(axis: str, value: Any) -> Choice:
     return Choice(name, settings)
 
 
-def _skip(
+def _parse_skip(
     items: Any, axes: Mapping[str, Sequence[Choice]]
 ) -> tuple[dict[str, tuple[str, ...]], ...]:
     require(
@@ -248,8 +247,8 @@ def _skip(
     return tuple(found)
 
 
-def _slug(axes: Mapping[str, str], taken: Sequence[str]) -> str:
-    """A name that a file can have and a reader can read; unique, whatever the case."""
+def _cell_name(axes: Mapping[str, str], taken: Sequence[str]) -> str:
+    """A readable name for a cell, valid as a file name and unique when case is ignored."""
     parts = []
     for axis, name in axes.items():
         short = name if re.match(r"[^\W\d]", name) else f"{axis.rsplit('.')[-1]}{name}"
@@ -273,5 +272,5 @@ def _keys(choices: Sequence[Choice]) -> set[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as a person would write it in YAML."""
+    """A value as text, as it is written in YAML."""
     return value if isinstance(value, str) else json.dumps(value)

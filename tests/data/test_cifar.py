@@ -77,7 +77,7 @@ def test_present_data_is_not_downloaded_again(tree: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
-def test_missing_data_names_the_folder_and_the_way_out(kind, tmp_path: Path) -> None:
+def test_missing_data_names_the_folder_and_the_options(kind, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         kind(root=str(tmp_path)).setup()
     folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[kind.name]
@@ -85,7 +85,9 @@ def test_missing_data_names_the_folder_and_the_way_out(kind, tmp_path: Path) -> 
         assert part in str(caught.value)
 
 
-def test_relative_root_is_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_root_is_reported_as_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=str(tmp_path / "data")):
         CIFAR10().setup()
@@ -108,7 +110,7 @@ def test_changed_file_is_never_unpickled(tree: Path) -> None:
     assert not trap.exists()  # and was not stepped into
 
 
-def test_failed_download_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: datasets.CIFAR10) -> None:
         raise URLError("no network here")
 

@@ -43,7 +43,7 @@ def test_reads_pixels_labels_and_class_names(root):
     assert data.mean[0] == pytest.approx(data.train_set.images.double().mean().item() / 255)
 
 
-def test_classes_are_numbered_in_the_order_that_was_asked_for(root):
+def test_classes_are_numbered_in_the_given_order(root):
     data = ImageFolder(root=str(root), grey=True, class_names=["dog", "cat"])
     assert data.classes == ["dog", "cat"]
     images = torch.cat([data.train_set.images, data.test_set.images]).numpy()
@@ -72,7 +72,7 @@ def test_other_class_names_than_the_folders_are_refused(root, names):
         ImageFolder(root=str(root), class_names=names).setup()
 
 
-def test_byte_duplicates_stay_in_one_split_and_the_split_is_the_same_every_time(root):
+def test_byte_duplicates_stay_in_one_split_and_the_split_is_deterministic(root):
     data, again = (ImageFolder(root=str(root), grey=True, test_fraction=0.3) for _ in range(2))
     train = {image.numpy().tobytes() for image in data.train_set.images}
     test = {image.numpy().tobytes() for image in data.test_set.images}
@@ -153,3 +153,20 @@ def test_real_medical_mnist(tmp_path):
     # A sixth of a tenth of the full set was drawn evenly over the classes, so means differ a bit.
     pixels = data.train_set.images.double() / 255
     assert abs(float(pixels.mean()) - data.mean[0]) < 0.1
+
+
+def test_images_with_too_many_bytes_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            pixels = np.full((4, 4), number + 100 * (label == "b"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 20 * 4 * 4)
+    ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
+    monkeypatch.setattr("fedleak.data.image_folder.LARGEST", 9 * 4 * 4)
+    with pytest.raises(BadInput, match=r"images of at most 144 bytes together in .* of 4 x 4"):
+        ImageFolder(root=str(tmp_path), grey=True, test_fraction=0.3).setup()
+    with pytest.raises(BadInput, match="`size` to be from 1 to 8192, got 100000"):
+        ImageFolder(root=str(tmp_path), size=100_000)

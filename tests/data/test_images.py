@@ -1,61 +1,16 @@
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torchvision.transforms.functional import normalize
 
 import fedleak.data
-from fedleak.data import ImageData, ImageSet, denormalise, normalise, valid_range
-from fedleak.data.images import located
+from fedleak.data import ImageSet, denormalise, normalise, valid_range
+from fedleak.data.images import find_data_path
 from fedleak.errors import BadInput
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-def pixels(count: int = 6, channels: int = 3, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, channels, 4, 5), generator=generator, dtype=torch.uint8)
-
-
-def image_set(count: int = 6, labels: list[int] | None = None, channels: int = 3) -> ImageSet:
-    classes = torch.tensor(labels if labels is not None else [i % 3 for i in range(count)])
-    mean, std = MEAN[:channels], STD[:channels]
-    return ImageSet(pixels(count, channels), classes.long(), mean=mean, std=std)
-
-
-class Toy(ImageData):
-    """A set that counts how often it is prepared and loaded."""
-
-    name = "toy"
-
-    def __init__(
-        self,
-        *,
-        train: ImageSet | None = None,
-        test: ImageSet | None = None,
-        names: list[str] | None = None,
-        batch_size: int = 4,
-    ) -> None:
-        super().__init__(batch_size=batch_size)
-        self.sets = (
-            image_set(10) if train is None else train,
-            image_set(5) if test is None else test,
-        )
-        self.names = names
-        self.calls: list[str] = []
-
-    def prepare_data(self) -> None:
-        self.calls.append("prepare")
-
-    def load(self) -> tuple[ImageSet, ImageSet]:
-        self.calls.append("load")
-        self.class_names = self.names
-        return self.sets
-
+from tests.data.toy_images import MEAN, STD, Toy, image_set, pixels
 
 # ------------------------------------------------------------------------------- scaling
 
@@ -199,22 +154,6 @@ def test_class_names_that_are_known() -> None:
     assert data.num_classes == 4
 
 
-def test_loaders() -> None:
-    data = Toy(train=image_set(50), batch_size=8)
-    batches = list(data.test_dataloader())
-    assert [len(y) for _, y in batches] == [5]
-    assert torch.equal(batches[0][0], data.test_set.batch(range(5))[0])
-    torch.manual_seed(3)
-    first = [y.tolist() for _, y in data.train_dataloader()]
-    torch.manual_seed(3)
-    again = [y.tolist() for _, y in data.train_dataloader()]
-    assert [len(y) for y in first] == [8] * 6 + [2]
-    assert first == again
-    in_order = [label for batch in first for label in batch]
-    assert in_order != data.train_set.labels.tolist()
-    assert sorted(in_order) == sorted(data.train_set.labels.tolist())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -233,52 +172,13 @@ def test_setup_refuses(arguments: dict[str, object], message: str) -> None:
         Toy(**arguments).setup()
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_batch_size_is_checked(batch_size: int) -> None:
-    with pytest.raises(BadInput, match=f"`batch_size` to be at least 1, got {batch_size}"):
-        Toy(batch_size=batch_size)
-
-
-def test_lightning_trains_on_it() -> None:
-    seen: dict[str, list[int]] = {"train": [], "val": []}
-
-    class Line(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(60, 3)
-
-        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            seen["train"] += batch[1].tolist()
-            return torch.nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
-
-        def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-            seen["val"] += batch[1].tolist()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    data = Toy()
-    trainer.fit(Line(), datamodule=data)
-    assert sorted(seen["train"]) == sorted(data.train_set.labels.tolist())
-    assert seen["val"] == data.test_set.labels.tolist()
-
-
 def test_catalogue_resolves() -> None:
     assert all(hasattr(fedleak.data, name) for name in fedleak.data.__all__)
     names = {getattr(fedleak.data, name).name for name in ("CIFAR10", "CIFAR100", "Npz", "Photos")}
     assert names == {"cifar10", "cifar100", "npz", "photos"}
 
 
-def test_a_relative_path_is_looked_for_in_the_folder_of_data_sets(
+def test_a_relative_path_is_searched_for_in_the_folder_of_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -286,9 +186,9 @@ def test_a_relative_path_is_looked_for_in_the_folder_of_data_sets(
         folder.mkdir()
     (there / "set.npz").touch()
     monkeypatch.chdir(here)
-    assert located("set.npz") == Path("set.npz")
+    assert find_data_path("set.npz") == Path("set.npz")
     monkeypatch.setenv("FEDLEAK_DATA", str(there))
-    assert located("set.npz") == there / "set.npz"
-    assert located("other.npz") == Path("other.npz")  # so that a message names what was given
+    assert find_data_path("set.npz") == there / "set.npz"
+    assert find_data_path("other.npz") == Path("other.npz")
     (here / "set.npz").touch()
-    assert located("set.npz") == Path("set.npz")
+    assert find_data_path("set.npz") == Path("set.npz")

@@ -43,7 +43,7 @@ def test_one_array_of_each_is_split(tmp_path: Path, image_key: str, label_key: s
     assert found != list(range(20))
 
 
-def test_split_is_the_same_every_time(tmp_path: Path) -> None:
+def test_split_is_deterministic(tmp_path: Path) -> None:
     path = save(tmp_path, images=COLOUR, labels=LABELS)
     assert torch.equal(Npz(path=path).test_set.images, Npz(path=path).test_set.images)
 
@@ -79,7 +79,7 @@ def test_medmnist_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_either_place_of_the_channels(tmp_path: Path, channels: int) -> None:
+def test_channels_first_and_last(tmp_path: Path, channels: int) -> None:
     last = COLOUR[..., :channels]
     first = last.transpose(0, 3, 1, 2)
     from_last = Npz(path=save(tmp_path, images=last, labels=LABELS), test_fraction=0)
@@ -173,7 +173,7 @@ def test_arrays_are_checked(tmp_path: Path, arrays: dict[str, np.ndarray], messa
         Npz(path=save(tmp_path, **arrays)).setup()
 
 
-def test_sets_of_unlike_shape(tmp_path: Path) -> None:
+def test_training_and_test_images_of_different_shapes(tmp_path: Path) -> None:
     path = save(
         tmp_path,
         train_images=COLOUR,
@@ -248,7 +248,7 @@ def test_damaged_file(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 6, 5, -3), (20, 9**12, 9, 3), (20, 6, 5, "3)")])
 def test_false_shape(tmp_path: Path, shape: tuple[object, ...]) -> None:
-    """A whole archive whose array tells a shape that cannot be read."""
+    """An intact archive whose array's header has an impossible shape."""
     array = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(array, header)
@@ -260,7 +260,7 @@ def test_false_shape(tmp_path: Path, shape: tuple[object, ...]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_any_damage_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_any_damage_is_reported_in_one_sentence(tmp_path: Path) -> None:
     path = Path(save(tmp_path, images=COLOUR[:4], labels=LABELS[:4]))
     raw, rng = path.read_bytes(), np.random.default_rng(1)
     refused = 0
@@ -313,7 +313,7 @@ def test_real_victims() -> None:
 
 
 def forged(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
-    """An archive whose arrays tell shapes that they do not have; it has a few hundred bytes."""
+    """An archive of a few hundred bytes whose headers give shapes that the arrays do not have."""
     with zipfile.ZipFile(path / "set.npz", "w") as archive:
         for name, shape in shapes.items():
             array = io.BytesIO()
@@ -323,7 +323,7 @@ def forged(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
     return str(path / "set.npz")
 
 
-def test_a_small_archive_for_gigabytes(tmp_path: Path) -> None:
+def test_a_small_archive_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
     path = forged(tmp_path, {"images": (2**30, 2, 2), "labels": (1,)})
     with pytest.raises(BadInput, match=r"arrays of at most 4,294,967,296 bytes .* 4,294,967,297"):
         Npz(path=path).setup()
@@ -334,7 +334,7 @@ def test_a_small_archive_for_gigabytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("largest", [100_000, 2**62])
-def test_as_many_classes_as_the_largest_label_tells(tmp_path: Path, largest: int) -> None:
+def test_the_largest_label_determines_the_number_of_classes(tmp_path: Path, largest: int) -> None:
     labels = LABELS.astype(np.int64)
     labels[0] = largest
     path = str(save(tmp_path, images=COLOUR, labels=labels))

@@ -29,7 +29,7 @@ def test_stored_mean_and_std_are_those_of_the_training_patches() -> None:
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_every_patch_is_another_one_and_none_is_flat() -> None:
+def test_patches_are_distinct_and_not_flat() -> None:
     train, _, test, _ = photo_patches()
     everything = np.concatenate([train, test])
     assert len({patch.tobytes() for patch in everything}) == len(everything) == 5600
@@ -68,7 +68,7 @@ def test_reduction_averages_blocks() -> None:
     assert np.abs(reduced[200, 300] - block).max() <= 0.5
 
 
-def test_no_network_and_one_build_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_and_one_computation_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("tried to open a connection")
 

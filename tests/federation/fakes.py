@@ -1,4 +1,4 @@
-"""Federations without Ray: hand-made replies, a Grid whose nodes live in this process."""
+"""Federations without Ray: replies made by the test, a Grid whose nodes are in this process."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -6,22 +6,14 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from flwr.app import (
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.config import RunConfig
 from fedleak.federation import records
-from fedleak.federation.engine.virtual_clients import seats
+from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.runtime.quiet import quiet
 from fedleak.updates.files import Tensors
 
@@ -70,7 +62,7 @@ def fails(question: Message, reason: str = "out of memory") -> Message:
 
 
 def train_question(node: int, sent: Tensors, round_: int = 1) -> Message:
-    """What the server asks in a training round."""
+    """The server's message of a training round."""
     content = RecordDict({
         records.ARRAYS: records.to_record(sent),
         records.CONFIG: ConfigRecord({records.ROUND: round_}),
@@ -104,7 +96,7 @@ class FakeGrid(Grid):
 
     Args:
         nodes: ids of the nodes, in the order in which Flower would hand them out.
-        answer: gives the reply to a question, or none for a client that stays silent.
+        answer: returns the reply to a question, or None for a client that does not answer.
     """
 
     def __init__(self, nodes: Sequence[int], answer: Callable[[Message], Message | None]) -> None:
@@ -164,14 +156,14 @@ def client_grid(app: ClientApp, clients: int) -> FakeGrid:
 
 
 def run_in_process(
-    config: RunConfig, server: ServerApp, client: ClientApp, line: object = None
+    config: RunConfig, server: ServerApp, client: ClientApp, control: object = None
 ) -> None:
-    """What stands in for ``fedleak.federation.engine.simulation.run_on_ray`` in tests.
+    """Replaces ``fedleak.federation.engine.simulation.run_on_ray`` in tests.
 
     As there, the server runs in a thread of its own, and its exception is raised here.
     """
     caught: list[BaseException] = []
-    grid = client_grid(client, seats(config))
+    grid = client_grid(client, num_supernodes(config))
 
     def serve() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Small runs to share: a data set in a file, configurations, observers, an eye on processes."""
+"""Helpers for small runs: data in a file, configurations, observers, a check for processes."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,7 +88,7 @@ def in_process() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run from beginning to end, to be looked at by many tests and changed by none."""
+    """A complete run that many tests read and none changes."""
 
     config: RunConfig
     folder: RunFolder
@@ -141,12 +141,12 @@ class Recorder(Observer):
 
 
 def interrupt(*_: object) -> None:
-    """What Ctrl-C does."""
+    """Raise what Ctrl-C raises."""
     raise KeyboardInterrupt
 
 
 def without_seconds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows of results.csv without what a clock decides, comparable (NaN as text)."""
+    """Rows of results.csv without times, comparable (NaN as text)."""
     return [{n: repr(v) for n, v in row.items() if n != "seconds"} for row in rows]
 
 

@@ -85,7 +85,7 @@ def test_error_feedback_is_kept_in_the_clients_own_state(data):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_dp_sgd_meets_the_noise_that_the_client_drew(data, mode):
+def test_dp_sgd_uses_the_noise_that_the_client_drew(data, mode):
     args = {"width": 12, "precode": {"bottleneck_size": 6}}
     exact = defense("dp_sgd.DPSGD", max_norm=1e6, noise_multiplier=0.0)
     settings = {"model_args": args, "batch_size": 4, "mode": mode}

@@ -103,7 +103,7 @@ class Peek(Attack):
 
 
 class Broken(Peek):
-    """Fails as a plugin with a mistake in it does."""
+    """An attack that raises an unexpected error."""
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         raise ZeroDivisionError("a mistake in the plugin")
@@ -245,7 +245,7 @@ def test_gradients_arrive_at_the_inner_strategy_as_weights(make: Make) -> None:
         assert found[name].dtype == weights(0)[name].dtype
 
 
-def test_learning_rate_comes_from_knowledge_or_is_asked_for() -> None:
+def test_learning_rate_is_taken_from_knowledge_or_required() -> None:
     def aggregate(strategy: MaliciousStrategy) -> Tensors:
         grid = FakeGrid(NODES, lambda question: None)
         questions = list(
@@ -471,7 +471,7 @@ def test_a_round_without_any_reply_leaves_the_weights_alone() -> None:
 
 
 def test_replies_of_another_kind_go_to_the_inner_strategy_untouched() -> None:
-    """Flower's own complaint about them comes, not one of the eavesdropper."""
+    """The error is Flower's own, not one of the malicious strategy."""
     strategy = MaliciousStrategy(FedAvg(**SETTINGS), clients=CLIENTS)
     grid = FakeGrid(NODES, lambda question: None)
     questions = list(
@@ -579,7 +579,7 @@ def test_an_update_with_nan_does_not_stop_the_round(when: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("when", ["during", "after"])
-def test_an_attack_with_a_mistake_does_not_stop_the_training(
+def test_a_faulty_attack_does_not_stop_the_training(
     when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Peek()
@@ -618,7 +618,7 @@ def test_only_attacks_that_are_wanted_are_made() -> None:
 
 
 @pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
-def test_a_strategy_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
+def test_a_strategy_restored_from_a_checkpoint_continues_identically(
     make: Make, tmp_path: Path
 ) -> None:
     whole, _ = train(make(), weights(0), rounds=(1, 2, 3, 4))
@@ -636,9 +636,3 @@ def test_a_strategy_goes_on_from_a_checkpoint_as_if_nothing_had_happened(
     in_order = {name: restored[name] for name in weights(0)}
     again, _ = train(second, in_order, rounds=(3, 4))
     assert same_tensors(again, whole)
-
-
-def test_without_a_checkpoint_a_federation_is_at_its_beginning(tmp_path: Path) -> None:
-    assert read_outcome(tmp_path / "none") == Outcome()
-    assert Outcome().accuracy is None
-    assert Outcome(1, 0, {1: {"val_acc": 0.5}}).accuracy == 0.5

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RAISES, SLEEPS, DEAF = 0, 1, 2
+RAISES, SLEEPS, IGNORES_SIGNALS = 0, 1, 2
 
 
 class OnlyTrainingStep(pl.LightningModule):
-    """The least that Lightning wants: a training step and an optimiser."""
+    """The minimum that Lightning requires: a training step and an optimiser."""
 
     def __init__(self, *, side: int = 8, num_classes: int = 4, learning_rate: float = 0.1) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class OnlyTrainingStep(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
 
 
-class Moody(OnlyTrainingStep):
-    """Trouble for the clients whose samples are of certain classes."""
+class FailingByClass(OnlyTrainingStep):
+    """Fails for clients whose samples are of certain classes."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self._trainer is not None:  # in a client, not in an attack
@@ -40,8 +40,8 @@ class Moody(OnlyTrainingStep):
                 raise RuntimeError("the camera is broken")
             if label == SLEEPS:
                 time.sleep(600)
-            if label == DEAF:
-                _ignore_everything(600)
+            if label == IGNORES_SIGNALS:
+                _ignore_exceptions(600)
         return super().training_step(batch, batch_idx)
 
 
@@ -65,7 +65,7 @@ class Diverging(OnlyTrainingStep):
 
 
 class Slow(OnlyTrainingStep):
-    """Takes its time over every step."""
+    """Sleeps in every step."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self._trainer is not None:
@@ -101,15 +101,15 @@ class Unbiased(OnlyTrainingStep):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
 
 
-class Quarrelsome(OnlyTrainingStep):
-    """Two layers that do not fit each other, whatever the images."""
+class IncompatibleLayers(OnlyTrainingStep):
+    """Two layers of incompatible sizes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Linear(6, 4))
 
 
-def _ignore_everything(seconds: float) -> None:
+def _ignore_exceptions(seconds: float) -> None:
     """Sleeps on through exceptions, as a call that never comes back to Python would."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

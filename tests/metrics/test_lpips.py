@@ -135,7 +135,7 @@ def test_against_the_papers_formula(shape: tuple[int, int, int], weights: Path) 
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (1, 31, 31), (3, 40, 33)], ids=str)
-def test_nothing_between_equal_images(shape: tuple[int, int, int], weights: Path) -> None:
+def test_zero_for_equal_images(shape: tuple[int, int, int], weights: Path) -> None:
     lpips, left = Lpips(), picture(shape)
     assert lpips(left, left.copy()) == 0
     near = np.clip(left + 0.02 * np.random.default_rng(0).normal(size=shape), 0, 1)
@@ -184,7 +184,7 @@ def test_other_channels(weights: Path) -> None:
         Lpips()(picture((2, 8, 8)), picture((2, 8, 8)))
 
 
-def test_no_draw_is_spent(weights: Path) -> None:
+def test_torchs_random_state_is_unchanged(weights: Path) -> None:
     state = torch.random.get_rng_state()
     _lpips_network.cache_clear()
     Lpips()
@@ -267,7 +267,7 @@ def test_a_file_keeps_its_columns(tmp_path: Path) -> None:
     assert [found["lpips"] for found in read_rows(tmp_path / "wide.csv")] == [0.5, None]
 
 
-def test_cut_anywhere_it_keeps_its_columns(tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_keeps_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     rows = [
         row(client, sample=sample, batch_size=2, lpips=0.5)
@@ -395,7 +395,7 @@ def test_tensorboard_shows_it(tmp_path: Path, weights: Path) -> None:
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([rows[0]["lpips"]])
 
 
-def test_an_attack_that_was_cut_goes_on(finished: Finished, tmp_path: Path, weights: Path) -> None:
+def test_an_interrupted_attack_continues(finished: Finished, tmp_path: Path, weights: Path) -> None:
     settings = again(finished, tmp_path / "out")
     experiment.attack_run(finished.folder.path, settings)
     results = tmp_path / "out" / "results.csv"
@@ -408,7 +408,7 @@ def test_an_attack_that_was_cut_goes_on(finished: Finished, tmp_path: Path, weig
     assert [item["lpips"] for item in read_rows(results)] == [item["lpips"] for item in before]
 
 
-def test_no_truth_no_number(finished: Finished, tmp_path: Path, weights: Path) -> None:
+def test_no_score_without_ground_truth(finished: Finished, tmp_path: Path, weights: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(finished.folder.path, bare)
     shutil.rmtree(bare / "truth")
@@ -440,7 +440,7 @@ class Pairs(ImageData):
         return part, part
 
 
-def test_channels_are_looked_at_first(tmp_path: Path, weights: Path) -> None:
+def test_channels_are_checked_first(tmp_path: Path, weights: Path) -> None:
     settings = replace(config(tmp_path), data=Plugin("tests.metrics.test_lpips.Pairs"))
     with pytest.raises(BadInput, match=r"1 or 3 channels for `metrics.lpips`, got 2"):
         experiment.run(settings)

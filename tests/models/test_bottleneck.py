@@ -3,12 +3,14 @@ import math
 import pickle
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call, grad
 from torch.nn import functional
 
+from fedleak.attacks import IGA, NRA
 from fedleak.errors import BadInput
 from fedleak.models import (
     SMLP,
@@ -22,6 +24,7 @@ from fedleak.models import (
     noise_slots,
 )
 from fedleak.models.bottleneck import kl_bits
+from tests.cases import make_victim
 
 
 @pytest.fixture
@@ -121,24 +124,24 @@ def test_no_bottleneck_no_penalty() -> None:
     assert kl_penalty(nn.Linear(2, 2)) == 0
 
 
-def test_divergence_is_handed_out_once(bottleneck: VariationalBottleneck) -> None:
-    with pytest.raises(RuntimeError, match="no forward pass"):
+def test_divergence_can_be_taken_once(bottleneck: VariationalBottleneck) -> None:
+    with pytest.raises(RuntimeError, match="Expected a forward pass before"):
         bottleneck.take_kl()
     bottleneck(FEATURES)
     bottleneck.take_kl()
-    with pytest.raises(RuntimeError, match="no forward pass"):
+    with pytest.raises(RuntimeError, match="Expected a forward pass before"):
         bottleneck.take_kl()
     bottleneck(FEATURES)
     kl_penalty(bottleneck)
-    with pytest.raises(RuntimeError, match="no forward pass"):
+    with pytest.raises(RuntimeError, match="Expected a forward pass before"):
         kl_penalty(bottleneck)
 
 
-def test_a_copy_starts_without_the_last_pass(bottleneck: VariationalBottleneck) -> None:
+def test_a_copy_has_no_divergence_of_the_last_pass(bottleneck: VariationalBottleneck) -> None:
     """Its divergence has a graph, which can be neither copied nor sent to another process."""
     bottleneck(FEATURES)
     for twin in (copy.deepcopy(bottleneck), pickle.loads(pickle.dumps(bottleneck))):
-        with pytest.raises(RuntimeError, match="no forward pass"):
+        with pytest.raises(RuntimeError, match="Expected a forward pass before"):
             twin.take_kl()
         torch.manual_seed(0)
         output = twin(FEATURES)
@@ -246,3 +249,28 @@ def test_perceptrons_take_no_convolutional_bottleneck() -> None:
 def test_kinds_of_a_bottleneck() -> None:
     with pytest.raises(BadInput, match=r"Unknown value of `precode.kind` `linaer`.* `linear`\?"):
         Precode(kind="linaer")  # type: ignore[arg-type]
+
+
+class WithBottleneck(pl.LightningModule):
+    """A user's module around the bottleneck alone, its loss a plain tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(16, 8)
+        self.guard = VariationalBottleneck(8, bottleneck_size=3, beta=0.1)
+        self.outlet = nn.Linear(8, 3)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
+        hidden = self.guard(self.inlet(batch[0].flatten(1)).relu())
+        return functional.cross_entropy(self.outlet(hidden), batch[1]) + kl_penalty(self)
+
+
+def test_the_bottleneck_alone_in_a_users_module() -> None:
+    torch.manual_seed(0)
+    model = WithBottleneck()
+    assert list(noise_slots(model)) == ["guard.noise"]
+    victim = make_victim(model, (1, 4, 4), num_classes=3)
+    for attack in (IGA(iterations=3), NRA(iterations=3)):
+        (result,) = attack([victim.update], victim.knowledge)
+        assert result.inputs.shape == (1, 1, 4, 4)
+    assert {n: v.shape for n, v in result.noise.items()} == {"guard.noise": (1, 3)}

@@ -1,18 +1,14 @@
 """What every model owes to clients and attacks, and the sizes that the papers give."""
 
-import functools
-import inspect
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedleak.attacks import IGA, NRA
 from fedleak.errors import BadInput
 from fedleak.models import (
     DMLP,
@@ -21,7 +17,6 @@ from fedleak.models import (
     LeNet,
     LeNetR,
     Precode,
-    ResNet18,
     VariationalBottleneck,
     inject,
     kl_penalty,
@@ -29,19 +24,13 @@ from fedleak.models import (
     record,
 )
 from fedleak.models.bottleneck import Bottleneck
-from fedleak.registry import names
 from fedleak.updates.knowledge import Knowledge, batch_loss
-from tests.cases import CLASSES, MODELS, ModelCase, case_victim, make_victim, pictures
+from tests.cases import CLASSES, MODELS, ModelCase, case_victim
+from tests.models.model_cases import OURS, batch_for
 from tests.toys import OwnClassifier
 
-OURS = [case for case in MODELS if issubclass(case.kind, ImageClassifier)]
 every_model = pytest.mark.parametrize("case", MODELS, ids=str)
-every_own_model = pytest.mark.parametrize("case", OURS, ids=str)
 both = pytest.mark.parametrize("precode", [False, True], ids=["plain", "precode"])
-
-
-def batch_for(case: ModelCase) -> tuple[torch.Tensor, torch.Tensor]:
-    return pictures(5, case.shape).float(), torch.arange(5) % CLASSES
 
 
 @both
@@ -115,71 +104,6 @@ def test_trains(case: ModelCase, precode: bool) -> None:
     assert logged <= set(trainer.callback_metrics)
 
 
-def test_what_is_logged() -> None:
-    case = OURS[0]
-    model = case.make(precode=True)
-    images, labels = batch_for(case)
-    noted: dict[str, Any] = {}
-    model.log_dict = lambda values, **settings: noted.update(values)
-    model.classifier.weight.data.zero_()
-    model.classifier.bias.data.copy_(torch.tensor([0.0, 3.0, 0.0, 0.0]))
-    loss = model.training_step((images, labels), 0)
-    assert noted["train/loss"] is loss
-    # Class 1 is predicted for all of the labels 0, 1, 2, 3, 0.
-    assert noted["train/accuracy"] == pytest.approx(0.2)
-    entropy = functional.cross_entropy(model.classifier.bias.expand(5, 4), labels)
-    torch.testing.assert_close(loss, entropy + noted["train/kl"])
-    for stage, step in (("val", model.validation_step), ("test", model.test_step)):
-        noted.clear()
-        step((images, labels), 0)
-        assert set(noted) == {f"{stage}/loss", f"{stage}/accuracy", f"{stage}/kl"}
-
-
-@every_own_model
-def test_signature_fits_the_registry(case: ModelCase) -> None:
-    parameters = inspect.signature(case.kind).parameters
-    assert {"input_shape", "num_classes", "precode"} <= set(parameters)
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters.values())
-
-
-@every_own_model
-def test_images_of_another_shape(case: ModelCase) -> None:
-    channels, height, width = case.shape
-    model = case.make(precode=False)
-    with pytest.raises(ValueError, match=rf"\({channels}, {height}, {width}\), got \({channels}, "):
-        model(torch.zeros(1, channels, height + 1, width))
-
-
-@every_own_model
-@pytest.mark.parametrize("rate", [0.0, -0.1, float("nan")])
-def test_learning_rate_out_of_range(case: ModelCase, rate: float) -> None:
-    with pytest.raises(BadInput, match=f"`model.learning_rate` to be positive, got {rate}"):
-        case.make(precode=False, learning_rate=rate)
-
-
-@every_own_model
-def test_too_few_classes(case: ModelCase) -> None:
-    with pytest.raises(BadInput, match="at least 2 classes, got 1"):
-        case.make(precode=False, num_classes=1)
-
-
-def test_width_out_of_range() -> None:
-    with pytest.raises(BadInput, match=r"`model.width` to be at least 1, got 0"):
-        SMLP(input_shape=(1, 2, 2), num_classes=2, width=0)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
-def test_optimizers(name: str, kind: type[torch.optim.Optimizer]) -> None:
-    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=3, optimizer=name, learning_rate=0.07)
-    found = model.configure_optimizers()
-    assert isinstance(found, kind)
-    (group,) = found.param_groups
-    assert group["lr"] == 0.07
-    assert group["weight_decay"] == 0
-    assert group.get("momentum", 0) == 0
-    assert [id(value) for value in group["params"]] == [id(v) for v in model.parameters()]
-
-
 # ------------------------------------------------------------------------------ the papers' sizes
 
 # Worked out by hand from the layers; PRECODE with K = 256 on d features adds
@@ -216,23 +140,6 @@ def test_number_of_parameters(
     assert model.classifier.in_features == features
 
 
-@pytest.mark.parametrize(("kind", "hidden"), [(SMLP, 2), (DMLP, 4)])
-def test_perceptrons(kind: type[ImageClassifier], hidden: int) -> None:
-    with torch.device("meta"):
-        layers = list(kind(input_shape=(1, 2, 2), num_classes=2).features)
-    assert [type(layer) for layer in layers] == [nn.Flatten, *[nn.Linear, nn.ReLU] * hidden]
-
-
-@pytest.mark.parametrize(("kind", "activation"), [(LeNet, nn.Sigmoid), (LeNetR, nn.ReLU)])
-def test_lenets(kind: type[ImageClassifier], activation: type[nn.Module]) -> None:
-    layers = list(kind(input_shape=(3, 32, 32), num_classes=10).features)
-    assert [type(layer) for layer in layers] == [*[nn.Conv2d, activation] * 3, nn.Flatten]
-    convolutions = layers[0:6:2]
-    assert [layer.stride for layer in convolutions] == [(2, 2), (2, 2), (1, 1)]
-    for layer in convolutions:
-        assert (layer.kernel_size, layer.padding, layer.out_channels) == ((5, 5), (2, 2), 12)
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (3, 33, 31)])
 def test_any_shape_of_images(shape: tuple[int, int, int]) -> None:
     for kind in (SMLP, LeNet):
@@ -244,52 +151,11 @@ def test_any_shape_of_images(shape: tuple[int, int, int]) -> None:
 # ------------------------------------------------------------------------------- a user's module
 
 
-class WithBottleneck(pl.LightningModule):
-    """A user's module around the bottleneck alone, its loss a plain tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inlet = nn.Linear(16, 8)
-        self.guard = VariationalBottleneck(8, bottleneck_size=3, beta=0.1)
-        self.outlet = nn.Linear(8, 3)
-
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> torch.Tensor:
-        hidden = self.guard(self.inlet(batch[0].flatten(1)).relu())
-        return functional.cross_entropy(self.outlet(hidden), batch[1]) + kl_penalty(self)
-
-
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_resnet_computes_what_torchvisions_does(norm: str) -> None:
-    own = ResNet18(input_shape=(3, 16, 16), num_classes=CLASSES, norm=norm)
-    layer = None if norm == "batch" else functools.partial(nn.GroupNorm, 32)
-    twin = torchvision.models.resnet18(norm_layer=layer, num_classes=CLASSES)
-    twin.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-    twin.maxpool = nn.Identity()
-    twin.load_state_dict({
-        n.removeprefix("features.").replace("classifier.", "fc."): value
-        for n, value in own.state_dict().items()
-    })  # fmt: skip
-    images = pictures(3, (3, 16, 16)).float()
-    assert torch.equal(own(images), twin(images))
-    assert torch.equal(own.eval()(images), twin.eval()(images))
-
-
-def test_a_users_module_is_asked_for_its_training_step() -> None:
+def test_the_loss_of_a_users_module_is_its_training_step() -> None:
     model = OwnClassifier(input_shape=(1, 4, 4), num_classes=3)
     images, labels = torch.rand(2, 1, 4, 4), torch.tensor([0, 2])
     expected = functional.cross_entropy(model(images), labels)
     torch.testing.assert_close(batch_loss(model, (images, labels)), expected)
-
-
-def test_the_bottleneck_alone_in_a_users_module() -> None:
-    torch.manual_seed(0)
-    model = WithBottleneck()
-    assert list(noise_slots(model)) == ["guard.noise"]
-    victim = make_victim(model, (1, 4, 4), num_classes=3)
-    for attack in (IGA(iterations=3), NRA(iterations=3)):
-        (result,) = attack([victim.update], victim.knowledge)
-        assert result.inputs.shape == (1, 1, 4, 4)
-    assert {n: v.shape for n, v in result.noise.items()} == {"guard.noise": (1, 3)}
 
 
 class Bare(nn.Module):
@@ -308,12 +174,12 @@ class Bare(nn.Module):
         ({"loss": torch.ones(1)}, "loss of Bare to be a scalar tensor, got Tensor"),
     ],
 )
-def test_what_is_no_loss(result: Any, text: str) -> None:
+def test_invalid_losses(result: Any, text: str) -> None:
     with pytest.raises(BadInput, match=text):
         batch_loss(Bare(), result)
 
 
-def test_batch_loss_goes_before_training_step() -> None:
+def test_batch_loss_takes_precedence_over_training_step() -> None:
     class Both(Bare):
         def training_step(self, batch: Any, index: int) -> Any:
             pytest.fail("batch_loss is there")
@@ -322,14 +188,9 @@ def test_batch_loss_goes_before_training_step() -> None:
     assert batch_loss(Both(), {"loss": torch.tensor(3.0)}) == 3
 
 
-def test_module_with_no_loss_at_all() -> None:
+def test_module_without_a_loss() -> None:
     with pytest.raises(BadInput, match=r"Linear to have `batch_loss.* got a module with neither"):
         batch_loss(nn.Linear(1, 1), None)
-
-
-def test_registered_models_are_lightning_modules() -> None:
-    for point in names("models").values():
-        assert issubclass(point.load(), pl.LightningModule)
 
 
 def test_knowledge_asks_the_model_by_default() -> None:

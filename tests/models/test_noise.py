@@ -204,3 +204,10 @@ class Latent(nn.Module):
 )
 def test_parameters_before_the_noise(model: nn.Module, expected: list[str]) -> None:
     assert before_noise([name for name, _ in model.named_parameters()], model) == expected
+
+
+def test_masks_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    mask = DropoutNoise(0.3)(torch.ones(200, 500))
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert mask.mean() == pytest.approx(1, abs=0.01)

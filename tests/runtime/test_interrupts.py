@@ -1,4 +1,4 @@
-"""Signals: the first one interrupts, at the end of what is being written."""
+"""Signals: the first one interrupts, but not within a block that delays it."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runtime import interrupts
-from fedleak.runtime.interrupts import Interrupt, held, restored
+from fedleak.runtime.interrupts import Interrupt, delay_interrupts, reraise_as_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def handler() -> Iterator[Interrupt]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_signal_is_patient_at_first(
+def test_a_second_signal_is_ignored_for_a_grace_period(
     monkeypatch: pytest.MonkeyPatch, handler: Interrupt
 ) -> None:
     codes: list[int] = []
@@ -35,12 +35,12 @@ def test_a_second_signal_is_patient_at_first(
     assert codes == [130]
 
 
-def test_a_held_signal_interrupts_at_the_end() -> None:
+def test_a_delayed_signal_interrupts_at_the_end() -> None:
     done: list[str] = []
 
-    @held()
+    @delay_interrupts()
     def write() -> None:
-        with held():
+        with delay_interrupts():
             signal.raise_signal(signal.SIGINT)
             done.append("inner")
         done.append("outer")
@@ -48,23 +48,23 @@ def test_a_held_signal_interrupts_at_the_end() -> None:
     with pytest.raises(KeyboardInterrupt):
         write()
     assert done == ["inner", "outer"]
-    with held():
+    with delay_interrupts():
         done.append("it is over")
     assert len(done) == 3
 
 
 def test_a_block_without_a_signal_ends_as_it_does() -> None:
-    with pytest.raises(ZeroDivisionError), held():
+    with pytest.raises(ZeroDivisionError), delay_interrupts():
         _ = 1 / 0
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_other_threads_hold_nothing() -> None:
+def test_a_block_in_another_thread_delays_nothing() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def work() -> None:
-        with held():
+        with delay_interrupts():
             entered.set()
             leave.wait(10)
 
@@ -77,7 +77,7 @@ def test_other_threads_hold_nothing() -> None:
     thread.join()
 
 
-def test_observers_are_all_told_before_an_interrupt() -> None:
+def test_all_observers_are_notified_before_an_interrupt() -> None:
     class First(Observer):
         def data_loaded(self, description: str) -> None:
             signal.raise_signal(signal.SIGINT)
@@ -93,8 +93,8 @@ def test_observers_are_all_told_before_an_interrupt() -> None:
     assert told == ["first data", "second data"]
 
 
-def test_what_an_interrupt_has_become_is_one_again() -> None:
-    @restored()
+def test_an_interrupt_converted_to_another_error_is_restored() -> None:
+    @reraise_as_interrupt()
     def callback() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -106,6 +106,6 @@ def test_what_an_interrupt_has_become_is_one_again() -> None:
     assert isinstance(caught.value.__cause__, TypeError)
 
 
-def test_an_error_without_a_signal_stays_what_it_is() -> None:
-    with pytest.raises(ZeroDivisionError), restored():
+def test_an_error_without_a_signal_is_not_replaced() -> None:
+    with pytest.raises(ZeroDivisionError), reraise_as_interrupt():
         _ = 1 / 0

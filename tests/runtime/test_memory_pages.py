@@ -1,4 +1,4 @@
-"""Large pages are asked for where processes start, and nowhere else."""
+"""Large pages are requested only where processes are started."""
 
 import os
 import subprocess
@@ -9,7 +9,6 @@ import pytest
 
 from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.sweep import Choice, Study, run_sweep
-from tests.federation.runs import tiny_config, tiny_data
 
 # Ends as the command line does, after it has printed the help of a command.
 COMMAND = """
@@ -22,7 +21,7 @@ except SystemExit:
 """
 
 
-def test_what_somebody_has_chosen_stays() -> None:
+def test_variables_that_are_set_stay() -> None:
     environment = {"THP_MEM_ALLOC_ENABLE": "0", "HOME": "/"}
     use_large_pages(environment)
     assert environment == {
@@ -31,7 +30,7 @@ def test_what_somebody_has_chosen_stays() -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, "0"])
-def test_the_command_line_asks_for_them(chosen: str | None) -> None:
+def test_the_command_line_sets_them(chosen: str | None) -> None:
     before = {name: value for name, value in os.environ.items() if name not in LARGE_PAGES}
     given = {} if chosen is None else {"THP_MEM_ALLOC_ENABLE": chosen}
     found = subprocess.run(
@@ -46,12 +45,12 @@ def test_the_runs_of_a_sweep_are_started_with_them(
 ) -> None:
     for name in LARGE_PAGES:
         monkeypatch.delenv(name, raising=False)
-    config = tiny_config(tiny_data(tmp_path), tmp_path / "run")
-    study = Study(base={}, axes={"seed": (Choice("0", {"seed": 0}),)})
+    base = {"data": "photos", "model": "smlp"}
+    study = Study(base=base, axes={"seed": (Choice("0", {"seed": 0}),)})
     told = tmp_path / "told"
     code = f"import os; open({str(told)!r}, 'w').write(os.environ['THP_MEM_ALLOC_ENABLE'])"
     run_sweep(
-        study, tmp_path / "out", lambda _: config,
+        study, tmp_path / "out",
         command=lambda _settings, _folder, _resume: [sys.executable, "-c", code],
     )  # fmt: skip
     assert told.read_text() == "1"

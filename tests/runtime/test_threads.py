@@ -32,7 +32,7 @@ def test_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("share", "expected"), [("1", 1), ("2", 2), ("9", 3), ("0", 3), ("", 3), ("many", 3)]
 )
-def test_share_told_by_the_parent(
+def test_share_set_by_the_parent_process(
     monkeypatch: pytest.MonkeyPatch, share: str, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)

@@ -1,1 +1,1 @@
-"""The simulation of a federation: needs Ray and Lightning."""
+"""Simulation of a federation; requires Ray and Lightning."""

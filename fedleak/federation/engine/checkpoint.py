@@ -17,22 +17,22 @@ from flwr.serverapp.strategy import Strategy
 from safetensors.torch import save_file
 
 from fedleak.errors import BadInput
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.updates.files import DTYPES, Tensors, opened, short
 
 Array = npt.NDArray[Any]
-# A strategy may keep counts and seeds of any kind.
+# A strategy may keep counts and seeds of any integer type.
 STATE_DTYPES = DTYPES | {"U16", "U32", "U64"}
 
 
 @dataclass
 class Outcome:
-    """How a federation went so far.
+    """The results of a federation so far.
 
     Args:
-        rounds: number of rounds done.
-        failures: replies of training rounds that were missing or errors.
-        metrics: global evaluation by round, round 0 being the untrained model.
+        rounds: number of completed rounds.
+        failures: number of training replies that were missing or errors.
+        metrics: global test metrics by round; round 0 is the untrained model.
     """
 
     rounds: int = 0
@@ -41,13 +41,20 @@ class Outcome:
 
     @property
     def accuracy(self) -> float | None:
-        """The last round's test accuracy; none if the model reports no such metric."""
+        """The last round's test accuracy, 0 to 1; None if the model reports no such metric."""
         last = self.metrics.get(self.rounds, {})
         return next((last[name] for name in last if name.endswith(("accuracy", "acc"))), None)
 
 
 def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: Outcome) -> None:
-    """Write weights, the strategy's own state (moments and the like) and the figures so far."""
+    """Write the global weights, the strategy's state (such as Adam's moments) and the results.
+
+    Args:
+        path: the checkpoint, replaced in one step.
+        weights: the global weights by name.
+        strategy: the inner strategy.
+        outcome: the results so far.
+    """
     tensors = {f"weights/{name}": value.contiguous() for name, value in weights.items()}
     arrays, plain = _state(strategy, "strategy")
     tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -58,18 +65,18 @@ def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: 
 
 
 def read_outcome(path: Path, rounds: int | None = None) -> Outcome:
-    """The figures in a checkpoint; those of a federation not begun if there is none.
+    """The results in a checkpoint; those of no rounds if the file does not exist.
 
     Args:
         path: the checkpoint.
         rounds: number of rounds of the federation. If None, any number may have been done.
 
     Raises:
-        BadInput: if the file is damaged, or tells of more rounds.
+        BadInput: if the file is damaged, or has more rounds than that.
     """
     if not path.exists():
         return Outcome()
-    with _reading(path) as file:
+    with _opened_checkpoint(path) as file:
         header = json.loads(file.metadata()["outcome"])
         done, failures = header["rounds"], header["failures"]
         if not _are_counts((done, failures)) or (rounds is not None and done > rounds):
@@ -81,36 +88,36 @@ def read_outcome(path: Path, rounds: int | None = None) -> Outcome:
         return Outcome(done, failures, metrics)
 
 
-def client_memories(path: Path) -> MemoryFolder:
-    """Where the clients keep their part of the state: a folder beside the checkpoint."""
-    return MemoryFolder(path.with_suffix("").resolve())
+def client_state_folder(path: Path) -> ClientStateFolder:
+    """The store of the clients' states: a folder beside the checkpoint."""
+    return ClientStateFolder(path.with_suffix("").resolve())
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, if there is one, and what the clients keep beside it."""
+    """Remove a checkpoint and the clients' states beside it, if they exist."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(client_memories(path).path, ignore_errors=True)
+    shutil.rmtree(client_state_folder(path).path, ignore_errors=True)
 
 
 def restore(
     path: Path, strategy: Strategy, weights: Mapping[str, torch.Tensor] | None = None
 ) -> Tensors:
-    """Put a checkpoint's state back into the strategy.
+    """Restore a strategy's state from a checkpoint.
 
     Args:
         path: the checkpoint.
-        strategy: a strategy as it was made.
-        weights: weights of the model. If given, those in the checkpoint have to be of the same
-            names and shapes, and come back in this order, as strategies sum over it.
+        strategy: a newly made strategy.
+        weights: weights of the model. If given, those in the checkpoint must have the same names
+            and shapes, and are returned in this order, since strategies sum in it.
 
     Returns:
         The global weights.
 
     Raises:
-        BadInput: if the file is damaged, or the state of another model or strategy; the strategy
-            is to be made anew then.
+        BadInput: if the file is damaged, or holds the state of another model or strategy; the
+            strategy may be partly restored then and must not be used.
     """
-    with _reading(path) as file:
+    with _opened_checkpoint(path) as file:
         plain = json.loads(file.metadata()["strategy"])
         arrays: dict[str, Array] = {}
         found: Tensors = {}
@@ -130,8 +137,8 @@ def restore(
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """A checkpoint's file; whatever does not hold in it is told in one way."""
+def _opened_checkpoint(path: Path) -> Iterator[Any]:
+    """An opened checkpoint; any invalid content found within the block becomes BadInput."""
     with opened(path, STATE_DTYPES) as file:
         try:
             yield file
@@ -151,9 +158,10 @@ def _are_counts(values: Iterable[Any]) -> bool:
 
 
 def _state(strategy: Strategy, prefix: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """What changes in a strategy from round to round: its arrays and its numbers, by path.
+    """The attributes of a strategy that change between rounds: arrays and numbers, by path.
 
-    A strategy that wraps another one, as those for differential privacy do, has both states.
+    The state of a strategy that wraps another one, as those for differential privacy do, includes
+    the inner strategy's.
     """
     arrays: dict[str, Array] = {}
     plain: dict[str, Any] = {}
@@ -171,7 +179,7 @@ def _state(strategy: Strategy, prefix: str) -> tuple[dict[str, Array], dict[str,
             arrays |= {f"{path}/{i}": item.numpy() for i, item in enumerate(value.values())}
             plain[path] = {"kind": "record", "keys": list(value)}
         elif _holds_arrays(value):
-            # The order of the keys is kept too, since strategies sum over them.
+            # The order of the keys is kept, since strategies sum in it.
             keys = list(value) if isinstance(value, dict) else list(range(len(value)))
             arrays |= {f"{path}/{i}": value[key] for i, key in enumerate(keys)}
             plain[path] = {"kind": type(value).__name__, "keys": keys}

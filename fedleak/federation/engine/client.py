@@ -1,4 +1,4 @@
-"""The client: a Flower ClientApp whose work is done by Lightning."""
+"""The client: a Flower ClientApp that trains and evaluates with Lightning."""
 
 import copy
 import logging
@@ -26,9 +26,9 @@ from fedleak.data import PrivateData
 from fedleak.defenses import Defense, Outgoing, protect
 from fedleak.errors import BadInput
 from fedleak.federation import records
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.federation.engine.linear_factors import linear_factors
-from fedleak.federation.engine.shared_weights import sent_with
+from fedleak.federation.engine.shared_weights import received_weights
 from fedleak.federation.engine.virtual_clients import client_number
 from fedleak.models.noise import record
 from fedleak.runtime.seeds import derive_seed
@@ -40,21 +40,23 @@ from fedleak.updates.truth import GroundTruth
 
 @dataclass(frozen=True)
 class TruthFolder:
-    """Where simulated clients leave what they had, for the scorer; not on the wire.
+    """Stores the victims' ground truth for scoring; it is not part of any message.
 
     Args:
-        path: an existing folder that all workers reach.
+        path: an existing folder that all workers can access.
     """
 
     path: Path
 
     def write(self, round_: int, client: int, truth: GroundTruth) -> None:
-        """Write one client's truth of one round."""
+        """Write one client's ground truth of one round."""
         truth.save(self.path / f"{update_key(round_, client)}.safetensors")
 
 
 def client_app(
-    config: RunConfig, truth: TruthFolder | None = None, memories: MemoryFolder | None = None
+    config: RunConfig,
+    truth: TruthFolder | None = None,
+    client_states: ClientStateFolder | None = None,
 ) -> ClientApp:
     """The ClientApp of a configuration, for simulations and deployments.
 
@@ -62,10 +64,11 @@ def client_app(
     training metrics, ``evaluate`` with the metrics on its share of the test samples.
 
     Args:
-        config: the run's configuration, which travels to the workers.
-        truth: where to leave the ground truth of the victims; none in a deployment.
-        memories: where defences keep what they need in later rounds; none: in the client's state,
-            which Flower keeps as long as the client lives.
+        config: the run's configuration, which is sent to the workers.
+        truth: where to store the victims' ground truth. If None, as in a deployment, it is not
+            stored.
+        client_states: where the defences' state is kept between rounds. If None, it is kept in the
+            client's context, which Flower keeps as long as the client's process runs.
     """
     app = ClientApp()
 
@@ -77,27 +80,30 @@ def client_app(
             reply_to=message,
         )
 
-    # Around the training alone: Flower's mods expect weights in every message that they see.
+    # Mods wrap the training only, since Flower's mods expect weights in every message.
     @app.train(mods=make_mods(config))
     def train(message: Message, context: Context) -> Message:
-        client, round_ = _who_and_when(message, context)
-        with _worker(config):
-            memory = _memory(context) if memories is None else memories.read(client)
-            content = _train(config, sent_with(message), client, round_, truth, memory)
-            if memory and memories is not None:
-                memories.write(round_, client, memory)
-            elif memory:
-                context.state[records.DEFENSES] = records.to_record(memory)
+        client, round_ = _client_and_round(message, context)
+        with _resource_limits(config):
+            if client_states is None:
+                client_state = _read_client_state(context)
+            else:
+                client_state = client_states.read(client)
+            content = _train(config, received_weights(message), client, round_, truth, client_state)
+            if client_state and client_states is not None:
+                client_states.write(round_, client, client_state)
+            elif client_state:
+                context.state[records.DEFENSES] = records.to_record(client_state)
         return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client, round_ = _who_and_when(message, context)
-        with _worker(config):
+        client, round_ = _client_and_round(message, context)
+        with _resource_limits(config):
             data = _data(config)
-            model = _model(config, sent_with(message))
+            model = _model(config, received_weights(message))
             samples = len(data.test_set)
-            # With fewer samples than clients, some clients share one.
+            # With fewer samples than clients, several clients share a sample.
             share = range(client % samples, samples, config.federation.clients)
             seed = derive_seed(config.seed, round_, client)
             metrics = evaluate_model(model, Subset(data.test_set, list(share)), seed)
@@ -108,7 +114,11 @@ def client_app(
 
 
 def quiet_trainer(**settings: Any) -> pl.Trainer:
-    """A Trainer that writes nothing: no logger, progress bar, checkpoint or summary."""
+    """A Trainer without logger, progress bar, checkpoints and model summary.
+
+    Args:
+        settings: further arguments of the Trainer.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -129,15 +139,15 @@ def evaluate_model(
     samples: Dataset[tuple[Tensor, Tensor]],
     seed: int,
 ) -> dict[str, float]:
-    """A model's own test metrics (or validation metrics, if it has no ``test_step``).
+    """Evaluate a model with its ``test_step`` (or, if it has none, its ``validation_step``).
 
     Args:
-        model: the module; it is put into eval mode for the time.
+        model: the module; it is evaluated in eval mode.
         samples: the test samples.
-        seed: of what the model draws; torch's random state is left as it was.
+        seed: seed of the model's random draws; torch's random state is restored afterwards.
 
     Returns:
-        Metric by name; empty if the module has neither step.
+        Metric by name; empty if the module has neither method.
     """
     overridden = {
         name: getattr(type(model), name) is not getattr(pl.LightningModule, name)
@@ -156,7 +166,7 @@ def evaluate_model(
 
 
 class _Capture(pl.Callback):
-    """Notes the batches of a training and the gradient of its last step."""
+    """Records the batches of a training's first epoch and the gradient of a single step."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
@@ -176,7 +186,7 @@ class _Capture(pl.Callback):
                 name: (torch.zeros_like(value) if value.grad is None else value.grad.detach()).cpu()
                 for name, value in module.named_parameters()
             }
-            # Taken out, as the step that would follow is the server's.
+            # Without gradients the optimiser's step does nothing: the server makes this step.
             module.zero_grad(set_to_none=True)
 
 
@@ -186,8 +196,9 @@ def _train(
     client: int,
     round_: int,
     truth: TruthFolder | None,
-    memory: Tensors,
+    client_state: Tensors,
 ) -> RecordDict:
+    """Train on a client's samples; returns the reply and updates ``client_state`` in place."""
     federation = config.federation
     data = _data(config)
     model = _model(config, sent)
@@ -207,16 +218,16 @@ def _train(
         warnings.simplefilter("ignore")
         trainer = quiet_trainer(callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
-    trainer.optimizers = []  # their moments would stay as long as the trainer does
+    trainer.optimizers = []  # frees their moments, which the trainer would keep
     gradient, capture.gradient = capture.gradient, {}
     inputs, labels = torch.cat(capture.inputs), torch.cat(capture.labels)
-    drawn = _drawn(noise, len(inputs), 1 if one_step else federation.local_epochs)
+    drawn = _noise_of_samples(noise, len(inputs), 1 if one_step else federation.local_epochs)
     if truth is not None and config.victims.includes(round_, client):
         truth.write(round_, client, GroundTruth(inputs, labels, drawn))
-    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
     owners = {id(value): name for name, value in model.named_parameters()}
     changed = {n: owners[id(v)] for n, v in model.named_parameters(remove_duplicate=False)}
-    # Of a gradient's sender the buffers alone are wanted.
+    # A client that sends a gradient sends its buffers, but not its weights.
     state = {
         name: value.detach().clone()
         for name, value in model.state_dict().items()
@@ -225,17 +236,17 @@ def _train(
     update = gradient if one_step else {name: state[name] - sent[name] for name in owners.values()}
     if config.defenses:
         model.load_state_dict(sent)
-        # With one batch, the noise is the batch's own.
+        # In a single step, the recorded noise belongs to the batch.
         outgoing = (
             Outgoing(update, model, (inputs, labels), drawn) if one_step
             else Outgoing(update, model)
         )  # fmt: skip
         seed = derive_seed(config.seed, round_, client, len(config.defenses))
-        update, effect = protect(_defenses(_key(config)), outgoing, seed=seed, memory=memory)
-        figures |= effect
-    # A tied weight has several names, and the server knows nothing of that.
+        update, effect = protect(_defenses(_key(config)), outgoing, seed=seed, memory=client_state)
+        scalars |= effect
+    # A tied weight is sent under each of its names, since the server does not know of the tie.
     update = {name: update[owner] for name, owner in changed.items()}
-    metrics = records.to_metrics(figures, len(inputs))
+    metrics = records.to_metrics(scalars, len(inputs))
     if not one_step:
         if config.defenses:
             state |= {name: sent[name] + value for name, value in update.items()}
@@ -252,17 +263,17 @@ def _train(
     return RecordDict(content)
 
 
-def _drawn(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tensors:
-    """What every slot drew in a training, sample by sample.
+def _noise_of_samples(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tensors:
+    """The noise that every slot drew during training, by sample.
 
     Returns:
-        Slot -> noise ``(samples, ...)``, of several epochs ``(samples, epochs, ...)``; nothing of
-        several samples in several epochs, since they come in another order in each.
+        Slot -> noise ``(samples, ...)``, or ``(1, epochs, ...)`` for one sample in several epochs.
+        Empty for several samples in several epochs, since their order differs between epochs.
     """
     if epochs == 1:
         found = {name: torch.cat(v).cpu() for name, v in noise.items() if v}
-        whole = {name: len(noise[name]) == 1 or len(v) == samples for name, v in found.items()}
-        return {name: value for name, value in found.items() if whole[name]}
+        complete = {name: len(noise[name]) == 1 or len(v) == samples for name, v in found.items()}
+        return {name: value for name, value in found.items() if complete[name]}
     if samples > 1:
         return {}
     return {
@@ -272,22 +283,22 @@ def _drawn(noise: Mapping[str, list[Tensor]], samples: int, epochs: int) -> Tens
     }
 
 
-def _memory(context: Context) -> Tensors:
-    """What the client's defences kept of earlier rounds; Flower keeps it in the client's state."""
+def _read_client_state(context: Context) -> Tensors:
+    """The state of the client's defences after earlier rounds, from the client's context."""
     kept = context.state.array_records.get(records.DEFENSES)
     return {} if kept is None else records.to_tensors(kept)
 
 
-def _who_and_when(message: Message, context: Context) -> tuple[int, int]:
+def _client_and_round(message: Message, context: Context) -> tuple[int, int]:
     settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
     return client_number(message, context), int(settings[records.ROUND])
 
 
 def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
-    """A model of its own for a client, in the memory where the client before had its weights.
+    """A copy of the model that reuses the memory of the previous client's weights.
 
-    Lightning's objects refer to each other in circles, so that a model of whose weights each client
-    has a copy stays until Python looks for such circles: gigabytes, with a large one.
+    Lightning's objects have reference cycles, so models with weights of their own would stay in
+    memory until the garbage collector runs: gigabytes for large models.
     """
     prototype = _prototype(_key(config))
     own: dict[int, Any] = {
@@ -295,15 +306,15 @@ def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:
         for value in prototype.parameters()
         if type(value) is nn.Parameter
     }
-    # Buffers that are not sent begin anew with each client.
+    # Buffers that are not sent have their initial values in each client.
     own |= {id(v): v.detach() for name, v in prototype.named_buffers() if name in state}
     model = copy.deepcopy(prototype, own)
     model.load_state_dict(state)
     return model
 
 
-# A worker serves many clients; what they share is made once. Configurations hold dictionaries and
-# so cannot be keys themselves.
+# A worker serves many clients, so data, model and defences are cached. Configurations contain
+# dictionaries and are not hashable, so the caches' keys are their hashes.
 _configs: dict[str, RunConfig] = {}
 
 
@@ -322,7 +333,7 @@ def _cached_data(key: str) -> PrivateData:
 
 @lru_cache(maxsize=1)
 def _prototype(key: str) -> pl.LightningModule:
-    """The model, which takes longer to draw than to fill; its weights are the last client's."""
+    """The model, cached as initialising it takes long; its weights are those of the last client."""
     return cast(pl.LightningModule, build_model(_configs[key], _cached_data(key)))
 
 
@@ -337,22 +348,22 @@ def _partition(key: str) -> list[list[int]]:
 
 
 @contextmanager
-def _worker(config: RunConfig) -> Iterator[None]:
-    """A client's share of the cores, and an end to it when its time is up."""
+def _resource_limits(config: RunConfig) -> Iterator[None]:
+    """Within the block, limit the client's cores and its time."""
     cap_threads(config.federation.cpus_per_client)
     try:
         with _time_limit(config.federation.client_timeout):
             yield
     except BadInput as error:
-        # Flower reports the text alone.
+        # Flower reports only the text.
         raise RuntimeError(str(error)) from error
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block when the time is up."""
+    """Raise TimeoutError within the block after a number of seconds."""
     if threading.current_thread() is not threading.main_thread():
-        # Signals reach the main thread alone; elsewhere the server's own patience has to do.
+        # Signals are delivered to the main thread only; elsewhere the server's timeout applies.
         yield
         return
 

@@ -1,4 +1,4 @@
-"""What the defences of simulated clients keep from round to round, in files."""
+"""Client state in files: the tensors that clients' defences keep between rounds."""
 
 import re
 from dataclasses import dataclass
@@ -8,60 +8,60 @@ from safetensors.torch import save_file
 
 from fedleak.updates.files import Tensors, opened
 
-# A federation is resumed at most one round back, so this many rounds of a client are kept.
-ROUNDS = 2
-ROUND = re.compile(r"\d{1,9}", re.ASCII)
+# A federation is resumed at most one round back, so this many rounds of each client are kept.
+KEPT_ROUNDS = 2
+ROUND_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class MemoryFolder:
-    """Where simulated clients leave their memories, so that a resumed federation has them.
+class ClientStateFolder:
+    """Stores the state of simulated clients in files, so that a federation can be resumed.
 
-    Flower's own place for them, the client's state, ends with the simulation.
+    Flower's own store, the client's context, is lost when the simulation ends.
 
     Args:
-        path: a folder that all workers reach; it is made when it is needed. It has a folder for
-            each client, with a file for each of its last rounds.
+        path: a folder that all workers can access, created on demand. It has a subfolder for each
+            client, with a file for each of its last rounds.
     """
 
     path: Path
 
     def read(self, client: int) -> Tensors:
-        """A client's memory after the last round that it took part in; empty if there is none.
+        """A client's state after the last round that it took part in; empty if there is none.
 
         Raises:
             BadInput: if the file is damaged.
         """
-        files = _in_order(self._of(client))
+        files = _state_files(self._client_folder(client))
         if not files:
             return {}
         with opened(files[-1]) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    def write(self, round_: int, client: int, memory: Tensors) -> None:
-        """Write a client's memory after a round, and drop what is too old to be wanted again."""
-        folder = self._of(client)
+    def write(self, round_: int, client: int, state: Tensors) -> None:
+        """Write a client's state after a round, and delete states too old to be resumed from."""
+        folder = self._client_folder(client)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{round_}.part"
-        # Copies, as the format refuses tensors that share their storage.
-        save_file({name: value.contiguous().clone() for name, value in memory.items()}, part)
-        # Moved into place, so that a client that is killed leaves no half file.
+        # Copied, since the format refuses tensors that share their storage.
+        save_file({name: value.contiguous().clone() for name, value in state.items()}, part)
+        # Moved into place, so that a client that is killed leaves no incomplete file.
         part.replace(folder / f"{round_}.safetensors")
-        for file in _in_order(folder)[:-ROUNDS]:
+        for file in _state_files(folder)[:-KEPT_ROUNDS]:
             file.unlink()
 
     def rewind(self, rounds: int) -> None:
-        """Forget what was kept after the first ``rounds`` rounds."""
+        """Delete the states of all rounds after the first ``rounds``."""
         for folder in self.path.glob("*/"):
-            for file in _in_order(folder):
+            for file in _state_files(folder):
                 if int(file.stem) > rounds:
                     file.unlink()
 
-    def _of(self, client: int) -> Path:
+    def _client_folder(self, client: int) -> Path:
         return self.path / str(client)
 
 
-def _in_order(folder: Path) -> list[Path]:
-    """The files of a client's rounds; what others have left there is none of them."""
-    files = [file for file in folder.glob("*.safetensors") if ROUND.fullmatch(file.stem)]
+def _state_files(folder: Path) -> list[Path]:
+    """The files of a client's rounds, oldest first; files with other names are ignored."""
+    files = [file for file in folder.glob("*.safetensors") if ROUND_NUMBER.fullmatch(file.stem)]
     return sorted(files, key=lambda file: int(file.stem))

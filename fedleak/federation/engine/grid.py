@@ -1,4 +1,4 @@
-"""Flower's Grid in a fixed order, watched, and stoppable."""
+"""Flower's Grid with nodes and replies in a fixed order, callbacks, and a way to stop it."""
 
 import threading
 import time
@@ -10,8 +10,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedleak.federation import records
-from fedleak.federation.engine.shared_weights import SharedFolder
-from fedleak.federation.engine.virtual_clients import SeatedGrid
+from fedleak.federation.engine.shared_weights import SharedWeightsFolder
+from fedleak.federation.engine.virtual_clients import VirtualClientGrid
 from fedleak.federation.strategy import Stopped
 
 POLL_SECONDS = 0.1
@@ -19,21 +19,22 @@ HANDSHAKE_SECONDS = 300.0
 
 
 class OrderedGrid(Grid):
-    """A Grid whose nodes and replies come in the order of the clients' numbers.
+    """A Grid whose nodes and replies are in the order of the clients' numbers.
 
-    Flower hands out nodes and replies in an arbitrary order, and both client sampling and float
-    sums depend on it; in a fixed order, a run with the same seed gives the same figures.
+    Flower returns nodes and replies in an arbitrary order, and both client sampling and float sums
+    depend on it; in a fixed order, a run with the same seed gives the same results.
 
     Args:
         grid: Flower's own grid.
         clients: number of clients to wait for.
-        stop: set from outside to make the server give up waiting.
-        on_reply: called with the client's number and its reply, as the replies come.
-        shared: where to leave what all clients are sent; none: it goes with every message.
+        stop: set from outside to make the server stop waiting.
+        on_reply: called with the client's number and its reply, as the replies arrive.
+        shared: where to store the weights that are sent to all clients. If None, every message
+            carries them.
 
     Raises:
         Stopped: if the run was told to stop.
-        RuntimeError: if a client does not connect or cannot say its number.
+        RuntimeError: if a client does not connect or does not answer with its number.
     """
 
     def __init__(
@@ -43,15 +44,15 @@ class OrderedGrid(Grid):
         *,
         stop: threading.Event,
         on_reply: Callable[[int, Message], None],
-        shared: SharedFolder | None = None,
+        shared: SharedWeightsFolder | None = None,
     ) -> None:
         self._grid = grid
         self._stop = stop
         self._on_reply = on_reply
         self._shared = shared
         self.clients: dict[int, int] = {}
-        if isinstance(grid, SeatedGrid):
-            self._wait_for(1, grid.seats)
+        if isinstance(grid, VirtualClientGrid):
+            self._wait_for(1, grid.supernodes)
             self.clients = grid.clients
         else:
             self.clients = self._identify(clients)
@@ -88,11 +89,11 @@ class OrderedGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages, wait for the replies, and give them in the order of the clients.
+        """Send messages and wait for the replies, which are returned in the order of the clients.
 
         Args:
             messages: one for each client.
-            timeout: seconds after which the missing replies are given up; none: never.
+            timeout: seconds to wait for replies. If None, there is no limit.
 
         Raises:
             Stopped: if the run was told to stop.
@@ -114,11 +115,11 @@ class OrderedGrid(Grid):
             if open_ids and self._stop.wait(POLL_SECONDS):
                 raise Stopped
         if self._stop.is_set():
-            raise Stopped  # its clients may have been killed, which is no failure of theirs
+            raise Stopped  # the clients may have been killed, which does not count as their failure
         return replies
 
     def _wait_for(self, clients: int, grid: Grid) -> list[int]:
-        """The nodes of a grid, once there are as many as clients."""
+        """Wait until a grid has at least as many nodes as clients, and return the nodes."""
         deadline = time.monotonic() + HANDSHAKE_SECONDS
         while len(nodes := list(grid.get_node_ids())) < clients:
             if self._stop.wait(POLL_SECONDS):
@@ -128,7 +129,7 @@ class OrderedGrid(Grid):
         return nodes
 
     def _identify(self, clients: int) -> dict[int, int]:
-        """Ask every node for its client's number: node id -> number, ordered by number."""
+        """Query every node for its client's number: node id -> number, ordered by number."""
         nodes = self._wait_for(clients, self._grid)
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         numbers: dict[int, int] = {}

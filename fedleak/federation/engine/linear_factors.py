@@ -1,4 +1,4 @@
-"""What the weight gradients of linear layers are products of, noted as a client computes them."""
+"""Rank-one factors of the weight gradients of linear layers, recorded during backpropagation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from fedleak.updates.compression import Factors
 
 @contextmanager
 def linear_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
-    """Within the block, the factors of one sample's pass forwards and backwards are noted.
+    """Within the block, record the factors of the weight gradients for a batch of one sample.
 
     Args:
         model: the model that computes a gradient in the block.
 
     Yields:
-        Name of a linear layer's weight -> gradient of its output and its input, whose outer product
-        its gradient is; filled by the backward pass. A layer that is used twice, or by more than
-        one sample, has none.
+        Name of a linear layer's weight -> gradient with respect to the layer's output ``(out,)``
+        and the layer's input ``(in,)``; the weight's gradient is their outer product. The backward
+        pass fills it. A layer that is called twice, or with more than one sample, has no entry.
     """
     calls: Counter[str] = Counter()
     found: dict[str, Factors] = {}
     handles = []
 
-    def watch(name: str, layer: nn.Linear) -> None:
+    def register(name: str, layer: nn.Linear) -> None:
         weight = f"{name}.weight"
 
         def forward(
@@ -37,20 +37,20 @@ def linear_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
         ) -> None:
             calls[name] += 1
             found.pop(weight, None)
-            given = module_input(arguments, named)
-            if output.requires_grad and given.dim() == 2 and len(given) == 1:
-                entering = given.detach()[0].cpu()
-                output.register_hook(lambda gradient: backward(gradient, entering))
+            inputs = module_input(arguments, named)
+            if output.requires_grad and inputs.dim() == 2 and len(inputs) == 1:
+                sample = inputs.detach()[0].cpu()
+                output.register_hook(lambda gradient: backward(gradient, sample))
 
-        def backward(gradient: Tensor, entering: Tensor) -> None:
+        def backward(gradient: Tensor, sample: Tensor) -> None:
             if calls[name] == 1:
-                found[weight] = gradient.detach()[0].cpu(), entering
+                found[weight] = gradient.detach()[0].cpu(), sample
 
         handles.append(layer.register_forward_hook(forward, with_kwargs=True))
 
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
-            watch(name, layer)
+            register(name, layer)
     try:
         yield found
     finally:

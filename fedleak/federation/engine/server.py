@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,65 +20,67 @@ from fedleak.federation import records
 from fedleak.federation.engine.checkpoint import Outcome, restore, write_checkpoint
 from fedleak.federation.engine.client import evaluate_model
 from fedleak.federation.engine.grid import OrderedGrid
-from fedleak.federation.engine.shared_weights import SharedFolder
-from fedleak.federation.engine.virtual_clients import SeatedGrid, seats
-from fedleak.federation.strategy import Attacked, MaliciousStrategy, Stopped, Wanted
+from fedleak.federation.engine.shared_weights import SharedWeightsFolder
+from fedleak.federation.engine.virtual_clients import VirtualClientGrid, num_supernodes
+from fedleak.federation.strategy import AttackFilter, MaliciousStrategy, OnAttacked, Stopped
 from fedleak.models import LightningModule
 from fedleak.models.optimiser_facts import local_learning_rate
 from fedleak.registry import load_class
 from fedleak.runs.observer import Observer
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
-# What strategies call the learning rate of their own step.
-SERVER_RATES = ("eta", "server_learning_rate")
-# Seconds that the server waits beyond the clients' own time limit, for what is on its way.
+# Names that Flower's strategies use for the learning rate of the server's step.
+SERVER_RATE_NAMES = ("eta", "server_learning_rate")
+# Seconds that the server waits beyond the clients' own time limit, for replies in transit.
 GRACE_SECONDS = 30.0
 
 
 @dataclass
-class Line:
-    """Between the thread of the server and the one that has started it.
+class ServerControl:
+    """Events that the server's thread shares with the thread that has started it.
 
     Args:
-        stop: set to make the server give up.
-        begun: set by the server when it begins.
+        stop: set from outside to make the server stop.
+        started: set by the server when it starts.
         ended: set by the server once it needs no client any more.
-        error: what ended the server before its time.
+        error: the exception that ended the server, if one did.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
-    begun: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
 
 @dataclass(frozen=True)
 class Interception:
-    """What the malicious side of the server is given.
+    """The configuration of the malicious side of the server.
 
     Args:
         folder: where intercepted updates are written.
-        attacks: attacks to be run in the round itself; empty if they come later.
-        knowledge: what the server knows of an update.
-        on_attacked: called with every reconstruction made in a round.
-        wanted: whether an attack on an update has not been done before.
+        attacks: attacks that run during the round; empty if they run afterwards.
+        knowledge: gives what the server knows about an update.
+        on_attacked: called with every reconstruction made during a round.
+        wanted: whether an attack on an update is still to be made.
     """
 
     folder: Path
     attacks: Sequence[Attack]
     knowledge: Callable[[InterceptedUpdate], Knowledge]
-    on_attacked: Attacked
-    wanted: Wanted
+    on_attacked: OnAttacked
+    wanted: AttackFilter
 
 
 def make_strategy(config: RunConfig) -> Strategy:
     """The honest inner strategy of a configuration.
 
     Raises:
-        BadInput: if there is no such strategy, or it takes other options.
+        BadInput: if there is no such strategy, it does not accept an option, or an option is out of
+            its range.
     """
     federation = config.federation
     choices = {n: getattr(flower_strategies, n) for n in flower_strategies.__all__}
@@ -112,33 +114,45 @@ def make_strategy(config: RunConfig) -> Strategy:
         with quiet():
             strategy = found(**settings | federation.strategy_options)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"Expected options that strategy {name} takes: {error}.") from error
+        raise BadInput(f"Expected options that strategy {name} accepts: {error}.") from error
     if not isinstance(strategy, Strategy):
         raise BadInput(f"Expected `federation.strategy` to be a Strategy of Flower, got {name}.")
     require(
-        federation.learning_rate_decay == 1 or any(hasattr(strategy, r) for r in SERVER_RATES),
-        f"Expected a strategy with {' or '.join(SERVER_RATES)} where "
+        federation.learning_rate_decay == 1 or any(hasattr(strategy, r) for r in SERVER_RATE_NAMES),
+        f"Expected a strategy with {' or '.join(SERVER_RATE_NAMES)} where "
         f"`federation.learning_rate_decay` is given, got {name}: take FedAdam or FedAvgM.",
     )
     if federation.learning_rate_decay != 1 and isinstance(strategy, flower_strategies.FedAvgM):
-        strategy.server_opt = True  # it would look at its first learning rate alone
+        strategy.server_opt = True  # else it ignores changes of its learning rate
     return strategy
 
 
-def server_app(
-    config: RunConfig,
-    data: PrivateData,
-    model: LightningModule,
-    inner: Strategy,
-    interception: Interception,
-    checkpoint: Path,
-    outcome: Outcome,
-    observer: Observer,
-    line: Line,
-    patience: float,
-    shared: SharedFolder | None = None,
-) -> ServerApp:
-    """The ServerApp of a configuration.
+def server_app(server: "FederationServer") -> ServerApp:
+    """The ServerApp that runs a server, and reports to its ``control`` when it starts and ends.
+
+    Args:
+        server: the server.
+    """
+    app, control = ServerApp(), server.control
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        control.started.set()
+        try:
+            server.run(grid)
+        except BaseException as error:
+            # Flower does not pass on a KeyboardInterrupt, so every exception is kept here.
+            control.error = error
+            raise Stopped from error
+        finally:
+            control.ended.set()
+
+    return app
+
+
+@dataclass
+class FederationServer:
+    """Runs the remaining rounds of a federation; after each, it evaluates and saves the state.
 
     Args:
         config: the configuration of this federation.
@@ -147,110 +161,142 @@ def server_app(
         inner: the honest inner strategy.
         interception: the malicious side.
         checkpoint: file that holds the state between rounds, for resuming.
-        outcome: what has been done before; goes on as the rounds go by.
-        observer: told of what happens.
-        line: how the server is told to stop, and tells that it has ended.
-        patience: seconds that a round may take.
-        shared: where to leave what all clients of a round are sent; none: in the messages.
+        outcome: the results of the rounds done so far; it is updated after each round.
+        observer: notified of events.
+        control: how the server is stopped, and how it reports that it has ended.
+        round_timeout: time limit of a round, in seconds.
+        shared: where to store the weights that are sent to all clients of a round. If None, the
+            messages carry them.
     """
-    app = ServerApp()
-    federation, name = config.federation, config.model_name
 
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        line.begun.set()
-        try:
-            run(grid)
-        except BaseException as error:
-            # Flower passes on no KeyboardInterrupt, so all goes this way.
-            line.error = error
-            raise Stopped from error
-        finally:
-            line.ended.set()
+    config: RunConfig
+    data: PrivateData
+    model: LightningModule
+    inner: Strategy
+    interception: Interception
+    checkpoint: Path
+    outcome: Outcome
+    observer: Observer
+    control: ServerControl
+    round_timeout: float
+    shared: SharedWeightsFolder | None = None
+    _strategy: MaliciousStrategy = field(init=False)
 
-    def run(grid: Grid) -> None:
-        done, failures = outcome.rounds, outcome.failures
-        # A copy: an evaluation loads other weights into the model.
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
-        if done:
-            weights = restore(checkpoint, inner, weights)
-        training = federation.clients_per_round or federation.clients
-        observer.federation_started(name, training, done + 1, federation.rounds)
+    def __post_init__(self) -> None:
+        self._name = self.config.model_name
+        self._rounds_before, self._failures_before = self.outcome.rounds, self.outcome.failures
 
-        def on_reply(client: int, reply: Message) -> None:
-            if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
-                return
-            metrics = reply.content.metric_records[records.METRICS]
-            scalars = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float)}
-            observer.client_answered(name, strategy.current_round, client, scalars)
+    def run(self, grid: Grid) -> None:
+        """Run the rounds that are not done yet.
 
-        def on_failure(round_: int, client: int, reason: str) -> None:
-            observer.client_failed(name, round_, client, _in_short(reason))
+        Args:
+            grid: Flower's own grid.
 
-        def on_progress(attack: Attack, progress: Progress) -> None:
-            if line.stop.is_set():
-                raise Stopped
-            observer.attack_progressed(attack.name, name, progress)
-
-        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            round_ = server_round + done
-            if server_round == 0 and done:
-                return None  # evaluated before the interruption
-            state = records.to_tensors(arrays)
-            metrics: dict[str, float] = {}
-            if round_ % federation.evaluate_every == 0 or round_ == federation.rounds:
-                model.load_state_dict(state)
-                metrics = evaluate_model(model, data.test_set, derive_seed(config.seed, round_))
-                outcome.metrics[round_] = metrics
-            outcome.rounds, outcome.failures = round_, failures + strategy.failures
-            if round_:
-                _decay(inner, federation.learning_rate_decay)
-                write_checkpoint(checkpoint, state, inner, outcome)
-            observer.round_evaluated(name, round_, metrics)
-            return MetricRecord(dict(metrics)) if metrics else None
-
-        seated = (
-            SeatedGrid(grid, federation.clients) if seats(config) < federation.clients else grid
-        )
-        ordered = OrderedGrid(
-            seated, federation.clients, stop=line.stop, on_reply=on_reply, shared=shared
-        )
-        strategy = MaliciousStrategy(
-            inner,
-            attacks=interception.attacks,
-            knowledge=interception.knowledge,
-            learning_rate=local_learning_rate(model),
-            victims=config.victims,
-            folder=interception.folder,
-            model=name,
-            clients=ordered.clients,
-            seed=config.seed,
-            seeded_sampling=True,
-            first_round=done + 1,
-            device=config.device,
-            wanted=interception.wanted,
-            on_attacked=interception.on_attacked,
-            on_progress=on_progress,
-            on_failure=on_failure,
-        )
-        strategy.start(
+        Raises:
+            Stopped: if ``control`` told the server to stop.
+            BadInput: if the checkpoint is damaged or of another federation.
+        """
+        federation = self.config.federation
+        # Copied, since an evaluation loads other weights into the model.
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if self._rounds_before:
+            weights = restore(self.checkpoint, self.inner, weights)
+        sampled = federation.clients_per_round or federation.clients
+        first_round = self._rounds_before + 1
+        self.observer.federation_started(self._name, sampled, first_round, federation.rounds)
+        ordered = self._ordered_grid(grid)
+        self._strategy = self._malicious_strategy(ordered.clients)
+        self._strategy.start(
             ordered,
             records.to_record(weights),
-            num_rounds=federation.rounds - done,
-            timeout=patience,
-            evaluate_fn=evaluate,
+            num_rounds=federation.rounds - self._rounds_before,
+            timeout=self.round_timeout,
+            evaluate_fn=self._end_round,
         )
 
-    return app
+    def _ordered_grid(self, grid: Grid) -> OrderedGrid:
+        clients = self.config.federation.clients
+        if num_supernodes(self.config) < clients:
+            grid = VirtualClientGrid(grid, clients)
+        return OrderedGrid(
+            grid, clients, stop=self.control.stop, on_reply=self._on_reply, shared=self.shared
+        )
+
+    def _malicious_strategy(self, clients: Mapping[int, int]) -> MaliciousStrategy:
+        return MaliciousStrategy(
+            self.inner,
+            attacks=self.interception.attacks,
+            knowledge=self.interception.knowledge,
+            learning_rate=local_learning_rate(self.model),
+            victims=self.config.victims,
+            folder=self.interception.folder,
+            model=self._name,
+            clients=clients,
+            seed=self.config.seed,
+            seeded_sampling=True,
+            first_round=self._rounds_before + 1,
+            device=self.config.device,
+            wanted=self.interception.wanted,
+            on_attacked=self.interception.on_attacked,
+            on_progress=self._on_progress,
+            on_failure=self._on_failure,
+        )
+
+    def _on_reply(self, client: int, reply: Message) -> None:
+        if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
+            return
+        metrics = reply.content.metric_records[records.METRICS]
+        scalars = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float)}
+        self.observer.client_answered(self._name, self._strategy.current_round, client, scalars)
+
+    def _on_failure(self, round_: int, client: int, reason: str) -> None:
+        self.observer.client_failed(self._name, round_, client, _last_message(reason))
+
+    def _on_progress(self, attack: Attack, progress: Progress) -> None:
+        if self.control.stop.is_set():
+            raise Stopped
+        self.observer.attack_progressed(attack.name, self._name, progress)
+
+    def _end_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Evaluate the global model and save the state; Flower calls it after each round.
+
+        Args:
+            server_round: number of the round since this server has started; 0 before the first.
+            arrays: the global weights.
+        """
+        if server_round == 0 and self._rounds_before:
+            return None  # evaluated before the interruption
+        round_ = server_round + self._rounds_before
+        state = records.to_tensors(arrays)
+        metrics = self._evaluate(round_, state)
+        outcome = self.outcome
+        outcome.rounds = round_
+        outcome.failures = self._failures_before + self._strategy.failures
+        if round_:
+            _decay(self.inner, self.config.federation.learning_rate_decay)
+            write_checkpoint(self.checkpoint, state, self.inner, outcome)
+        self.observer.round_evaluated(self._name, round_, metrics)
+        return MetricRecord(dict(metrics)) if metrics else None
+
+    def _evaluate(self, round_: int, state: Tensors) -> dict[str, float]:
+        """Test metrics by name; empty in rounds that are not evaluated."""
+        federation = self.config.federation
+        if round_ % federation.evaluate_every and round_ != federation.rounds:
+            return {}
+        self.model.load_state_dict(state)
+        seed = derive_seed(self.config.seed, round_)
+        metrics = evaluate_model(self.model, self.data.test_set, seed)
+        self.outcome.metrics[round_] = metrics
+        return metrics
 
 
 def _decay(strategy: Strategy, factor: float) -> None:
-    for name in SERVER_RATES:
+    for name in SERVER_RATE_NAMES:
         if factor != 1 and hasattr(strategy, name):
             setattr(strategy, name, factor * getattr(strategy, name))
 
 
-def _in_short(reason: str) -> str:
-    """What a client said last, from the report that Flower and Ray make of it."""
-    said = reason.rpartition("occurred. Message: ")[2].strip().removesuffix("'>")
-    return " ".join(said.split())
+def _last_message(reason: str) -> str:
+    """A client's own error message, from the report that Flower and Ray make of it."""
+    message = reason.rpartition("occurred. Message: ")[2].strip().removesuffix("'>")
+    return " ".join(message.split())

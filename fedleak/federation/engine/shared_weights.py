@@ -1,4 +1,4 @@
-"""What all clients of a round are sent, in one file instead of one copy for each."""
+"""The weights of a round, stored in one file for all clients instead of one copy per message."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,69 +18,72 @@ PREFIX = "sent-"
 
 
 @dataclass(frozen=True)
-class SharedFolder:
-    """Where the server of a simulation leaves the weights of a round for its workers.
+class SharedWeightsFolder:
+    """Stores the weights that the server of a simulation sends in files that its workers read.
 
-    Flower would carry a copy of them to every client; a worker that serves many clients maps the
-    file once.
+    Flower would send a copy to every client; a worker that serves many clients reads the file once.
 
     Args:
-        path: a folder that all workers reach; it is made when it is needed.
+        path: a folder that all workers can access, created on demand.
     """
 
     path: Path
 
     def clear(self) -> None:
-        """Remove what a killed run has left behind."""
+        """Remove the files of a run that was killed."""
         for file in self.path.glob(f"{PREFIX}*"):
             file.unlink()
 
     @contextmanager
     def sending(self, messages: Iterable[Message]) -> Iterator[list[Message]]:
-        """Within the block, the messages' arrays lie in files, and the messages name them.
+        """Within the block, the messages' arrays are in files that the messages name.
 
         Args:
-            messages: their contents are replaced, not changed.
+            messages: the messages; their contents are replaced, not modified.
+
+        Yields:
+            The messages, without arrays.
         """
         files: list[Path] = []
-        light: dict[int, tuple[RecordDict, RecordDict]] = {}
+        replaced: dict[int, tuple[RecordDict, RecordDict]] = {}
         ready = list(messages)
         try:
             for message in ready:
                 content = message.content
-                if id(content) not in light:
-                    # Both are kept: an id is free for others once its owner is gone.
-                    light[id(content)] = content, self._put(content, files)
-                message.content = light[id(content)][1]
+                if id(content) not in replaced:
+                    # The original is kept as well, so that its id is not reused.
+                    replaced[id(content)] = content, self._store(content, files)
+                message.content = replaced[id(content)][1]
             yield ready
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
 
-    def _put(self, content: RecordDict, files: list[Path]) -> RecordDict:
-        rest, named = RecordDict(), ConfigRecord()
+    def _store(self, content: RecordDict, files: list[Path]) -> RecordDict:
+        """Write a message's arrays to files; returns its content with the files' names instead."""
+        rest, paths = RecordDict(), ConfigRecord()
         for name, record in content.items():
             if isinstance(record, ArrayRecord):
                 self.path.mkdir(parents=True, exist_ok=True)
                 files.append(self.path / f"{PREFIX}{uuid4()}.safetensors")
                 tensors = records.to_tensors(record)
                 save_file({key: value.contiguous() for key, value in tensors.items()}, files[-1])
-                named[name] = str(files[-1])
+                paths[name] = str(files[-1])
             else:
                 rest[name] = record
-        if named:
-            rest[SHARED] = named
+        if paths:
+            rest[SHARED] = paths
         return rest
 
 
-def sent_with(message: Message) -> Tensors:
-    """The weights that a message carries, or names the file of; not to be changed."""
+def received_weights(message: Message) -> Tensors:
+    """The weights in a message, or in the file that it names; shared, so not to be modified."""
     content = message.content
     if SHARED in content.config_records:
-        return _mapped(str(content.config_records[SHARED][records.ARRAYS]))
+        return _load(str(content.config_records[SHARED][records.ARRAYS]))
     return records.to_tensors(content.array_records[records.ARRAYS])
 
 
 @lru_cache(maxsize=1)
-def _mapped(path: str) -> Tensors:
+def _load(path: str) -> Tensors:
     return load_file(path)

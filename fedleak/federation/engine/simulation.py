@@ -1,4 +1,4 @@
-"""A federation simulated on Flower's Ray engine, which is gone when it has ended."""
+"""Simulation of a federation on Flower's Ray engine, which is shut down at the end."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
-# All are read when the packages are imported or started.
+# The packages read these when they are imported or started.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -32,32 +32,38 @@ from torch import nn
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
-from fedleak.federation.engine.checkpoint import Outcome, client_memories, read_outcome
+from fedleak.federation.engine.checkpoint import Outcome, client_state_folder, read_outcome
 from fedleak.federation.engine.client import TruthFolder, client_app
-from fedleak.federation.engine.server import GRACE_SECONDS, Interception, Line, server_app
-from fedleak.federation.engine.shared_weights import SharedFolder
-from fedleak.federation.engine.virtual_clients import seats
+from fedleak.federation.engine.server import (
+    GRACE_SECONDS,
+    FederationServer,
+    Interception,
+    ServerControl,
+    server_app,
+)
+from fedleak.federation.engine.shared_weights import SharedWeightsFolder
+from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
 from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores, cap_threads
 
-# Flower has read its variable already if something else of it was imported before.
+# If another part of Flower was imported before, it has read its variable already.
 telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
-# How long the engine may take to wind down after the last round.
-HUNG_SECONDS = 5.0
-# How long the server may take to notice that it is to stop.
+# Time limits in seconds: for the engine to shut down after the last round,
+SHUTDOWN_SECONDS = 5.0
+# for the server to notice that it was told to stop,
 STOP_SECONDS = 5.0
-# How long the engine may take to notice that it is to stop, or that its clients have ended.
-ALARM_SECONDS = 3.0
+# and for the engine to notice that it was told to stop, or that its clients have ended.
+NOTICE_SECONDS = 3.0
 
 
 class FederationError(RuntimeError):
-    """The federation itself broke down, as opposed to one of its clients."""
+    """The server or the engine of a federation failed, as opposed to one of its clients."""
 
 
 def simulate(
@@ -71,74 +77,81 @@ def simulate(
     checkpoint: Path,
     observer: Observer,
 ) -> Outcome:
-    """Run a federation to its end; resumed from the checkpoint if there is one.
+    """Run a federation to its last round, resuming from the checkpoint if there is one.
 
     Args:
         config: the configuration of this federation.
         data: its data, for the server's evaluation.
-        model: the LightningModule before its first round; it is the server's from here on.
-        strategy: the honest inner strategy, likewise.
+        model: the LightningModule before its first round; the server changes its weights.
+        strategy: the honest inner strategy; the server changes its state.
         interception: the malicious side of the server.
         truth: folder for the victims' ground truth.
-        checkpoint: file that holds the state between rounds; the clients' own is kept beside it.
-        observer: told of what happens.
+        checkpoint: file that holds the state between rounds; the clients' states are stored in a
+            folder beside it.
+        observer: notified of events.
 
     Returns:
-        How it went.
+        Rounds done, failures and metrics.
 
     Raises:
         BadInput: if the checkpoint is damaged.
         FederationError: if the server or the engine failed.
-        KeyboardInterrupt: if it was interrupted; what is done stays, for resuming.
+        KeyboardInterrupt: if it was interrupted; the completed rounds can be resumed.
     """
     federation = config.federation
     outcome = read_outcome(checkpoint, federation.rounds)
     if outcome.rounds == federation.rounds:
         return outcome
-    line, broken = Line(), None
-    # As many clients train at once as there are slots; the others wait for their turn.
-    all_ = federation.client_evaluation or federation.clients_per_round is None
-    asked = federation.clients if all_ else federation.clients_per_round
-    turns = ceil((asked or 1) / max(1, int(_cpus(config) / federation.cpus_per_client)))
-    patience = turns * federation.client_timeout + GRACE_SECONDS
-    memories = client_memories(checkpoint)
-    # Flower's mods want the weights in the message.
-    shared = None if config.mods else SharedFolder(memories.path)
+    control, engine_error = ServerControl(), None
+    client_states = client_state_folder(checkpoint)
+    # Flower's mods expect the weights in the message.
+    shared = None if config.mods else SharedWeightsFolder(client_states.path)
     if shared is not None:
         shared.clear()
-    server = server_app(
+    server = FederationServer(
         config, data, cast(LightningModule, model), strategy, interception, checkpoint, outcome,
-        observer, line, patience, shared,
+        observer, control, _round_timeout(config), shared,
     )  # fmt: skip
-    memories.rewind(outcome.rounds)  # the round that was interrupted is run again
-    client = client_app(config, TruthFolder(truth.resolve()), memories)
-    cap_threads(1)  # the cores belong to the clients while they train
+    client_states.rewind(outcome.rounds)  # the round that was interrupted is run again
+    client = client_app(config, TruthFolder(truth.resolve()), client_states)
+    cap_threads(1)  # the clients use the cores while they train
     try:
-        run_on_ray(config, server, client, line)
+        run_on_ray(config, server_app(server), client, control)
     except Exception as error:
-        # When a client that hangs is ended, the engine complains after the last round.
-        broken = error
+        # When a client that hangs is killed, the engine raises after the last round.
+        engine_error = error
     finally:
         cap_threads(available_cores())
-    if isinstance(line.error, KeyboardInterrupt | SystemExit | BadInput):
-        raise line.error
+    if isinstance(control.error, KeyboardInterrupt | SystemExit | BadInput):
+        raise control.error
     if outcome.rounds < federation.rounds:
-        reason = line.error or broken
-        raise FederationError(f"The federation failed: {_root(reason)}.") from reason
+        reason = control.error or engine_error
+        raise FederationError(f"The federation failed: {_root_cause(reason)}.") from reason
     return outcome
 
 
-def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Line) -> None:
-    """Run a ServerApp with clients in Ray's workers; Ray is gone afterwards.
+def _round_timeout(config: RunConfig) -> float:
+    """Time limit of a round in seconds; clients beyond the number of slots wait for a free one."""
+    federation = config.federation
+    sampled = federation.clients_per_round or federation.clients
+    asked = federation.clients if federation.client_evaluation else sampled
+    slots = max(1, int(_cpus(config) / federation.cpus_per_client))
+    return ceil(asked / slots) * federation.client_timeout + GRACE_SECONDS
 
-    Flower's engine waits for its clients without end and cannot be interrupted, so it gets a thread
-    of its own, and clients that nobody waits for any more are killed.
+
+def run_on_ray(
+    config: RunConfig, server: ServerApp, client: ClientApp, control: ServerControl
+) -> None:
+    """Run a ServerApp with clients in Ray's workers, then shut Ray down.
+
+    Flower's engine waits for its clients without a time limit and cannot be interrupted, so it runs
+    in a thread of its own, and clients that no one waits for any more are killed.
 
     Args:
-        config: number of clients and what each occupies.
-        server: the server, which holds the other end of ``line``.
+        config: number of clients and the resources of each.
+        server: the server, which shares ``control``.
         client: the client.
-        line: tells the server to stop, and tells when it needs no client any more.
+        control: stops the server, and reports when it needs no client any more.
     """
     federation, errors = config.federation, list[Exception]()
 
@@ -147,7 +160,7 @@ def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Li
             run_simulation(
                 server_app=server,
                 client_app=client,
-                num_supernodes=seats(config),
+                num_supernodes=num_supernodes(config),
                 backend_config={
                     "client_resources": {
                         "num_cpus": federation.cpus_per_client,
@@ -161,40 +174,41 @@ def run_on_ray(config: RunConfig, server: ServerApp, client: ClientApp, line: Li
     with quiet(), _ray(config):
         thread = threading.Thread(target=engine, daemon=True)
         thread.start()
-        patience = ALARM_SECONDS
+        timeout = NOTICE_SECONDS
         try:
-            while thread.is_alive() and not line.ended.wait(POLL_SECONDS):
+            while thread.is_alive() and not control.ended.wait(POLL_SECONDS):
                 pass
-            patience = HUNG_SECONDS
+            timeout = SHUTDOWN_SECONDS
         finally:
-            line.stop.set()
-            if line.begun.is_set():
-                line.ended.wait(STOP_SECONDS)
-            thread.join(patience)
-            # A client's alarm clock makes it raise an exception; if it is deaf, it is killed.
+            control.stop.set()
+            if control.started.is_set():
+                control.ended.wait(STOP_SECONDS)
+            thread.join(timeout)
+            # SIGALRM makes a client raise an exception; a client that ignores it is killed.
             for number in (signal.SIGALRM, signal.SIGKILL):
                 if thread.is_alive():
                     _signal_clients(number)
-                    thread.join(ALARM_SECONDS)
+                    thread.join(NOTICE_SECONDS)
     if errors:
         raise errors[0]
 
 
 def check_resources(config: RunConfig) -> None:
-    """Check that there is an engine to run a client on.
+    """Check that the engine's resources suffice for one client.
 
     Raises:
-        BadInput: if a client wants a GPU that is not there, or there is no cluster at the address.
+        BadInput: if a client needs more GPUs than this machine has, or there is no Ray cluster at
+            the address.
     """
-    federation, there = config.federation, torch.cuda.device_count()
+    federation, gpus = config.federation, torch.cuda.device_count()
     if federation.ray_address is None:
         require(
-            federation.gpus_per_client <= there,
-            f"Expected `federation.gpus_per_client` to be at most the number of GPUs here, {there},"
+            federation.gpus_per_client <= gpus,
+            f"Expected `federation.gpus_per_client` to be at most the number of GPUs here, {gpus},"
             f" got {federation.gpus_per_client:g}.",
         )
     elif found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", federation.ray_address):
-        # Ray itself would try for many minutes.
+        # Ray itself would retry for many minutes.
         try:
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
@@ -206,7 +220,7 @@ def check_resources(config: RunConfig) -> None:
 
 @contextmanager
 def _ray(config: RunConfig) -> Iterator[None]:
-    """Ray within the block: a private one, or the cluster of the configuration."""
+    """Within the block, Ray runs: a private instance, or the cluster of the configuration."""
     federation = config.federation
     settings: dict[str, Any] = {
         "include_dashboard": False,
@@ -218,34 +232,37 @@ def _ray(config: RunConfig) -> Iterator[None]:
     else:
         settings["address"] = federation.ray_address
     use_large_pages()
-    # A worker has to find a user's own modules where this process finds them.
+    # Workers import a user's own modules from the same folders as this process.
     workers = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    # Those of a cluster at an address are not started with this process's environment.
+    # The workers of a cluster at an address do not inherit this process's environment.
     workers |= {name: os.environ[name] for name in LARGE_PAGES}
     settings["runtime_env"] = {"env_vars": workers}
-    # The switch of Ray's own debugger: a worker that dies shows in the reply, not on the screen.
+    # Ray's debugger sets this too: a worker's failure is reported in its reply, not printed.
     ray._private.worker._worker_logs_enabled = False
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     try:
-        with _own_signals():
+        with _restore_sigterm_handler():
             ray.init(**settings)
         yield
     finally:
         started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        with suppress(Exception), _own_signals():
+        with suppress(Exception), _restore_sigterm_handler():
             ray.shutdown()
-        # What was interrupted while it started may have left something behind.
+        # Ray may have left processes behind if it was interrupted while it started.
         for process in psutil.wait_procs(started, timeout=1)[1]:
             with suppress(psutil.Error):
                 process.kill()
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray ends the process at SIGTERM without a word to anybody; here its handler is taken back.
+def _restore_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces when it starts and when it shuts down.
 
-    When it starts, that is a handler of its own; when it ends, the system's default, which Python
-    does not know of.
+    On start-up Ray installs a handler that ends the process silently; on shutdown it installs the
+    system's default behind Python's back.
+
+    Raises:
+        KeyboardInterrupt: if Ray's handler ends the process within the block.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -258,20 +275,20 @@ def _own_signals() -> Iterator[None]:
 
 
 def _cpus(config: RunConfig) -> int:
-    """CPUs of the private engine: those of the machine, but enough for one client."""
+    """CPUs of the private Ray instance: those of this process, but enough for one client."""
     return max(available_cores(), ceil(config.federation.cpus_per_client))
 
 
 def _signal_clients(number: signal.Signals) -> None:
-    """Signal the workers of the private engine, for whose replies Flower would wait for ever."""
+    """Signal the workers of the private Ray instance, whose replies Flower is waiting for."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if "".join(process.cmdline()[:1]).startswith("ray::ClientAppActor"):
                 process.send_signal(number)
 
 
-def _root(error: BaseException | None) -> str:
-    """What lies at the bottom of a chain of exceptions, in one line."""
+def _root_cause(error: BaseException | None) -> str:
+    """The message of the first exception in a chain of causes, in one line."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

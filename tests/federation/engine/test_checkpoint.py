@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, or of another federation, is refused in a sentence."""
+"""Checkpoints, and the refusal of those that are damaged or of another federation."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from safetensors.torch import load_file, save_file
 
 from fedleak.errors import BadInput
-from fedleak.federation.engine.checkpoint import (
-    Outcome,
-    read_outcome,
-    restore,
-    write_checkpoint,
-)
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore, write_checkpoint
 from tests.federation.fakes import same_tensors
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -50,7 +44,7 @@ def test_weights_come_back_in_the_order_of_the_model(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", None])
-def test_half_a_checkpoint(path: Path, content: bytes | None) -> None:
+def test_a_truncated_checkpoint(path: Path, content: bytes | None) -> None:
     path.write_bytes(path.read_bytes()[:100] if content is None else content)
     for read in (read_outcome, lambda path: restore(path, FedAvg())):
         with pytest.raises(BadInput, match=r"a complete safetensors file at .*unfinished"):
@@ -68,7 +62,7 @@ def test_half_a_checkpoint(path: Path, content: bytes | None) -> None:
         {"rounds": 2, "failures": 0, "metrics": {"1": 3}},
     ],
 )  # fmt: skip
-def test_figures_of_another_shape(path: Path, outcome: Any) -> None:
+def test_invalid_results_in_a_checkpoint(path: Path, outcome: Any) -> None:
     changed(path, outcome=outcome)
     with pytest.raises(BadInput, match=r"the state of this federation in .* delete the file"):
         read_outcome(path)
@@ -89,7 +83,7 @@ def test_more_rounds_than_the_federation_has(path: Path) -> None:
         {"strategy/m_t": {"kind": "dict", "keys": [["a"]]}}, "[]",
     ],
 )  # fmt: skip
-def test_state_of_another_shape(path: Path, state: Any) -> None:
+def test_invalid_strategy_state_in_a_checkpoint(path: Path, state: Any) -> None:
     changed(path, strategy=state)
     with pytest.raises(BadInput, match=r"the state of this federation in .* delete the file"):
         restore(path, FedAdam())
@@ -108,15 +102,7 @@ def test_weights_of_another_model(path: Path, weights: dict[str, torch.Tensor]) 
         restore(path, FedAdam(), weights)
 
 
-def test_a_damaged_memory_and_a_file_of_somebody_else(tmp_path: Path) -> None:
-    folder = MemoryFolder(tmp_path)
-    folder.write(1, 0, {"x": torch.ones(2)})
-    (tmp_path / "0" / "notes.safetensors").touch()
-    (tmp_path / "0" / "9999999999.safetensors").touch()
-    assert same_tensors(folder.read(0), {"x": torch.ones(2)})
-    (tmp_path / "0" / "1.safetensors").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"complete safetensors file at .*1.safetensors"):
-        folder.read(0)
-    folder.rewind(0)
-    assert folder.read(0) == {}
-    assert (tmp_path / "0" / "notes.safetensors").exists()
+def test_without_a_checkpoint_no_round_is_done(tmp_path: Path) -> None:
+    assert read_outcome(tmp_path / "none") == Outcome()
+    assert Outcome().accuracy is None
+    assert Outcome(1, 0, {1: {"val_acc": 0.5}}).accuracy == 0.5

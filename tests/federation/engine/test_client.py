@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import MessageType
+from safetensors import safe_open
 from torch.nn import functional
 
+from fedleak import experiment
 from fedleak.attacks.matching.costs import COSTS
 from fedleak.attacks.matching.local_steps import DummyUpdate
 from fedleak.build import client_samples, knowledge_of, make_data, make_model
@@ -17,12 +19,15 @@ from fedleak.config import RunConfig
 from fedleak.federation import client_app, records
 from fedleak.federation.engine.client import TruthFolder
 from fedleak.models import noise_slots
-from fedleak.updates.files import Tensors
+from fedleak.registry import Plugin
+from fedleak.runs.folder import RunFolder
+from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate, weights_to_gradient
 from tests.federation.fakes import ask, same_tensors
-from tests.federation.runs import clients_by_class, tiny_config, tiny_data
+from tests.federation.runs import clients_by_class, in_process, tiny_config, tiny_data
 from tests.federation.user_models import RAISES, SLEEPS
+from tests.federation.user_runs import config, literal_gradient, run, updates_of
 from tests.reference import dense_gradient
 
 PRECODE = {"bottleneck_size": 6, "beta": 0.01}
@@ -149,7 +154,7 @@ def test_fedavg_over_epochs_equals_sgd_by_hand(data: Path) -> None:
 def test_truth_of_several_steps_explains_the_weights(
     batch_size: int, epochs: int, clients: int, data: Path
 ) -> None:
-    """What is kept of the noise, simulated by the attacks' own code, gives what was sent."""
+    """With the stored noise, the attacks' own simulation of the steps gives the weights sent."""
     config = config_of(
         data, protocol="fedavg", batch_size=batch_size, local_epochs=epochs, clients=clients,
         model_args={"width": 12, "precode": PRECODE},
@@ -278,10 +283,10 @@ def test_query_gives_the_clients_number(data: Path) -> None:
     assert content["metrics"][records.CLIENT] == 3
 
 
-def test_a_client_that_hangs_is_ended_when_its_time_is_up(data: Path) -> None:
+def test_a_client_that_hangs_is_ended_after_its_time_limit(data: Path) -> None:
     config = config_of(
-        data, path=f"{MODULES}.Moody", model_args={}, partition="shards", shards_per_client=1,
-        client_timeout=1.0,
+        data, path=f"{MODULES}.FailingByClass", model_args={}, partition="shards",
+        shards_per_client=1, client_timeout=1.0,
     )  # fmt: skip
     by_class = clients_by_class(config)
     app, (_, sent) = client_app(config), model_and_weights(config)
@@ -293,7 +298,7 @@ def test_a_client_that_hangs_is_ended_when_its_time_is_up(data: Path) -> None:
     time.sleep(1.1)
 
 
-def test_bad_input_inside_a_worker_keeps_its_sentence(data: Path) -> None:
+def test_bad_input_inside_a_worker_keeps_its_message(data: Path) -> None:
     config = config_of(data)
     app, (_, sent) = client_app(config), model_and_weights(config)
     other = data.parent / "elsewhere.npz"
@@ -301,3 +306,60 @@ def test_bad_input_inside_a_worker_keeps_its_sentence(data: Path) -> None:
     with pytest.raises(RuntimeError, match="found no file"):
         ask(client_app(config), 0, sent)
     ask(app, 0, sent)
+
+
+CLIPPING = Plugin("fedleak.defenses.clipping.Clipping", {"max_norm": 0.1})
+
+
+def test_every_client_is_the_user_of_its_number(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", rounds=1)
+    run(settings)
+    data = make_data(settings)
+    found = updates_of(settings)
+    assert len(found) == 7
+    for update, truth in found:
+        assert torch.equal(truth.inputs[0], data.train_set[update.client][0])
+
+
+def test_the_compressed_gradient_is_complete(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", rounds=1)
+    run(settings)
+    for update, truth in updates_of(settings):
+        expected = literal_gradient(settings, update.sent, truth)
+        assert set(update.received) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(update.received[name], value, rtol=1e-5, atol=1e-7)
+    path = update_files(RunFolder(Path(settings.output)).updates())[0]
+    with safe_open(path, framework="pt") as file:
+        sent = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert sent < 0.2 * sum(value.numel() for value in expected.values())
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_tied_weights_move_together(tmp_path: Path, protocol: str) -> None:
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", rounds=2, protocol=protocol, model_args={},
+        path="tests.federation.user_models.Tied", defenses=(CLIPPING,),
+    )  # fmt: skip
+    with in_process():
+        experiment.run(settings)
+    first, second = (
+        next(update.sent for update, _ in updates_of(settings) if update.round == round_)
+        for round_ in (1, 2)
+    )
+    names = ("layers.in/1.weight", "layers.in/2.weight")
+    for sent in (first, second):
+        assert torch.equal(sent[names[0]], sent[names[1]])
+    assert not torch.equal(first[names[0]], second[names[0]])
+
+
+def test_a_rising_beta_is_the_same_for_client_and_attacker(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", {"anneal_steps": 4, "beta": 5.0}, rounds=3)
+    run(settings)
+    seen = set()
+    for update, truth in updates_of(settings):
+        seen.add(int(update.sent["steps"]))
+        expected = literal_gradient(settings, update.sent, truth)
+        for name, value in expected.items():
+            torch.testing.assert_close(update.received[name], value, rtol=1e-4, atol=1e-6)
+    assert seen == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""What clients' defences keep from round to round survives an interruption."""
+"""The state of clients' defences is stored, and restored after an interruption."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from fedleak import experiment
 from fedleak.config import RunConfig
-from fedleak.federation.engine.client_state import MemoryFolder
+from fedleak.errors import BadInput
+from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.registry import Plugin
 from tests.federation.fakes import same_tensors
 from tests.federation.runs import (
@@ -28,8 +29,8 @@ def value(number: float) -> dict[str, torch.Tensor]:
     return {"0/weight": torch.full((2, 3), number)}
 
 
-def test_a_memory_is_that_of_the_last_round_and_can_be_rewound(tmp_path: Path) -> None:
-    folder = MemoryFolder(tmp_path / "memories")
+def test_a_state_is_that_of_the_last_round_and_can_be_rewound(tmp_path: Path) -> None:
+    folder = ClientStateFolder(tmp_path / "memories")
     assert folder.read(3) == {}
     folder.rewind(0)
     for round_ in (2, 9, 10):  # the client is not asked in every round
@@ -44,11 +45,11 @@ def test_a_memory_is_that_of_the_last_round_and_can_be_rewound(tmp_path: Path) -
     assert [path.name for path in folder.path.rglob("*.*")] == ["9.safetensors"]
 
 
-def test_tensors_of_any_layout_are_kept(tmp_path: Path) -> None:
+def test_tensors_of_any_memory_layout_are_stored(tmp_path: Path) -> None:
     whole = torch.arange(6.0).reshape(2, 3)
     memory = {"rows": whole, "columns": whole.T, "one": whole[0]}
-    MemoryFolder(tmp_path).write(1, 0, memory)
-    assert same_tensors(MemoryFolder(tmp_path).read(0), memory)
+    ClientStateFolder(tmp_path).write(1, 0, memory)
+    assert same_tensors(ClientStateFolder(tmp_path).read(0), memory)
 
 
 def assert_same_updates(left: RunConfig, right: RunConfig) -> None:
@@ -62,7 +63,7 @@ def assert_same_updates(left: RunConfig, right: RunConfig) -> None:
 
 @pytest.mark.parametrize("when", ["after a round", "within a round"])
 @pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
-def test_a_resumed_federation_ends_as_an_uninterrupted_one(
+def test_a_resumed_federation_gives_the_updates_of_an_uninterrupted_one(
     protocol: str, when: str, tmp_path: Path
 ) -> None:
     whole = tiny_config(
@@ -89,7 +90,7 @@ def test_a_resumed_federation_ends_as_an_uninterrupted_one(
     assert_same_updates(whole, config)
 
 
-def test_without_its_memory_a_resumed_federation_would_end_otherwise(tmp_path: Path) -> None:
+def test_without_client_state_a_resumed_federation_gives_other_updates(tmp_path: Path) -> None:
     """The comparison above can fail."""
     whole = tiny_config(
         tiny_data(tmp_path), tmp_path / "whole", rounds=3, batch_size=8, defenses=(FEEDBACK,)
@@ -106,7 +107,21 @@ def test_without_its_memory_a_resumed_federation_would_end_otherwise(tmp_path: P
         experiment.run(whole)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config, [Recorder("round_evaluated", stop)])
-        MemoryFolder(tmp_path / "run" / "updates" / "unfinished").rewind(0)
+        ClientStateFolder(tmp_path / "run" / "updates" / "unfinished").rewind(0)
         experiment.run(config, resume=True)
     with pytest.raises(AssertionError, match="r0003-c"):
         assert_same_updates(whole, config)
+
+
+def test_a_damaged_state_and_files_with_other_names(tmp_path: Path) -> None:
+    folder = ClientStateFolder(tmp_path)
+    folder.write(1, 0, {"x": torch.ones(2)})
+    (tmp_path / "0" / "notes.safetensors").touch()
+    (tmp_path / "0" / "9999999999.safetensors").touch()
+    assert same_tensors(folder.read(0), {"x": torch.ones(2)})
+    (tmp_path / "0" / "1.safetensors").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"complete safetensors file at .*1.safetensors"):
+        folder.read(0)
+    folder.rewind(0)
+    assert folder.read(0) == {}
+    assert (tmp_path / "0" / "notes.safetensors").exists()

@@ -50,7 +50,7 @@ def test_nodes_come_in_the_order_of_the_clients() -> None:
     assert list(grid.get_node_ids()) == [11, 50, 32]
 
 
-def test_replies_are_sorted_and_told_as_they_come() -> None:
+def test_replies_are_sorted_and_reported_as_they_arrive() -> None:
     fake = FakeGrid(list(NUMBERS), echo)
     grid, told = ordered(fake)
     told.clear()
@@ -128,7 +128,7 @@ def test_the_event_stops_the_waiting_for_clients() -> None:
         ordered(FakeGrid([11], echo), stop=stop)
 
 
-def test_clients_that_cannot_even_say_their_number_end_the_run() -> None:
+def test_clients_that_do_not_answer_with_their_number_end_the_run() -> None:
     def broken(question: Message) -> Message:
         return fails(question, "no such module") if question.metadata.dst_node_id == 24 else echo(
             question

@@ -24,7 +24,7 @@ from fedleak.errors import BadInput
 from fedleak.federation import client_app, records, simulate
 from fedleak.federation.engine.checkpoint import Outcome, restore
 from fedleak.federation.engine.grid import OrderedGrid
-from fedleak.federation.engine.server import Interception, Line, make_strategy
+from fedleak.federation.engine.server import Interception, ServerControl, make_strategy
 from fedleak.federation.engine.simulation import run_on_ray
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
@@ -42,13 +42,13 @@ from tests.federation.runs import (
     tiny_data,
     without_seconds,
 )
-from tests.federation.user_models import DEAF, RAISES, SLEEPS
+from tests.federation.user_models import IGNORES_SIGNALS, RAISES, SLEEPS
 
 MODULES = "tests.federation.user_models"
 
 
 def photos_config(output: Path, **federation: Any) -> RunConfig:
-    """LeNet on the photographs, at a learning rate at which it learns."""
+    """LeNet on the photographs, with a learning rate at which it converges."""
     settings = {"protocol": "fedavg", "batch_size": 32} | federation
     return RunConfig(
         data=Plugin("fedleak.data.photos.Photos"),
@@ -60,7 +60,7 @@ def photos_config(output: Path, **federation: Any) -> RunConfig:
 
 
 def malicious(config: RunConfig, observer: Observer) -> tuple[Tensors, Outcome]:
-    """The final weights of fedleak's federation, and how it went."""
+    """The final weights of fedleak's federation, and its outcome."""
     folder = RunFolder(Path(config.output))
     for path in (folder.updates(), folder.truth()):
         path.mkdir(parents=True)
@@ -87,7 +87,7 @@ def _unused(*_: object) -> Any:
 
 
 def plain_flower(config: RunConfig, engine: Any) -> Tensors:
-    """The final weights of Flower's own FedAvg, with nobody listening."""
+    """The final weights of Flower's own FedAvg, without a malicious strategy."""
     federation = config.federation
     found: list[ArrayRecord] = []
     app = ServerApp()
@@ -104,7 +104,7 @@ def plain_flower(config: RunConfig, engine: Any) -> Tensors:
         )
         found.append(result.arrays)
 
-    engine(config, app, client_app(config), Line())
+    engine(config, app, client_app(config), ServerControl())
     return records.to_tensors(found[0])
 
 
@@ -126,8 +126,8 @@ def test_no_simulation_sends_telemetry_whatever_was_imported_before() -> None:
 
 
 @contextmanager
-def sigterm_heard_afterwards() -> Iterator[None]:
-    """Who listened to SIGTERM before the block hears it behind it; else the process ends there."""
+def sigterm_handler_restored() -> Iterator[None]:
+    """The handler of SIGTERM from before the block handles it again afterwards."""
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
@@ -141,7 +141,7 @@ def sigterm_heard_afterwards() -> Iterator[None]:
 def test_a_federation_learns_and_ends_as_plain_fedavg_does(tmp_path: Path) -> None:
     config = photos_config(tmp_path / "run", clients=4, rounds=3)
     observer = Recorder()
-    with nothing_left_running(), sigterm_heard_afterwards():
+    with nothing_left_running(), sigterm_handler_restored():
         weights, outcome = malicious(config, observer)
     assert same_tensors(weights, plain_flower(config, run_in_process))
     accuracies = [m["test/accuracy"] for _, _, m in observer.arguments("round_evaluated")]
@@ -204,10 +204,10 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.federation.engine.simulation.GRACE_SECONDS", 10.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.HUNG_SECONDS", 1.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.ALARM_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.simulation.SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.simulation.NOTICE_SECONDS", 1.0)
     config = tiny_config(
-        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.Moody", model_args={},
+        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.FailingByClass", model_args={},
         partition="shards", shards_per_client=1, client_timeout=2.0, cpus_per_client=0.5,
         attacks=(attack_plugin("iga"),),
     )  # fmt: skip
@@ -222,7 +222,7 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     assert reasons == {
         by_class[RAISES]: "the camera is broken",
         by_class[SLEEPS]: "the client did not finish within 2 s",
-        by_class[DEAF]: "it did not answer in time",
+        by_class[IGNORES_SIGNALS]: "it did not answer in time",
     }
     (attacked,) = observer.arguments("victim_attacked")
     assert attacked[2].client == by_class[3]
