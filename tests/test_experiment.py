@@ -240,13 +240,13 @@ def test_attacks_in_the_round_give_the_same_as_afterwards(
     assert status_of(config) == "complete"
 
 
-def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
+def test_diagnostics_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
     config = tiny_config(
         data, tmp_path / "run", model_args=PRECODE, batch_size=1, victim_clients=[0, 2],
         attacks=(Plugin("fedleak.attacks.exact_nra.ExactNRA"), attack_plugin("nra")),
     )  # fmt: skip
     run(config)
-    lines = RunFolder(Path(config.output)).findings.read_text().splitlines()
+    lines = RunFolder(Path(config.output)).diagnostics.read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [(line["attack"], line["client"]) for line in found] == [
         ("exact_nra", 0), ("exact_nra", 2)

@@ -32,7 +32,7 @@ from fedleak.reporting.charts import (
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import FORMAT, read_panels
 from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listing, verdict, wilson
-from fedleak.runs.diagnostics import read_findings
+from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
 from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
@@ -106,8 +106,8 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         panels=panels,
         lists=lists,
         hidden=len(samples[VICTIMS:]),
-        findings=read_findings(folder.findings),
-        most_findings=VICTIMS,
+        diagnostics=read_diagnostics(folder.diagnostics),
+        most_diagnostics=VICTIMS,
         clients=client_rows(rows, scoring),
         training=training_charts(scalars),
         costs=cost_charts(scalars, _leaked(rows)),

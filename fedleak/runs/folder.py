@@ -23,7 +23,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.results = path / "results.csv"
-        self.findings = path / "findings.jsonl"
+        self.diagnostics = path / "diagnostics.jsonl"
         self.summary = path / "summary.json"
         self.figures = path / "figures"
         self.tensorboard = path / "tensorboard"

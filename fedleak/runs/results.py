@@ -13,7 +13,7 @@ from typing import Any
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.runs.diagnostics import Attacked, Findings, append_findings, repair_findings
+from fedleak.runs.diagnostics import AttackKey, Diagnostics, append_diagnostics, repair_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import EXTRA_COLUMNS, Scoring
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, read_text
@@ -40,7 +40,7 @@ FINITE = ("seconds", "precision", "recall", "f1")
 ROUNDING = 1e-6
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-Done = set[Attacked]
+Done = set[AttackKey]
 
 
 class Recorder:
@@ -57,7 +57,7 @@ class Recorder:
         self._config = config
         self._scoring = scoring
         self.done = repair_results(folder.results)
-        repair_findings(folder.findings, self.done)
+        repair_diagnostics(folder.diagnostics, self.done)
 
     def record(
         self,
@@ -91,9 +91,11 @@ class Recorder:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
             scores = self._scoring.scores(truth, reconstruction)
-        # Before the rows: an attack whose rows are there is not made again.
-        found = Findings(update.model, attack, update.round, update.client, reconstruction.findings)
-        append_findings(self._folder.findings, found)
+        # Before the rows: an attack whose rows are complete is not repeated.
+        append_diagnostics(
+            self._folder.diagnostics,
+            Diagnostics(update.model, attack, update.round, update.client, reconstruction.findings),
+        )
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")
@@ -231,7 +233,7 @@ def repair_results(path: Path) -> Done:
     return done
 
 
-def _key(row: Row) -> tuple[str, str, int, int]:
+def _key(row: Row) -> AttackKey:
     return str(row["model"]), str(row["attack"]), row["round"], row["client"]
 
 

@@ -33,7 +33,7 @@ from fedleak.reporting.charts import (
 )
 from fedleak.reporting.report import client_rows, plugin_text, spread, write_report
 from fedleak.reporting.verdict import find_outcomes, verdict, wilson
-from fedleak.runs.diagnostics import Findings, append_findings
+from fedleak.runs.diagnostics import Diagnostics, append_diagnostics
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import COLUMNS, append_rows
 from fedleak.updates.files import update_key
@@ -328,20 +328,22 @@ class TestOtherRuns:
         assert "reconstructs 2 of 2" in Page(write_report(folder)).text
         assert folder.results.read_text() == before
 
-    def test_findings(self, tmp_path):
+    def test_diagnostics(self, tmp_path):
         folder = a_folder(tmp_path / "run", STORY)
         for client in range(70):
-            found = Findings("smlp+precode", "exact_nra", 1, client, (f"<i>{client}</i> came off",))
-            append_findings(folder.findings, found)
+            found = Diagnostics(
+                "smlp+precode", "exact_nra", 1, client, (f"<i>{client}</i> inverted",)
+            )
+            append_diagnostics(folder.diagnostics, found)
         page = Page(write_report(folder))
-        assert "How the attacks went" in page.text
-        assert "These are the first 64 of 70; findings.jsonl has all." in page.text
-        assert "<i>63</i> came off" in page.text  # as it stands, and not in italics
-        assert "<i>64</i> came off" not in page.text
+        assert "Attack diagnostics" in page.text
+        assert "These are the first 64 of 70; diagnostics.jsonl has all." in page.text
+        assert "<i>63</i> inverted" in page.text  # escaped, not in italics
+        assert "<i>64</i> inverted" not in page.text
         assert ["open" in details for details in page.all("details")] == [True] + [False] * 63
 
-    def test_without_findings_there_is_no_section(self, tmp_path):
-        assert "How the attacks went" not in a_page(tmp_path / "run", STORY).text
+    def test_without_diagnostics_there_is_no_section(self, tmp_path):
+        assert "Attack diagnostics" not in a_page(tmp_path / "run", STORY).text
 
     def test_missing_picture(self, tmp_path):
         folder = a_folder(tmp_path / "run", STORY)
