@@ -19,6 +19,8 @@ from fedleak.updates.knowledge import LabelRecovery, Protocol
 Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
+BOTTLENECK = "precode"
+"""The setting of a model that puts a bottleneck into it; the baseline is the model without it."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,9 @@ class RunConfig:
                 f"{getattr(federation, name)} {name}, got {chosen}.",
             )
         require(
-            not self.baseline or bool(self.model.init_args.get("precode")),
-            "Expected `model.precode` to be set where `baseline` is true, since the baseline is "
-            "the model without its bottleneck: set it, or leave `baseline` out.",
+            not self.baseline or bool(self.model.init_args.get(BOTTLENECK)),
+            f"Expected `model.{BOTTLENECK}` to be set where `baseline` is true, since the baseline "
+            "is the model without its bottleneck: set it, or leave `baseline` out.",
         )
         require(
             not (self.baseline and self.weights),
@@ -262,9 +264,9 @@ class RunConfig:
         """The federations of the run by subfolder: the baseline's first, if there is one."""
         if not self.baseline:
             return {"": self}
-        plain = {n: value for n, value in self.model.init_args.items() if n != "precode"}
-        bare = replace(self, model=replace(self.model, init_args=plain), baseline=False)
-        return {"baseline": bare, "": replace(self, baseline=False)}
+        settings = {n: value for n, value in self.model.init_args.items() if n != BOTTLENECK}
+        baseline = replace(self, model=replace(self.model, init_args=settings), baseline=False)
+        return {"baseline": baseline, "": replace(self, baseline=False)}
 
     @property
     def model_name(self) -> str:

@@ -16,7 +16,7 @@ from fedleak.build import (
     make_model,
     make_mods,
 )
-from fedleak.config import RunConfig
+from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
@@ -87,8 +87,8 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
         if None not in reasons:
             raise BadInput(
                 f"Expected a model that {attack.name} can attack, but {reasons[0]}: "
-                "choose another `model` (`model.precode` makes one draw noise) or other settings, "
-                "or leave the attack out."
+                f"choose another `model` (with `model.{BOTTLENECK}` it draws noise) or other "
+                "settings, or leave the attack out."
             )
     return Parts(data, models, attacks, scoring)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fedleak.config import BOTTLENECK
 from fedleak.metrics import to_space
 from fedleak.registry import short_name
 from fedleak.reporting.drawing import fitted
@@ -141,8 +142,8 @@ def _add(
 
 def _is_column(study: Study, axis: str) -> bool:
     keys = [key for choice in study.axes[axis] for key in choice.settings]
-    own = ("attacks", "defenses", "model.precode", "model.init_args.precode")
-    return all(any(key == n or key.startswith(f"{n}.") for n in own) for key in keys)
+    beside = ("attacks", "defenses", f"model.{BOTTLENECK}", f"model.init_args.{BOTTLENECK}")
+    return all(any(key == n or key.startswith(f"{n}.") for n in beside) for key in keys)
 
 
 def draw(blocks: Mapping[str, Block], caption: str) -> Image.Image:

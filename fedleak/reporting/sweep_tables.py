@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedleak.config import RunConfig
+from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.registry import short_name
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.scoring import EXTRA_COLUMNS, ImageScoring, scoring_class
 from fedleak.sweep import Study, SweepFolder, finished_rows, load_study
 
 KEYS = ("dataset", "model", "defense", "attack")
-# Axes that change no more than these repeat a measurement; their rows go into one mean.
+# An axis that changes only these repeats a measurement; its rows are averaged.
 REPEATS = {"seed", "victims.clients", "device"}
-# Settings that decide how long a run takes, and not what comes of it.
-UNTOLD = {
+# Settings that affect how long a run takes, but not its results; the caption omits them.
+RUNTIME_SETTINGS = {
     "federation.client_evaluation", "federation.client_timeout", "federation.cpus_per_client",
     "federation.gpus_per_client", "federation.ray_address", "victims.when",
 }  # fmt: skip
@@ -167,7 +167,7 @@ def setting(configs: Sequence[RunConfig]) -> dict[str, Any]:
     return {
         key: found[0]
         for key, found in values.items()
-        if key not in UNTOLD
+        if key not in RUNTIME_SETTINGS
         and found[0] is not None
         and len(found) == counts[key.split(".")[0]]
         and all(value == found[0] for value in found)
@@ -196,8 +196,8 @@ def _put_plugin(parts: dict[str, Any], kind: str, plugin: Mapping[str, Any]) -> 
     name = short_name(kind, plugin["class_path"])
     parts[name] = None  # it occurs, even if nothing is set
     for inner, value in plugin["init_args"].items():
-        # A bottleneck is the same thing in every model.
-        _put(parts, inner if inner == "precode" else f"{name}.{inner}", value)
+        # The bottleneck's settings mean the same in every model, so they are compared across them.
+        _put(parts, inner if inner == BOTTLENECK else f"{name}.{inner}", value)
 
 
 def _put(parts: dict[str, Any], name: str, value: Any) -> None:

@@ -44,7 +44,7 @@ NAN, INF = math.nan, math.inf
 
 
 def a_row(**changes):
-    """A row of results.csv: by default, IGA reconstructs client 0's image of the plain model."""
+    """A row of results.csv: by default, IGA reconstructs client 0's image, without a defence."""
     values = {
         "round": 1, "client": 0, "sample": 0, "attack": "iga", "defense": "none", "model": "smlp",
         "dataset": "victims", "batch_size": 1, "mse": 1e-5, "psnr": 50.0, "ssim": 0.99,
@@ -229,12 +229,12 @@ class TestPage:
 
     def test_tells_the_story(self, tmp_path):
         page = a_page(tmp_path / "run", STORY, events=COSTS | TRAINING)
-        assert "IGA reconstructs 4 of 4 images of the plain smlp." in page.text
+        assert "IGA reconstructs 4 of 4 images of the undefended smlp." in page.text
         assert "PRECODE stops IGA (0 of 4) but not NRA (4 of 4) in this setting." in page.text
-        assert "proves no defence safe" in page.text
+        assert "no evidence that a defence is safe" in page.text
         assert "The attacked model was untrained (round 1)" in page.text
         assert "given the true labels" in page.text
-        assert "up to 49 %, and one of 100 % as low as 51 %" in page.text
+        assert "up to 49 %, and one of 100 % with a true rate as low as 51 %" in page.text
         assert page.cells[1][:6] == ["iga", "smlp", "none", "4", "0.9900 ± 0.0000", "50.00 ± 0.00"]
         assert page.cells[1][7:] == ["100 % (4 of 4)", "51 % to 100 %", "2.0"]
         assert len(page.all("img")) == 4 * 4
@@ -244,7 +244,7 @@ class TestPage:
     def test_setting(self, tmp_path):
         page = a_page(tmp_path / "run", STORY)
         for text in (
-            "victims, shared out iid", "precode (bottleneck_size 8)", "gradient of one batch",
+            "victims, partition iid", "precode (bottleneck_size 8)", "gradient of one batch",
             "iga (iterations 100)", "clients: all; rounds: all", "0.5000 (smlp+precode)",
             "data range 1", "fedleak 0.", "torch ",
         ):  # fmt: skip
@@ -355,17 +355,17 @@ class TestOtherRuns:
         rows = [row | UNSCORED for row in STORY]
         page = a_page(tmp_path / "run", rows, truth=False, config=config)
         assert "4 by IGA on smlp, 4 by IGA on smlp+precode and 4 by NRA" in page.text
-        assert "not known here" in page.text
+        assert "ground truth is not available" in page.text
         assert "recovered them from the updates" in page.text
         assert page.cells[1][4:] == ["–", "–", "–", "not scored", "–", "2.0"]
         assert "SSIM of" not in page.text
-        assert "proves no defence" not in page.text
+        assert "no evidence that a defence" not in page.text
         assert len(page.all("img")) == 3 * 4
 
     def test_the_scaling_is_not_told(self, tmp_path):
         folder = a_folder(tmp_path / "run", STORY, scaled=False)
         page = Page(write_report(folder))
-        assert "summary.json does not tell how they are scaled" in page.text
+        assert "summary.json does not record the scaling" in page.text
         assert len(page.all("img")) == 3 * 4
 
     def test_the_data_are_not_loaded(self, tmp_path):
@@ -420,14 +420,14 @@ class TestVerdict:
     def test_no_rows(self):
         assert self.sentences() == []
 
-    def test_several_attacks_on_the_plain_model(self):
+    def test_several_attacks_on_the_undefended_model(self):
         rows = [*some(3, 4), *some(0, 4, attack="first-layer"), *some(1, 2, attack="idlg")]
         assert self.sentences(*rows) == [
-            "IGA reconstructs 3 of 4 images of the plain smlp, first-layer reconstructs 0 of 4 "
-            "and iDLG reconstructs 1 of 2."
+            "IGA reconstructs 3 of 4 images of the undefended smlp, first-layer reconstructs 0 "
+            "of 4 and iDLG reconstructs 1 of 2."
         ]
 
-    def test_guard_without_comparison_is_not_said_to_stop(self):
+    def test_a_defence_without_comparison_is_not_said_to_stop(self):
         assert self.sentences(*some(0, 8, **PRECODE)) == [
             "IGA (0 of 8) fails on smlp with PRECODE in this setting."
         ]
@@ -436,7 +436,7 @@ class TestVerdict:
             "PRECODE on smlp does not stop NRA (8 of 8); IGA (0 of 8) fails against it."
         ]
 
-    def test_guard_against_an_attack_that_never_worked(self):
+    def test_a_defence_against_an_attack_that_never_worked(self):
         assert self.sentences(*some(0, 8), *some(0, 8, **PRECODE))[1] == (
             "IGA (0 of 8) fails on smlp with PRECODE in this setting."
         )
@@ -455,15 +455,15 @@ class TestVerdict:
         )
 
     def test_all_manners_at_once(self):
-        plain = [*some(8, 8), *some(8, 8, attack="dlg"), *some(8, 8, attack="idlg")]
-        guarded = [
+        undefended = [*some(8, 8), *some(8, 8, attack="dlg"), *some(8, 8, attack="idlg")]
+        defended = [
             *some(0, 8, **PRECODE), *some(1, 8, attack="dlg", **PRECODE),
             *some(7, 8, attack="idlg", **PRECODE), *some(8, 8, attack="nra", **PRECODE),
-            *some(0, 8, attack="ppp", **PRECODE),
+            *some(0, 8, attack="analytic", **PRECODE),
         ]  # fmt: skip
-        assert self.sentences(*plain, *guarded)[1] == (
+        assert self.sentences(*undefended, *defended)[1] == (
             "PRECODE stops IGA (0 of 8) and hinders DLG (1 of 8) but not iDLG (7 of 8) or "
-            "NRA (8 of 8) in this setting; PPP (0 of 8) fails against it."
+            "NRA (8 of 8) in this setting; Analytic (0 of 8) fails against it."
         )
 
     def test_defences(self):
@@ -479,9 +479,9 @@ class TestVerdict:
         ]
 
     def test_never_says_safe(self):
-        for plain in range(5):
-            for guarded in range(5):
-                text = " ".join(self.sentences(*some(plain, 4), *some(guarded, 4, **PRECODE)))
+        for undefended in range(5):
+            for defended in range(5):
+                text = " ".join(self.sentences(*some(undefended, 4), *some(defended, 4, **PRECODE)))
                 assert not re.search("safe|secure|protect|prevent", text)
 
     def test_images_too_small_for_ssim_are_not_scored(self):

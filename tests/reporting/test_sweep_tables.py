@@ -228,7 +228,7 @@ def test_picture_has_originals_and_reconstructions(tmp_path):
     # Two seeds with two clients: four victims, and two groups, each with its originals.
     greens = [(0, 255, 0), (0, 204, 0)]
     assert [count(picture, green) for green in greens] == [4, 4]
-    assert count(picture, (255, 0, 0)) == 8  # IGA on the plain SMLP and LeNet
+    assert count(picture, (255, 0, 0)) == 8  # IGA on the undefended SMLP and LeNet
     assert count(picture, (0, 0, 255)) == 4 + 2  # IGA on PRECODE, and NRA on client 0
     # A column for each of original, IGA base, IGA PRECODE, NRA PRECODE; then the LeNet's two.
     width, height = picture.size
