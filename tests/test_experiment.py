@@ -695,7 +695,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
         (garble, "Expected a complete safetensors file at .*r0001-c0002"),
         (poison, "Expected finite numbers, got NaN or infinity in `classifier.bias`"),
         (reshape, r"Expected `classifier.bias` of shape \(4,\) .*, got \(9,\)"),
-        (rename, r"lacks \['classifier.bias'\] and has \['head'\] besides"),
+        (rename, r"lack \['classifier.bias'\] and additionally have \['head'\]"),
         (forget_the_global_model, "Expected a file at .*r0001-global.safetensors, found none"),
         (Path.unlink, ""),
     ],

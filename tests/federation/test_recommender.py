@@ -371,7 +371,7 @@ def test_who_was_not_drawn_is_not_passed_over_in_silence(tmp_path: Path) -> None
     with in_process():
         experiment.run(settings, [observer])
     ((_, _, reason),) = observer.arguments("attack_skipped")
-    assert "no victim of `victims` took part" in reason
+    assert "no client of `victims` took part" in reason
 
 
 def drawn_by_nobody(settings: RunConfig) -> int:

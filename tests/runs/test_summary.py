@@ -100,7 +100,10 @@ def test_a_federation_of_another_kind(tmp_path: Path, change: dict[str, Any]) ->
         (b"\xff", "text in UTF-8 in"),
         (b"\0", "text in .*NUL"),
         (b"null", "a run's summary in .*, got None"),
-        (json.dumps(SUMMARY | {"x": math.nan}).encode(), "JSON in .*got: NaN, which is no number"),
+        (
+            json.dumps(SUMMARY | {"x": math.nan}).encode(),
+            "JSON in .*got: NaN, which is not a JSON",
+        ),
         (None, "a file at .*summary.json, got: No such file"),
     ],
 )

@@ -405,7 +405,7 @@ INPUTS = torch.zeros(2, 1, 3, 3)
         ({"labels": torch.tensor([[0], [1]])}, "`labels` to be 2 whole numbers"),
         ({"labels": torch.tensor([0.0, 1.0])}, "`labels` to be 2 whole numbers"),
         ({"labels": torch.tensor([True, False])}, "`labels` to be 2 whole numbers"),
-        ({"labels": torch.tensor([0, -1])}, "`labels` to count classes from 0 in .*, got -1"),
+        ({"labels": torch.tensor([0, -1])}, "`labels` to be at least 0 in .*, got -1"),
         ({"inputs": INPUTS[:0]}, "`inputs` of shape .*samples, ..."),
         ({"inputs": torch.zeros(2)}, "`inputs` of shape .*samples, ..."),
         ({"inputs": INPUTS.long()}, "finite floating point numbers in 'inputs'"),
@@ -454,10 +454,14 @@ def test_truth_without_its_batch(tmp_path: Path, missing: str) -> None:
         (
             "sent",
             {"features.1.bias": None},
-            r"update sent lacks \['features.1.bias'\] and has noth",
+            r"its sent tensors lack \['features.1.bias'\] and additionally have noth",
         ),
-        ("received", {"features.1.bias": None}, r"update received lacks \['features.1.bias'\]"),
-        ("received", {"strange": torch.ones(1)}, r"received lacks nothing and has \['strange'\]"),
+        ("received", {"features.1.bias": None}, r"its received tensors lack \['features.1.bias'\]"),
+        (
+            "received",
+            {"strange": torch.ones(1)},
+            r"tensors lack nothing and additionally have \['strange'\]",
+        ),
         (
             "sent",
             {"features.1.bias": torch.ones(25)},
