@@ -71,10 +71,12 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_facts_and_arguments_are_inherited(sample: str) -> None:
     assert read_class(f"{sample}.Base") == ClassSource(
-        {"__doc__": "Not handed down.", "paper": "one two", "needs": "much"}, ["given", "width"]
+        {"__doc__": "Not handed down.", "paper": "one two", "needs": "much"},
+        ["given", "width"],
+        ("paper",),
     )
     assert read_class(f"{sample}.Derived") == ClassSource(
-        {"paper": "one two", "needs": "little"}, ["given", "width"]
+        {"paper": "one two", "needs": "little"}, ["given", "width"], ("paper",)
     )
 
 

@@ -490,7 +490,7 @@ def test_overwriting_begins_again(data: Path, tmp_path: Path) -> None:
     run(config)
     (tmp_path / "run" / "updates" / "left.txt").touch()
     shorter = tiny_config(data, tmp_path / "run", attacks=(attack_plugin("iga"),))
-    with pytest.raises(BadInput, match="`--resume`, replace it by `--overwrite`, or choose"):
+    with pytest.raises(BadInput, match="`--resume`, replace it with `--overwrite`, or choose"):
         run(shorter)
     with pytest.raises(BadInput, match=r"Expected the configuration of .* got another one"):
         run(shorter, resume=True)

@@ -65,8 +65,8 @@ class RunFolder:
             )
             require(
                 resume or overwrite,
-                f"Expected no run at {self.path}, found one: go on with it by `--resume`, replace "
-                "it by `--overwrite`, or choose another `--output`.",
+                f"Expected no run at {self.path}, found one: continue it with `--resume`, replace "
+                "it with `--overwrite`, or choose another `--output`.",
             )
             if resume:
                 found = RunConfig.load(self.config).hash

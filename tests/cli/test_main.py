@@ -246,7 +246,7 @@ def test_other_versions_are_told(fedleak: Command, tmp_path: Path) -> None:
     values = settings(tiny_data(tmp_path), versions={"torch": "1.0", "fedleak": "0.0"})
     said = fedleak("run", "--config", write_yaml(values))
     assert said.code == 0, said.err
-    assert "Note: the configuration was made with torch 1.0, here is 2." in said.out
+    assert "Note: the configuration was made with torch 1.0, installed is 2." in said.out
 
 
 OWN = """
@@ -477,7 +477,7 @@ def test_an_output_that_exists_is_refused(fedleak: Command, tmp_path: Path) -> N
     before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
     refuses(
         fedleak("run", "--config", config, "--output", "mine"),
-        r"go on with it by `--resume`, replace it by `--overwrite`, or choose another `--output`",
+        r"continue it with `--resume`, replace it with `--overwrite`, or choose another `--output`",
     )
     refuses(
         fedleak("run", "--config", config, "--output", "mine", "--seed", 1, "--resume"),
@@ -633,7 +633,8 @@ def test_a_federation_that_breaks_down_is_told_in_a_sentence(
     assert said.code == 1
     (line,) = said.err.splitlines()
     assert line == (
-        "fedleak: The federation failed: no memory left. What is done is kept: go on by `--resume`."
+        "fedleak: The federation failed: no memory left. The results so far are kept: continue "
+        "with `--resume`."
     )
 
 
@@ -649,7 +650,7 @@ def test_an_interruption_leaves_signals_as_they_were(
     said = fedleak("run", "--config", write_yaml(settings(tiny_data(tmp_path))))
     assert said.code == 130
     assert said.err == "fedleak: interrupted.\n"
-    assert "Run interrupted; go on with it by `--resume`." in said.out
+    assert "Run interrupted; continue it with `--resume`." in said.out
     assert json.loads(Path("out/summary.json").read_text())["status"] == "interrupted"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
