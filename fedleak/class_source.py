@@ -23,11 +23,14 @@ class ClassSource:
         arguments: names of its constructor's arguments. None, if the source does not determine
             them or the constructor takes any.
         annotated: names that its own body annotates, in order.
+        fields: the fields that its constructor takes, own and inherited, if it or a base class is a
+            dataclass.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] | None = None
     annotated: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 def read_class(path: str) -> ClassSource:
@@ -66,7 +69,12 @@ def read_class(path: str) -> ClassSource:
         for node in found.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     )
-    return ClassSource(facts, _arguments(found, inherited), annotated)
+    fields = tuple(dict.fromkeys(name for base in inherited for name in base.fields))
+    if _is_dataclass(found):
+        own = _own_fields(found)
+        kept = [name for name in fields if own.get(name, True)]
+        fields = tuple(dict.fromkeys([*kept, *(name for name in own if own[name])]))
+    return ClassSource(facts, _arguments(found, inherited, fields), annotated, fields)
 
 
 @cache
@@ -102,7 +110,26 @@ def _assigned(found: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
             yield node.target.id, node.value
 
 
-def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] | None:
+def _is_dataclass(found: ast.ClassDef) -> bool:
+    """Whether a class has the decorator ``dataclass`` and no other."""
+    names = [ast.unparse(node).partition("(")[0] for node in found.decorator_list]
+    return names in (["dataclass"], ["dataclasses.dataclass"])
+
+
+def _own_fields(found: ast.ClassDef) -> dict[str, bool]:
+    """The fields in the body of a dataclass -> whether the constructor takes them."""
+    return {
+        node.target.id: "init=False" not in ast.unparse(node.value or node.target)
+        for node in found.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not ast.unparse(node.annotation).startswith(("ClassVar", "typing.ClassVar"))
+    }
+
+
+def _arguments(
+    found: ast.ClassDef, inherited: list[ClassSource], fields: tuple[str, ...]
+) -> list[str] | None:
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             given = node.args
@@ -110,7 +137,10 @@ def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] |
                 return None
             named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
             return [argument.arg for argument in named[1:]]
-    # A decorator, such as dataclass, may generate the constructor.
+    if _is_dataclass(found):
+        # A base class of another package may be a dataclass, too.
+        return list(fields) if len(inherited) == len(found.bases) else None
+    # Another decorator may generate a constructor.
     if found.decorator_list or len(inherited) != 1 or len(found.bases) != 1:
         return None
     return inherited[0].arguments

@@ -409,8 +409,7 @@ FILES: list[tuple[str, Any, str]] = [
     ("settings in the wrong place", {"model": {"class_path": "smlp", "width": 3}},
      r"Unknown setting of model `width`: expected one of class_path, init_args\.$"),
     ("no class path", {"attacks": [{"init_args": {}}]},
-      r"Expected `attacks` to name one of .*iga, .*"
-     r"got nothing\.$"),
+     r"Expected `attacks` to be given, got nothing: see `fedleak list attacks`\.$"),
     ("a number for a plugin", {"data": 4}, r"Expected `data` to name one of .*photos.*, got `4`\."),
     ("a number for a section", {"federation": 3}, r"Expected settings as `name: value` in "
      r"`federation`, got `3`\.$"),
@@ -606,9 +605,9 @@ def test_a_broken_configuration_of_a_run_is_refused(fedleak: Command, finished: 
     shutil.copytree(finished.folder.path, "source")
     for text, sentence in (
         ("model: [", r"Expected YAML in `source/config.yaml`"),
-        ("- 1", r"Expected settings as `name: value` in `source/config.yaml`"),
+        ("- 1", r"Expected a mapping in source/config.yaml, got `\[1\]`"),
         ("sede: 1", r"Unknown setting `sede`"),
-        ("seed: 1", r"Expected `--data` with one of"),
+        ("seed: 1", r"Expected `data` to be given, got nothing: see `fedleak list data`"),
         ("federation: 3", r"Expected settings as `name: value` in `federation`, got `3`"),
         ("federation: {clients: two}", r"`federation.clients` to be a whole number, got `two`"),
     ):
