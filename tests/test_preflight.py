@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedleak.build import make_data, make_model
+from fedleak.attacks.labels import refusal
+from fedleak.build import knowledge_of, make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.data import Npz
 from fedleak.errors import BadInput
@@ -148,4 +149,8 @@ def test_a_method_that_no_batch_suits(
 
 @pytest.mark.parametrize("labels", ["idlg", "row_minima"])
 def test_a_method_that_suits_the_batches(configured, labels: Any) -> None:
-    prepare(configured(federation=Federation(clients=4), victims=Victims(labels=labels)))
+    config = configured(federation=Federation(clients=4), victims=Victims(labels=labels))
+    parts = prepare(config)
+    known = knowledge_of(config, parts.data, parts.models[""], labels=None)
+    assert known.label_recovery == labels
+    assert refusal(labels, num_samples=known.num_samples, num_classes=known.num_classes) is None

@@ -34,7 +34,10 @@ def test_a_new_folder(tmp_path: Path) -> None:
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run").open(config(tmp_path), resume=False, overwrite=False)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(config(tmp_path), resume=False, overwrite=False)
+    assert RunConfig.load(folder.config) == config(tmp_path)
+    assert folder.updates().is_dir()
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:

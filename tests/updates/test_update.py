@@ -401,10 +401,17 @@ def test_update_that_does_not_fit(
 def test_an_update_may_leave_buffers_out_or_bring_them() -> None:
     model = Normalised()
     update = with_buffers()
-    update.check(model)
     parameters = {name for name, _ in model.named_parameters()}
     received = {n: v for n, v in update.received.items() if n in parameters}
-    replace(update, protocol="fedsgd", received=received).check(model)
+    assert set(update.received) > parameters
+    for protocol, values in (("fedavg", update.received), ("fedsgd", received)):
+        found = replace(update, protocol=protocol, received=values)
+        found.check(model)
+        knowledge = Knowledge(model, (3, 4, 4), 2, learning_rate=0.5)
+        assert set(found.gradient(model, knowledge)) == parameters
+    missing = replace(update, received=dict(list(received.items())[1:]))
+    with pytest.raises(BadInput, match="its received tensors lack"):
+        missing.check(model)
 
 
 def test_the_estimate_agrees_with_autograd_of_the_model(victim: Victim) -> None:
