@@ -20,8 +20,8 @@ ARGS ?=
 # Test files run side by side, so many at a time; every test computes with one thread.
 WORKERS ?= 2
 
-# What `make matrix` tries, and the tests that it runs: those of what differs between versions of
-# Python and of the packages under fedleak, a real federation among them, and none that takes long.
+# The Pythons of `make matrix` and the tests that it runs: quick ones of the parts that depend on the
+# versions of Python and of the dependencies, including a real federation.
 PYTHONS ?= python3.11 python3.12 python3.13
 QUICK   ?= tests/test_public.py tests/test_class_source.py tests/test_config.py tests/test_registry.py \
 	tests/attacks/test_attacks.py tests/attacks/test_labels.py tests/attacks/closed_form tests/data \
@@ -42,8 +42,8 @@ setup: $(STAMP) ## create .venv and install into it; the targets below do this i
 demo: $(STAMP) ## the main job on embedded photographs: attack a federation, show what leaks
 	$(VENV)/bin/fedleak run --config experiments/main-job/demo.yaml --output runs/demo --overwrite $(ARGS)
 
-# In the files' own order: those with few tests would else come last, and some of them are long.
-test: $(STAMP) ## the tests, but for the slow ones (ARGS="-m slow" runs those)
+# In the files' order: those with few tests would otherwise come last, and some of them are slow.
+test: $(STAMP) ## the tests except the slow ones (ARGS="-m slow" runs those)
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 matrix: ## the quick tests on each Python of 3.11 to 3.13 that is found, in .venv-3.X, made once
@@ -69,7 +69,7 @@ bench-peers: $(STAMP) $(PEERS)/.installed ## speed beside breaching's, in .venv-
 docs: $(STAMP) ## the documentation, into docs/_build/html; fails on a warning
 	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-lint: lint-code lint-format lint-types lint-imports ## all checks: ruff, mypy, the rules of the house
+lint: lint-code lint-format lint-types lint-imports ## all checks: ruff, mypy, the import rules
 
 lint-code: $(STAMP)
 	$(RUN) -m ruff check .
@@ -83,7 +83,7 @@ lint-types: $(STAMP)
 lint-imports: $(STAMP)
 	$(VENV)/bin/lint-imports --no-logo
 
-format: $(STAMP) ## mend what ruff can mend, and lay out the code
+format: $(STAMP) ## fix what ruff can fix, and format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
@@ -93,8 +93,8 @@ clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf docs/_build docs/_generated docs/experiments docs/reference/packages docs/reference/modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp is written last: an installation that was broken off is taken up again, and one that
-# is complete is left alone. A change to setup.cfg or pyproject.toml installs fedleak alone anew.
+# The stamp is written last, so that an interrupted installation is repeated and a complete one is
+# kept. A change of setup.cfg or pyproject.toml reinstalls only fedleak itself.
 $(VENV)/.requirements: requirements.txt
 	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { \
 		echo "fedleak needs Python 3.11, 3.12 or 3.13 with its venv module: install one, or name it with 'make PYTHON=/path/to/python3.11'." >&2; \
@@ -109,7 +109,7 @@ $(STAMP): $(VENV)/.requirements setup.cfg pyproject.toml
 	@touch $@
 	@echo "$(VENV) is ready."
 
-# The peer's packages are kept out of .venv: they have needs of their own.
+# The peer's packages have conflicting requirements and are kept out of .venv.
 $(PEERS)/.installed: benchmarks/peers/requirements.txt | $(STAMP)
 	@echo "Setting up $(PEERS), once. Some minutes: PyTorch is a large download."
 	@$(RUN) -m venv --clear $(PEERS)

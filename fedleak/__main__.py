@@ -7,7 +7,7 @@ from fedleak.extras import MissingExtra, extras_explained
 
 
 def main() -> NoReturn:
-    """The command line; one sentence and exit code 2 where what it needs is not installed."""
+    """The command line; one sentence and exit code 2 if an extra that it needs is not installed."""
     try:
         with extras_explained():
             from fedleak.cli.main import main as command_line

@@ -1,4 +1,4 @@
-"""The front door: attack a gradient, score what came out, look at it, read a run's results."""
+"""The interface for notebooks: attack a gradient, score and show the result, read a run's rows."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,18 +28,18 @@ Gradient = Mapping[str, Any] | Sequence[Any]
 Scale = float | Sequence[float]
 
 EDGE, GAP = 128, 4
-"""Pixels of the longer side of an image in a picture, at the least, and between two."""
+"""Minimum size in pixels of an image's longer side in a picture, and the gap between images."""
 
 
 @dataclass(frozen=True, repr=False)
 class Found(Reconstruction):
-    """What :func:`attack` found.
+    """The result of :func:`attack`: a reconstruction, printed as one line.
 
     Args:
         method: name of the attack.
-        explained: share of what the update tells of the inputs that the reconstruction explains,
-            0 to 1; see :func:`fedleak.attacks.explained.explained_share`.
-        mean: of each channel, with which the inputs are scaled back to pixels.
+        explained: share of the update that the reconstruction explains, 0 to 1; see
+            :func:`fedleak.attacks.explained.explained_share`.
+        mean: mean of each channel, to scale the inputs back to pixels.
         std: standard deviation of each channel.
     """
 
@@ -58,21 +58,27 @@ class Found(Reconstruction):
 
     @property
     def pixels(self) -> Tensor:
-        """The inputs scaled back with mean and standard deviation, clipped to [0, 1]."""
+        """The inputs ``(num_samples, C, H, W)`` scaled back to pixels, clipped to [0, 1].
+
+        Raises:
+            BadInput: if the samples are not images.
+        """
         return _pixels(self.inputs, self.mean, self.std)
 
     def show(self, images: Tensor | None = None, path: str | Path | None = None) -> "Image":
-        """A picture of the reconstructions, below the originals if there are some.
-
-        A notebook displays what is returned.
+        """A picture of the reconstructions, below the originals if they are given.
 
         Args:
-            images: the originals ``(num_samples, C, H, W)`` in the same scaling as the inputs; each
-                is set above the reconstruction that is nearest to it.
-            path: where to save the picture as well.
+            images: the originals ``(num_samples, C, H, W)``, scaled as the inputs; each stands
+                above the reconstruction that is assigned to it.
+            path: a file to which the picture is also saved.
+
+        Returns:
+            The picture, which a notebook displays.
 
         Raises:
-            BadInput: if the samples are no images of 1 or 3 channels.
+            BadInput: if the samples are not images with 1 or 3 channels, or the originals have
+                another shape.
         """
         from fedleak.metrics.assignment import assign
 
@@ -95,7 +101,7 @@ class Scores:
         ssim: structural similarity, -1 to 1.
         psnr: peak signal-to-noise ratio in dB; infinite for equal images.
         mse: mean squared error.
-        labels: share of the labels that are right. None, if the true ones were not given.
+        labels: label accuracy, 0 to 1. None, if the true labels were not given.
         samples: the scores of each sample, in the order of the batch.
     """
 
@@ -128,35 +134,36 @@ def attack(
     seed: int = 0,
     device: str | None = None,
 ) -> Found:
-    """Reconstruct the inputs behind a gradient, or behind weights after local steps of SGD.
+    """Gradient inversion: reconstruct the inputs from a gradient, or from locally trained weights.
 
     Args:
-        model: the model with the weights at which the gradient was computed, in the mode (train or
-            eval) in which it was; it is left as it is.
+        model: the model with the weights at which the gradient was computed, in the same mode
+            (train or eval); it is not changed.
         gradient: the gradient by parameter name, or in the order of ``model.parameters()`` as
             ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters.
         input_shape: shape of one sample, such as ``(3, 32, 32)``.
         method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
             noise slots, else ``rgap``; both fall back to gradient matching.
         labels: the labels ``(num_samples,)``. If None, they are recovered from the gradient.
-        num_samples: number of samples; where labels are given, as many as those.
-        num_classes: number of classes. If None, as many as the last linear layer has outputs.
+        num_samples: number of samples; with ``labels``, their number.
+        num_classes: number of classes. If None, the number of outputs of the last linear layer.
         loss: the loss of logits and labels. If None, the model's own ``batch_loss(batch)`` or
-            ``training_step(batch, batch_idx)`` where it has one, else cross entropy. A loss that
-            has further terms, such as a bottleneck's, is given by one of those methods.
-        mean: of each channel, as the inputs were normalised. Valid pixels are in [0, 1].
+            ``training_step(batch, batch_idx)`` if it has one, else cross entropy. A loss with
+            further terms, such as a bottleneck's, must be one of those methods.
+        mean: mean of each channel with which the inputs were normalised. Valid pixels are in
+            [0, 1].
         std: standard deviation of each channel.
         weights_after: instead of a gradient, the weights after the client's local steps.
-        learning_rate: of those steps.
-        local_steps: their number, all on the same samples.
-        seed: of every random draw.
-        device: where to compute, such as ``cuda``. If None, where the model is.
+        learning_rate: learning rate of the local steps.
+        local_steps: number of local steps, all on the same samples.
+        seed: seed of every random draw.
+        device: where to compute, such as ``cuda``. If None, the model's device.
 
     Returns:
-        What was found; printed, it is one line.
+        The reconstruction.
 
     Raises:
-        BadInput: if something does not fit; the sentence says what was expected.
+        BadInput: if the arguments do not fit each other, or the attack cannot be made.
     """
     require(
         isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
@@ -171,7 +178,8 @@ def attack(
     )
     require(
         weights_after is None or learning_rate is not None,
-        "Expected `learning_rate` with `weights_after`, as the gradient is their change over it.",
+        "Expected `learning_rate` with `weights_after`, to compute the gradient from the change of "
+        "the weights.",
     )
     update = InterceptedUpdate.of(
         model, gradient=gradient, weights=weights_after, num_examples=num_samples
@@ -210,19 +218,19 @@ def score(
     mean: Scale | None = None,
     std: Scale | None = None,
 ) -> Scores:
-    """Score reconstructed images against the true ones, on pixels in [0, 1].
+    """Score reconstructed images against the originals, on pixels in [0, 1].
 
-    Each original is matched with one reconstruction, so that the order of a batch does not count.
+    Each original is assigned one reconstruction, so that the order within a batch does not matter.
 
     Args:
-        found: what an attack found.
+        found: the reconstruction of an attack.
         images: the originals ``(num_samples, C, H, W)``, scaled as the reconstructed inputs.
-        labels: the true labels ``(num_samples,)``.
-        mean: of each channel. If None, that of the attack.
+        labels: the true labels ``(num_samples,)``. If None, label accuracy is not computed.
+        mean: mean of each channel. If None, that of the attack.
         std: standard deviation of each channel. If None, that of the attack.
 
     Raises:
-        BadInput: if the originals are of another number or shape.
+        BadInput: if number or shape of the originals differ from the reconstructions'.
     """
     from fedleak.metrics.images import score as score_images
 
@@ -264,7 +272,7 @@ def read_results(folder: str | Path) -> "pandas.DataFrame":
         folder: the run's folder.
 
     Raises:
-        BadInput: if there are no results, they are damaged, or pandas is not installed.
+        BadInput: if the folder has no results, they are damaged, or pandas is not installed.
     """
     from fedleak.runs.folder import RunFolder
     from fedleak.runs.results import read_rows
@@ -310,7 +318,7 @@ def _classes_of(model: nn.Module) -> int:
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     require(
         bool(linear),
-        f"Expected `num_classes`, as {type(model).__name__} has no linear layer to tell them.",
+        f"Expected `num_classes`, as {type(model).__name__} has no linear layer to infer it from.",
     )
     return linear[-1].out_features
 
@@ -337,7 +345,7 @@ def _pixels(inputs: Tensor, mean: Scale, std: Scale) -> Tensor:
 
 
 def _picture(rows: Sequence[Tensor]) -> "Image":
-    """Rows of images ``(N, C, H, W)`` in [0, 1] as one picture, whole pixels as blocks."""
+    """Rows of images ``(N, C, H, W)`` in [0, 1] as one picture, enlarged without smoothing."""
     from PIL import Image
 
     channels, height, width = rows[0].shape[1:]
@@ -354,7 +362,7 @@ def _picture(rows: Sequence[Tensor]) -> "Image":
 
 
 def _batch(images: Tensor, like: Tensor) -> Tensor:
-    """Originals as a batch of the shape of the reconstructions."""
+    """The originals as a batch, checked to have the shape of the reconstructions."""
     originals = torch.as_tensor(images).detach().cpu().to(like.dtype)
     if originals.shape == like.shape[1:]:
         originals = originals[None]

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its configuration and checked before anything is written."""
+"""Make data, models, attacks and defences from a run's configuration."""
 
 from collections.abc import Callable
 from math import ceil
@@ -23,10 +23,10 @@ from fedleak.updates.update import InterceptedUpdate
 
 
 def make_data(config: RunConfig) -> PrivateData:
-    """The data set of a configuration, loaded.
+    """Load the data set of a configuration.
 
     Raises:
-        BadInput: if it is no data set of fedleak, or cannot be loaded.
+        BadInput: if the class is not a data set of fedleak, or the data cannot be loaded.
     """
     data: Any = build("data", config.data)
     if data.kind not in SCORINGS:
@@ -37,10 +37,11 @@ def make_data(config: RunConfig) -> PrivateData:
 
 
 def make_attacks(config: RunConfig) -> list[Attack]:
-    """A configuration's attacks.
+    """Make the attacks of a configuration.
 
     Raises:
-        BadInput: if one is no attack, its settings do not fit, or two have one name.
+        BadInput: if a class is not an attack, its settings are invalid, or two attacks have the
+            same name.
     """
     attacks: list[Attack] = []
     for plugin in config.attacks:
@@ -56,10 +57,11 @@ def make_attacks(config: RunConfig) -> list[Attack]:
 
 
 def make_defenses(config: RunConfig) -> list[Defense]:
-    """A configuration's defences.
+    """Make the defences of a configuration.
 
     Raises:
-        BadInput: if one is no defence, its settings, the protocol or their order do not fit.
+        BadInput: if a class is not a defence, its settings are invalid, or it does not fit the
+            protocol or its place among the other defences.
     """
     defenses: list[Defense] = []
     for plugin in config.defenses:
@@ -68,18 +70,18 @@ def make_defenses(config: RunConfig) -> list[Defense]:
         require(reason is None, f"Expected defences that fit the protocol, but {reason}.")
         require(
             not (defense.recomputes_gradient and defenses),
-            f"Expected {defense.name} before the other `defenses`, as it computes the gradient "
-            "anew and would undo them, got it after them: change their order.",
+            f"Expected {defense.name} before the other `defenses`, as it recomputes the gradient "
+            "and would undo them, got it after them: change their order.",
         )
         defenses.append(defense)
     return defenses
 
 
 def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
-    """Flower's mods around a client's training, the first one outermost.
+    """Make Flower's mods around a client's training, the first one outermost.
 
     Raises:
-        BadInput: if one cannot be called, or its settings do not fit.
+        BadInput: if a mod is not callable, or its settings are invalid.
     """
     mods: list[Callable[..., Any]] = []
     for plugin in config.mods:
@@ -97,10 +99,10 @@ def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
 
 
 def build_model(config: RunConfig, data: PrivateData) -> nn.Module:
-    """A configuration's model for the samples of a data set, its weights drawn by torch's state.
+    """Make a configuration's model for a data set; its weights depend on torch's random state.
 
     Raises:
-        BadInput: if its settings do not fit, or it is no module.
+        BadInput: if its settings are invalid, or the class is not a LightningModule.
     """
     model: nn.Module = build(
         "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
@@ -109,10 +111,10 @@ def build_model(config: RunConfig, data: PrivateData) -> nn.Module:
 
 
 def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
-    """The global model of a configuration before its first round, the same for the same seed.
+    """Make the global model before the first round; the same seed gives the same weights.
 
     Raises:
-        BadInput: if its settings or weights do not fit, or it is no module.
+        BadInput: if its settings or weights do not fit, or the class is not a LightningModule.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -145,7 +147,7 @@ def _load(model: nn.Module, config: RunConfig) -> None:
         raise BadInput(
             f"Expected the weights of {config.model_name} in {path} (`weights`), such as `{name}` "
             f"of shape {wanted.get(name, 'none')}, got {shapes.get(name, 'none')}: give the model "
-            "that they were trained in."
+            "whose weights they are."
         )
     model.load_state_dict(found)
 
@@ -154,7 +156,7 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     """Positions in the training set of every client's samples.
 
     Raises:
-        BadInput: if a client would have none, or fewer than a batch.
+        BadInput: if a client would have fewer samples than a batch.
     """
     federation = config.federation
     parts = partition(
@@ -184,20 +186,20 @@ def knowledge_of(
     labels: Tensor | None,
     update: InterceptedUpdate | None = None,
 ) -> Knowledge:
-    """What the server of a run knows of an update.
+    """The prior knowledge of a run's server about an update.
 
     Args:
         config: the run's configuration.
         data: gives shape, classes and scaling.
         model: the architecture.
-        labels: the true labels, if the setting is that the server knows them; where there are no
-            classes, all are 0.
-        update: the update; without one, that of a client with a single batch is presumed.
+        labels: the true labels, if the threat model says that the server knows them. Without
+            classes, all labels are 0.
+        update: the update. If None, the update of a client with a single batch is assumed.
     """
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
     if data.num_classes == 1:
-        # There is nothing to be known or recovered.
+        # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
     steps = 1
     if federation.protocol == "fedavg":

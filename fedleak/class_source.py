@@ -1,7 +1,7 @@
-"""What a class's source says of it, read without importing anything heavy.
+"""Read a class's attributes from its source, without importing its module.
 
-A class of a model imports Lightning, which takes seconds. Its docstring, the names of its settings
-and its facts, such as an attack's paper, are written in its source.
+Importing a model's class imports Lightning, which takes seconds. Its docstring, the names of its
+settings and its class attributes, such as an attack's paper, can be read from the source.
 """
 
 import ast
@@ -15,30 +15,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ClassSource:
-    """What could be read of a class.
+    """The parts of a class that can be read from its source.
 
     Args:
-        facts: class attributes that are literals, its own and those that it inherits within its
+        facts: class attributes with literal values, its own and those inherited within its
             package; ``__doc__`` is its own docstring.
-        arguments: names of its constructor's arguments; None if they cannot be told from the source
-            or if it takes any.
-        annotated: names that its own body annotates, in their order.
+        arguments: names of its constructor's arguments. None, if the source does not determine
+            them or the constructor takes any.
+        annotated: names that its own body annotates, in order.
+        fields: the fields that its constructor takes, own and inherited, if it or a base class is a
+            dataclass.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] | None = None
     annotated: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 def read_class(path: str) -> ClassSource:
-    """What the source says of the class at a dotted path.
+    """Read the class at a dotted path from its source.
 
     Args:
-        path: such as ``fedleak.models.mlp.SMLP``; the packages above the module are imported.
+        path: such as ``fedleak.models.mlp.SMLP``; the packages that contain the module are
+            imported, the module is not.
 
     Returns:
-        What was found: nothing, if there is no such class in the module's source. Whoever misses
-        something has to import the class.
+        What was found; empty, if the module's source has no such class. For anything else, the
+        class has to be imported.
     """
     module, _, name = path.rpartition(".")
     tree = _tree(module) if module else None
@@ -58,14 +62,19 @@ def read_class(path: str) -> ClassSource:
         facts.pop(name, None)
         try:
             facts[name] = ast.literal_eval(value)
-        except ValueError:  # computed, which is left to the class itself
+        except ValueError:  # not a literal: only importing the class gives its value
             continue
     annotated = tuple(
         node.target.id
         for node in found.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     )
-    return ClassSource(facts, _arguments(found, inherited), annotated)
+    fields = tuple(dict.fromkeys(name for base in inherited for name in base.fields))
+    if _is_dataclass(found):
+        own = _own_fields(found)
+        kept = [name for name in fields if own.get(name, True)]
+        fields = tuple(dict.fromkeys([*kept, *(name for name in own if own[name])]))
+    return ClassSource(facts, _arguments(found, inherited, fields), annotated, fields)
 
 
 @cache
@@ -80,7 +89,7 @@ def _tree(module: str) -> ast.Module | None:
 
 
 def _bases(module: str, tree: ast.Module, found: ast.ClassDef) -> list[str]:
-    """Dotted paths of the base classes that lie in the same package."""
+    """Dotted paths of the base classes in the same package."""
     package = module.partition(".")[0]
     known = {n.name: module for n in tree.body if isinstance(n, ast.ClassDef)}
     for node in tree.body:
@@ -101,7 +110,26 @@ def _assigned(found: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
             yield node.target.id, node.value
 
 
-def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] | None:
+def _is_dataclass(found: ast.ClassDef) -> bool:
+    """Whether a class has the decorator ``dataclass`` and no other."""
+    names = [ast.unparse(node).partition("(")[0] for node in found.decorator_list]
+    return names in (["dataclass"], ["dataclasses.dataclass"])
+
+
+def _own_fields(found: ast.ClassDef) -> dict[str, bool]:
+    """The fields in the body of a dataclass -> whether the constructor takes them."""
+    return {
+        node.target.id: "init=False" not in ast.unparse(node.value or node.target)
+        for node in found.body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not ast.unparse(node.annotation).startswith(("ClassVar", "typing.ClassVar"))
+    }
+
+
+def _arguments(
+    found: ast.ClassDef, inherited: list[ClassSource], fields: tuple[str, ...]
+) -> list[str] | None:
     for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             given = node.args
@@ -109,7 +137,10 @@ def _arguments(found: ast.ClassDef, inherited: list[ClassSource]) -> list[str] |
                 return None
             named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
             return [argument.arg for argument in named[1:]]
-    # A decorator, such as that of a dataclass, may make the constructor.
+    if _is_dataclass(found):
+        # A base class of another package may be a dataclass, too.
+        return list(fields) if len(inherited) == len(found.bases) else None
+    # Another decorator may generate a constructor.
     if found.decorator_list or len(inherited) != 1 or len(found.bases) != 1:
         return None
     return inherited[0].arguments

@@ -19,6 +19,8 @@ from fedleak.updates.knowledge import LabelRecovery, Protocol
 Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
+BOTTLENECK = "precode"
+"""The setting of a model that puts a bottleneck into it; the baseline is the model without it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Federation:
     Args:
         clients: number of clients, at least 1.
         clients_per_round: number of clients that train in a round, at least 1, drawn anew in every
-            round; none: all, or what ``strategy_options`` say.
+            round. If None, all, or as ``strategy_options`` say.
         rounds: number of rounds, at least 1.
         protocol: fedsgd: a client sends the gradient of one batch; fedavg: it sends its weights
             after its local epochs.
@@ -36,28 +38,28 @@ class Federation:
         local_epochs: epochs of local training in a round (fedavg), at least 1.
         mode: whether clients train with their model in train mode (dropout on, batch norm using
             the batch's statistics) or in eval mode.
-        partition: how the training samples are shared out: iid, dirichlet (over the labels),
-            shards (of samples sorted by label), or one_each (sample i is all that client i has, as
-            where every client is a user; further samples are left out).
-        alpha: concentration of the Dirichlet partition, positive; small is uneven.
-        shards_per_client: number of shards that a client gets.
-        strategy: the honest part of the server: a class of flwr.serverapp.strategy or a dotted
-            path.
+        partition: how the training samples are partitioned: iid, dirichlet (over the labels),
+            shards (of samples sorted by label), or one_each (client i has only sample i, as if
+            every client were a user; further samples are not used).
+        alpha: concentration of the Dirichlet partition, positive; smaller is less even.
+        shards_per_client: number of shards that a client gets, at least 1.
+        strategy: how the server aggregates: a class of flwr.serverapp.strategy or a dotted path.
         strategy_options: keyword arguments of that class, such as eta for FedAdam.
         learning_rate_decay: factor by which the server's learning rate (eta of FedAdam and its kin,
             server_learning_rate of FedAvgM) is multiplied after every round, above 0 and at most 1.
-        mods: Flower's own client mods around the training (fedavg), the first one outermost; each
-            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. That one adds its
-            noise to batch-norm statistics too, of which a variance below 0 makes NaN: give
-            resnet18 `norm: group` with it.
-        client_evaluation: whether clients evaluate the global model too, each on its own share of
-            the test samples; the server does so on all of them in any case.
+        mods: Flower's client mods around the training (fedavg), the first one outermost; each
+            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. LocalDpMod also
+            adds noise to batch-norm statistics, where a negative variance gives NaN: use
+            resnet18 with `norm: group`.
+        client_evaluation: whether clients also evaluate the global model, each on its part of the
+            test samples; the server always evaluates it on all of them.
         evaluate_every: the server evaluates the global model before the first round, after every so
             many rounds, at least 1, and after the last.
         client_timeout: seconds after which a client counts as failed, positive.
         cpus_per_client: CPUs that a client occupies; 0.5 runs two clients on each.
-        gpus_per_client: GPUs that a client occupies.
-        ray_address: address of a running Ray cluster; none: a private one is started and stopped.
+        gpus_per_client: GPUs that a client occupies, at least 0.
+        ray_address: address of a running Ray cluster. If None, a private one is started and
+            stopped.
 
     Raises:
         BadInput: if a value is out of its range.
@@ -124,19 +126,19 @@ class Federation:
 
 @dataclass(frozen=True)
 class Victims:
-    """Whose updates the server keeps and attacks.
+    """Which clients' updates the server stores and attacks.
 
     Args:
-        clients: numbers of the clients, from 0; none: all.
-        rounds: numbers of the rounds, from 1; none: all.
+        clients: numbers of the clients, from 0. If None, all.
+        rounds: numbers of the rounds, from 1. If None, all.
         labels: known: the attacks are given the true labels, as the papers assume; recovered: they
-            find them from the update, by bias_counts; a method's name: by that method. bias_counts
-            finds repeated labels too, idlg is for one sample, row_minima needs no bias in the
-            classifier and finds no label twice in a batch.
-        when: after: attack once the federation has ended; during: in the round itself.
+            recover them from the update by bias_counts; a method's name: by that method.
+            bias_counts also recovers repeated labels, idlg is for one sample, row_minima needs no
+            bias in the classifier but recovers every label at most once.
+        when: after: attack when the federation has ended; during: attack within the round.
 
     Raises:
-        BadInput: if a list is empty, a number out of its range, or there is no such method.
+        BadInput: if a list is empty, a number out of range, or the method unknown.
     """
 
     clients: list[int] | None = None
@@ -152,25 +154,25 @@ class Victims:
                 f"Expected `victims.{name}` to be one or more numbers from {lowest}, "
                 f"got {numbers}.",
             )
-        # The command line sees to this itself; a file that somebody has edited does not.
+        # The command line checks this itself; a configuration made in Python does not.
         if self.labels not in get_args(Labels):
             raise unknown_name("value of `victims.labels`", self.labels, get_args(Labels))
 
     @property
     def label_recovery(self) -> LabelRecovery:
-        """The method by which labels are recovered, where they are not known."""
+        """The method that recovers labels that are not known."""
         if self.labels == "known" or self.labels == "recovered":
             return "bias_counts"
         return self.labels
 
     @property
     def labels_text(self) -> str:
-        """Where the labels come from, in a reader's words."""
-        own = self.labels in ("known", "recovered")
-        return self.labels if own else f"recovered by {self.labels}"
+        """Where the labels come from, as text for tables."""
+        default = self.labels in ("known", "recovered")
+        return self.labels if default else f"recovered by {self.labels}"
 
     def includes(self, round_: int, client: int) -> bool:
-        """Whether this client's update in this round is kept and attacked."""
+        """Whether this client's update in this round is stored and attacked."""
         return (self.clients is None or client in self.clients) and (
             self.rounds is None or round_ in self.rounds
         )
@@ -182,15 +184,16 @@ class Metrics:
 
     Args:
         space: pixels: images scaled back to [0, 1], data range 1; normalised: images as the model
-            sees them, data range 2, as the PRECODE paper's code measures.
-        success_threshold: SSIM from which a reconstruction counts as a success, -1 to 1.
-        lpips: whether to measure the perceptual similarity LPIPS too, on pixels, in one more
-            column. It needs AlexNet's weights in torch hub's folder; nothing is downloaded.
-        item_threshold: value from which an item of a reconstructed interaction vector counts as
-            found, above 0 and at most 1. The settings above are of images.
+            receives them, data range 2, as in the PRECODE paper's code.
+        success_threshold: smallest SSIM at which a reconstruction counts as a success, -1 to 1.
+        lpips: whether to measure the perceptual similarity LPIPS on pixels as well, in an
+            additional column. It needs AlexNet's weights in torch hub's folder; nothing is
+            downloaded.
+        item_threshold: smallest value at which an item of a reconstructed interaction vector counts
+            as found, above 0 and at most 1. The other settings apply to images.
 
     Raises:
-        BadInput: if a threshold is out of its range.
+        BadInput: if a threshold is out of range.
     """
 
     space: Space = "pixels"
@@ -213,24 +216,26 @@ class Metrics:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run; see the classes of its parts.
+    """The configuration of a run.
 
     Args:
         data: the data set.
-        model: the model that clients train, made for the data set.
-        attacks: the attacks on each update.
-        defenses: what clients do to an update before they send it, in this order.
+        model: the model.
+        attacks: the attacks, in order.
+        defenses: the defences, in the order in which a client applies them.
         output: the run's folder.
         seed: seed of every random draw, at least 0.
-        baseline: whether to run the federation with the model without its bottleneck as well, for
-            comparison.
+        baseline: whether to run the federation also with the model without its bottleneck.
         device: where attacks compute, such as ``cpu`` or ``cuda``.
-        federation: how the simulated federation trains.
-        victims: whose updates the server keeps and attacks.
+        federation: how the federation trains.
+        victims: which updates are attacked.
         metrics: how reconstructions are scored.
-        weights: a safetensors file with the weights that the federation begins with, such as a
-            run's ``updates/r0005-global.safetensors``, what its server sent in round 5; none: those
-            that the model is made with.
+        weights: a safetensors file with the initial weights of the federation, such as a run's
+            ``updates/r0005-global.safetensors``, which its server sent in round 5. If None, the
+            model's own initialisation.
+
+    Raises:
+        BadInput: if settings are out of range or contradict each other.
     """
 
     data: Plugin
@@ -259,9 +264,9 @@ class RunConfig:
                 f"{getattr(federation, name)} {name}, got {chosen}.",
             )
         require(
-            not self.baseline or bool(self.model.init_args.get("precode")),
-            "Expected `model.precode` to be set where `baseline` is true, since the baseline is "
-            "the model without its bottleneck: set it, or leave `baseline` out.",
+            not self.baseline or bool(self.model.init_args.get(BOTTLENECK)),
+            f"Expected `model.{BOTTLENECK}` to be set where `baseline` is true, since the baseline "
+            "is the model without its bottleneck: set it, or leave `baseline` out.",
         )
         require(
             not (self.baseline and self.weights),
@@ -271,12 +276,12 @@ class RunConfig:
 
     @property
     def variants(self) -> dict[str, "RunConfig"]:
-        """The federations of the run by subfolder, the baseline's first if there is one."""
+        """Subfolder -> configuration of each federation of the run; the baseline's comes first."""
         if not self.baseline:
             return {"": self}
-        plain = {n: value for n, value in self.model.init_args.items() if n != "precode"}
-        bare = replace(self, model=replace(self.model, init_args=plain), baseline=False)
-        return {"baseline": bare, "": replace(self, baseline=False)}
+        settings = {n: value for n, value in self.model.init_args.items() if n != BOTTLENECK}
+        baseline = replace(self, model=replace(self.model, init_args=settings), baseline=False)
+        return {"baseline": baseline, "": replace(self, baseline=False)}
 
     @property
     def model_name(self) -> str:
@@ -290,14 +295,14 @@ class RunConfig:
 
     @property
     def mods(self) -> tuple[Plugin, ...]:
-        """Flower's mods around the clients' training."""
+        """Flower's client mods around the training."""
         return tuple(read_plugin("mods", "federation.mods", mod) for mod in self.federation.mods)
 
     @property
     def defense_name(self) -> str:
-        """The defences' names and settings in tables, such as ``pruning(ratio=0.9)``, or none.
+        """The defences' names and settings in tables, such as ``pruning(ratio=0.9)``, or ``none``.
 
-        Flower's mods come last, the innermost first, as they act on what is left to be sent.
+        Flower's mods come last, the innermost first, in the order in which they act on the update.
         """
         names = [_signature("defenses", plugin) for plugin in self.defenses]
         names += [_signature("mods", plugin) for plugin in reversed(self.mods)]
@@ -305,33 +310,33 @@ class RunConfig:
 
     @property
     def data_name(self) -> str:
-        """The data set's name in tables; an npz file is named after the file."""
+        """The data set's name in tables; for an npz file, the name of the file."""
         name = short_name("data", self.data.class_path)
         path = self.data.init_args.get("path")
         return Path(str(path)).stem if name == "npz" and path else name
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested mappings of plain values, in the order of a reader's interest."""
+        """The configuration as nested mappings of plain values, the main settings first."""
         plain = asdict(self)
         for name in ("attacks", "defenses"):
             plain[name] = list(plain[name])
         order = ["output", "seed", "data", "model", "weights", "baseline", "defenses"]
         order += ["federation", "victims", "attacks", "metrics", "device"]
         if self.weights is None:
-            order.remove("weights")  # in a file, a setting without a value would be a mistake
+            order.remove("weights")  # a setting without a value would be refused in a file
         return {name: plain[name] for name in order}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From nested mappings of plain values, such as YAML holds and :meth:`to_dict` gives.
+        """Make a configuration from nested mappings of plain values, as in YAML.
 
         Args:
-            values: settings by name. A plugin is named by its short name, its dotted path, or a
-                mapping with ``class_path`` (either) and ``init_args``; one attack or defence
-                stands for a list of one.
+            values: settings by name. A plugin is given by its short name, its dotted path, or a
+                mapping with ``class_path`` (either) and ``init_args``; a single attack or defence
+                need not be a list.
 
         Raises:
-            BadInput: if a name is unknown, or a value of another type or out of its range.
+            BadInput: if a name is unknown, or a value has the wrong type or is out of range.
         """
         settings = check_settings(values)
         for name, kind in PLUGINS.items():
@@ -346,10 +351,10 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """Tells runs of different configurations apart, wherever their folder is.
+        """Hash of all settings but the output folder, 16 hexadecimal digits.
 
-        Settings that equal their defaults are left out, so that a run can be resumed by a version
-        that has more settings.
+        Settings that equal their defaults are left out, so that a run can be resumed by a later
+        version with more settings.
         """
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
         own = _without_defaults(plain, type(self))
@@ -361,16 +366,16 @@ class RunConfig:
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write config.yaml: the resolved configuration and the versions of what computes."""
+        """Write config.yaml: the resolved configuration and the versions of the packages."""
         text = yaml.safe_dump(self.to_dict() | {"versions": versions()}, sort_keys=False)
         path.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read config.yaml back.
+        """Read a config.yaml.
 
         Raises:
-            BadInput: if it is missing or not the configuration of a run.
+            BadInput: if it is missing or not a valid configuration of a run.
         """
         require(path.is_file(), f"Expected the configuration of a run at {path}, found none.")
         values = read_yaml(path)
@@ -381,17 +386,17 @@ class RunConfig:
 PLUGINS = {"data": "data", "model": "models", "attacks": "attacks", "defenses": "defenses"}
 """Settings of a run that name plugins -> kind."""
 LISTS = ("attacks", "defenses")
-"""Those of them that hold several."""
+"""Settings that hold several plugins."""
 SECTIONS: dict[str, type[Any]] = {
     "federation": Federation,
     "victims": Victims,
     "metrics": Metrics,
 }
-"""Settings of a run that hold settings -> their class."""
+"""Nested settings of a run -> their class."""
 
 
 def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check settings of a run, which need not be all of them.
+    """Check some or all settings of a run.
 
     Args:
         values: see :meth:`RunConfig.from_dict`.
@@ -401,7 +406,7 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         value.
 
     Raises:
-        BadInput: if a name is unknown or a value of another type.
+        BadInput: if a name is unknown or a value has the wrong type.
     """
     types = {name: item.annotation for name, item in parameters_of(RunConfig).items()}
     check_keys("", {n: v for n, v in values.items() if n != "versions"}, types)
@@ -421,10 +426,10 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_plugins(config: RunConfig) -> None:
-    """Check that the classes of a configuration's plugins are there and of the right kind.
+    """Check that the classes of a configuration's plugins exist and are of the right kind.
 
     Raises:
-        BadInput: if one is not.
+        BadInput: if a class does not exist or is of another kind.
     """
     for name, kind in PLUGINS.items():
         held = getattr(config, name)
@@ -433,7 +438,7 @@ def check_plugins(config: RunConfig) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the figures, of those that are installed."""
+    """Versions of the installed packages that affect results."""
     found = {}
     for name in VERSIONS_OF:
         try:
@@ -444,7 +449,7 @@ def versions() -> dict[str, str]:
 
 
 def _signature(kind: str, plugin: Plugin) -> str:
-    """The short name, and the settings that are not the defaults."""
+    """The short name and the settings that differ from their defaults."""
     own = _own_settings(asdict(plugin))["init_args"]
     settings = ",".join(f"{name}={value}" for name, value in own.items())
     name = short_name(kind, plugin.class_path)
@@ -452,7 +457,7 @@ def _signature(kind: str, plugin: Plugin) -> str:
 
 
 def _own_settings(plugin: Mapping[str, Any]) -> dict[str, Any]:
-    """A plugin's entry without the settings that equal its defaults, where its class is at hand."""
+    """A plugin's entry without settings that equal their defaults, if its class can be loaded."""
     try:
         owner = load_class(plugin["class_path"])
     except BadInput:

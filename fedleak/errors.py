@@ -1,33 +1,33 @@
-"""What a user's input can cause, and a run that breaks down."""
+"""The errors of fedleak: unusable input and failed runs."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST = 100
-"""Characters of a name that a message repeats; a file may hold any text."""
+"""Most characters of a name that a message repeats, since a file may contain any text."""
 
 
 class BadInput(ValueError):
-    """Input that fedleak cannot use; its text is one sentence that says what to do.
+    """Input that fedleak cannot use; its message is one sentence that says what to do.
 
-    The command line prints the sentence and exits with code 2; nothing has been written by then.
+    The command line prints the message and exits with code 2; nothing has been written.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that broke down through no fault of its configuration; it can be resumed."""
+    """A run failed for another reason than its configuration; it can be resumed."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> BadInput:
-    """The error for a name that is not among the choices, with the nearest match.
+    """Make the error for a name that is not among the choices; it suggests the nearest match.
 
     Args:
-        kind: what the name stands for, such as ``attack`` or ``setting of iga``.
-        name: what the user gave.
+        kind: what is named, such as ``attack`` or ``setting of iga``.
+        name: the unknown name.
         choices: the valid names.
 
     Returns:
-        An error to be raised by the caller.
+        The error, for the caller to raise.
     """
     valid = sorted(choices)
     name = " ".join(name.split())

@@ -40,23 +40,23 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Run federations and attacks, and leave everything in the run's folder.
+    """Run federations and attacks and write all results to the run's folder.
 
     Args:
-        config: what to run.
-        observers: told of what happens.
+        config: the run's configuration.
+        observers: notified of the run's events.
         parts: what :func:`fedleak.preflight.prepare` made of the configuration. If None, it is
             called here.
-        resume: go on with a run that was interrupted; only what is missing is done.
-        overwrite: delete the run that is there.
+        resume: continue an interrupted run; only what is missing is computed.
+        overwrite: delete an existing run.
 
     Returns:
         The contents of summary.json.
 
     Raises:
         BadInput: if the configuration cannot work; nothing is written then.
-        RunFailed: if the federation broke down.
-        KeyboardInterrupt: if interrupted; what is done stays readable and can be resumed.
+        RunFailed: if the federation failed, or an update could not be attacked.
+        KeyboardInterrupt: if interrupted; the results so far are kept and the run can be resumed.
     """
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
     with extras_explained():
@@ -107,25 +107,27 @@ def attack_run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Attack saved updates, without a federation, into a run folder of its own.
+    """Attack saved updates without a federation, and write the results to a new run folder.
 
     Args:
-        source: a run's folder, or one update's file in it.
-        config: the source's configuration with the attacks, victims and output wanted here.
-        observers: told of what happens.
+        source: a run's folder, or the file of one update in it.
+        config: the source's configuration with the attacks, victims and output of this run.
+        observers: notified of the run's events.
         parts: what :func:`fedleak.preflight.prepare` made of the configuration. If None, it is
             called here.
         trust: whether classes that are neither fedleak's own nor installed plugins' may be
             imported besides those of ``config.attacks``: a stored file that names them is code.
-        resume: go on with what was interrupted.
-        overwrite: delete what is at the output.
+        resume: continue an interrupted attack.
+        overwrite: delete an existing run at the output.
 
     Returns:
         The contents of summary.json.
 
     Raises:
-        BadInput: if an update is truncated, of another model or holds NaN, or the rest does not
-            fit; nothing is written then.
+        BadInput: if an update is damaged, of another model or not finite, or the configuration
+            cannot work; nothing is written then.
+        RunFailed: if an update could not be attacked.
+        KeyboardInterrupt: if interrupted; the results so far are kept and the run can be resumed.
     """
     if not trust:
         with known_classes_only(but=[plugin.class_path for plugin in config.attacks]):
@@ -171,10 +173,10 @@ def attack_run(
 
 
 def source_folder(source: Path) -> RunFolder:
-    """The run that a path belongs to: the folder itself, or the one above an update's file.
+    """The run folder that a path belongs to: the path itself, or a folder above an update's file.
 
     Raises:
-        BadInput: if there is none.
+        BadInput: if the path belongs to no run.
     """
     for path in (source, *source.parents[:3]):
         if (path / "config.yaml").is_file():
@@ -205,19 +207,19 @@ class _Work:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the folder holds this run from beginning to end; then ``summary`` is read."""
+        """Whether the folder holds the complete run; if so, ``summary`` is set."""
         if not self.folder.summary.is_file():
             return False
         try:
             self.summary = read_summary(self.folder.summary)
         except BadInput:
-            return False  # it is damaged, and will be written anew
+            return False  # it is damaged and will be rewritten
         return bool(self.summary["status"] == "complete")
 
     @contextmanager
     def status(self) -> Iterator[None]:
-        """Keeps summary.json true, whatever happens in the block."""
-        # A killed run may have left half a row: the recorder mends the table before it is read.
+        """Keep the status in summary.json correct, however the block ends."""
+        # A killed run may have left half a row: the recorder repairs the table before it is read.
         self.recorder = Recorder(self.folder, self.config, self.parts.scoring)
         self._write("running")
         try:
@@ -232,7 +234,7 @@ class _Work:
         self._write("complete")
 
     def interception(self, variant: str) -> "Interception":
-        """The malicious side of a federation's server."""
+        """The malicious part of a federation's server."""
         from fedleak.federation.engine.server import Interception
 
         during = self.config.victims.when == "during"
@@ -247,12 +249,12 @@ class _Work:
             attacks=self.parts.attacks if during else (),
             knowledge=lambda update: self._knowledge(variant, update),
             on_attacked=on_attacked,
-            # A round that was interrupted is run again, but not the attacks made in it.
+            # An interrupted round is repeated, but not its completed attacks.
             wanted=lambda attack, update: not self._is_done(attack, update.model, update.key),
         )
 
     def attack_all(self) -> None:
-        """Every attack on every saved update on which it has not been done."""
+        """Run every attack on every saved update that it has not attacked yet."""
         for variant in self.config.variants:
             updates = update_files(self.folder.updates(variant))
             for attack in self.parts.attacks:
@@ -273,7 +275,7 @@ class _Work:
             return
         if not files:
             self.observer.attack_skipped(
-                attack.name, name, "no victim of `victims` took part in a round that is attacked"
+                attack.name, name, "no client of `victims` took part in an attacked round"
             )
             return
         left = [path for path in files if not self._is_done(attack, name, path.stem)]
@@ -300,10 +302,12 @@ class _Work:
                 device=self.config.device,
                 report=report,
             )
-            self._tell(attack, name, refused, len(updates))
+            self._report_refusals(attack, name, refused, len(updates))
 
-    def _tell(self, attack: Attack, model: str, refused: Sequence[Refusal], tried: int) -> None:
-        """A refusal at run time skips its update and keeps the others; each reason is told once."""
+    def _report_refusals(
+        self, attack: Attack, model: str, refused: Sequence[Refusal], tried: int
+    ) -> None:
+        """A refusal at run time skips its update and keeps the others; each reason comes once."""
         self.broken += [refusal for refusal in refused if refusal.broken]
         for reason in dict.fromkeys(refusal.reason for refusal in refused):
             keys = [refusal.update.key for refusal in refused if refusal.reason == reason]
@@ -319,7 +323,7 @@ class _Work:
         if self.config.victims.labels == "known":
             truth = _truth_of(self.folder, variant, update, self.parts.data)
             _check_labels(self.config, update, truth)
-            # The labels alone leave the truth: the setting is that the server knows them.
+            # Only the labels are taken from the truth: the threat model says they are known.
             labels = truth.labels if truth is not None else None
         model = self.parts.models[variant]
         return knowledge_of(self.config, self.parts.data, model, labels=labels, update=update)
@@ -356,7 +360,7 @@ def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTru
 
 
 def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpdate) -> None:
-    """Refuse a number of samples that no client can have used: an attack would make room for it."""
+    """Refuse a number of samples that no client can have: an attack allocates memory for it."""
     whole = config.federation.protocol == "fedavg"
     most = len(data.train_set) if whole else config.federation.batch_size
     require(
@@ -369,7 +373,7 @@ def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpda
 def _truth_of(
     folder: RunFolder, variant: str, update: InterceptedUpdate, data: PrivateData
 ) -> GroundTruth | None:
-    """The truth behind an update, checked to be of such samples; None where it is not known."""
+    """The ground truth of an update, checked against it; None if it is not stored."""
     truth = folder.read_truth(variant, update.round, update.client)
     if truth is not None:
         truth.check(update.key, update.num_examples, data.input_shape, data.num_classes)
@@ -377,7 +381,7 @@ def _truth_of(
 
 
 def _link(file: Path, folder: Path) -> None:
-    """A file in another folder too, without a second copy where the file system allows it."""
+    """Link a file into another folder, or copy it if the file system has no hard links."""
     target = folder / file.name
     if target.exists() or not file.exists():
         return

@@ -1,12 +1,12 @@
-"""The optional dependencies of fedleak, and the one sentence for one that is not installed."""
+"""The optional dependencies of fedleak, and the error for one that is not installed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedleak.errors import BadInput
 
-# Extra -> the modules that it installs and that are imported somewhere in fedleak. Without any
-# extra, the attacks, the metrics and what they need are there. setup.cfg has the distributions.
+# Extra -> the modules that it installs and that fedleak imports. Attacks and metrics need no extra.
+# setup.cfg lists the distributions.
 EXTRAS = {
     "federation": (
         "flwr", "jsonargparse", "opacus", "psutil", "pytorch_lightning", "ray", "rich",
@@ -17,15 +17,15 @@ EXTRAS = {
 
 
 class MissingExtra(ImportError, BadInput):
-    """Something was asked for that needs an extra of fedleak which is not installed.
+    """A feature needs an extra of fedleak that is not installed.
 
-    It is an ImportError too, as code that tries an import expects.
+    It is also an ImportError, as code that tries an import expects.
     """
 
 
 @contextmanager
 def extras_explained() -> Iterator[None]:
-    """Within the block, a module that is missing because of an extra is named with that extra.
+    """Within the block, the error for a missing module names the extra that installs it.
 
     Raises:
         MissingExtra: in place of ModuleNotFoundError, if an extra would install the module.

@@ -11,19 +11,19 @@ from fedleak.extras import extras_explained
 def catalogue(
     package: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """What makes a package lazy (PEP 562), from the stub beside its ``__init__.py``.
+    """Module attributes that make a package lazy (PEP 562), from the stub of its ``__init__.py``.
 
     The stub, ``__init__.pyi``, imports every public name of the package from the module that
-    defines it. Type checkers read it as it is; at run time a name's module is imported when
-    somebody asks for the name, so that a package costs nothing but what is used of it.
+    defines it. Type checkers read the stub; at run time a module is imported when one of its names
+    is first accessed, so that importing the package costs nothing.
 
     Args:
         package: the package's ``__name__``.
         file: its ``__file__``.
 
     Returns:
-        Its ``__getattr__``, ``__dir__`` and ``__all__``. The first raises :class:`MissingExtra` for
-        a name that needs an extra which is not installed.
+        Its ``__getattr__``, ``__dir__`` and ``__all__``. ``__getattr__`` raises
+        :class:`fedleak.extras.MissingExtra` for a name that needs an extra that is not installed.
     """
     found, names, public = lazy_loader.attach_stub(package, file)
 

@@ -1,4 +1,4 @@
-"""Every refusal of a run before a file is written."""
+"""Check everything that a run needs before any file is written."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from fedleak.build import (
     make_model,
     make_mods,
 )
-from fedleak.config import RunConfig
+from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
@@ -26,12 +26,12 @@ from fedleak.updates.knowledge import batch_loss
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run works with.
+    """The objects of a run, made from its configuration.
 
     Args:
         data: the data set, loaded.
-        models: variant of the run -> model before the first round.
-        attacks: the attacks, in their order.
+        models: variant of the run -> global model before the first round.
+        attacks: the attacks, in order.
         scoring: how reconstructions are scored.
     """
 
@@ -46,10 +46,10 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
 
     Args:
         config: the run's configuration.
-        trains: whether clients will train; saved updates need neither their defences nor mods.
+        trains: whether clients will train. Attacks on saved updates need neither defences nor mods.
 
     Raises:
-        BadInput: if something does not fit; nothing has been written then.
+        BadInput: if the configuration cannot work; no file has been written then.
     """
     _check_device(config.device)
     attacks = make_attacks(config)
@@ -87,17 +87,18 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
         if None not in reasons:
             raise BadInput(
                 f"Expected a model that {attack.name} can attack, but {reasons[0]}: "
-                "choose another `model` (`model.precode` makes one draw noise) or other settings, "
-                "or leave the attack out."
+                f"choose another `model` (with `model.{BOTTLENECK}` it draws noise) or other "
+                "settings, or leave the attack out."
             )
     return Parts(data, models, attacks, scoring)
 
 
 def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
-    """Check that a model takes the samples of a data set.
+    """Check that a model computes a loss on samples of a data set; its state is left unchanged.
 
     Raises:
-        BadInput: if it fails on them; the message has both shapes where the model knows its own.
+        BadInput: if it fails on them; the message has both shapes if the model has an
+            ``input_shape``.
     """
     batch = data.train_set.batch([0, 0])
     own = getattr(model, "input_shape", None)
@@ -121,10 +122,10 @@ def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
 
 
 def _check_recovery(config: RunConfig, data: PrivateData, samples: list[list[int]]) -> None:
-    """Refuse a method of recovering labels that can be used on no client's batch."""
+    """Refuse a method of label recovery that works on no client's batch."""
     if config.victims.labels == "known" or data.num_classes == 1:
         return
-    # A client that sends weights has used all its samples; some clients may have few enough.
+    # A client that sends weights has used all its samples, so the smallest client counts.
     smallest = min(map(len, samples))
     count = config.federation.batch_size if config.federation.protocol == "fedsgd" else smallest
     method = config.victims.label_recovery

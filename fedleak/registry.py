@@ -37,20 +37,20 @@ BASES = {
 FROM_DATA = ("input_shape", "num_classes")
 """Arguments of a model that come from the data set."""
 FLOWER = ("flwr.clientapp.mod.", "flwr.serverapp.strategy.")
-"""Where Flower keeps its own mods and strategies, as known as fedleak's own plugins."""
+"""Packages of Flower's own mods and strategies, which are trusted as fedleak's plugins are."""
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
-# The classes that may be loaded besides the known ones; None: any.
+# The classes that may be loaded in addition to the known ones. If None, any class may be.
 _LOADABLE: ContextVar[frozenset[str] | None] = ContextVar("loadable", default=None)
 
 
 class Untrusted(BadInput):
-    """A stored file names a class that would be imported and run, and nobody vouches for it."""
+    """A stored file names a class that would be imported and run, but is not trusted."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin class and the hyperparameters to make it with.
+    """A plugin class and its hyperparameters.
 
     Args:
         class_path: its dotted path, such as ``fedleak.attacks.iga.IGA``.
@@ -66,13 +66,16 @@ def names(kind: str) -> dict[str, EntryPoint]:
 
     Args:
         kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+
+    Returns:
+        Short name -> entry point.
     """
     return dict(_installed(kind, tuple(sys.path)))
 
 
 @cache
 def _installed(kind: str, _path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
-    """The entry points of the packages on a path: some hundred files to read, asked for often."""
+    """The entry points of the packages on a path; cached, as it reads some hundred files."""
     found = entry_points(group=f"fedleak.{kind}")
     return {point.name: point for point in sorted(found)}
 
@@ -97,13 +100,13 @@ def class_path(kind: str, name: str) -> str:
 
 @contextmanager
 def known_classes_only(but: Iterable[str] = ()) -> Iterator[None]:
-    """Within the block, :func:`load_class` imports nothing that a stranger's file could name.
+    """Within the block, :func:`load_class` loads only known classes.
 
-    Loaded are fedleak's own classes, installed plugins (entry points), and Flower's mods and
-    strategies. A run's folder may come from anybody, and importing a module runs it.
+    These are fedleak's own classes, installed plugins (entry points), and Flower's mods and
+    strategies. A run's folder may be untrusted, and importing a module runs its code.
 
     Args:
-        but: dotted paths that may be loaded as well, such as those that a user has typed.
+        but: dotted paths that may also be loaded, such as those that the user typed.
     """
     token = _LOADABLE.set(frozenset(but))
     try:
@@ -113,7 +116,7 @@ def known_classes_only(but: Iterable[str] = ()) -> Iterator[None]:
 
 
 def is_known(path: str) -> bool:
-    """Whether a dotted path is that of fedleak's own, an installed plugin's or Flower's class.
+    """Whether a dotted path is that of a class of fedleak, of an installed plugin or of Flower.
 
     Args:
         path: the dotted path.
@@ -126,7 +129,7 @@ def is_known(path: str) -> bool:
 
 
 def short_name(kind: str, path: str) -> str:
-    """The short name of a dotted path, or the class's own name in lower case without one."""
+    """The short name of a dotted path, or else the name of its class in lower case."""
     for name, point in (names(kind) if kind in KINDS else {}).items():
         if point.value.replace(":", ".") == path:
             return name
@@ -145,7 +148,7 @@ def load_class(path: str) -> type[Any]:
     """
     if not DOTTED.fullmatch(path):
         raise BadInput(
-            f"Expected an importable class at `{path!s:.60}`, but that is no dotted path."
+            f"Expected an importable class at `{path!s:.60}`, but that is not a dotted path."
         )
     allowed = _LOADABLE.get()
     if allowed is not None and path not in allowed and not is_known(path):
@@ -192,8 +195,8 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
             f"`fedleak list {kind}`.",
         )
     elif kind == "models":
-        # Lightning has two packages, and neither is imported here: what makes a LightningModule is
-        # checked instead.
+        # Lightning has two packages, and neither is imported here: the methods of a LightningModule
+        # are checked instead.
         require(
             hasattr(found, "configure_optimizers") and hasattr(found, "forward"),
             f"Expected `{setting}` to name a subclass of LightningModule, got `{path}`: see "
@@ -209,16 +212,17 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
 
 
 def read_plugin(kind: str, setting: str, value: Any) -> Plugin:
-    """A plugin as a configuration names it, checked as far as its class may be loaded.
+    """Read a plugin from a configuration; its settings are checked if its class may be loaded.
 
     Args:
         kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
         setting: the setting that names it, for messages.
         value: a short name, a dotted path, or a mapping with ``class_path`` (either of them) and
-            maybe ``init_args``.
+            optionally ``init_args``.
 
     Raises:
-        BadInput: if there is no such plugin, or a setting of it is unknown or of another type.
+        BadInput: if there is no such plugin, or one of its settings is unknown or has the wrong
+            type.
     """
     name, settings = plugin_entry(setting, value)
     if kind not in KINDS:
@@ -227,7 +231,7 @@ def read_plugin(kind: str, setting: str, value: Any) -> Plugin:
     try:
         found = load_plugin(kind, path, setting)
     except BadInput:
-        # Somebody else's run may name what is not on this machine; whoever makes it says so.
+        # A run from elsewhere may name a class that is not installed here; making it reports that.
         return Plugin(path, settings)
     title = short_name(kind, path)
     checked = check_values(title, settings, found, prefix=setting, hidden=FROM_DATA)
@@ -235,11 +239,11 @@ def read_plugin(kind: str, setting: str, value: Any) -> Plugin:
 
 
 def plugin_entry(setting: str, value: Any) -> tuple[str, dict[str, Any]]:
-    """The name and the settings of a plugin as a configuration has them; nothing is imported.
+    """The name and the settings of a plugin in a configuration; nothing is imported.
 
     Args:
         setting: the setting that names it, for messages.
-        value: a name, or a mapping with ``class_path`` and maybe ``init_args``.
+        value: a name, or a mapping with ``class_path`` and optionally ``init_args``.
 
     Raises:
         BadInput: if it is neither.
@@ -269,7 +273,7 @@ def plugin_entry(setting: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists and the like, so that a configuration reads back equal."""
+    """Convert tuples to lists and keys to text, so that a configuration reads back equal."""
     if isinstance(value, Mapping):
         return {str(name): plain(inner) for name, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -280,8 +284,8 @@ def build(kind: str, plugin: Plugin, **context: Any) -> Any:
 
     Args:
         kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
-        plugin: class and hyperparameters; where the constructor takes a dataclass of settings,
-            as a model takes its bottleneck's, a mapping is made one.
+        plugin: class and hyperparameters; if the constructor takes a dataclass of settings, as a
+            model takes its bottleneck's, a mapping is converted to it.
         context: further arguments that are passed if the constructor takes them and the plugin
             does not set them, such as ``input_shape`` for a model.
 
@@ -289,7 +293,7 @@ def build(kind: str, plugin: Plugin, **context: Any) -> Any:
         An instance of the class.
 
     Raises:
-        BadInput: if the class is not found, is of another kind, or takes other arguments.
+        BadInput: if the class is not found, is of another kind, or does not take the arguments.
     """
     found = load_plugin(kind, plugin.class_path)
     title = short_name(kind, plugin.class_path)

@@ -1,4 +1,4 @@
-"""Plain values, as YAML has them, checked against the annotations of a class's constructor."""
+"""Check plain values, as read from YAML, against the annotations of a class's constructor."""
 
 import dataclasses
 import inspect
@@ -33,8 +33,8 @@ class Parameter:
     """One argument of a constructor.
 
     Args:
-        annotation: its type; Any, if it has none.
-        default: its default; ``Parameter.REQUIRED``, if it has none.
+        annotation: its type; Any if it is not annotated.
+        default: its default; ``Parameter.REQUIRED`` if it has none.
     """
 
     REQUIRED = inspect.Parameter.empty
@@ -52,7 +52,7 @@ class Parameter:
 
 
 def parameters_of(owner: Any) -> Mapping[str, Parameter]:
-    """The arguments of a class's constructor by name, without those that take any name.
+    """The arguments of a class's constructor by name, without ``*args`` and ``**kwargs``.
 
     Args:
         owner: a class.
@@ -74,7 +74,7 @@ def _parameters(owner: Any) -> Mapping[str, Parameter]:
 
 
 def takes_any(owner: Any) -> bool:
-    """Whether a class's constructor takes arguments of any name."""
+    """Whether a class's constructor takes ``**kwargs``."""
     kinds = [item.kind for item in inspect.signature(owner).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
 
@@ -83,12 +83,12 @@ def check_keys(title: str, values: Any, known: Iterable[str]) -> None:
     """Check that values are a mapping whose keys are all known.
 
     Args:
-        title: what the values are settings of, such as ``federation``; empty for a run's own.
+        title: what the values are settings of, such as ``federation``; empty for the run itself.
         values: the values.
         known: the valid keys.
 
     Raises:
-        BadInput: if not.
+        BadInput: if they are not a mapping, or a key is unknown.
     """
     if not isinstance(values, Mapping):
         where = f"`{title}`" if title else "a configuration"
@@ -102,20 +102,20 @@ def check_keys(title: str, values: Any, known: Iterable[str]) -> None:
 def check_values(
     title: str, values: Any, owner: Any, *, prefix: str | None = None, hidden: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Check settings of a class: known names, values of the annotated types.
+    """Check settings of a class: their names and the types of their values.
 
     Args:
         title: what the values are settings of, for messages, such as ``federation``.
         values: a mapping of plain values.
         owner: the class whose constructor takes them.
         prefix: the dotted name of the setting that holds them, for messages. If None, the title.
-        hidden: arguments that may be set but are not offered, as somebody else gives them.
+        hidden: arguments that may be set but are not listed in messages, as the caller sets them.
 
     Returns:
-        The values by name, whole numbers as floats where a float is asked for.
+        The values by name, integers as floats where the annotation is float.
 
     Raises:
-        BadInput: if a name is unknown or a value of another type.
+        BadInput: if a name is unknown or a value has the wrong type.
     """
     known = parameters_of(owner)
     hidden = set(hidden)
@@ -147,13 +147,13 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
     Args:
         name: its dotted name, for messages.
         value: the value.
-        annotation: the type that is asked for; what cannot be judged passes.
+        annotation: the expected type; a value passes if the type cannot be checked.
 
     Returns:
-        The value; a whole number as float where a float is asked for.
+        The value; an integer as float if the annotation is float.
 
     Raises:
-        BadInput: if it is of another type, not finite, or not among the choices.
+        BadInput: if it has the wrong type, is NaN, or is not among the choices.
     """
     alternatives = _alternatives(annotation)
     fits, found = _any_of(name, value, annotation)
@@ -167,7 +167,7 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
+    """A value of any kind as short text for a message."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -176,7 +176,7 @@ def shown(value: Any) -> str:
         return f"a whole number of {value.bit_length()} bits"
     try:
         text = " ".join(str(value).split())
-    except ValueError:  # a whole number of thousands of digits is somewhere within
+    except ValueError:  # it contains an integer with thousands of digits
         return f"a {type(value).__name__} with a number of thousands of digits"
     return f"`{text[:57]}...`" if len(text) > 60 else f"`{text}`"
 
@@ -215,7 +215,7 @@ def _fitted(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
             return False, value
         return not math.isnan(value), float(value)
     if origin is int:
-        # Seeds, sizes and counts; what is beyond fits in no tensor and no file.
+        # Seeds, sizes and counts: larger integers fit neither a tensor nor a file.
         return number and isinstance(value, int) and value.bit_length() <= 63, value
     if origin in (bool, str):
         return isinstance(value, origin), value
@@ -243,7 +243,7 @@ def _fitted(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
     if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         title = name.rpartition(".")[2]
         return True, check_values(title, value, kind, prefix=name)
-    # Other types are the constructor's own affair.
+    # Other types are left to the constructor.
     return True, value
 
 

@@ -41,7 +41,7 @@ from fedleak.models.mlp import SMLP
 from fedleak.registry import Plugin
 from fedleak.reporting.charts import read_scalars
 from fedleak.reporting.report import write_report
-from fedleak.runs.diagnostics import Findings, append_findings, read_findings
+from fedleak.runs.diagnostics import Diagnostics, append_diagnostics, read_diagnostics
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import append_rows, read_rows, repair_results
 from fedleak.runs.summary import read_summary, write_summary
@@ -109,7 +109,9 @@ def small_run(path: Path) -> None:
         })  # fmt: skip
         pixels = np.random.default_rng(client).integers(0, 256, SHAPE[1:], dtype=np.uint8)
         Image.fromarray(pixels).save(folder.reconstruction(rows[-1]))
-        append_findings(folder.findings, Findings("smlp", "iga", 1, client, ("one", "two")))
+        append_diagnostics(
+            folder.diagnostics, Diagnostics("smlp", "iga", 1, client, ("one", "two"))
+        )
     append_rows(folder.results, rows)
     federation = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": 0.5}
     data = {
@@ -190,7 +192,7 @@ def read_results(run: Path) -> None:
     """What a resumed run and the tables of a terminal read."""
     folder = RunFolder(run)
     read_rows(folder.results)
-    read_findings(folder.findings)
+    read_diagnostics(folder.diagnostics)
     read_summary(folder.summary)
     repair_results(folder.results)
     read_scalars(folder.tensorboard)
@@ -488,7 +490,7 @@ KINDS: dict[str, tuple[str, str, tuple[str, ...], list[Damage]]] = {
                                                       cell_changed, columns_changed],
     ),
     "summary": ("run", "summary.json", ("source", "report"), [*ANY, *[json_changed] * 4]),
-    "findings": ("run", "findings.jsonl", ("report", "results"), [*ANY, *[line_changed] * 4]),
+    "diagnostics": ("run", "diagnostics.jsonl", ("report", "results"), [*ANY, *[line_changed] * 4]),
     "picture": (
         "run", "figures/victims/smlp-iga-r0001-c0000-0.png", ("report",), [*ANY, another_picture],
     ),

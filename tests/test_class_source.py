@@ -36,9 +36,23 @@ class Computed(Base):
 class Open(Base):
     def __init__(self, **settings): pass
 
+@other_source.decorated
+class Decorated(Base):
+    pass
+
 @dataclasses.dataclass
 class Made(Base):
+    shared: ClassVar[int] = 1
     size: int = 3
+    depth: int = 2
+
+@dataclass(kw_only=True)
+class MadeAgain(Made):
+    depth: int = field(init=False, default=4)
+    width: int = 5
+
+class Last(MadeAgain):
+    size = 4
 
 class Elsewhere(Far):
     pass
@@ -71,18 +85,35 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_facts_and_arguments_are_inherited(sample: str) -> None:
     assert read_class(f"{sample}.Base") == ClassSource(
-        {"__doc__": "Not handed down.", "paper": "one two", "needs": "much"}, ["given", "width"]
+        {"__doc__": "Not handed down.", "paper": "one two", "needs": "much"},
+        ["given", "width"],
+        ("paper",),
     )
     assert read_class(f"{sample}.Derived") == ClassSource(
-        {"paper": "one two", "needs": "little"}, ["given", "width"]
+        {"paper": "one two", "needs": "little"}, ["given", "width"], ("paper",)
     )
+
+
+def test_arguments_of_dataclasses_are_their_fields(sample: str) -> None:
+    assert read_class(f"{sample}.Made").arguments == ["size", "depth"]
+    assert read_class(f"{sample}.MadeAgain").arguments == ["size", "width"]
+    assert read_class(f"{sample}.Last").arguments == ["size", "width"]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in OURS if path.startswith(("fedleak.attacks", "fedleak.defenses"))]
+)
+def test_arguments_of_a_plugin_are_in_its_source(path: str) -> None:
+    """But for those of a class without any, which has no constructor to be read."""
+    expected = list(inspect.signature(load_class(path)).parameters)
+    assert (read_class(path).arguments or []) == expected
 
 
 def test_what_cannot_be_told_is_left_out(sample: str) -> None:
     computed = read_class(f"{sample}.Computed")
     assert computed.facts == {"__doc__": "It computes a fact.", "paper": "one two"}
     assert read_class(f"{sample}.Open").arguments is None
-    assert read_class(f"{sample}.Made").arguments is None
+    assert read_class(f"{sample}.Decorated").arguments is None
     assert read_class(f"{sample}.Elsewhere") == ClassSource()
     for path in (f"{sample}.Nobody", "nowhere_at_all.Thing", "fedleak.models.SMLP", "SMLP"):
         assert read_class(path) == ClassSource()

@@ -240,13 +240,13 @@ def test_attacks_in_the_round_give_the_same_as_afterwards(
     assert status_of(config) == "complete"
 
 
-def test_findings_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
+def test_diagnostics_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> None:
     config = tiny_config(
         data, tmp_path / "run", model_args=PRECODE, batch_size=1, victim_clients=[0, 2],
         attacks=(Plugin("fedleak.attacks.exact_nra.ExactNRA"), attack_plugin("nra")),
     )  # fmt: skip
     run(config)
-    lines = RunFolder(Path(config.output)).findings.read_text().splitlines()
+    lines = RunFolder(Path(config.output)).diagnostics.read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [(line["attack"], line["client"]) for line in found] == [
         ("exact_nra", 0), ("exact_nra", 2)
@@ -490,7 +490,7 @@ def test_overwriting_begins_again(data: Path, tmp_path: Path) -> None:
     run(config)
     (tmp_path / "run" / "updates" / "left.txt").touch()
     shorter = tiny_config(data, tmp_path / "run", attacks=(attack_plugin("iga"),))
-    with pytest.raises(BadInput, match="`--resume`, replace it by `--overwrite`, or choose"):
+    with pytest.raises(BadInput, match="`--resume`, replace it with `--overwrite`, or choose"):
         run(shorter)
     with pytest.raises(BadInput, match=r"Expected the configuration of .* got another one"):
         run(shorter, resume=True)
@@ -695,7 +695,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
         (garble, "Expected a complete safetensors file at .*r0001-c0002"),
         (poison, "Expected finite numbers, got NaN or infinity in `classifier.bias`"),
         (reshape, r"Expected `classifier.bias` of shape \(4,\) .*, got \(9,\)"),
-        (rename, r"lacks \['classifier.bias'\] and has \['head'\] besides"),
+        (rename, r"lack \['classifier.bias'\] and additionally have \['head'\]"),
         (forget_the_global_model, "Expected a file at .*r0001-global.safetensors, found none"),
         (Path.unlink, ""),
     ],

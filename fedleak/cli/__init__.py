@@ -1,1 +1,1 @@
-"""The command line: parses arguments, calls the package, prints what came of it."""
+"""The command line: parses arguments, calls the package and prints results."""

@@ -15,7 +15,7 @@ from jsonargparse import (
 )
 
 from fedleak.class_source import read_class
-from fedleak.cli.error_messages import complaint, settings_of, unknown_option
+from fedleak.cli.error_messages import settings_of, translate_error, unknown_option
 from fedleak.cli.plugin_names import load_yaml, with_class_paths
 from fedleak.errors import unknown_name
 from fedleak.registry import (
@@ -29,7 +29,7 @@ from fedleak.registry import (
     short_name,
 )
 
-# Kind -> the class whose subclasses jsonargparse takes.
+# Kind -> the class whose subclasses jsonargparse accepts.
 PARSED = BASES | {"models": "fedleak.models.base.LightningModule"}
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
@@ -48,14 +48,17 @@ EXAMPLES = {
 
 
 def parse(argv: list[str]) -> Namespace:
-    """The settings in the arguments.
+    """Parse the command line.
 
     Args:
-        argv: what follows ``fedleak``; may name YAML files.
+        argv: the arguments after ``fedleak``; they may name YAML files.
+
+    Returns:
+        The settings by name.
 
     Raises:
-        BadInput: if something in them, or in a file, is unknown or of the wrong type.
-        SystemExit: if help was asked for, or nothing at all.
+        BadInput: if a name in the arguments or in a file is unknown, or a value is invalid.
+        SystemExit: if help was requested, or no command given.
     """
     command = next((name for name in argv if name in COMMANDS), None)
     if command is not None:
@@ -65,7 +68,7 @@ def parse(argv: list[str]) -> Namespace:
     try:
         settings = parser.parse_args(argv)
     except ArgumentError as error:
-        raise complaint(parser, argv, str(error)) from error
+        raise translate_error(parser, argv, str(error)) from error
     if settings.subcommand is None:
         parser.print_help()
         raise SystemExit(2)
@@ -73,14 +76,14 @@ def parse(argv: list[str]) -> Namespace:
 
 
 def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
-    """Refuse a misspelt option before plugins are imported, which takes long.
+    """Refuse a misspelt option before plugins are imported, which is slow.
 
     Args:
-        parser: of the command in the arguments, without the settings of its plugins.
+        parser: the parser of the command, without the settings of its plugins.
         argv: the arguments.
 
     Raises:
-        BadInput: if the command has no such option, or the plugin that is named no such setting.
+        BadInput: if the command has no such option, or the named plugin no such setting.
     """
     known = settings_of(parser, argv)
     plugins: dict[str, str] = {}
@@ -100,7 +103,7 @@ def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
 
 
 def _check_argument(kind: str, plugin: str, argument: str) -> None:
-    """Check a plugin's setting, if the plugin is named and its source tells its settings."""
+    """Check a plugin's setting, if the plugin is named and its source determines its settings."""
     if not re.fullmatch(r"\w+(\.\w+)*", plugin):
         return
     path = class_path(kind, plugin)
@@ -114,19 +117,19 @@ def _check_option(parser: ArgumentParser, argv: list[str], option: str, known: l
     parts = option.split(".")
     above = [".".join(parts[: n + 1]) for n in range(len(parts))]
     nearest = next((name for name in reversed(above) if name in known), None)
-    # What lies below an option that has no others below it is a name in its mapping.
-    has_others = any(name.startswith(f"{nearest}.") for name in known)
-    if nearest is None or (nearest != option and has_others):
+    # Below an option without suboptions, any name is a key of its mapping.
+    has_suboptions = any(name.startswith(f"{nearest}.") for name in known)
+    if nearest is None or (nearest != option and has_suboptions):
         raise unknown_option(parser, argv, option)
 
 
 def make_parser(command: str | None = None, *, plugins: bool = True) -> ArgumentParser:
-    """The parser of all commands, with the arguments of one.
+    """Make the parser of all commands, with the arguments of one of them.
 
     Args:
-        command: the command that is to be parsed; what the others take is left out.
-        plugins: whether the settings of the command's plugins are there, and so the classes
-            imported; otherwise there are the options alone that name a plugin.
+        command: the command whose arguments are added. If None, no command has arguments.
+        plugins: whether the settings of plugins are added, which imports their classes; otherwise
+            only the options that name a plugin.
     """
     set_loader("fedleak", load_yaml, (yaml.YAMLError,))
     parser = _new_parser("What does federated training leak? Attacks on real federations.")
@@ -154,14 +157,14 @@ def _fill_run(run: ArgumentParser, plugins: bool) -> None:
         "--weights",
         type=str | None,
         default=None,
-        help="A safetensors file with the weights to begin with, such as what another run's server "
-        "sent: updates/r0005-global.safetensors.",
+        help="A safetensors file with the initial weights, such as another run's "
+        "updates/r0005-global.safetensors, which its server sent in round 5.",
     )
     run.add_argument(
         "--baseline",
         type=bool,
         default=False,
-        help="Also run the federation with the model without its bottleneck, for comparison.",
+        help="Also run the federation with the model without its bottleneck, as a baseline.",
     )
     run.add_argument("--federation", type=Federation, default=Federation())
     run.add_argument("--victims", type=Victims, default=Victims())
@@ -228,7 +231,7 @@ def _fill_list(lists: ArgumentParser, _plugins: bool) -> None:
 
 
 class _Command(NamedTuple):
-    """A command: its line in the list of all, its own first line, its arguments."""
+    """A command: its line in the list of commands, its description, its arguments."""
 
     help: str
     description: str
@@ -250,20 +253,20 @@ COMMANDS = {
         _fill_attack,
     ),
     "sweep": _Command(
-        "Many runs, as a study's file has them.",
+        "The runs of a study's file.",
         "Run every cell of a study: a grid of settings over a base configuration.",
         " STUDY",
         _fill_sweep,
     ),
     "report": _Command(
         "One HTML page of a run.",
-        "Write report.html into a run's folder: one page that needs nothing else.",
+        "Write report.html into a run's folder: one self-contained page.",
         " RUN",
         _fill_report,
     ),
     "list": _Command(
-        "What can be named in a configuration.",
-        "What can be named in a configuration.",
+        "The plugins that a configuration can name.",
+        "The plugins that a configuration can name.",
         " [KIND]",
         _fill_list,
     ),
@@ -281,7 +284,7 @@ class _Formatter(DefaultHelpFormatter):
         return "\n".join(indent + line for line in text.splitlines())
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        # What jsonargparse adds to a choice of plugins or commands tells nothing new.
+        # jsonargparse's addition to a choice of plugins or commands contains nothing new.
         if _names_plugin(action) or isinstance(action, argparse._SubParsersAction):
             return action.help or ""
         text: str = super()._get_help_string(action)
@@ -340,8 +343,8 @@ def _add_flags(parser: ArgumentParser) -> None:
 def _add_trust(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true",
-        help="Import the classes that the folder's config.yaml names, whoever wrote them: they are "
-        "run as code.",
+        help="Trust the folder: import the classes that its config.yaml names, which runs their "
+        "code.",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What jsonargparse complains of, as one sentence that says what was expected and what came."""
+"""Translate jsonargparse's error messages: one sentence, with what was expected and what came."""
 
 import re
 from collections.abc import Mapping
@@ -23,10 +23,19 @@ WORDS = {
 }
 
 
-def complaint(parser: ArgumentParser, argv: list[str], message: str) -> BadInput:
-    """What jsonargparse complains of, as one sentence with what was expected and what came."""
+def translate_error(parser: ArgumentParser, argv: list[str], message: str) -> BadInput:
+    """Translate an error message of jsonargparse.
+
+    Args:
+        parser: the parser of the command.
+        argv: the arguments that it parsed.
+        message: jsonargparse's message.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     text = " ".join(message.split())
-    # From outside to inside, such as model, precode, beta.
+    # From the outer to the inner setting.
     keys = re.findall(r'Parser key "([^"]+)"', text)
     name = ".".join(dict.fromkeys(keys))
     if found := re.search(r"(?:[Oo]ption '|unrecognized arguments: -+)([\w.+-]+)", text):
@@ -65,7 +74,16 @@ def _unknown_setting(
 
 
 def unknown_option(parser: ArgumentParser, argv: list[str], option: str) -> BadInput:
-    """The error for an option that the command in the arguments has not, without its dashes."""
+    """Make the error for an option that the command in the arguments does not have.
+
+    Args:
+        parser: the parser of the command.
+        argv: the arguments.
+        option: the option without its dashes.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     known = settings_of(parser, argv)
     group, _, rest = option.rpartition(".")
     siblings = [n.removeprefix(f"{group}.") for n in known if n.startswith(f"{group}.")]

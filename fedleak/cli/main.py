@@ -1,7 +1,7 @@
-"""The command line: parses, calls, prints.
+"""The command line: parse the arguments, run the command, print the result.
 
-What takes long to import is imported by the command that needs it: help, a list and a misspelt
-option are answered without torch, Lightning or Flower.
+Slow imports are made by the command that needs them, so that help, a list and a misspelt option
+need neither torch nor Lightning nor Flower.
 """
 
 import os
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script ``fedleak``.
 
-    It exits with 0, with 1 if a run broke down, 2 for bad input, 130 when interrupted.
+    The exit code is 0, 1 if a run failed, 2 for bad input, or 130 if interrupted.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     use_large_pages()
-    console, complaints = Console(), Console(stderr=True, soft_wrap=True)
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
 
-    def complain(text: str) -> None:
+    def print_error(text: str) -> None:
         line = " ".join(text.split())
-        complaints.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
+        errors.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
 
     interrupt = Interrupt()
     before = {
@@ -55,33 +55,33 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _command(parse(arguments), console)
         code = 0
     except BadInput as error:
-        complain(str(error))
+        print_error(str(error))
         code = 2
     except RunFailed as error:
-        complain(f"{error} What is done is kept: go on by `--resume`.")
+        print_error(f"{error} The results so far are kept: continue with `--resume`.")
         code = 1
     except KeyboardInterrupt:
-        complain("interrupted.")
+        print_error("interrupted.")
         code = 130
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if argv is None:
-        _leave(code)
+        _exit_despite_threads(code)
     sys.exit(code)
 
 
 @contextmanager
 def _import_path(arguments: Sequence[str]) -> Iterator[None]:
-    """Within the block, modules of one's own are found where the command is given.
+    """Within the block, the working folder is on the import path, for the user's own plugins.
 
-    Commands that read a folder, which may be somebody else's, find nothing there: what lies in the
-    working folder would be imported in the place of any module of that name.
+    Commands that read a folder, which may be untrusted, take the working folder off the path: its
+    modules would shadow installed ones.
     """
     before, here = list(sys.path), Path.cwd()
-    reads = arguments[:1] in (["attack"], ["report"]) and "--trust" not in arguments
-    sys.path[:] = [path for path in before if not reads or not _is_foreign(path, here)]
-    if not reads:
+    untrusted = arguments[:1] in (["attack"], ["report"]) and "--trust" not in arguments
+    sys.path[:] = [path for path in before if not untrusted or not _is_untrusted(path, here)]
+    if not untrusted:
         sys.path.insert(0, str(here))
     try:
         yield
@@ -89,8 +89,8 @@ def _import_path(arguments: Sequence[str]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _is_foreign(path: str, here: Path) -> bool:
-    """Whether an entry of the import path is the working folder, and not fedleak's own."""
+def _is_untrusted(path: str, here: Path) -> bool:
+    """Whether an entry of the import path is the working folder, but not that of fedleak itself."""
     package = Path(__file__).parents[1]
     return Path(path).resolve() == here.resolve() != package.parent.resolve()
 
@@ -190,7 +190,7 @@ def _run_config(chosen: Namespace) -> "RunConfig":
 
 @contextmanager
 def _stored_classes(chosen: Namespace) -> Iterator[None]:
-    """Within the block, what a run's folder names is loaded only as far as it is trusted."""
+    """Within the block, the classes that a run's folder names are loaded only if trusted."""
     if chosen.trust:
         yield
         return
@@ -213,7 +213,7 @@ def _attack_config(chosen: Namespace) -> "RunConfig":
     metrics = {name: value for name, value in values["metrics"].items() if value is not None}
     return replace(
         config,
-        weights=None,  # the updates hold what was sent, and the file may be gone
+        weights=None,  # the updates contain the weights that were sent; the file may be gone
         attacks=(attack,),
         output=output,
         seed=config.seed if chosen.seed is None else chosen.seed,
@@ -224,15 +224,15 @@ def _attack_config(chosen: Namespace) -> "RunConfig":
 
 
 def _check_versions(recorded: dict[str, str] | None, console: Console) -> None:
-    """Say so if a configuration was made with other versions than are installed."""
+    """Print a note if a configuration was made with other versions than are installed."""
     from fedleak.config import versions
 
-    here = versions()
+    installed = versions()
     for name, version in (recorded or {}).items():
-        if here.get(name) != version:
+        if installed.get(name) != version:
             console.print(
-                f"Note: the configuration was made with {name} {version}, here is "
-                f"{here.get(name, 'none')}; figures may differ.",
+                f"Note: the configuration was made with {name} {version}, installed is "
+                f"{installed.get(name, 'none')}; figures may differ.",
                 highlight=False,
             )
 
@@ -242,16 +242,16 @@ def _as_dict(settings: Namespace) -> dict[str, Any]:
     return plain
 
 
-def _leave(code: int) -> None:
-    """End the process where Python itself would wait: for a thread that an engine has left.
+def _exit_despite_threads(code: int) -> None:
+    """Exit the process if threads that the simulation engine left would keep Python waiting.
 
-    An interrupted engine is not fit for an orderly exit at all.
+    After an interrupt, the engine cannot be shut down in order, so the process exits at once.
     """
     deadline = time.monotonic() + STOP_SECONDS / 2
-    left = [t for t in threading.enumerate() if t is not threading.current_thread()]
-    for thread in [] if code == 130 else [t for t in left if not t.daemon]:
+    others = [t for t in threading.enumerate() if t is not threading.current_thread()]
+    for thread in [] if code == 130 else [t for t in others if not t.daemon]:
         thread.join(max(0.0, deadline - time.monotonic()))
-    if code == 130 or any(t.is_alive() and not t.daemon for t in left):
+    if code == 130 or any(t.is_alive() and not t.daemon for t in others):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""Plugins by their short names, in arguments and in files, checked before anything is parsed."""
+"""Resolve plugins' short names in arguments and files, and check them before parsing."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,15 @@ LISTS = ("attacks", "defenses")
 
 
 def with_class_paths(argv: list[str]) -> list[str]:
-    """The arguments with plugins' names replaced by checked dotted paths, and files looked at."""
+    """Replace plugin names by dotted paths; check the files behind ``--config``.
+
+    Args:
+        argv: the arguments of a command.
+
+    Raises:
+        BadInput: if a plugin or one of its settings is unknown, a value is missing, or a file
+            cannot be used.
+    """
     result: list[str] = []
     pending: str | None = None
     for argument in argv:
@@ -26,19 +34,19 @@ def with_class_paths(argv: list[str]) -> list[str]:
             pending = None
             continue
         name, equals, value = argument.partition("=")
-        takes = name == "--config" or name.removesuffix("+").removesuffix(".help") in {
+        resolved = name == "--config" or name.removesuffix("+").removesuffix(".help") in {
             f"--{setting}" for setting in SETTINGS
         }
-        if takes and equals:
+        if resolved and equals:
             result.append(f"{name}={_value(name, value)}")
         else:
             result.append(argument)
-            pending = name if takes else None
+            pending = name if resolved else None
     return result
 
 
 def _value(option: str, text: str) -> str:
-    """The value of an option that names a plugin or a file."""
+    """The resolved value of an option that names a plugin or a file."""
     setting = option.removeprefix("--").removesuffix("+").removesuffix(".help")
     if text.startswith("--"):
         raise BadInput(f"Expected a value after `{option}`, got nothing.")
@@ -48,17 +56,17 @@ def _value(option: str, text: str) -> str:
     if text[:1] not in ("[", "{"):
         with _working_folder():
             path = _checked(setting, text).class_path
-        # One name stands for a list of one, unless it is added to those before.
+        # A single name is a list of one, unless it is appended to a list.
         return f"[{{class_path: {path}}}]" if option.removeprefix("--") in LISTS else path
-    value = _named(setting, parse_yaml(text, f"the value of `{option}`"))
+    value = _resolve(setting, parse_yaml(text, f"the value of `{option}`"))
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
 
 
 @contextmanager
 def _working_folder() -> Iterator[None]:
-    """Within the block, a module that the user has named is found in the working folder, too.
+    """Within the block, a module that the user named is also found in the working folder.
 
-    Last on the path, so that it comes before no module of the same name.
+    It comes last on the import path, so that it shadows no other module.
     """
     here = str(Path.cwd())
     sys.path.append(here)
@@ -68,10 +76,10 @@ def _working_folder() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def _named(setting: str, value: Any) -> Any:
-    """A plugin's entry, or a list of them, with checked dotted paths for short names."""
+def _resolve(setting: str, value: Any) -> Any:
+    """A plugin's entry, or a list of them, with dotted paths instead of short names; checked."""
     if setting in LISTS:
-        # One entry stands for a list of one.
+        # A single entry is a list of one.
         items = value if isinstance(value, list) else [] if value is None else [value]
         return [_entry(_checked(setting, item), item) for item in items]
     plugin = _checked(setting, value)
@@ -84,17 +92,17 @@ def _entry(plugin: Plugin, value: Any) -> dict[str, Any]:
 
 
 def _checked(setting: str, value: Any) -> Plugin:
-    """A plugin whose class is there and of the right kind."""
+    """Read a plugin and check that its class exists and is of the right kind."""
     plugin = read_plugin(SETTINGS[setting], setting, value)
     load_plugin(SETTINGS[setting], plugin.class_path, setting)
     return plugin
 
 
 def _check_file(path: Path) -> None:
-    """Check what can be said of a configuration file better than jsonargparse says it.
+    """Check a configuration file, with clearer messages than jsonargparse gives.
 
     Raises:
-        BadInput: if it cannot be read, is no YAML, or a setting in it cannot be used.
+        BadInput: if it cannot be read, is not YAML, or one of its settings is invalid.
     """
     values = read_yaml(path)
     require(
@@ -105,17 +113,24 @@ def _check_file(path: Path) -> None:
 
     check_settings(values)
     for setting in set(SETTINGS) & set(values):
-        _named(setting, values[setting])
+        _resolve(setting, values[setting])
 
 
 def load_yaml(text: str) -> Any:
-    """YAML, with plugins' short names replaced by their dotted paths where a config has them."""
+    """Load YAML and replace the short names of plugins in a configuration by dotted paths.
+
+    Args:
+        text: the YAML text of a configuration or of one value.
+
+    Raises:
+        BadInput: if it is not YAML, or a plugin in it is unknown.
+    """
     value = parse_yaml(text, "the settings")
     if isinstance(value, dict):
-        return {n: _named(n, inner) if n in SETTINGS else inner for n, inner in value.items()}
+        return {n: _resolve(n, inner) if n in SETTINGS else inner for n, inner in value.items()}
     return value
 
 
 def arguments_of(found: type[Any]) -> list[str]:
-    """The settings of a class, without what it is given from the data."""
+    """The settings of a class, without the arguments that come from the data set."""
     return [name for name in parameters_of(found) if name not in FROM_DATA]

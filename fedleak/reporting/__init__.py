@@ -1,4 +1,4 @@
-"""What a person sees of a run: live progress, TensorBoard, figures, tables."""
+"""Output of runs and sweeps for readers: progress, TensorBoard, figures, tables, HTML report."""
 
 from fedleak.lazy import catalogue
 

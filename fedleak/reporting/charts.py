@@ -16,15 +16,15 @@ Curves = dict[str, Points]
 Victim = tuple[str, str, str]
 """Model, attack, and the update's key."""
 
-EVENTS = 2**30  # bytes of a run's event files, at most
-TAG = 400  # characters; longer ones are none of a run's
-POINTS = 200  # of a line, at most
-LINES = 64  # of a chart, at most
-STYLES = 5  # colours with dashes of their own in report_style.css
+MAX_EVENT_BYTES = 2**30  # of all event files of a run
+MAX_TAG_LENGTH = 400  # a run's own tags are shorter
+MAX_POINTS = 200  # of a line
+MAX_LINES = 64  # of a chart
+STYLES = 5  # colours with their own dashes in report_style.css
 WIDTH, HEIGHT = 360.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 22.0, 10.0, 42.0
 TICKS = 5
-# A cost of a cosine is a rounding error of 1 where it is below this share of the highest.
+# Smallest cost on a logarithmic axis relative to the largest; below it, a cosine cost is rounding.
 LOWEST = 1e-12
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 METRICS = {
@@ -38,10 +38,10 @@ class Series:
     """A line of a chart.
 
     Args:
-        name: what the line is of.
-        label: its entry in the legend, which lines may share.
-        style: number of its colour and dash, from 0; lines of one label have one style.
-        points: pairs of x and y, in the order of x.
+        name: name of the line, shown as a tooltip.
+        label: its entry in the legend; several lines may share one.
+        style: number of its colour and dash, from 0; lines with the same label have the same style.
+        points: pairs of x and y, ordered by x.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart to be drawn.
+    """The content of a chart.
 
     Args:
-        title: stands above it.
-        x: label of the horizontal axis, which counts something.
+        title: text above the chart.
+        x: label of the horizontal axis, which has integer ticks.
         y: label of the vertical axis, with its unit.
-        series: the lines, at least one, each with a point or more.
+        series: the lines, at least one, each with at least one point.
         log: whether the vertical axis is logarithmic.
-        note: stands below it.
+        note: text below the chart.
     """
 
     title: str
@@ -82,27 +82,29 @@ class _Axis:
 
 
 def read_scalars(folder: Path) -> dict[str, Curves]:
-    """The scalars in a folder of event files and in its subfolders.
+    """Read the scalars of the event files in a folder and its subfolders.
 
     Args:
         folder: the folder, which may be missing.
 
     Returns:
-        Sub-run (the name of the subfolder, or nothing for the folder itself) -> tag -> pairs of
-        step and finite value in the order of the steps; of a step that was written twice, as by a
-        resumed run, the later one. Sub-runs are in the order in which they began. Empty where there
-        is nothing to be read. Of a file that ends early or is damaged within, what comes before.
+        Sub-run (the name of the subfolder, empty for the folder itself) -> tag -> pairs of step and
+        finite value, ordered by step. If a step was written twice, as by a resumed run, the later
+        value counts. Sub-runs are in the order in which they started. A file that ends early
+        contributes what comes before its end. Empty, if there are no files or TensorBoard is not
+        installed.
 
     Raises:
-        BadInput: if the files are larger than 1 GiB together, or hold what is no event.
+        BadInput: if the files are larger than 1 GiB in total, or are not event files.
     """
     if not folder.is_dir():
         return {}
     files = [path for path in folder.rglob("*") if "tfevents" in path.name]
     size = sum(path.stat().st_size for path in files if path.is_file())
     require(
-        size <= EVENTS and all(path.is_file() for path in files),
-        f"Expected event files of at most {EVENTS:,} bytes together in {folder}, got {size:,}.",
+        size <= MAX_EVENT_BYTES and all(path.is_file() for path in files),
+        f"Expected event files of at most {MAX_EVENT_BYTES:,} bytes in total in {folder}, got "
+        f"{size:,}.",
     )
     try:
         from tensorboard.backend.event_processing.event_accumulator import (
@@ -115,14 +117,18 @@ def read_scalars(folder: Path) -> dict[str, Curves]:
     begun: dict[str, float] = {}
     for path in sorted({file.parent for file in folder.rglob("events.*")}):
         run = path.relative_to(folder).as_posix() if path != folder else ""
-        # Without the purge, a resumed run's restart of the steps would drop what came before it.
+        # With purging, the repeated steps of a resumed run would drop everything before them.
         events = EventAccumulator(str(path), size_guidance={SCALARS: 0}, purge_orphaned_data=False)
         try:
             events.Reload()
-            # Of a file that ends before its first event, none has a time.
+            # A file that ends before its first event has no timestamp.
             begun[run] = events.FirstEventTimestamp() if events.file_version else math.inf
-            values = {tag: events.Scalars(tag) for tag in events.Tags()[SCALARS] if len(tag) <= TAG}
-        except Exception as error:  # a checksum may hold where nothing else does
+            values = {
+                tag: events.Scalars(tag)
+                for tag in events.Tags()[SCALARS]
+                if len(tag) <= MAX_TAG_LENGTH
+            }
+        except Exception as error:  # damage that the checksum does not show raises anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadInput(
                 f"Expected TensorBoard's event files in {path}, got one that cannot be read "
@@ -136,13 +142,13 @@ def read_scalars(folder: Path) -> dict[str, Curves]:
 
 
 def global_metrics(scalars: Mapping[str, Curves]) -> dict[str, dict[str, Points]]:
-    """What the server found of the global models by evaluating them.
+    """The test metrics of the global models.
 
     Args:
         scalars: sub-run -> tag -> points, see :func:`read_scalars`.
 
     Returns:
-        Metric -> model -> points by round, round 0 being the untrained model.
+        Metric -> model -> points by round; round 0 is the untrained model.
     """
     found: dict[str, dict[str, Points]] = {}
     for model, curves in scalars.items():
@@ -154,7 +160,7 @@ def global_metrics(scalars: Mapping[str, Curves]) -> dict[str, dict[str, Points]
 
 
 def training_charts(scalars: Mapping[str, Curves]) -> list[Chart]:
-    """Accuracy, loss and ranking of the global models by round, of two rounds or more.
+    """Charts of the global models' test metrics by round, if there are two rounds or more.
 
     Args:
         scalars: sub-run -> tag -> points, see :func:`read_scalars`.
@@ -177,11 +183,11 @@ def training_charts(scalars: Mapping[str, Curves]) -> list[Chart]:
 
 
 def cost_charts(scalars: Mapping[str, Curves], leaked: Mapping[Victim, bool | None]) -> list[Chart]:
-    """The cost of every attack on every model by iteration, a line for each victim.
+    """Charts of the cost by iteration for every attack on every model, a line for each victim.
 
     Args:
         scalars: sub-run -> tag -> points, see :func:`read_scalars`.
-        leaked: whether an image of the victim was reconstructed; none where it is not known.
+        leaked: whether a sample of the victim was reconstructed; None if it was not scored.
     """
     labels = {True: "reconstructed", False: "not reconstructed", None: "not scored"}
     styles = {True: 1, False: 0, None: 4}
@@ -202,13 +208,13 @@ def cost_charts(scalars: Mapping[str, Curves], leaked: Mapping[Victim, bool | No
     charts = []
     for (attack, model), lines in found.items():
         notes = []
-        if len(lines) > LINES:
-            notes.append(f"The first {LINES} of {len(lines)} victims.")
-        lines = lines[:LINES]
+        if len(lines) > MAX_LINES:
+            notes.append(f"The first {MAX_LINES} of {len(lines)} victims.")
+        lines = lines[:MAX_LINES]
         values = [y for line in lines for _, y in line.points]
         log = max(values) > 0
         if log and min(values) <= 0:
-            notes.append("Costs of 0 or less, which are rounding errors, lie on the lower edge.")
+            notes.append("Costs of 0 or less, which are rounding errors, are on the lower edge.")
         title = f"{attack} on {model}"
         axis = f"cost (no unit{', log scale' if log else ''})"
         charts.append(Chart(title, "iteration", axis, lines, log, " ".join(notes)))
@@ -216,10 +222,10 @@ def cost_charts(scalars: Mapping[str, Curves], leaked: Mapping[Victim, bool | No
 
 
 def draw(chart: Chart) -> Markup:
-    """A chart as a figure with title, legend, SVG and note.
+    """Draw a chart as an HTML figure with title, legend, SVG and note.
 
     Args:
-        chart: what to draw; its texts are escaped.
+        chart: the content; its texts are escaped.
     """
     across, up = _axes(chart)
     parts = [_grid(across, up), _titles(chart)]
@@ -229,7 +235,7 @@ def draw(chart: Chart) -> Markup:
             for x, y in line.points
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        # A single point has no length, and would not be seen as a line.
+        # A line through a single point would be invisible.
         shape = Markup('<polyline points="{}"/>').format(path)
         if len(places) == 1:
             shape = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3"/>').format(*places[0])
@@ -253,7 +259,7 @@ def draw(chart: Chart) -> Markup:
 
 
 def describe(chart: Chart) -> str:
-    """What a chart shows, in words, for those who do not see it."""
+    """Describe a chart in words, for screen readers."""
     groups: dict[str, list[Points]] = {}
     for line in chart.series:
         groups.setdefault(line.label, []).append(line.points)
@@ -261,7 +267,7 @@ def describe(chart: Chart) -> str:
     for label, lines in groups.items():
         starts, ends = [line[0][1] for line in lines], [line[-1][1] for line in lines]
         count = f" ({len(lines)} lines)" if len(lines) > 1 else ""
-        sentences.append(f"{label}{count}: begins at {_range(starts)}, ends at {_range(ends)}.")
+        sentences.append(f"{label}{count}: starts at {_range(starts)}, ends at {_range(ends)}.")
     return " ".join(sentences)
 
 
@@ -274,7 +280,7 @@ def _axes(chart: Chart) -> tuple[_Axis, _Axis]:
         return across, _linear(low, max(*ys, low + 1e-9 * max(1.0, -low)))
     high = math.log10(max(ys))
     positive = [y for y in ys if y > 0]
-    # At least a decade, lest a cost that has hardly moved should look as if it had fallen.
+    # At least one decade, so that a cost that has hardly changed does not seem to fall.
     low = min(math.log10(max(min(positive), max(ys) * LOWEST)), high - 1)
     return across, _logarithmic(low, high + 0.03 * (high - low))
 
@@ -302,7 +308,7 @@ def _logarithmic(low: float, high: float) -> _Axis:
 
 
 def _step(least: float) -> float:
-    """The least of 1, 2, 5, 10, 20, ... (or 0.5, 0.2, ...) that is no less."""
+    """The smallest step of the series ..., 0.5, 1, 2, 5, 10, ... that is at least ``least``."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(n * power for n in (1, 2, 5, 10, 20) if n * power >= least * (1 - 1e-9))
 
@@ -360,10 +366,10 @@ def _legend(chart: Chart) -> Markup:
 
 
 def _thin(points: Points) -> Points:
-    """At most POINTS of the points, the first and the last among them."""
-    if len(points) <= POINTS:
+    """At most MAX_POINTS of the points, including the first and the last."""
+    if len(points) <= MAX_POINTS:
         return points
-    stride = math.ceil((len(points) - 1) / (POINTS - 1))
+    stride = math.ceil((len(points) - 1) / (MAX_POINTS - 1))
     return [*points[:-1:stride], points[-1]]
 
 

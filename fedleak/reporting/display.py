@@ -1,4 +1,4 @@
-"""The live progress of a run in a terminal, and in plain lines where there is none."""
+"""Live progress of a run: bars in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,19 @@ from fedleak.runs.scoring import ImageScoring
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
-# Without a terminal, so often at most is the progress of an attack printed.
+# Without a terminal, the least seconds between two lines of an attack's progress.
 LINE_SECONDS = 10.0
 
 
 class Display(Observer):
     """Shows rounds and clients, then victims with iteration, cost and time left.
 
-    Use it as a context manager, so that the terminal is left in order.
+    Use it as a context manager, which restores the terminal.
 
     Args:
         console: where to print.
+        headline: column and title of the score that is shown, see
+            :attr:`fedleak.runs.scoring.Scoring.headline`.
     """
 
     def __init__(self, console: Console, headline: tuple[str, str] = ImageScoring.headline) -> None:
@@ -99,7 +101,7 @@ class Display(Observer):
 
     def attack_started(self, attack: str, model: str, victims: int, done: int) -> None:
         """See :class:`Observer`."""
-        before = f", {done} of them done before" if done else ""
+        before = f", {done} of them already done" if done else ""
         self._clear()
         self._say(f"Attack {attack} on {model}: {_count(victims, 'update')}{before}")
         self._attack = f"{attack} on {model}"
@@ -146,7 +148,7 @@ class Display(Observer):
         """See :class:`Observer`."""
         self._clear()
         if status != "complete":
-            self._say(f"Run {status}; go on with it by `--resume`.")
+            self._say(f"Run {status}; continue it with `--resume`.")
 
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -160,7 +162,7 @@ class Display(Observer):
             self._bars.update(self._tasks[name], **changes)
 
     def _clear(self) -> None:
-        """The end of a federation or an attack: its bars go, and its score is told."""
+        """Remove the bars of a finished federation or attack and print its mean score."""
         for task in self._tasks.values():
             self._bars.remove_task(task)
         self._tasks = {}

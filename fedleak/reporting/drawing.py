@@ -1,4 +1,4 @@
-"""What the figures of a run and of a sweep have in common when they are drawn."""
+"""Drawing functions shared by the figures of runs and sweeps."""
 
 import numpy as np
 from PIL import Image
@@ -7,16 +7,19 @@ from fedleak.runs.scoring import Picture
 
 
 def fitted(picture: Picture, side: int) -> Image.Image:
-    """A picture enlarged or reduced for a figure, in colour.
+    """Resize a picture for a figure.
 
-    Whole pixels become blocks where there is room, so that nothing is smoothed away.
+    Enlarging repeats pixels and does not smooth them; reducing averages them.
 
     Args:
-        picture: pixels ``(H, W)`` or ``(H, W, 3)``.
-        side: pixels of the longer side in the figure.
+        picture: pixels ``(H, W)`` or ``(H, W, 3)``, 0 to 255.
+        side: length of the longer side in the figure, in pixels.
+
+    Returns:
+        The picture in RGB.
     """
     factor = side / max(picture.shape[:2])
     height, width = (max(1, int(length * factor)) for length in picture.shape[:2])
     image = Image.fromarray(np.ascontiguousarray(picture)).convert("RGB")
-    smooth = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    return image.resize((width, height), smooth)
+    filter_ = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+    return image.resize((width, height), filter_)

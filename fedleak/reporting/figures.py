@@ -19,12 +19,12 @@ class Layout:
     """Sizes of a figure, in pixels.
 
     Args:
-        side: of the longer side of an image.
-        gap: between images, and around them.
+        side: length of an image's longer side.
+        gap: distance between images and around them.
         line: height of a line of text.
         font: size of the font.
-        rows: victims on a page, at most.
-        narrow: whether titles and labels are broken into lines and the caption is left out.
+        rows: largest number of victims on a page.
+        narrow: whether titles and labels are broken into lines and the caption is omitted.
     """
 
     side: int
@@ -36,13 +36,13 @@ class Layout:
 
 
 FIGURE = Layout(side=128, gap=12, line=18, font=12, rows=16)
-# The space for an image on one of TensorBoard's cards is about 345 by 210 pixels. A larger image is
-# reduced to it with all its text, which can then hardly be read.
+# A TensorBoard card shows an image in about 345 by 210 pixels. A larger image is scaled down, and
+# its text becomes illegible.
 CARD = Layout(side=64, gap=6, line=13, font=11, rows=2, narrow=True)
 
 
 class Figures(Observer):
-    """Draws the figures of a run when it is over.
+    """Draws the figures of a run when it ends.
 
     Args:
         config: the run's configuration.
@@ -72,8 +72,8 @@ def write_figures(
         std: deviation of each channel.
 
     Returns:
-        The written files, ``reconstructions.png``, ``reconstructions-2.png`` and so on; none if
-        nothing has been attacked, or the data are no images.
+        The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; empty if
+        nothing was attacked, or the samples are not images.
     """
     files = []
     pages = draw_pages(folder, config, mean, std, FIGURE)
@@ -102,7 +102,10 @@ def draw_pages(
         layout: sizes of the pages.
 
     Returns:
-        The pages; empty if nothing has been attacked, or the data are no images.
+        The pages; empty if nothing was attacked, or the samples are not images.
+
+    Raises:
+        BadInput: see :func:`fedleak.reporting.panels.read_panels`.
     """
     panels = read_panels(folder, config, mean, std)
     titles = list(dict.fromkeys(title for panel in panels for title in panel.reconstructions))
@@ -116,12 +119,12 @@ def draw_pages(
 def draw_page(
     panels: Sequence[Panel], titles: Sequence[str], caption: str, layout: Layout = FIGURE
 ) -> Image.Image:
-    """One figure.
+    """Draw one figure.
 
     Args:
         panels: its rows.
-        titles: titles of its columns after that of the originals.
-        caption: the setting, written below; may be empty.
+        titles: titles of its columns, without that of the originals.
+        caption: text below the figure; may be empty.
         layout: its sizes.
     """
     side, gap, line = layout.side, layout.gap, layout.line
@@ -172,7 +175,7 @@ def _label(panel: Panel, separator: str) -> str:
 
 
 def _count(text: str) -> int:
-    """Lines of a text."""
+    """Number of lines of a text."""
     return text.count("\n") + 1
 
 

@@ -1,4 +1,4 @@
-"""What users had to do with beside what the attacks found, read from a run's folder."""
+"""Users' true items beside the items that attacks found, read from a run's folder."""
 
 import csv
 import io
@@ -14,21 +14,21 @@ from fedleak.runs.scoring import ItemScoring, scoring_class
 from fedleak.runs.text_files import read_text
 from fedleak.updates.files import short
 
-LARGEST_LIST = 8 * 2**20  # bytes of a file, at most: some 200,000 items
+LARGEST_LIST = 8 * 2**20  # largest size of a file in bytes: some 200,000 items
 COLUMNS = ("item", "name", "value", "found", "true")
-ITEMS = 100  # of a list, at most
+MAX_ITEMS = 100  # of a list
 
 
 @dataclass
 class ItemList:
-    """A user and what the attacks found.
+    """A user's true items and the items that the attacks found.
 
     Args:
-        round: number of the round.
-        client: number of the client.
+        round: number of the round, from 1.
+        client: number of the client, from 0.
         sample: position in the client's batch.
-        true: the user's items by name; none where they are not known.
-        found: column title -> (names of the items found, F1 or none).
+        true: names of the user's items. If None, they are not known.
+        found: column title -> (names of the items found, F1 or None).
     """
 
     round: int
@@ -39,12 +39,12 @@ class ItemList:
 
     @property
     def items(self) -> list[str]:
-        """The user's items, then those that some attack found besides; at most 100."""
+        """The user's items, then further items that some attack found; at most 100."""
         found = [name for names, _ in self.found.values() for name in names]
-        return list(dict.fromkeys([*(self.true or []), *found]))[:ITEMS]
+        return list(dict.fromkeys([*(self.true or []), *found]))[:MAX_ITEMS]
 
     def rows(self) -> Iterator[tuple[str, list[bool | None]]]:
-        """Of each item its name, whether it is true (none: not known), and who found it."""
+        """For each item its name, then: is it true (None if not known), did each attack find it."""
         for name in self.items:
             true = None if self.true is None else name in self.true
             yield name, [true, *(name in names for names, _ in self.found.values())]
@@ -63,14 +63,14 @@ class ItemList:
 
 
 def read_item_lists(folder: RunFolder, config: RunConfig) -> list[ItemList]:
-    """All users that were attacked, in the order of rounds, clients and samples.
+    """The lists of all attacked users, ordered by round, client and sample.
 
     Args:
         folder: the run's folder.
         config: its configuration.
 
     Returns:
-        The lists; none if the data are no interactions.
+        The lists; empty if the samples are not interaction vectors.
 
     Raises:
         BadInput: if results.csv or a list is damaged.
@@ -96,7 +96,7 @@ def read_items(path: Path) -> list[dict[str, str]]:
     """The rows of a list that :meth:`ItemScoring.keep` wrote: item, name, value, found and true.
 
     Raises:
-        BadInput: if the file is larger than 8 MiB, or no such list.
+        BadInput: if the file is larger than 8 MiB, or is not such a list.
     """
     reader = csv.reader(io.StringIO(read_text(path, LARGEST_LIST), newline=""), strict=True)
     try:
@@ -106,6 +106,6 @@ def read_items(path: Path) -> list[dict[str, str]]:
     whole = tuple(columns) == COLUMNS and all(len(row) == len(COLUMNS) for row in rows)
     require(
         whole,
-        f"Expected rows of {', '.join(COLUMNS)} in {path}, got others, under {short(columns)}.",
+        f"Expected rows of {', '.join(COLUMNS)} in {path}, got rows of {short(columns)}.",
     )
     return [dict(zip(COLUMNS, row, strict=True)) for row in rows]

@@ -15,20 +15,21 @@ from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
 from fedleak.updates.truth import GroundTruth
 
-FORMAT = ("PNG",)
-"""Of a run's pictures."""
+FORMATS = ("PNG",)
+"""Permitted formats of a run's pictures."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One victim's sample and what the attacks made of it.
+    """One victim's sample and its reconstructions.
 
     Args:
-        round: number of the round.
-        client: number of the client.
+        round: number of the round, from 1.
+        client: number of the client, from 0.
         sample: position in the client's batch.
-        original: pixels ``(H, W)`` or ``(H, W, 3)``; none where the truth is not known.
-        reconstructions: column title -> (pixels, SSIM or none).
+        original: pixels ``(H, W)`` or ``(H, W, 3)``, 0 to 255. If None, the ground truth is not
+            available.
+        reconstructions: column title -> (pixels, SSIM or None).
     """
 
     round: int
@@ -41,13 +42,16 @@ class Panel:
 def read_panels(
     folder: RunFolder, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> list[Panel]:
-    """All victims of a run, in the order of rounds, clients and samples; none if not images.
+    """The panels of all victims of a run, ordered by round, client and sample.
 
     Args:
         folder: the run's folder.
         config: its configuration.
         mean: mean of each channel of the data.
-        std: deviation of each channel.
+        std: standard deviation of each channel.
+
+    Returns:
+        The panels; empty if the samples are not images.
 
     Raises:
         BadInput: if results.csv, the truth or a picture is damaged, or they do not fit together.
@@ -56,7 +60,7 @@ def read_panels(
         return []
     variants = {part.model_name: name for name, part in config.variants.items()}
     panels: dict[tuple[int, int, int], Panel] = {}
-    # The samples of a batch stand one below the other and share a file.
+    # The samples of a batch have consecutive rows and share a file.
     read_truth = lru_cache(maxsize=1)(folder.read_truth)
     for row in read_rows(folder.results):
         key = (row["round"], row["client"], row["sample"])
@@ -75,19 +79,19 @@ def read_panels(
 
 
 def read_picture(path: Path) -> Picture:
-    """One of a run's pictures: ``(H, W)`` of one in grey, else ``(H, W, 3)``.
+    """Read one of a run's pictures: ``(H, W)`` if it is grey, else ``(H, W, 3)``, 0 to 255.
 
     Raises:
-        BadInput: if the file is no PNG, damaged or too large.
+        BadInput: if the file is not a PNG, damaged or too large.
     """
-    with open_image(path, FORMAT) as file:
+    with open_image(path, FORMATS) as file:
         return np.asarray(file if file.mode == "L" else file.convert("RGB"))
 
 
 def _check_truth(
     truth: GroundTruth, sample: int, channels: int, picture: Picture, path: Path
 ) -> None:
-    """Check that an original is there, and is as large as its reconstruction in a file."""
+    """Check that the truth has the sample, and that it is as large as its reconstruction."""
     expected = (channels, *picture.shape[:2])
     shape = tuple(truth.inputs.shape)
     require(

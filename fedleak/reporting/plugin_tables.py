@@ -1,4 +1,4 @@
-"""Tables of what can be named in a configuration, from the sources of the plugins' classes."""
+"""Tables of the plugins that a configuration can name, read from their classes' sources."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ WITH_FACTS = ("attacks", "defenses")
 
 
 def plugin_table(kind: str) -> Table:
-    """The plugins of a kind: attacks and defences with their facts, the others with a summary.
+    """The table of a kind of plugin: attacks and defences with facts, the others with a summary.
 
     Args:
         kind: ``attacks``, ``data``, ``defenses`` or ``models``.
@@ -33,26 +33,26 @@ def plugin_table(kind: str) -> Table:
 
 
 def plugin_facts(kind: str) -> list[dict[str, Any]]:
-    """What is true of each plugin of a kind, for tables: a row for each, in the order of names.
+    """The facts of each plugin of a kind: a row per plugin, ordered by name.
 
-    The facts are class attributes, read from the classes' sources, as importing all plugins takes
-    seconds; a class whose source does not tell them is imported.
+    Facts are class attributes. They are read from the classes' sources, as importing all plugins
+    takes seconds; a class whose source does not determine them is imported.
 
     Args:
         kind: ``attacks``, ``data``, ``defenses`` or ``models``.
 
     Returns:
         For each plugin its ``name`` on the command line, its ``class_path``, and as ``summary`` the
-        first sentence of its docstring; of attacks and defences also every class attribute that
+        first sentence of its docstring; for attacks and defences also every class attribute that
         :class:`fedleak.attacks.base.Attack` or :class:`fedleak.defenses.base.Defense` annotates, by
-        its name, as text, bool or int (``-`` for one that a plugin does not set).
+        its name, as text, bool or int (``-`` if the plugin does not set it).
     """
     facts = read_class(BASES[kind]).annotated if kind in WITH_FACTS else ()
     rows = []
     for name, point in names(kind).items():
         path = point.value.replace(":", ".")
         row: dict[str, Any] = {fact: _fact(path, fact) for fact in facts}
-        # A plugin's name in the registry comes before what its class calls itself.
+        # A plugin's name in the registry takes precedence over its class's own name.
         summary = _summary(str(_fact(path, "__doc__") or ""))
         rows.append(row | {"name": name, "class_path": path, "summary": summary})
     return rows
@@ -76,6 +76,6 @@ def _facts(row: Mapping[str, Any]) -> str:
 
 
 def _summary(doc: str) -> str:
-    """The first sentence of a class's docstring, without what only a documentation tool reads."""
+    """The first paragraph of a class's docstring, without cross-references."""
     paragraph = " ".join(inspect.cleandoc(doc).partition("\n\n")[0].split())
     return re.sub(r"[;,]? see :\w+:`[^`]*`", "", paragraph)

@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page with a verdict in plain language; it needs no network."""
+"""``report.html``: a self-contained page with a run's results and a verdict in plain language."""
 
 import base64
 import io
@@ -30,9 +30,9 @@ from fedleak.reporting.charts import (
     training_charts,
 )
 from fedleak.reporting.item_lists import read_item_lists
-from fedleak.reporting.panels import FORMAT, read_panels
+from fedleak.reporting.panels import FORMATS, read_panels
 from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listing, verdict, wilson
-from fedleak.runs.diagnostics import read_findings
+from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
 from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
@@ -42,12 +42,12 @@ from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.updates.files import update_key
 from fedleak.updates.truth import GroundTruth
 
-VICTIMS = 64  # with pictures, at most
-PAGE_PIXELS = 2**27  # of all their reconstructions, at most: 400 MB in colour
+MAX_VICTIMS = 64  # with pictures
+MAX_PIXELS = 2**27  # of all their reconstructions: 400 MB in colour
 
 
-class _View(RunFolder):
-    """A run's folder with other rows, and with the truth only where it can be drawn."""
+class _SelectedRows(RunFolder):
+    """A run's folder with a selection of its rows, and without truth that cannot be drawn."""
 
     def __init__(self, path: Path, results: Path, *, drawable: bool) -> None:
         super().__init__(path)
@@ -62,16 +62,16 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
     """Write a run's report.html from the files in its folder.
 
     Args:
-        folder: the run's folder; the run may be interrupted, or still going on.
-        trust: whether classes that config.yaml names may be imported which are neither fedleak's
-            own nor installed plugins'.
+        folder: the run's folder; the run may be interrupted or still running.
+        trust: whether classes that config.yaml names may be imported even if they are neither
+            fedleak's own nor installed plugins.
 
     Returns:
-        The path of the page. It has no originals where summary.json does not tell the data's
+        The path of the page. It has no originals if summary.json does not record the data's
         scaling.
 
     Raises:
-        BadInput: if the folder is not a run's, or a file in it is damaged.
+        BadInput: if the folder is not a run's folder, or a file in it is damaged.
     """
     if not trust:
         with known_classes_only():
@@ -84,16 +84,16 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
     rows = _whole_rows(folder.results)
     with TemporaryDirectory() as scratch:
         samples = sorted({_sample(row) for row in rows})
-        shown = [row for row in rows if _sample(row) in samples[:VICTIMS]]
+        shown = [row for row in rows if _sample(row) in samples[:MAX_VICTIMS]]
         if scoring is not ImageScoring:
             scaling = None
-        view = _View(folder.path, Path(scratch) / "shown.csv", drawable=scaling is not None)
-        there = [row for row in shown if view.reconstruction(row, scoring.suffix).is_file()]
-        _check_size([view.reconstruction(row, scoring.suffix) for row in there], scoring)
-        append_rows(view.results, there)
+        view = _SelectedRows(folder.path, Path(scratch) / "rows.csv", drawable=scaling is not None)
+        saved = [row for row in shown if view.reconstruction(row, scoring.suffix).is_file()]
+        _check_size([view.reconstruction(row, scoring.suffix) for row in saved], scoring)
+        append_rows(view.results, saved)
         panels = read_panels(view, config, *(scaling or ((0.0,), (1.0,))))
         lists = read_item_lists(view, config)
-    scalars, lost = _scalars(folder.tensorboard)
+    scalars, damage = _scalars(folder.tensorboard)
     page = _template().render(
         config=config,
         settings=config.to_dict(),
@@ -105,13 +105,13 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         outcomes=find_outcomes(rows),
         panels=panels,
         lists=lists,
-        hidden=len(samples[VICTIMS:]),
-        findings=read_findings(folder.findings),
-        most_findings=VICTIMS,
+        hidden=len(samples[MAX_VICTIMS:]),
+        diagnostics=read_diagnostics(folder.diagnostics),
+        max_diagnostics=MAX_VICTIMS,
         clients=client_rows(rows, scoring),
         training=training_charts(scalars),
         costs=cost_charts(scalars, _leaked(rows)),
-        lost=lost,
+        damage=damage,
     )
     part = folder.path / "report.part"
     part.write_text(page, encoding="utf-8")
@@ -119,7 +119,12 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
 
 
 def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:
-    """What leaked of every client in every round, on every model: cells of a table."""
+    """The cells of the table of clients: the best result by client, round and model.
+
+    Args:
+        rows: rows of results.csv.
+        scoring: how they are scored.
+    """
     models = list(dict.fromkeys((row["model"], row["defense"]) for row in rows))
     headline = scoring.headline[0]
 
@@ -145,7 +150,13 @@ def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> l
 
 
 def spread(rows: Iterable[Row], name: str, form: str) -> str:
-    """Mean and sample deviation of a column; how many cells were finite if not all."""
+    """Mean ± sample standard deviation of a column, and the number of finite cells if not all are.
+
+    Args:
+        rows: rows of results.csv.
+        name: the column.
+        form: format of the numbers, such as ``.4f``.
+    """
     values = [row[name] for row in rows if row.get(name) is not None]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -157,14 +168,14 @@ def spread(rows: Iterable[Row], name: str, form: str) -> str:
 
 
 def plugin_text(kind: str, plugin: Mapping[str, Any]) -> str:
-    """A plugin's name and hyperparameters; of a path, which tells of a machine, the last part."""
+    """A plugin's name and hyperparameters; paths are shortened to their last part."""
     name = short_name(kind, plugin["class_path"])
     settings = _flat(plugin["init_args"])
     return f"{name} ({settings})" if settings else name
 
 
 def data_uri(picture: Picture) -> str:
-    """A picture as a PNG in a data URI; grey stays grey."""
+    """A picture ``(H, W)`` or ``(H, W, 3)`` as a PNG in a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -183,7 +194,7 @@ def _flat(settings: Mapping[str, Any]) -> str:
 
 
 def _whole_rows(path: Path) -> list[Row]:
-    """The rows, but for the last line if it is half written, as by a run that still goes on."""
+    """The rows without an incomplete last line, as a run that is still running may leave."""
     if not path.is_file():
         return []
     size = path.stat().st_size
@@ -196,28 +207,28 @@ def _whole_rows(path: Path) -> list[Row]:
 
 
 def _check_size(files: Sequence[Path], scoring: type[Scoring]) -> None:
-    """Refuse what is too much for a page, before any of it is read."""
+    """Refuse files that are too large for a page, before any of them is read."""
     if scoring is not ImageScoring:
         size = sum(path.stat().st_size for path in files)
         require(
             size <= LARGEST_TEXT,
-            f"Expected lists of items of at most {LARGEST_TEXT:,} bytes together for a report, got "
+            f"Expected lists of items of at most {LARGEST_TEXT:,} bytes in total for a report, got "
             f"{size:,}.",
         )
         return
     pixels = 0
     for path in files:
-        with open_image(path, FORMAT) as picture:
+        with open_image(path, FORMATS) as picture:
             pixels += picture.width * picture.height
         require(
-            pixels <= PAGE_PIXELS,
-            f"Expected pictures of at most {PAGE_PIXELS:,} pixels together for a report, got more "
+            pixels <= MAX_PIXELS,
+            f"Expected pictures of at most {MAX_PIXELS:,} pixels in total for a report, got more "
             f"up to {path}.",
         )
 
 
 def _scalars(folder: Path) -> tuple[dict[str, Curves], str]:
-    """The curves, and why there are none if their files are damaged: the rest needs no curves."""
+    """The curves; if their files are damaged, none and the reason, as the page needs no curves."""
     try:
         return read_scalars(folder), ""
     except BadInput as error:
@@ -225,7 +236,7 @@ def _scalars(folder: Path) -> tuple[dict[str, Curves], str]:
 
 
 def _versions(config: Path) -> dict[str, str]:
-    """The versions that a configuration was made with, as far as it tells."""
+    """The package versions that a config.yaml records."""
     found = read_yaml(config).get("versions")
     if not isinstance(found, dict):
         return {}
@@ -233,7 +244,7 @@ def _versions(config: Path) -> dict[str, str]:
 
 
 def _leaked(rows: Iterable[Row]) -> dict[Victim, bool | None]:
-    """Whether any image of an update was reconstructed; none where nothing was scored."""
+    """Whether any sample of an update was reconstructed; None if nothing was scored."""
     found: dict[Victim, bool | None] = {}
     for row in rows:
         victim = row["model"], row["attack"], update_key(row["round"], row["client"])

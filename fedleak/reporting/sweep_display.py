@@ -1,4 +1,4 @@
-"""The live progress of a sweep in a terminal, and in plain lines where there is none."""
+"""Live progress of a sweep: bars in a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -17,9 +17,9 @@ from fedleak.sweep import Cell, SweepObserver, SweepProgress
 
 
 class SweepDisplay(SweepObserver):
-    """Shows the cells that are done, those that run with their victims, and the time left.
+    """Shows the finished cells, the running cells with their victims, and the time left.
 
-    Use it as a context manager, so that the terminal is left in order.
+    Use it as a context manager, which restores the terminal.
 
     Args:
         console: where to print.
@@ -53,7 +53,7 @@ class SweepDisplay(SweepObserver):
         self, cells: Sequence[Cell], complete: int, processes: int, threads: int
     ) -> None:
         """See :class:`SweepObserver`."""
-        before = f", {complete} of them done before" if complete else ""
+        before = f", {complete} of them already done" if complete else ""
         self._say(
             f"Sweep of {len(cells)} cells{before}; {processes} process(es), "
             f"{threads} thread(s) each"
@@ -82,14 +82,18 @@ class SweepDisplay(SweepObserver):
     def sweep_ended(self, summary: Mapping[str, Any]) -> None:
         """See :class:`SweepObserver`."""
         if summary["status"] != "complete":
-            self._say(f"Sweep {summary['status']}; go on with it by `--resume`.")
+            self._say(f"Sweep {summary['status']}; continue it with `--resume`.")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them, such as ``8 s``, ``12 min`` or ``3.5 h``."""
+    """A duration as text, such as ``8 s``, ``12 min`` or ``3.5 h``.
+
+    Args:
+        seconds: the duration in seconds.
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

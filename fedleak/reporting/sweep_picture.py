@@ -1,4 +1,4 @@
-"""The papers' picture of a sweep: originals beside reconstructions, data set by data set."""
+"""The picture of a sweep, as papers show it: originals beside reconstructions, by data set."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fedleak.config import BOTTLENECK
 from fedleak.metrics import to_space
 from fedleak.registry import short_name
 from fedleak.reporting.drawing import fitted
@@ -17,12 +18,12 @@ from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_pictur
 from fedleak.runs.summary import read_summary
 from fedleak.sweep import Study, SweepFolder, load_study
 
-VICTIMS = 6
-SIDE = 64  # pixels of the longer side of an image
+VICTIMS = 6  # rows of a data set
+SIDE = 64  # pixels of an image's longer side
 GAP = 8
 LINE = 15
 FONT = 12
-WIDTH = 1600  # from which groups go on in another band
+WIDTH = 1600  # of a band of groups; further groups go into another band
 
 # Seed, round, client, position in the batch.
 Victim = tuple[int, int, int, int]
@@ -36,8 +37,8 @@ class Group:
     """A model's originals and its columns of reconstructions.
 
     Args:
-        originals: what the victims had, where it is known.
-        columns: title, in lines -> victim -> (pixels, SSIM).
+        originals: victim -> pixels of the original, where it is available.
+        columns: lines of the title -> victim -> (pixels, SSIM as text).
     """
 
     originals: dict[Victim, Picture] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Group:
 
     @property
     def titles(self) -> list[Title]:
-        """Its columns in reading order: the plain model's before those of its variants."""
+        """Its columns in order: those of the undefended model come first."""
         return sorted(self.columns, key=lambda title: title[1] != "base")
 
 
@@ -60,14 +61,16 @@ class Block:
 def write_picture(output: Path) -> Path | None:
     """Draw a block for each data set: a row for each victim, and for each model a group of columns.
 
+    Originals are drawn where the cell's summary.json records the data's scaling.
+
     Args:
         output: the sweep's folder.
 
     Returns:
-        The file written, picture.png; none if no images have been attacked.
+        The file written, picture.png; None if no images were attacked.
 
     Raises:
-        BadInput: if a data set, of which the scaling is needed, is no longer there.
+        BadInput: if the study, a summary.json or a truth file is damaged.
     """
     folder = SweepFolder(output)
     study = load_study(folder.study)
@@ -108,9 +111,9 @@ def _victims(cell: Measured) -> list[Victim]:
 def _add(
     block: Block, cell: Measured, study: Study, splits: Sequence[str], scaling: Scaling | None
 ) -> None:
-    """Put a cell's pictures into the block of its data set."""
-    # What the attacker or the defence does differently is another column; all else, such as the
-    # batch size, may change the originals, and gets a group of its own with them.
+    """Add a cell's pictures to the block of its data set."""
+    # Attacks and defences get columns; any other axis, such as the batch size, may change the
+    # originals and gets a group with its own originals.
     beside = [axis for axis in splits if _is_column(study, axis)]
     own = [cell.axes[axis] for axis in splits if axis not in beside]
     model = cell.config.model.class_path.rsplit(".", 1)[-1]
@@ -141,16 +144,16 @@ def _add(
 
 def _is_column(study: Study, axis: str) -> bool:
     keys = [key for choice in study.axes[axis] for key in choice.settings]
-    own = ("attacks", "defenses", "model.precode", "model.init_args.precode")
-    return all(any(key == n or key.startswith(f"{n}.") for n in own) for key in keys)
+    beside = ("attacks", "defenses", f"model.{BOTTLENECK}", f"model.init_args.{BOTTLENECK}")
+    return all(any(key == n or key.startswith(f"{n}.") for n in beside) for key in keys)
 
 
 def draw(blocks: Mapping[str, Block], caption: str) -> Image.Image:
-    """The picture.
+    """Draw the picture.
 
     Args:
-        blocks: by the name of their data set.
-        caption: written below.
+        blocks: name of the data set -> its block.
+        caption: text below the picture.
     """
     font = ImageFont.load_default(size=FONT)
     pages = []
@@ -172,7 +175,7 @@ def draw(blocks: Mapping[str, Block], caption: str) -> Image.Image:
 
 
 def _bands(block: Block, font: Font) -> list[list[tuple[str, Group, int]]]:
-    """The groups with the width of a column, in bands that fit on a page."""
+    """The groups and the widths of their columns, in bands that fit on a page."""
     bands: list[list[tuple[str, Group, int]]] = [[]]
     room = WIDTH
     for title, group in block.groups.items():
@@ -191,7 +194,7 @@ def _bands(block: Block, font: Font) -> list[list[tuple[str, Group, int]]]:
 def _band(
     block: Block, band: Sequence[tuple[str, Group, int]], name: str, font: Font
 ) -> Image.Image:
-    """Groups side by side, below the name of their data set."""
+    """Draw groups side by side, below the name of their data set."""
     head = GAP + LINE * (1 + max(len(title) for _, group, _ in band for title in group.titles))
     top = GAP + (LINE + GAP if name else 0)
     step = SIDE + LINE + GAP // 2
@@ -223,7 +226,7 @@ def _band(
 def _cell(
     block: Block, group: Group, title: Title | None, victim: Victim
 ) -> tuple[Picture, str] | None:
-    """Pixels and the text below; without a title, of the original."""
+    """The pixels of a cell and the text below; without a title, those of the original."""
     if title is not None:
         return group.columns[title].get(victim)
     seed, round_, client, _ = victim

@@ -1,4 +1,4 @@
-"""What a sweep's global models are worth, round by round."""
+"""Test metrics of a sweep's global models by round."""
 
 import csv
 from pathlib import Path
@@ -13,28 +13,31 @@ Rounds = list[dict[str, str]]
 
 
 def read_rounds(output: Path) -> Rounds:
-    """The test metrics of a sweep's global models, from what its cells have left for TensorBoard.
+    """The test metrics of a sweep's global models, from the TensorBoard files of its cells.
 
     Args:
         output: the sweep's folder.
 
     Returns:
-        A row for every round that the server evaluated in cells of two rounds or more, in the order
-        of the study: cell, model, round (0: before the first) and the metrics by name.
+        A row for every evaluated round of the cells with two rounds or more, in the order of the
+        study: cell, model, round (0 is the untrained model) and the metrics by name.
+
+    Raises:
+        BadInput: if the TensorBoard files of a cell are damaged.
     """
     with SweepFolder(output).cells.open(newline="", encoding="utf-8") as file:
         cells = [item["cell"] for item in csv.DictReader(file)]
-    return [row for cell in cells for row in _of_cell(cell, SweepFolder(output).run(cell))]
+    return [row for cell in cells for row in _cell_rounds(cell, SweepFolder(output).run(cell))]
 
 
 def write_rounds(output: Path) -> Path | None:
-    """Write rounds.csv: what :func:`read_rounds` gives.
+    """Write the rows of :func:`read_rounds` to rounds.csv.
 
     Args:
         output: the sweep's folder.
 
     Returns:
-        The file, if there are such rounds.
+        The file; None if there are no rows.
     """
     rows = read_rounds(output)
     if not rows:
@@ -48,8 +51,8 @@ def write_rounds(output: Path) -> Path | None:
     return path
 
 
-def _of_cell(cell: str, run: RunFolder) -> Rounds:
-    # A single round trains next to nothing, and its event files may be large with pictures.
+def _cell_rounds(cell: str, run: RunFolder) -> Rounds:
+    # A single round hardly trains the model, and its event files may be large with pictures.
     if not run.config.is_file() or RunConfig.load(run.config).federation.rounds < 2:
         return []
     rows: dict[tuple[str, int], dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""What a sweep ends with: its tables and the papers' picture."""
+"""The tables of a sweep's results."""
 
 import csv
 import math
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedleak.config import RunConfig
+from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.registry import short_name
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.scoring import EXTRA_COLUMNS, ImageScoring, scoring_class
 from fedleak.sweep import Study, SweepFolder, finished_rows, load_study
 
 KEYS = ("dataset", "model", "defense", "attack")
-# Axes that change no more than these repeat a measurement; their rows go into one mean.
+# An axis that changes only these repeats a measurement; its rows are averaged.
 REPEATS = {"seed", "victims.clients", "device"}
-# Settings that decide how long a run takes, and not what comes of it.
-UNTOLD = {
+# Settings that affect how long a run takes, but not its results; the caption omits them.
+RUNTIME_SETTINGS = {
     "federation.client_evaluation", "federation.client_timeout", "federation.cpus_per_client",
     "federation.gpus_per_client", "federation.ray_address", "victims.when",
 }  # fmt: skip
@@ -44,14 +44,14 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell of which there are results.
+    """A cell of a sweep with results.
 
     Args:
         name: the cell's name.
-        axes: the name of its value on each axis.
-        folder: its run.
+        axes: axis -> name of the cell's value on it.
+        folder: the folder of its run.
         config: its configuration.
-        rows: its finished rows, as text.
+        rows: its complete rows of results.csv, as text.
     """
 
     name: str
@@ -62,16 +62,19 @@ class Measured:
 
 
 def write_tables(output: Path) -> list[Path]:
-    """Write the means of a sweep: results.md for readers, table.csv for programs.
+    """Write the means of a sweep: results.md for reading, table.csv for programs.
 
     There is a row for every data set, model, defence and attack, and for every value of an axis
-    that these do not tell apart.
+    that these do not distinguish.
 
     Args:
         output: the sweep's folder.
 
     Returns:
         The files written.
+
+    Raises:
+        BadInput: if the study or a cell's configuration is damaged.
     """
     folder = SweepFolder(output)
     study, cells = load_study(folder.study), read_cells(folder)
@@ -101,7 +104,7 @@ def write_tables(output: Path) -> list[Path]:
 
 
 def _metrics(cells: Sequence[Measured]) -> list[str]:
-    """The columns that some cell has something for."""
+    """The metrics that at least one cell measures."""
     kinds = [(scoring_class(cell.config), cell.config.metrics) for cell in cells]
     images = any(kind is ImageScoring for kind, _ in kinds)
     extra = {name for kind, chosen in kinds for name in kind.extra_columns(chosen)}
@@ -110,7 +113,7 @@ def _metrics(cells: Sequence[Measured]) -> list[str]:
 
 
 def read_cells(folder: SweepFolder) -> list[Measured]:
-    """The cells of a sweep of which there are results, in the study's order.
+    """The cells of a sweep that have results, in the study's order.
 
     Args:
         folder: the sweep's folder.
@@ -128,9 +131,9 @@ def read_cells(folder: SweepFolder) -> list[Measured]:
 
 
 def splitting_axes(study: Study, cells: Sequence[Measured]) -> list[str]:
-    """The axes that data set, model, defence and attack do not stand for.
+    """The axes whose values are not distinguished by data set, model, defence and attack.
 
-    A mean over the values of such an axis, say the batch size, would say nothing.
+    Averaging over the values of such an axis, such as the batch size, would be meaningless.
 
     Args:
         study: the study.
@@ -148,13 +151,13 @@ def splitting_axes(study: Study, cells: Sequence[Measured]) -> list[str]:
     return found
 
 
-def setting(configs: Sequence[RunConfig]) -> dict[str, Any]:
-    """The settings that are the same in all cells, by dotted names.
+def common_settings(configs: Sequence[RunConfig]) -> dict[str, Any]:
+    """The settings with the same value in all cells, by dotted names.
 
-    Those of a plugin go by its short name and count where it occurs.
+    Settings of a plugin are named after its short name and compared among the cells that use it.
 
     Args:
-        configs: the configurations.
+        configs: the cells' configurations.
     """
     values: dict[str, list[Any]] = {}
     counts: dict[str, int] = {}
@@ -167,7 +170,7 @@ def setting(configs: Sequence[RunConfig]) -> dict[str, Any]:
     return {
         key: found[0]
         for key, found in values.items()
-        if key not in UNTOLD
+        if key not in RUNTIME_SETTINGS
         and found[0] is not None
         and len(found) == counts[key.split(".")[0]]
         and all(value == found[0] for value in found)
@@ -178,7 +181,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     plain = config.to_dict()
     parts: dict[str, Any] = {}
     for name in plain:
-        # The folder is each cell's own; of the baseline the table has rows.
+        # Every cell has its own folder, and the table has rows of the baseline.
         if name in ("output", "baseline"):
             continue
         if name in ("data", "model"):
@@ -194,10 +197,10 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 def _put_plugin(parts: dict[str, Any], kind: str, plugin: Mapping[str, Any]) -> None:
     name = short_name(kind, plugin["class_path"])
-    parts[name] = None  # it occurs, even if nothing is set
+    parts[name] = None  # the cell uses it, even without settings
     for inner, value in plugin["init_args"].items():
-        # A bottleneck is the same thing in every model.
-        _put(parts, inner if inner == "precode" else f"{name}.{inner}", value)
+        # The bottleneck's settings mean the same in every model, so they are compared across them.
+        _put(parts, inner if inner == BOTTLENECK else f"{name}.{inner}", value)
 
 
 def _put(parts: dict[str, Any], name: str, value: Any) -> None:
@@ -221,16 +224,16 @@ def _entries(cells: Sequence[Measured], splits: Sequence[str], *, rounds: bool) 
     for key in sorted(groups, key=_order(list(groups))):
         entry: Entry = dict(zip(names, key, strict=True)) | {"n": len(groups[key])}
         for metric, column in (METRICS | {name: name for name in EXTRA_COLUMNS}).items():
-            # Not every cell has the extra ones.
-            mean, deviation = _moments([row.get(column, "") for row in groups[key]])
+            # Not every cell has the extra columns.
+            mean, std = _mean_and_std([row.get(column, "") for row in groups[key]])
             entry[metric] = entry[f"{metric}_mean"] = mean
-            entry[f"{metric}_std"] = deviation
+            entry[f"{metric}_std"] = std
         entries.append(entry)
     return entries
 
 
 def _order(keys: Sequence[tuple[str, ...]]) -> Any:
-    """Sorts by first appearance, a plain model before its variants, no defence before any."""
+    """Sort key: by first appearance, the undefended model first among its variants."""
     seen: list[dict[str, int]] = [{} for _ in keys[0]] if keys else []
     bases: dict[str, int] = {}
     for key in keys:
@@ -249,13 +252,13 @@ def _order(keys: Sequence[tuple[str, ...]]) -> Any:
     return place
 
 
-def _moments(texts: Sequence[str]) -> tuple[float | None, float | None]:
-    """Mean and sample deviation; none where there is nothing, or not a number."""
+def _mean_and_std(texts: Sequence[str]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None without values, or if one is not finite."""
     values = [float(text) for text in texts if text]
     if not values or not all(math.isfinite(value) for value in values):
         return None, None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), deviation
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values), std
 
 
 def _markdown(entries: Sequence[Entry], names: Sequence[str], metrics: Sequence[str]) -> list[str]:
@@ -273,29 +276,29 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def _figure(entry: Entry, metric: str) -> str:
-    mean, deviation = entry[f"{metric}_mean"], entry[f"{metric}_std"]
+    mean, std = entry[f"{metric}_mean"], entry[f"{metric}_std"]
     if mean is None:
         return "-"
     text = format(mean, FORMS[metric])
-    # A share says it all, and so does a number that is always the same.
-    if metric == "asr" or not deviation:
+    # The standard deviation of a share or of equal numbers adds nothing.
+    if metric == "asr" or not std:
         return text
-    return f"{text} ± {format(deviation, FORMS[metric])}"
+    return f"{text} ± {format(std, FORMS[metric])}"
 
 
 def _caption(cells: Sequence[Measured]) -> list[str]:
     if not cells:
         return ["Nothing was attacked."]
-    common = setting([cell.config for cell in cells])
+    common = common_settings([cell.config for cell in cells])
     for name in ("space", "success_threshold", "lpips", "item_threshold"):
-        common.pop(f"metrics.{name}", None)  # said here, or by a column
+        common.pop(f"metrics.{name}", None)  # stated below, or by a column
     kinds = [(scoring_class(cell.config), cell.config.metrics) for cell in cells]
     spaces, successes = ({getattr(k, n)(m) for k, m in kinds} for n in ("space", "success"))
     samples = " or ".join(sorted({kind.sample for kind, _ in kinds}))
     metrics = f"Metrics on {spaces.pop()}" if len(spaces) == 1 else "Metrics on different spaces"
     success = f" with {successes.pop()}" if len(successes) == 1 else ""
     lines = [
-        f"{metrics}. Means ± standard deviations (of a sample) over n reconstructed {samples}s; "
+        f"{metrics}. Means ± sample standard deviations over n reconstructed {samples}s; "
         f"ASR: share of them{success}."
     ]
     if common:
@@ -305,7 +308,7 @@ def _caption(cells: Sequence[Measured]) -> list[str]:
 
 
 def _missing(summary: Mapping[str, Any]) -> list[str]:
-    """What the table lacks, since a table that does not say so looks whole."""
+    """The cells that are missing in the table, so that it does not look complete."""
     items = [cell for cell in summary.get("cells", []) if cell["status"] != "complete"]
     lines = [
         f"- `{cell['name']}`: {cell['status']}{': ' + cell['error'] if cell['error'] else ''}"
@@ -315,10 +318,10 @@ def _missing(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _column(name: str) -> str:
-    """The name of an axis's column, which may not be that of another one."""
+    """The column of an axis, renamed if the table has another column of that name."""
     return f"{name} setting" if name in (*KEYS, *METRICS, *EXTRA_COLUMNS, "n") else name
 
 
 def _short(value: Any) -> str:
-    # A file goes by its name: where it lies is of no use to a reader elsewhere.
+    # A path is shortened to the file's name, as its folder means nothing on another machine.
     return Path(value).name if isinstance(value, str) and value.startswith("/") else str(value)

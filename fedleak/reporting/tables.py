@@ -13,7 +13,7 @@ from fedleak.runs.summary import summarise_rounds
 
 
 def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
-    """The table that a run ends with: a row for each attack on each model.
+    """The table of a run's results: a row for each attack on each model.
 
     Args:
         summary: the contents of summary.json.
@@ -23,9 +23,9 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     rounds = victims.rounds or range(1, federation.rounds + 1)
     named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
     untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
-    guard, scoring = config.defense_name, scoring_class(config)
+    defense, scoring = config.defense_name, scoring_class(config)
     labels = f"labels {victims.labels_text}, " if scoring is ImageScoring else ""
-    defended = "" if guard == "none" else f"defended by {guard}, "
+    defended = "" if defense == "none" else f"defended by {defense}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
@@ -56,11 +56,14 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
 
 
 def rounds_table(rows: Sequence[Row], config: RunConfig) -> Table | None:
-    """The means round by round; none if only one round was attacked.
+    """The table of means by round.
 
     Args:
         rows: rows of results.csv.
         config: the run's configuration.
+
+    Returns:
+        The table; None if only one round was attacked.
     """
     entries = summarise_rounds(rows)
     if not entries:
@@ -94,7 +97,7 @@ def _shown(config: RunConfig, entries: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def paths_line(folder: RunFolder) -> Text:
-    """Where to look next."""
+    """The paths of a run's results, for the end of a command's output."""
     figures = sorted(folder.figures.glob("*.png"))
     lines = [f"  figures      {path}" for path in figures[:1]]
     lines += [

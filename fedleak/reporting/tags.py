@@ -1,9 +1,9 @@
-"""Names of a run's tags and sub-runs in TensorBoard: what is written and what is read back."""
+"""Names of a run's tags and sub-runs in TensorBoard, for writing and for reading them."""
 
 import re
 
-# Tags that share the text before the first slash form a group of cards. TensorBoard sorts the
-# groups by name and unfolds the first two, so that the digits put what leaked on the first screen.
+# Tags with the same text before the first slash form a group of cards. TensorBoard sorts groups by
+# name and unfolds the first two; the digits put the attacks' results on the first screen.
 RECONSTRUCTIONS = "1 reconstructions"
 ATTACKS = "2 attacks"
 TRAINING = "3 training"
@@ -17,7 +17,7 @@ COST = f"{ATTACKS}/cost (median of victims)"
 
 
 def attack_run(attack: str, model: str) -> str:
-    """The sub-run of an attack on a model; a model's own sub-run is called by its name."""
+    """The sub-run of an attack on a model; a model's own sub-run has the model's name."""
     return f"{attack} on {model}"
 
 
@@ -28,12 +28,12 @@ def split_attack_run(run: str) -> tuple[str, str] | None:
 
 
 def by_round(metric: str) -> str:
-    """A score of an attack, its mean in each round."""
+    """The mean score of an attack by round."""
     return f"{ATTACKS}/{metric} by round"
 
 
 def by_victim(metric: str) -> str:
-    """A score of an attack, victim by victim."""
+    """The score of an attack by victim."""
     return f"{ATTACKS}/{metric} by victim"
 
 
@@ -43,7 +43,7 @@ def global_model(metric: str) -> str:
 
 
 def mean_of_clients(metric: str) -> str:
-    """A metric that clients report, its mean over the clients of each round."""
+    """The mean over a round's clients of a metric that they report, by round."""
     return f"{TRAINING}/mean of clients/{metric}"
 
 

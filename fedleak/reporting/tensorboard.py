@@ -1,4 +1,4 @@
-"""A run as event files for TensorBoard; docs/how-to/read-tensorboard.md explains every tag."""
+"""Write a run to TensorBoard; docs/how-to/read-tensorboard.md explains every tag."""
 
 import math
 import re
@@ -26,8 +26,8 @@ from fedleak.runs.summary import read_summary, summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
-LISTS = 16  # users of whom all items are written out, at most
-# Pictures are written anew whenever a run ends, into an event file of their own.
+MAX_LISTS = 16  # users whose items are written as tables
+# Pictures are rewritten whenever a run ends, in an event file of their own.
 SUFFIX = ".pictures"
 
 
@@ -35,9 +35,9 @@ class TensorBoard(Observer):
     """Writes event files to a run's folder, with the tags of :mod:`fedleak.reporting.tags`.
 
     The run itself has the pictures, the configuration as text and the layout of CUSTOM SCALARS;
-    each model has a sub-run with the curves of its training, and each attack on a model has one
-    with its costs and scores. Models and attacks, of one run or of several, thus share their tags,
-    and TensorBoard draws their curves in one chart.
+    each model has a sub-run with its training curves, and each attack on a model has a sub-run with
+    its costs and scores. Models and attacks, of one run or of several, therefore share tags, and
+    TensorBoard draws their curves in one chart.
 
     Args:
         config: the run's configuration.
@@ -60,14 +60,14 @@ class TensorBoard(Observer):
     def _writer(self, run: str = "") -> SummaryWriter:
         """The writer of a sub-run, or of the run itself.
 
-        It is opened with the first event, since a run that is refused must leave nothing behind.
+        It is opened with the first event, since a refused run must write nothing.
         """
         if run and "" not in self._writers:
             self._writer()
         if run not in self._writers:
             folder = self._folder.tensorboard / run
             resumed = any(folder.glob("events.*"))
-            _wait_for_a_later_name(folder)
+            _wait_for_next_second(folder)
             self._writers[run] = SummaryWriter(str(folder))
             if not run and not resumed:
                 text = yaml.safe_dump(self._config.to_dict(), sort_keys=False)
@@ -76,7 +76,7 @@ class TensorBoard(Observer):
         return self._writers[run]
 
     def _lay_out(self) -> None:
-        """Write the layout of CUSTOM SCALARS, of which TensorBoard uses the last."""
+        """Write the layout of CUSTOM SCALARS; TensorBoard uses the last one written."""
         any_client = {
             metric: re.escape(tags.of_client(metric, 0)).removesuffix("0") + r"\d+$"
             for metric in sorted(self._client_metrics)
@@ -134,7 +134,7 @@ class TensorBoard(Observer):
                         writer.add_scalar(tags.by_victim(metric), row[metric], victim)
 
     def _count(self, attack: str, model: str, new: int) -> int:
-        """The number of the first of some new victims; a resumed run goes on counting."""
+        """The number of the first of ``new`` victims; a resumed run continues the numbering."""
         key = (attack, model)
         if key not in self._victims:
             rows = read_rows(self._folder.results)
@@ -146,7 +146,7 @@ class TensorBoard(Observer):
 
     def run_ended(self, status: str) -> None:
         """See :class:`Observer`; pictures, means and hyperparameters need the whole run."""
-        self._writer()  # Opened now if nothing has happened: the configuration is there.
+        self._writer()  # without any event before, this writes the configuration
         if status == "complete":
             self._conclude()
         for writer in self._writers.values():
@@ -158,7 +158,7 @@ class TensorBoard(Observer):
         for file in self._folder.tensorboard.glob(f"*{SUFFIX}"):
             file.unlink()
         pages = draw_pages(self._folder, self._config, self._mean, self._std, CARD)
-        lists = read_item_lists(self._folder, self._config)[:LISTS]
+        lists = read_item_lists(self._folder, self._config)[:MAX_LISTS]
         if pages or lists:
             folder = str(self._folder.tensorboard)
             with SummaryWriter(folder, filename_suffix=SUFFIX) as writer:
@@ -169,10 +169,10 @@ class TensorBoard(Observer):
                     writer.add_text(tags.ITEMS, f"{title}\n\n{items.markdown()}", victim)
 
     def _conclude(self) -> None:
-        """Write what the whole run tells of each attack: means by round, costs, results."""
+        """Write the results of the complete run by attack: means by round, costs, metrics."""
         for writer in self._writers.values():
             writer.flush()
-        # From the files, since a resumed run has seen only a part itself.
+        # From the files, since a resumed run has seen only a part of the events itself.
         scalars = read_scalars(self._folder.tensorboard)
         for run, curves in scalars.items():
             costs = [points for tag, points in curves.items() if tags.split_victim_cost(tag)]
@@ -191,7 +191,7 @@ class TensorBoard(Observer):
             for model, points in global_metrics(scalars).get(self._utility, {}).items()
         }
         if not trained and summary["federation"]["accuracy"] is not None:
-            # Saved updates were attacked: the federation that sent them was another run.
+            # Saved updates of another run's federation were attacked.
             trained = {self._config.model_name: summary["federation"]["accuracy"]}
         for entry in summary["attacks"]:
             run = tags.attack_run(entry["attack"], entry["model"])
@@ -201,14 +201,14 @@ class TensorBoard(Observer):
             self._write_results(model, own | {self._utility: trained[model]})
 
     def _write_results(self, run: str, entry: Row) -> None:
-        """A line of the HPARAMS tab: a sub-run's hyperparameters with its results.
+        """Write a line of the HPARAMS tab: a sub-run's hyperparameters and its results.
 
         Args:
             run: the sub-run.
-            entry: attack, defense and model, and the metrics by name; None where there is none.
+            entry: attack, defense and model, and the metrics by name; None for a missing metric.
         """
         federation = self._config.federation
-        # TensorBoard sorts them by name, and the table opens with the first five.
+        # TensorBoard sorts them by name and shows the first five.
         settings = {
             "attack": entry["attack"], "data": self._config.data_name, "defense": entry["defense"],
             "model": entry["model"], "number of clients": federation.clients,
@@ -216,11 +216,11 @@ class TensorBoard(Observer):
             "samples per batch": federation.batch_size, "seed": self._config.seed,
             "strategy": federation.strategy, "victims' labels": self._config.victims.labels,
         }  # fmt: skip
-        # The same names in every line: TensorBoard takes the columns from any one of them.
+        # The same names in every line: TensorBoard takes the columns from any one line.
         extra = self._scoring.extra_columns(self._config.metrics)
         names = [name for name in self._scoring.columns if name != LPIPS or LPIPS in extra]
         names = [*names, "asr", self._utility]
-        # SummaryWriter.add_hparams would open yet another sub-run.
+        # SummaryWriter.add_hparams would open another sub-run.
         for part in hparams(settings, {tags.result(name): 0.0 for name in names}):
             self._writer(run)._get_file_writer().add_summary(part)
         for name in names:
@@ -229,10 +229,10 @@ class TensorBoard(Observer):
 
 
 def median(curves: Sequence[Points]) -> Points:
-    """The median of curves at every step of any of them; one that has ended keeps its last value.
+    """The median of several curves at every step; a curve that has ended keeps its last value.
 
     Args:
-        curves: pairs of step and value, in the order of the steps. All begin at the same step.
+        curves: pairs of step and value, ordered by step. All start at the same step.
     """
     curves = [points for points in curves if points]
     steps = sorted({step for points in curves for step, _ in points})
@@ -244,11 +244,11 @@ def median(curves: Sequence[Points]) -> Points:
     return list(zip(steps, np.median(columns, axis=0).tolist(), strict=True)) if curves else []
 
 
-def _wait_for_a_later_name(folder: Path) -> None:
-    """Lets the second pass in which an event file of the folder was opened.
+def _wait_for_next_second(folder: Path) -> None:
+    """Wait if an event file of the folder was opened within the current second.
 
-    TensorBoard reads event files in the order of their names. These begin with the second; what
-    follows, a process and a count as text (``9`` after ``10``), does not grow.
+    TensorBoard reads event files in the order of their names. A name starts with the second; what
+    follows, a process and a counter as text (``9`` after ``10``), does not sort by time.
     """
     now = time.time()
     if any(folder.glob(f"events.out.tfevents.{int(now):010d}.*")):
@@ -256,6 +256,6 @@ def _wait_for_a_later_name(folder: Path) -> None:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of what is finite: an update that a defence left alone has an infinite snr_db."""
+    """The mean of finite values: an update that a defence did not change has an infinite snr_db."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else values[0]

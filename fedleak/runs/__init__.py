@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, results, scores and diagnostics, and who is told of them."""
+"""A run's output: its folder, results, scores, summary and diagnostics, and observers of a run."""

@@ -1,4 +1,4 @@
-"""``findings.jsonl``: what attacks say of how they went, a line for each update."""
+"""``diagnostics.jsonl``: what each attack reports about its reconstructions, a line per update."""
 
 import json
 from collections.abc import Container
@@ -10,20 +10,20 @@ from fedleak.errors import BadInput, require
 from fedleak.runs.text_files import is_count, parse_json, read_text
 from fedleak.updates.files import short
 
-Attacked = tuple[str, str, int, int]
-"""Model, attack, round and client."""
+AttackKey = tuple[str, str, int, int]
+"""Model, attack, round and client: which attack on which update."""
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What an attack found on its way to one reconstruction.
+class Diagnostics:
+    """What an attack reports about one reconstruction.
 
     Args:
         model: the model's name.
         attack: the attack's name.
         round: number of the round, from 1.
         client: number of the client, from 0.
-        findings: a sentence each, in their order.
+        findings: one sentence each, see :attr:`fedleak.attacks.base.Reconstruction.findings`.
     """
 
     model: str
@@ -33,44 +33,45 @@ class Findings:
     findings: tuple[str, ...]
 
     @property
-    def attacked(self) -> Attacked:
-        """Which attack on which update it was."""
+    def key(self) -> AttackKey:
+        """Which attack on which update this is."""
         return self.model, self.attack, self.round, self.client
 
 
-def append_findings(path: Path, found: Findings) -> None:
-    """Append a line.
+def append_diagnostics(path: Path, found: Diagnostics) -> None:
+    """Append one line.
 
     Args:
-        path: findings.jsonl, which need not exist.
-        found: what to append; nothing, if there are no findings.
+        path: diagnostics.jsonl, which need not exist.
+        found: what to append; without findings, nothing is written.
     """
     if found.findings:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found)) + "\n")
 
 
-def read_findings(path: Path) -> list[Findings]:
-    """All whole lines, in their order; a run that is killed may leave half a line.
+def read_diagnostics(path: Path) -> list[Diagnostics]:
+    """All complete lines, in their order; a killed run may leave an incomplete last line.
 
     Args:
-        path: findings.jsonl, which need not exist.
+        path: diagnostics.jsonl, which need not exist. Older runs call it findings.jsonl.
 
     Raises:
-        BadInput: if the file is no text, or a line that has an end holds no findings.
+        BadInput: if the file is not text, or a complete line is not an entry.
     """
+    path = path if path.is_file() else path.with_name("findings.jsonl")
     if not path.is_file():
         return []
     *lines, _ = read_text(path).split("\n")
     return [_parsed(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 
-def repair_findings(path: Path, done: Container[Attacked]) -> None:
-    """Drop what a killed run has left behind: half a line, and findings without their rows.
+def repair_diagnostics(path: Path, done: Container[AttackKey]) -> None:
+    """Drop what a killed run left incomplete: half a line, and entries without rows of results.
 
     Args:
-        path: findings.jsonl, which need not exist.
-        done: the attacks whose rows are there.
+        path: diagnostics.jsonl, which need not exist.
+        done: the attacks whose rows of results.csv are complete.
     """
     if not path.exists():
         return
@@ -81,12 +82,12 @@ def repair_findings(path: Path, done: Container[Attacked]) -> None:
             found = _parsed(line.decode("utf-8", errors="replace"), str(path))
         except BadInput:
             continue
-        if found.attacked in done:
-            append_findings(part, found)
+        if found.key in done:
+            append_diagnostics(part, found)
     part.replace(path)
 
 
-def _parsed(line: str, where: str) -> Findings:
+def _parsed(line: str, where: str) -> Diagnostics:
     found = parse_json(line, where)
     require(
         isinstance(found, dict)
@@ -96,7 +97,7 @@ def _parsed(line: str, where: str) -> Findings:
         and _is_texts(found.get("findings")),
         f"Expected model, attack, round, client and findings in {where}, got {short(found)}.",
     )
-    return Findings(
+    return Diagnostics(
         found["model"], found["attack"], found["round"], found["client"], tuple(found["findings"])
     )
 

@@ -1,4 +1,4 @@
-"""A run's folder: where each of its files is."""
+"""A run's folder: the path of each of its files."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.results = path / "results.csv"
-        self.findings = path / "findings.jsonl"
+        self.diagnostics = path / "diagnostics.jsonl"
         self.summary = path / "summary.json"
         self.figures = path / "figures"
         self.tensorboard = path / "tensorboard"
@@ -34,24 +34,24 @@ class RunFolder:
         return self.path / "updates" / variant
 
     def truth(self, variant: str = "") -> Path:
-        """Folder of the ground truth, for the scorer alone."""
+        """Folder of the ground truth, which only the scorer reads."""
         return self.path / "truth" / variant
 
     def checkpoint(self, variant: str = "") -> Path:
-        """Where a federation that has not ended keeps its state; gone once it has."""
+        """The state of an unfinished federation; deleted when the federation ends."""
         return self.updates(variant) / "unfinished.safetensors"
 
     def open(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run of this configuration.
+        """Prepare the folder for a run of this configuration.
 
         Args:
             config: the configuration, which is written to config.yaml.
-            resume: whether to go on with what is there.
-            overwrite: whether to delete what is there.
+            resume: whether to continue an existing run.
+            overwrite: whether to delete an existing run.
 
         Raises:
-            BadInput: if something is there and neither is allowed, if it is no run's folder, or
-                if it is one of another configuration.
+            BadInput: if the folder exists and neither is allowed, if it is not a run's folder, or
+                if ``resume`` is set and it holds a run of another configuration.
         """
         require(
             not (resume and overwrite),
@@ -65,8 +65,8 @@ class RunFolder:
             )
             require(
                 resume or overwrite,
-                f"Expected no run at {self.path}, found one: go on with it by `--resume`, replace "
-                "it by `--overwrite`, or choose another `--output`.",
+                f"Expected no run at {self.path}, found one: continue it with `--resume`, replace "
+                "it with `--overwrite`, or choose another `--output`.",
             )
             if resume:
                 found = RunConfig.load(self.config).hash
@@ -85,10 +85,14 @@ class RunFolder:
         config.save(self.config)
 
     def reconstruction(self, row: Row, suffix: str = ".png") -> Path:
-        """Path of what one reconstructed sample looks like: a picture, or a table of items.
+        """Path of one reconstructed sample: a picture, or a table of items.
+
+        Args:
+            row: the sample's row of results.csv.
+            suffix: extension of the file, see :attr:`fedleak.runs.scoring.Scoring.suffix`.
 
         Raises:
-            BadInput: if the model's or the attack's name cannot be a part of a file's name.
+            BadInput: if the model's or the attack's name is not valid in a file name.
         """
         # A sweep's rows are text.
         key = update_key(int(row["round"]), int(row["client"]))
@@ -97,6 +101,10 @@ class RunFolder:
         return self.reconstructions / name
 
     def read_truth(self, variant: str, round_: int, client: int) -> GroundTruth | None:
-        """The truth behind an update; none where it is not known, as in a deployment."""
+        """The ground truth of an update; None if it is not stored, as in a deployment.
+
+        Raises:
+            BadInput: if the file is damaged.
+        """
         path = self.truth(variant) / f"{update_key(round_, client)}.safetensors"
         return GroundTruth.load(path) if path.exists() else None

@@ -1,4 +1,4 @@
-"""What happens in a run, for whoever wants to watch: a display, TensorBoard, a test."""
+"""Events of a run and the interface of their observers: a display, TensorBoard, figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,30 +10,30 @@ from fedleak.updates.update import InterceptedUpdate
 
 
 class Observer:
-    """Told of every event of a run; a subclass overrides what it cares about."""
+    """Is notified of every event of a run; a subclass overrides the methods that it needs."""
 
     def data_loaded(self, description: str) -> None:
-        """The data are there; the description tells their counts in a line."""
+        """The data set was loaded; the description is one line with its counts."""
 
     def federation_started(self, model: str, clients: int, first: int, rounds: int) -> None:
-        """A federation with so many clients a round begins with round ``first`` of ``rounds``."""
+        """A federation starts at round ``first`` of ``rounds``, with ``clients`` per round."""
 
     def client_answered(
         self, model: str, round_: int, client: int, metrics: Mapping[str, float] | None
     ) -> None:
-        """A client's reply of a training round has come; without metrics, it failed."""
+        """A client's reply in a training round arrived; ``metrics`` is None if it failed."""
 
     def client_failed(self, model: str, round_: int, client: int, reason: str) -> None:
         """A client raised an exception or did not answer in time."""
 
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
-        """The global model was evaluated; round 0 is the untrained one."""
+        """The global model was evaluated; round 0 is the untrained model."""
 
     def attack_started(self, attack: str, model: str, victims: int, done: int) -> None:
-        """An attack on this many updates begins, of which some are done from before."""
+        """An attack on ``victims`` updates starts; ``done`` of them were attacked earlier."""
 
     def attack_progressed(self, attack: str, model: str, progress: Progress) -> None:
-        """The updates under attack have come this far."""
+        """The attack reports its progress on the current updates."""
 
     def victim_attacked(
         self,
@@ -44,17 +44,21 @@ class Observer:
         reconstruction: Reconstruction,
         rows: Sequence[Mapping[str, Any]],
     ) -> None:
-        """An update has been attacked and scored; ``rows`` are those of results.csv."""
+        """An update was attacked and scored; ``rows`` are its rows of results.csv."""
 
     def attack_skipped(self, attack: str, model: str, reason: str) -> None:
-        """An attack makes no sense on a model, or failed on an update."""
+        """An attack does not apply to a model, or failed on an update."""
 
     def run_ended(self, status: str) -> None:
-        """The run is over; ``status`` is that of summary.json."""
+        """The run ended; ``status`` is that of summary.json."""
 
 
 class Observers(Observer):
-    """Passes every event on to several observers, in their order; no signal comes in between."""
+    """Passes every event to several observers in order; interrupts are delayed until all have it.
+
+    Args:
+        observers: the observers.
+    """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         for name in [name for name in vars(Observer) if not name.startswith("_")]:

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, what has been done, and the results as they come."""
+"""``results.csv``: a row for each reconstructed sample, appended as soon as it is scored."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from typing import Any
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
-from fedleak.runs.diagnostics import Attacked, Findings, append_findings, repair_findings
+from fedleak.runs.diagnostics import AttackKey, Diagnostics, append_diagnostics, repair_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.scoring import EXTRA_COLUMNS, Scoring
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, read_text
@@ -26,30 +26,34 @@ COLUMNS = (
     "mse", "psnr", "ssim", "success", "noise_mse", "cost", "iterations", "seconds",
 )  # fmt: skip
 COUNTS = {"round": 1, "client": 0, "sample": 0, "batch_size": 1, "success": 0, "iterations": 0}
-"""Column of whole numbers -> the least that it may hold."""
+"""Column of integers -> its smallest valid value."""
 RANGES = {
     "mse": (0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1, 1),
     "noise_mse": (0, math.inf), "cost": (-math.inf, math.inf), "seconds": (0, math.inf),
     "lpips": (0, math.inf), "precision": (0, 1), "recall": (0, 1), "f1": (0, 1),
 }  # fmt: skip
-"""Column of other numbers -> the least and the most that it may hold."""
-ALWAYS = ("round", "client", "sample", "batch_size")
-"""Columns in which no cell is empty."""
+"""Column of other numbers -> its smallest and largest valid value."""
+REQUIRED = ("round", "client", "sample", "batch_size")
+"""Columns without empty cells."""
 FINITE = ("seconds", "precision", "recall", "f1")
-"""Columns in which no number is NaN or infinite, as it is of reconstructions that are broken."""
-ROUNDING = 1e-6
+"""Columns without NaN or infinity; the other scores have them for diverged reconstructions."""
+TOLERANCE = 1e-6
+"""How far rounding may carry a value beyond its range."""
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-Done = set[Attacked]
+Done = set[AttackKey]
 
 
 class Recorder:
-    """Scores reconstructions and appends them to the run's files at once.
+    """Scores reconstructions and appends their rows to the run's files immediately.
 
     Args:
         folder: the run's folder.
         config: the run's configuration.
         scoring: how its samples are scored.
+
+    Raises:
+        BadInput: if results.csv of an earlier part of the run is damaged.
     """
 
     def __init__(self, folder: RunFolder, config: RunConfig, scoring: Scoring) -> None:
@@ -57,7 +61,7 @@ class Recorder:
         self._config = config
         self._scoring = scoring
         self.done = repair_results(folder.results)
-        repair_findings(folder.findings, self.done)
+        repair_diagnostics(folder.diagnostics, self.done)
 
     def record(
         self,
@@ -66,13 +70,13 @@ class Recorder:
         truth: GroundTruth | None,
         reconstruction: Reconstruction,
     ) -> list[Row]:
-        """Score one update's reconstruction, append its rows and keep what can be looked at.
+        """Score one update's reconstruction, append its rows and save the samples as files.
 
         Args:
             attack: the attack's name.
             update: the update that was attacked.
-            truth: the client's batch, or none where it is not known; then the scores stay empty.
-            reconstruction: what the attack made of it.
+            truth: the client's batch. If None, the scores stay empty.
+            reconstruction: the attack's result.
 
         Returns:
             A row for each sample, with the columns of results.csv.
@@ -85,15 +89,17 @@ class Recorder:
             "cost": reconstruction.cost, "iterations": reconstruction.iterations,
             "seconds": reconstruction.seconds / batch,
         }  # fmt: skip
-        # The file has these columns whether or not there is a truth.
+        # The file has these columns with or without ground truth.
         shared |= dict.fromkeys(self._scoring.extra_columns(self._config.metrics))
         if truth is None:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
             scores = self._scoring.scores(truth, reconstruction)
-        # Before the rows: an attack whose rows are there is not made again.
-        found = Findings(update.model, attack, update.round, update.client, reconstruction.findings)
-        append_findings(self._folder.findings, found)
+        # Before the rows: an attack whose rows are complete is not repeated.
+        append_diagnostics(
+            self._folder.diagnostics,
+            Diagnostics(update.model, attack, update.round, update.client, reconstruction.findings),
+        )
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")
@@ -107,21 +113,23 @@ class Recorder:
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The columns of a results.csv that holds these rows: the usual ones, and what some have."""
+    """The columns of a results.csv with these rows: the standard ones and the extra ones in use."""
     present = {name for row in rows for name in row}
     return (*COLUMNS, *(name for name in EXTRA_COLUMNS if name in present))
 
 
 def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
-    """Append rows to results.csv and force them to disk.
+    """Append rows to results.csv and flush them to disk.
 
     Args:
-        path: results.csv; a new one gets a header.
-        rows: the rows; what they lack stays empty.
-        columns: those of a new file; none: as the rows have them. Another file keeps its own.
+        path: results.csv; a new file gets a header.
+        rows: the rows; missing values stay empty.
+        columns: the columns of a new file. If None, those of the rows. An existing file keeps its
+            columns.
 
     Raises:
-        ValueError: if a row has a value that the file has no column for.
+        BadInput: if an existing file has other columns than those of results.csv.
+        ValueError: if a row has a value for which the file has no column.
     """
     new = not path.exists()
     columns = (columns or columns_of(rows)) if new else read_columns(path)
@@ -135,10 +143,10 @@ def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] | None =
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
-    """The columns of a results.csv: the usual ones, and maybe some of the extra ones.
+    """The columns of a results.csv: the standard ones, possibly followed by extra ones.
 
     Raises:
-        BadInput: if the file has others.
+        BadInput: if the file has other columns.
     """
     with path.open("rb") as file:
         line = file.readline(LARGEST_TEXT)
@@ -156,11 +164,14 @@ def _columns(line: str, path: Path) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv, numbers as numbers and empty cells as none.
+    """The rows of a results.csv, with numbers converted and empty cells as None.
+
+    Args:
+        path: results.csv. If it does not exist, there are no rows.
 
     Raises:
-        BadInput: if the file is no text, has other columns, or a cell that is not what its column
-            holds; the line is named.
+        BadInput: if the file is not text, has other columns, or a cell is not valid in its column;
+            the message names the line.
     """
     return parse_rows(read_text(path), path) if path.exists() else []
 
@@ -169,7 +180,7 @@ def parse_rows(text: str, path: Path) -> list[Row]:
     """The rows in the text of a results.csv.
 
     Args:
-        text: the text, header and all.
+        text: the text, including the header.
         path: the file, for messages.
 
     Raises:
@@ -194,7 +205,7 @@ def parse_rows(text: str, path: Path) -> list[Row]:
 
 
 def repair_results(path: Path) -> Done:
-    """Drop what a killed run left half written, and tell what is done.
+    """Drop incomplete rows of a killed run and return the attacks that are complete.
 
     Args:
         path: results.csv, which may be missing.
@@ -203,7 +214,7 @@ def repair_results(path: Path) -> Done:
         (model, attack, round, client) of every update whose rows are complete.
 
     Raises:
-        BadInput: if another line than the last one is damaged; nothing is changed then.
+        BadInput: if a line other than the last one is damaged; the file is then left unchanged.
     """
     if not path.exists():
         return set()
@@ -211,13 +222,13 @@ def repair_results(path: Path) -> Done:
     require(
         size <= LARGEST_TEXT, f"Expected at most {LARGEST_TEXT:,} bytes in {path}, got {size:,}."
     )
-    # As bytes: the file may end within a letter.
+    # As bytes: the file may end within a UTF-8 sequence.
     written = path.read_bytes()
     whole = written[: written.rfind(b"\n") + 1]
     if not whole:
         path.unlink()
         return set()
-    # Read before anything is changed: a file that is damaged elsewhere stays as it is.
+    # Parsed before anything is changed: a file that is damaged elsewhere stays as it is.
     rows = parse_rows(decoded(whole, path), path)
     if whole != written:
         path.write_bytes(whole)
@@ -231,7 +242,7 @@ def repair_results(path: Path) -> Done:
     return done
 
 
-def _key(row: Row) -> tuple[str, str, int, int]:
+def _key(row: Row) -> AttackKey:
     return str(row["model"]), str(row["attack"]), row["round"], row["client"]
 
 
@@ -244,7 +255,7 @@ def _value(name: str, text: str, where: str) -> Any:
             f"Expected text for {name} in {where}, got control characters: {short(text)}.",
         )
         return text
-    if text == "" and name not in ALWAYS:
+    if text == "" and name not in REQUIRED:
         return None
     value = _whole(name, text) if name in COUNTS else _number(name, text)
     require(value is not None, f"Expected {_described(name)} in {where}, got {short(text)}.")
@@ -266,7 +277,7 @@ def _number(name: str, text: str) -> float | None:
     if not math.isfinite(value) and name in FINITE:
         return None
     low, high = RANGES[name]
-    outside = value < low - ROUNDING or value > high + ROUNDING
+    outside = value < low - TOLERANCE or value > high + TOLERANCE
     return None if outside else value
 
 

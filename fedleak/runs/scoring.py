@@ -1,4 +1,4 @@
-"""What becomes of a reconstruction, by what a sample is: scores, their names, a file to look at."""
+"""Score reconstructions of images or interaction vectors and save each as PNG or CSV."""
 
 import csv
 from abc import ABC, abstractmethod
@@ -26,24 +26,24 @@ Scores = dict[str, Any]
 LPIPS = "lpips"
 ITEM_COLUMNS = ("precision", "recall", "f1")
 EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS)
-"""Last columns of results.csv, in this order, in the files of those runs alone that have them."""
+"""Last columns of results.csv, in this order; a file has only those that its run measures."""
 
 
 class Scoring(ABC):
-    """Scores the samples of one kind and keeps what a reader can look at.
+    """Scores samples of one kind and saves them as files for inspection.
 
     Args:
-        metrics: the run's settings of them.
+        metrics: the run's settings of the metrics.
     """
 
     sample: ClassVar[str]
-    """What a sample is, in a reader's words."""
+    """What a sample is called in tables and reports, such as ``image``."""
     headline: ClassVar[tuple[str, str]]
-    """Column and title of the score that is told where there is room for one."""
+    """Column and title of the main score."""
     columns: ClassVar[Mapping[str, tuple[str, str]]]
     """Column of results.csv -> title and format, in the order of tables."""
     suffix: ClassVar[str]
-    """Of the files of :meth:`keep`."""
+    """Extension of the files that :meth:`keep` writes."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -51,17 +51,17 @@ class Scoring(ABC):
     @classmethod
     @abstractmethod
     def success(cls, metrics: Metrics) -> str:
-        """When a reconstruction counts as a success, in a few words."""
+        """The criterion by which a reconstruction counts as a success, in a few words."""
 
     @classmethod
     @abstractmethod
     def space(cls, metrics: Metrics) -> str:
-        """What the metrics are computed on."""
+        """What the metrics are computed on, such as the scaling of images."""
 
     @classmethod
     @abstractmethod
     def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
-        """Columns that results.csv has besides the usual ones."""
+        """Columns that results.csv has in addition to the standard ones."""
 
     @abstractmethod
     def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
@@ -73,25 +73,25 @@ class Scoring(ABC):
 
     @abstractmethod
     def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
-        """Write one reconstructed sample to a file that a reader can look at.
+        """Write one reconstructed sample to a file for inspection.
 
         Args:
             reconstructed: the sample, normalised.
-            original: what it was; none where that is not known.
-            path: the file, with the ending ``suffix``.
+            original: the true sample. If None, it is not known.
+            path: the file, with the extension ``suffix``.
         """
 
 
 class ImageScoring(Scoring):
-    """Images, as pictures.
+    """Scores images ``(C, H, W)`` by SSIM, PSNR, MSE and optionally LPIPS; saves them as PNG.
 
     Args:
         metrics: see :class:`Scoring`.
         mean: mean of each channel of the data.
-        std: deviation of each channel.
+        std: standard deviation of each channel.
 
     Raises:
-        BadInput: if LPIPS is asked for and its weights are not there.
+        BadInput: if LPIPS is requested and its weights are not available.
     """
 
     sample: ClassVar[str] = "image"
@@ -140,11 +140,11 @@ class ImageScoring(Scoring):
 
 
 class ItemScoring(Scoring):
-    """Users' interaction vectors, as lists of items.
+    """Scores interaction vectors ``(items,)`` by precision, recall and F1; saves them as CSV.
 
     Args:
         metrics: see :class:`Scoring`.
-        names: a name for every item.
+        names: the name of every item.
     """
 
     sample: ClassVar[str] = "user"
@@ -166,9 +166,7 @@ class ItemScoring(Scoring):
     @classmethod
     def space(cls, metrics: Metrics) -> str:
         """See :meth:`Scoring.space`."""
-        return (
-            f"all items, of which those with a value >= {metrics.item_threshold:g} count as found"
-        )
+        return f"all items; those with a value >= {metrics.item_threshold:g} count as found"
 
     @classmethod
     def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
@@ -181,7 +179,7 @@ class ItemScoring(Scoring):
         return [_without(asdict(item), "exact") | {"success": int(item.exact)} for item in found]
 
     def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
-        """See :meth:`Scoring.keep`: a row for each item that is the user's or was found."""
+        """See :meth:`Scoring.keep`; a row for each item that is the user's or was found."""
         found = reconstructed >= self._metrics.item_threshold
         has = found if original is None else original >= 0.5
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -198,10 +196,9 @@ SCORINGS: dict[str, type[Scoring]] = {"images": ImageScoring, "interactions": It
 
 
 def scoring_class(config: RunConfig) -> type[Scoring]:
-    """How the samples of a configuration are scored, without loading them.
+    """The scoring of a configuration's samples, without loading the data set.
 
-    Images are presumed where the class of the data is not on this machine, as where somebody else's
-    run is looked at.
+    Images are assumed if the data set's class is not installed here, as for a run from elsewhere.
     """
     try:
         kind = getattr(load_class(config.data.class_path), "kind", "images")
@@ -218,8 +215,8 @@ def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
         data: its data, loaded.
 
     Raises:
-        BadInput: if the configuration asks for LPIPS and its weights are not there, or if the file
-            of the items' names cannot be read.
+        BadInput: if the configuration requests LPIPS and its weights are not available, or if the
+            file of the items' names cannot be read.
     """
     if data.kind == "interactions":
         if isinstance(data, RecommenderData):
@@ -229,7 +226,7 @@ def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
 
 
 def to_picture(pixels: npt.NDArray[np.float64]) -> Picture:
-    """Pixels ``(C, H, W)`` in [0, 1] as a picture: ``(H, W, 3)``, or grey ``(H, W)``."""
+    """Convert pixels ``(C, H, W)`` in [0, 1] to a picture: ``(H, W, 3)``, or ``(H, W)`` if grey."""
     values = (pixels * 255).round().astype(np.uint8)
     return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 

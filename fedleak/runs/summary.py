@@ -1,4 +1,4 @@
-"""``summary.json``: the means of a run's results, and how far the run has come."""
+"""``summary.json``: the status of a run and the means of its results."""
 
 import json
 import math
@@ -20,15 +20,15 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The table of means: an entry for every attack on every model, in the order of the rows.
+    """Means of the results: an entry for every attack on every model, in the order of the rows.
 
     Args:
         rows: rows of results.csv.
 
     Returns:
-        Entries with attack, defense, model, dataset, n (samples scored), and the means of mse,
-        psnr, ssim, success (as asr) and seconds, and of the extra columns that rows have; none
-        where nothing was scored.
+        Entries with attack, defense, model, dataset, n (number of samples), and the means of mse,
+        psnr, ssim, success (as asr) and seconds, and of the extra columns that rows have. A mean is
+        None if no row has a value, or if the mean is not finite.
     """
     means = (*MEANS, *columns_of(rows)[len(COLUMNS) :])
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -49,13 +49,13 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def summarise_rounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The table of means round by round, since a trained model leaks otherwise than an untrained.
+    """Means of the results by round, since leakage changes as the model is trained.
 
     Args:
         rows: rows of results.csv.
 
     Returns:
-        The entries of :func:`summarise`, each with its round, attack by attack; none if only one
+        The entries of :func:`summarise`, each with its round, ordered by attack; empty if only one
         round was attacked.
     """
     rounds = sorted({row["round"] for row in rows})
@@ -71,7 +71,7 @@ def summarise_rounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def data_facts(config: RunConfig, data: PrivateData) -> dict[str, Any]:
-    """What a reader of a run has to know of its data set, so that nobody has to load it again.
+    """The properties of a data set that are needed to read a run without loading the data.
 
     Args:
         config: the run's configuration.
@@ -102,12 +102,12 @@ def write_summary(
     Args:
         folder: the run's folder.
         config: its configuration.
-        status: how far the run has come.
+        status: the run's status.
         federation: rounds, clients, failures, accuracy.
         data: see :func:`data_facts`.
 
     Returns:
-        What was written.
+        The contents of the file.
     """
     summary = {
         "status": status,
@@ -130,10 +130,10 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     Returns:
         What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation`` and ``data``
-        (empty in runs of the first edition).
+        (empty in runs of early versions, which did not record it).
 
     Raises:
-        BadInput: if the file is missing, no JSON, or one of these is not what it should be.
+        BadInput: if the file is missing, is not JSON, or one of these is invalid.
     """
     summary = parse_json(read_text(path), str(path))
     require(
@@ -170,7 +170,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _is_data(data: dict[str, Any]) -> bool:
-    """Whether this is what :func:`data_facts` gives."""
+    """Whether this has the form of :func:`data_facts`."""
     texts = all(isinstance(data.get(name), str) for name in ("name", "kind"))
     lists = [data.get(name) for name in ("input_shape", "mean", "std")]
     if not (texts and is_count(data.get("classes"), 1) and all(isinstance(v, list) for v in lists)):
@@ -197,11 +197,11 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_mean(value: Any) -> bool:
-    """Whether it is a number, or none where there was nothing to take the mean of."""
+    """Whether it is a number, or None for the mean of no values."""
     return value is None or is_number(value)
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """The mean; none for no values, since JSON knows neither NaN nor infinity."""
+    """The mean; None if it is not finite, since JSON has neither NaN nor infinity."""
     mean = sum(values) / len(values) if values else math.nan
     return mean if math.isfinite(mean) else None

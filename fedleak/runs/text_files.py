@@ -1,4 +1,4 @@
-"""Text files of a run's folder, which may come from somebody else: read whole, up to a size."""
+"""Read text files of a run's folder, which may be untrusted, within a limit on their size."""
 
 import json
 import math
@@ -8,18 +8,18 @@ from typing import Any, NoReturn
 from fedleak.errors import BadInput, require
 
 LARGEST_TEXT = 64 * 2**20
-"""Bytes of a text file of a run, at most: some 400,000 rows of results.csv."""
+"""Largest size of a run's text file in bytes: some 400,000 rows of results.csv."""
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
-    """The text of a file, line ends as they are.
+    """The text of a file, with its line ends unchanged.
 
     Args:
         path: the file.
-        largest: bytes that it may have.
+        largest: its largest permitted size in bytes.
 
     Raises:
-        BadInput: if it cannot be read, is larger, is not UTF-8 or holds NUL.
+        BadInput: if it cannot be read, is larger, is not UTF-8 or contains NUL.
     """
     try:
         size = path.stat().st_size
@@ -30,14 +30,14 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def decoded(content: bytes, path: Path) -> str:
-    """The bytes of a file as text.
+    """Decode the bytes of a file.
 
     Args:
         content: the bytes.
         path: the file, for the message.
 
     Raises:
-        BadInput: if they are not UTF-8 or hold NUL.
+        BadInput: if they are not UTF-8 or contain NUL.
     """
     try:
         text = content.decode("utf-8")
@@ -50,14 +50,14 @@ def decoded(content: bytes, path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON as its standard has it: NaN and infinity are refused.
+    """Parse JSON as its standard defines it: NaN and infinity are refused.
 
     Args:
         text: what to parse.
-        where: the file, and maybe the line, for the message.
+        where: the file, and possibly the line, for the message.
 
     Raises:
-        BadInput: if it is no JSON.
+        BadInput: if it is not JSON.
     """
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -67,17 +67,17 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Whether a value of a file is a whole number of at most nine digits."""
+    """Whether a value read from a file is an integer from ``least`` with at most nine digits."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 10**9
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number."""
+    """Whether a value read from a file is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    # A whole number may be too large for a float.
+    # An integer may be too large for a float.
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant}, which is no number of JSON")
+    raise ValueError(f"{constant}, which is not a JSON number")

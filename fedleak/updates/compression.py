@@ -1,8 +1,8 @@
-"""Gradients without their repetitions and zeros: the same numbers in far fewer bytes.
+"""Lossless compression of gradients: rank-one factors or sparse values.
 
-The weight gradient of a linear layer, of one sample, is the product of two vectors; that of a
-layer whose input is mostly 0 is mostly 0 itself. Either takes a thousandth of the room of the whole
-matrix, which :class:`CompactTensors` gives back to whoever asks for it.
+The weight gradient of a linear layer for one sample is the outer product of two vectors; that of a
+layer whose input is mostly 0 is sparse. Either form can be a thousand times smaller than the dense
+matrix, which :class:`CompactTensors` rebuilds on access.
 """
 
 import math
@@ -18,27 +18,28 @@ from fedleak.updates.files import LARGEST, short
 Encoded = dict[str, Tensor]
 Factors = tuple[Tensor, Tensor]
 
-# Entries of a matrix that are compared at once: as many as stay in a cache.
-PIECE = 2**17
-# What follows a tensor's name in the encoded form: no part of a module's path is empty.
-MARK = ".."
+# Entries of a matrix that are compared at once: as many as fit into the processor's cache.
+BLOCK = 2**17
+# Separates a tensor's name from the part's name in the encoded form. A module's path cannot
+# contain it, since no part of the path is empty.
+SEPARATOR = ".."
 ROWS, COLUMNS = "..rows", "..columns"
 INDICES, VALUES, SHAPE = "..indices", "..values", "..shape"
-# Of a tensor, at most: as many as numpy has.
-DIMENSIONS = 64
+# Largest number of dimensions of a tensor, as in numpy.
+MAX_DIMENSIONS = 64
 FORMS = ({""}, {ROWS, COLUMNS}, {INDICES, VALUES, SHAPE})
 
 
 class CompactTensors(Mapping[str, Tensor]):
-    """Tensors by name that are kept encoded, each made anew whenever it is asked for.
+    """Tensors by name that are stored encoded; each access decodes a tensor anew.
 
     Args:
-        encoded: what :func:`encode` gives.
+        encoded: the result of :func:`encode`.
     """
 
     def __init__(self, encoded: Mapping[str, Tensor]) -> None:
         self.encoded = dict(encoded)
-        self._names = list(dict.fromkeys(name.partition(MARK)[0] for name in encoded))
+        self._names = list(dict.fromkeys(name.partition(SEPARATOR)[0] for name in encoded))
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.encoded:
@@ -52,7 +53,7 @@ class CompactTensors(Mapping[str, Tensor]):
         return flat.scatter_(0, self.encoded[name + INDICES].long(), values).reshape(shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not made for it.
+        """The shape of a tensor, without decoding it.
 
         Raises:
             KeyError: if there is no such tensor.
@@ -64,7 +65,7 @@ class CompactTensors(Mapping[str, Tensor]):
         return tuple(self.encoded[name].shape)
 
     def factors(self) -> dict[str, Factors]:
-        """Name -> rows and columns, of the matrices that are kept as products of them."""
+        """Name -> the two vectors, for the matrices that are stored as their outer product."""
         return {
             name: (self.encoded[name + ROWS], self.encoded[name + COLUMNS])
             for name in self._names
@@ -82,20 +83,20 @@ class CompactTensors(Mapping[str, Tensor]):
 
 
 def check_encoded(encoded: Mapping[str, Tensor], path: Path) -> None:
-    """Check that tensors from a file are what :func:`encode` gives, before any is written out.
+    """Check that tensors from a file have the form of :func:`encode`, before any is decoded.
 
     Args:
         encoded: the tensors by name.
         path: the file, for messages.
 
     Raises:
-        BadInput: if parts are missing, do not fit together or stand for more than
+        BadInput: if parts are missing, do not fit together or decode to more than
             :data:`fedleak.updates.files.LARGEST` bytes.
     """
     parts: dict[str, set[str]] = {}
     for name in encoded:
-        base, mark, rest = name.partition(MARK)
-        parts.setdefault(base, set()).add(mark + rest)
+        base, separator, rest = name.partition(SEPARATOR)
+        parts.setdefault(base, set()).add(separator + rest)
     total = 0
     for name, found in parts.items():
         require(
@@ -122,18 +123,18 @@ def check_encoded(encoded: Mapping[str, Tensor], path: Path) -> None:
         require(
             total <= LARGEST,
             f"Expected a gradient of at most {LARGEST:,} bytes in {path}, got one of {total:,} or "
-            "more when it is written out.",
+            "more when it is decoded.",
         )
 
 
 def _is_sparse(indices: Tensor, values: Tensor, shape: Tensor) -> bool:
-    """Whether these are the parts of a sparse tensor, each of its entries given once at most."""
-    whole = (torch.int32, torch.int64)
+    """Whether these are the parts of a sparse tensor, with each entry at most once."""
+    integers = (torch.int32, torch.int64)
     if not (indices.dim() == values.dim() == shape.dim() == 1 and len(indices) == len(values)):
         return False
-    if indices.dtype not in whole or shape.dtype not in whole or not 1 <= len(shape) <= DIMENSIONS:
+    if indices.dtype not in integers or shape.dtype not in integers:
         return False
-    if int(shape.min()) < 1:
+    if not 1 <= len(shape) <= MAX_DIMENSIONS or int(shape.min()) < 1:
         return False
     if not len(indices):
         return True
@@ -146,16 +147,16 @@ def _described(value: Tensor) -> str:
 
 
 def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None = None) -> Encoded:
-    """Tensors in the smallest of three forms; what comes back is equal in every entry.
+    """Encode tensors, each in the smallest of three forms; decoding gives every entry exactly.
 
     Args:
-        tensors: by name; no name holds two dots in a row.
-        factors: name of a matrix -> two vectors of which it may be the outer product, as the sender
-            knows them; they are tried, not trusted.
+        tensors: by name; no name contains two consecutive dots.
+        factors: name of a matrix -> two vectors whose outer product it may be, as the sender
+            computed them. They are used only if their product equals the matrix.
 
     Returns:
-        Tensor by name: whole tensors under their own names, products as rows and columns, sparse
-        tensors as indices, values and shape.
+        Tensor by name: dense tensors under their own names, outer products as rows and columns,
+        sparse tensors as indices, values and shape.
     """
     found: Encoded = {}
     for name, value in tensors.items():
@@ -163,10 +164,10 @@ def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None 
         if known is not None and _is_product(*known, value):
             found |= {name + ROWS: known[0], name + COLUMNS: known[1]}
             continue
-        filled = value.flatten() != 0
+        nonzero = value.flatten() != 0
         # An index takes 4 bytes, as a value does.
-        if value.dim() and 2 * int(filled.sum()) < value.numel() < 2**31:
-            indices = filled.nonzero().flatten()
+        if value.dim() and 2 * int(nonzero.sum()) < value.numel() < 2**31:
+            indices = nonzero.nonzero().flatten()
             found |= {
                 name + INDICES: indices.int(),
                 name + VALUES: value.flatten()[indices],
@@ -178,30 +179,30 @@ def encode(tensors: Mapping[str, Tensor], factors: Mapping[str, Factors] | None 
 
 
 def _is_product(rows: Tensor, columns: Tensor, value: Tensor) -> bool:
-    """Whether a matrix is this product; looked at piece by piece, without a second whole one."""
+    """Whether a matrix is this outer product; compared in blocks, to save memory."""
     if value.shape != (len(rows), len(columns)):
         return False
-    size = max(1, PIECE // max(1, len(columns)))
-    pieces = zip(rows.split(size), value.split(size), strict=True)
-    return all(_equals(torch.outer(piece, columns), part) for piece, part in pieces)
+    size = max(1, BLOCK // max(1, len(columns)))
+    blocks = zip(rows.split(size), value.split(size), strict=True)
+    return all(_equal_inplace(torch.outer(part, columns), block) for part, block in blocks)
 
 
-def _equals(product: Tensor, part: Tensor) -> bool:
-    """As torch.equal of finite matrices, the first of which is overwritten, in half the time."""
-    return not part.numel() or float(product.sub_(part).abs_().max()) == 0
+def _equal_inplace(product: Tensor, block: Tensor) -> bool:
+    """As torch.equal for finite matrices, but overwrites ``product`` and takes half the time."""
+    return not block.numel() or float(product.sub_(block).abs_().max()) == 0
 
 
 def weighted_sum(
     gradients: Sequence[CompactTensors], weights: Sequence[float]
 ) -> dict[str, Tensor]:
-    """The weighted sum of tensors, computed without making any of them.
+    """The weighted sum of encoded gradients, computed without decoding them.
 
     Args:
-        gradients: of the same names and shapes.
-        weights: one for each.
+        gradients: the gradients, with the same names and shapes.
+        weights: one weight per gradient.
 
     Returns:
-        Tensor by name, in their type; equal to the sum term by term but for rounding.
+        Tensor by name, of the gradients' dtype; equal to the sum of decoded tensors up to rounding.
     """
     total: dict[str, Tensor] = {}
     for name in gradients[0]:

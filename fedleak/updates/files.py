@@ -1,4 +1,4 @@
-"""The files in which updates, weights and truth travel: safetensors with a header."""
+"""Files of updates, weights and ground truth: safetensors with a header."""
 
 import re
 import struct
@@ -21,24 +21,25 @@ TRUTH_FORMAT = "fedleak-truth-1"
 KEY = re.compile(r"r(\d{4,9})-c(\d{4,9})", re.ASCII)
 
 LARGEST = 4 * 2**30
-"""Bytes of the tensors of one update, one truth or one data array, written out, at most.
+"""Largest size in bytes of one decoded update, ground truth or data array.
 
-A file may come from somebody else, and a few bytes of a compact gradient or of a compressed archive
-may stand for any amount of memory. This is a model of 2**30 parameters in float32, far beyond what
-simulated clients train, and little enough for the memory of a workstation.
+Files may be untrusted, and a few bytes of a compressed gradient or archive may expand to any amount
+of memory. The limit is a model of 2**30 parameters in float32: far more than simulated clients
+train, and little enough for the memory of a workstation.
 """
 HEADER = 4 * 2**20
-"""Bytes of the header of a safetensors file, at most: some 40,000 tensors."""
+"""Largest size in bytes of a safetensors file's header: some 40,000 tensors."""
 DTYPES = frozenset({"F16", "BF16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL"})
-"""Types of tensors in safetensors' names: those of parameters, buffers, inputs and labels."""
+"""Permitted dtypes, in safetensors' names: those of parameters, buffers, inputs and labels."""
 
 NAME = re.compile(r"\w[\w .,+()=-]*")
-"""What the names of models and attacks look like, as they become parts of the names of files.
+"""Pattern of the names of models and attacks, which become parts of file names.
 
-A letter, digit or underscore comes first; then also spaces and ``. , + ( ) = -`` are allowed, such
-as in ``smlp+precode``. No separator of folders is among them.
+The first character is a letter, digit or underscore; spaces and ``. , + ( ) = -`` may follow, as in
+``smlp+precode``. Path separators are not allowed.
 """
 NAME_BYTES = 100
+"""Longest name of a model or an attack, in bytes of UTF-8."""
 
 
 def update_key(round_: int, client: int) -> str:
@@ -47,16 +48,19 @@ def update_key(round_: int, client: int) -> str:
 
 
 def check_name(kind: str, name: str) -> str:
-    """The name of a model or an attack, if it may become a part of a file's name.
+    """Check that the name of a model or an attack can be a part of a file name.
 
     Args:
-        kind: what has the name, such as ``model``, for the message.
+        kind: what is named, such as ``the model``, for the message.
         name: the name.
+
+    Returns:
+        The name.
 
     Raises:
         BadInput: if it does not match :data:`NAME`, or takes more than 100 bytes in UTF-8.
     """
-    # A match has no lone surrogates, so that it can be encoded.
+    # A matching name contains no lone surrogates, so it can be encoded.
     fits = NAME.fullmatch(name) is not None and len(name.encode()) <= NAME_BYTES
     require(
         fits,
@@ -68,7 +72,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def short(value: object, width: int = 80) -> str:
-    """A value of a file in a message: on one line, cut where it is long."""
+    """A value read from a file as text for a message: on one line and at most ``width`` long."""
     text = repr(value)
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
@@ -83,21 +87,21 @@ def update_files(folder: Path) -> list[Path]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
-    """Write tensors and a header to a safetensors file, which is whole or not there.
+    """Write tensors and a header to a safetensors file atomically.
 
     Args:
         tensors: by name.
         path: the file; its folder exists.
-        header: plain texts by name.
+        header: strings by name.
     """
-    # Written beside and moved into place, so that a reader never sees half a file.
+    # Written to a temporary file and renamed, so that a reader never sees half a file.
     part = path.with_suffix(".part")
     # Tied weights share memory, which the format refuses; copies do not.
-    apart = {
+    copies = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
-    save_file(apart, part, header)
+    save_file(copies, part, header)
     part.replace(path)
 
 
@@ -106,14 +110,14 @@ def read_tensors(path: Path, expected: str) -> tuple[Tensors, dict[str, str]]:
 
     Args:
         path: the file.
-        expected: the format that its header has to name.
+        expected: the format that its header must name.
 
     Returns:
         The tensors by name, and the header.
 
     Raises:
         BadInput: if the file is missing, truncated, larger than :data:`LARGEST`, of another format,
-            or holds tensors of other types than :data:`DTYPES`.
+            or has tensors of other dtypes than :data:`DTYPES`.
     """
     with opened(path) as file:
         header = file.metadata() or {}
@@ -128,18 +132,18 @@ def read_tensors(path: Path, expected: str) -> tuple[Tensors, dict[str, str]]:
 
 @contextmanager
 def opened(path: Path, dtypes: frozenset[str] = DTYPES) -> Iterator[Any]:
-    """A safetensors file whose size and types have been checked before any tensor is read.
+    """Open a safetensors file after checking its size and dtypes.
 
     Args:
         path: the file.
-        dtypes: types that its tensors may have, in safetensors' names.
+        dtypes: permitted dtypes, in safetensors' names.
 
     Yields:
-        What ``safetensors.safe_open`` gives; what reading it raises in the block becomes BadInput.
+        The file handle of ``safetensors.safe_open``. Errors of reading it become BadInput.
 
     Raises:
-        BadInput: if the file is missing, truncated, larger than :data:`LARGEST`, or holds tensors
-            of other types.
+        BadInput: if the file is missing, truncated, larger than :data:`LARGEST`, or has tensors
+            of other dtypes.
     """
     require(path.is_file(), f"Expected a file at {path}, found none.")
     try:
@@ -152,7 +156,7 @@ def opened(path: Path, dtypes: frozenset[str] = DTYPES) -> Iterator[Any]:
             start = raw.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         require(
-            # A length beyond the file's end is damage, of which the library tells.
+            # A length beyond the file's end is damage that the library reports.
             length <= HEADER or length > size,
             f"Expected a header of at most {HEADER:,} bytes in {path}, got one of {length:,}.",
         )
@@ -167,7 +171,7 @@ def opened(path: Path, dtypes: frozenset[str] = DTYPES) -> Iterator[Any]:
             yield file
     except BadInput:
         raise
-    except Exception as error:  # the library and torch have a dozen classes for damage
+    except Exception as error:  # the library and torch raise a dozen classes for damaged files
         reason = str(error).partition("\n")[0]
         raise BadInput(
             f"Expected a complete safetensors file at {path}, got one that cannot be read "

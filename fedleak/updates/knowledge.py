@@ -1,4 +1,4 @@
-"""What the server knows besides the update itself."""
+"""The server's prior knowledge about a client's training, besides the update itself."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,20 @@ LabelRecovery = Literal["bias_counts", "idlg", "row_minima"]
 
 
 def batch_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The scalar loss that a client differentiates: what a model has to offer to be attacked.
+    """The loss that a client differentiates.
 
-    A module with a method ``batch_loss(batch)`` is asked for that; any other LightningModule is
-    asked for ``training_step(batch, 0)``, which may return the loss or a mapping with ``"loss"``.
+    It is ``model.batch_loss(batch)`` if the module has such a method, otherwise the result of
+    ``model.training_step(batch, 0)``: the loss, or a mapping with ``"loss"``.
 
     Args:
         model: the module.
-        batch: what the module's data loader yields, such as ``(images, labels)``.
+        batch: a batch of the module's data loader, such as ``(images, labels)``.
+
+    Returns:
+        The loss, a scalar tensor.
 
     Raises:
-        BadInput: if the module offers neither, or no loss comes back.
+        BadInput: if the module has neither method, or the result is not a scalar tensor.
     """
     method = getattr(model, "batch_loss", None)
     if method is None:
@@ -48,32 +51,31 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the server knows besides the update itself.
+    """The server's prior knowledge: its part of the threat model besides the update.
 
     Args:
-        model: the architecture; an attack loads the weights that were sent into a copy of it.
+        model: the architecture; an attack loads the sent weights into a copy of it.
         input_shape: shape of one sample, such as ``(C, H, W)``.
         num_classes: number of classes.
-        mean: the data set's mean of each channel, as the clients normalise with it.
-        std: the deviation of each channel.
-        num_samples: number of samples that the gradient was computed from. If 0, as many as there
-            are ``labels``, or as the update says; what it was is then among the findings.
-        labels: the samples' labels ``(num_samples,)`` if they are known.
-        protocol: ``fedsgd`` (a gradient came) or ``fedavg`` (weights came).
+        mean: mean of each channel with which the clients normalise their data.
+        std: standard deviation of each channel.
+        num_samples: number of samples that the gradient was computed from. If 0, it is the number
+            of ``labels``, or else taken from the update; the findings then say which number it is.
+        labels: the samples' labels ``(num_samples,)``. If None, they are not known.
+        protocol: ``fedsgd`` (the update is a gradient) or ``fedavg`` (the update is weights).
         learning_rate: learning rate of the client's local training.
         local_steps: number of local optimiser steps.
-        batch_size: number of samples of a local step, the last one of an epoch having what is left;
-            none: not known, which is of no matter for one step or one sample.
+        batch_size: number of samples in a local step; the last step of an epoch takes the rest. If
+            None, it is not known, which matters only for several steps on several samples.
         plain_sgd: whether the client's optimiser is SGD without momentum, weight decay or a
-            schedule.
+            learning rate schedule.
         training: whether the client's model was in train mode (dropout on, batch norm using the
-            batch's own statistics) or in eval mode.
+            batch's statistics) or in eval mode.
         loss: the loss of a batch, given model and batch.
-        label_recovery: how an attack finds labels that are not known; see
-            :mod:`fedleak.attacks.labels`.
+        label_recovery: how an attack recovers unknown labels; see :mod:`fedleak.attacks.labels`.
 
     Raises:
-        BadInput: if a number is below 1.
+        BadInput: if ``num_samples`` is negative, or ``local_steps`` or ``batch_size`` is below 1.
     """
 
     model: nn.Module
@@ -105,22 +107,22 @@ class Knowledge:
 
     @property
     def local_batches(self) -> list[slice]:
-        """The samples of each local step of an epoch, in the order in which they are used."""
+        """The samples of each local step of an epoch, in order."""
         samples = max(1, self.num_samples)
         size = samples if self.batch_size is None else self.batch_size
         return [slice(at, min(at + size, samples)) for at in range(0, samples, size)]
 
     @property
     def epochs(self) -> int:
-        """Number of whole local epochs."""
+        """Number of complete local epochs."""
         return self.local_steps // len(self.local_batches)
 
     def of_samples(self, number: int) -> Self:
-        """What is known of a client of the same federation with so many samples.
+        """The knowledge about a client of the same federation with another number of samples.
 
         Args:
-            number: number of its samples; of a known ``batch_size`` and whole epochs, its steps are
-                as many more or less as it takes to go through them as often.
+            number: the client's number of samples. If ``batch_size`` is known and ``local_steps``
+                are complete epochs, ``local_steps`` is adjusted to the same number of epochs.
         """
         other = replace(self, num_samples=number)
         if self.batch_size is None or self.local_steps % len(self.local_batches):
@@ -129,7 +131,7 @@ class Knowledge:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest valid input (pixel 0 and pixel 1, normalised), ``(C, 1, 1)`` each."""
+        """Lowest and highest valid input (pixel values 0 and 1, normalised), each ``(C, 1, 1)``."""
         shape = (-1, *[1] * (len(self.input_shape) - 1))
         mean, std = torch.tensor(self.mean).reshape(shape), torch.tensor(self.std).reshape(shape)
         return -mean / std, (1 - mean) / std

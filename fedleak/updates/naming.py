@@ -1,4 +1,4 @@
-"""Tensors under a model's own names, from what people have: mappings, sequences, numpy arrays."""
+"""Match gradients and weights from mappings, sequences or numpy arrays to a model's parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from fedleak.errors import BadInput, require, unknown_name
 from fedleak.updates.files import Tensors
 
 WRAPPERS = ("module.", "_orig_mod.", "_module.")
-"""What DataParallel, torch.compile and Opacus put in front of the names of a model's parameters."""
+"""Prefixes that DataParallel, torch.compile and Opacus add to the names of parameters."""
 
 
 def _unwrapped(name: str) -> str:
@@ -22,17 +22,20 @@ def _unwrapped(name: str) -> str:
 def by_name(
     values: Any, kind: str, parameters: Sequence[str], sent: Tensors
 ) -> dict[str, Tensor | None]:
-    """Tensors by the model's own names, of the shapes and types of what was sent.
+    """Tensors by the model's own parameter names, with the shapes and dtypes that were sent.
 
     Args:
         values: tensors or numpy arrays by name, or in the order of the parameters (or of all that
-            was sent); None for what is not there.
+            was sent); None for an unused parameter.
         kind: what they are, for messages: gradient, weights or delta.
         parameters: the names of the model's parameters, in their order.
         sent: the parameters and buffers that the server sent.
 
+    Returns:
+        Copies on the CPU by name, None where ``values`` has None.
+
     Raises:
-        BadInput: if they do not fit.
+        BadInput: if names, number or shapes do not fit the model, or a value is not a tensor.
     """
     if isinstance(values, Tensor) or not isinstance(values, Mapping | Sequence):
         raise BadInput(
@@ -64,14 +67,14 @@ def by_name(
         require(
             tensor.shape == sent[name].shape,
             f"Expected `{name}` of shape {tuple(sent[name].shape)} in the {kind}, got "
-            f"{tuple(tensor.shape)}: give the model that it is of.",
+            f"{tuple(tensor.shape)}: give the model that it belongs to.",
         )
-        # A copy: weights may be the very tensors of the model, which goes on training.
+        # A copy: weights may be the tensors of a model that is trained further.
         found[name] = tensor.to(sent[name].dtype, copy=True)
     missing = [name for name in parameters if name not in found]
     require(
         not missing or kind != "gradient",
-        f"Expected the gradient of every parameter, got none of {', '.join(missing[:3])}: give "
-        "None for those that are not used.",
+        f"Expected the gradient of every parameter, got nothing for {', '.join(missing[:3])}: give "
+        "None for unused parameters.",
     )
     return found

@@ -1,4 +1,4 @@
-"""What a client really had: for the scorer alone."""
+"""The ground truth of an update, which only the scorer reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,14 @@ NOISE = "noise/"
 
 @dataclass(frozen=True, repr=False)
 class GroundTruth:
-    """What the client really had: for the scorer alone, never for an attack.
+    """The client's data and noise behind an update: for the scorer, never for an attack.
 
     Args:
         inputs: the batch, normalised, ``(num_samples, ...)``.
-        labels: its labels ``(num_samples,)``.
-        noise: noise slot -> what the slot drew, ``(num_samples, ...)``, for one sample in several
-            local epochs ``(1, epochs, ...)``; empty of several samples in several epochs.
+        labels: its labels ``(num_samples,)``, integers from 0.
+        noise: noise slot -> the noise that it drew, ``(num_samples, ...)``, or
+            ``(1, epochs, ...)`` for one sample in several local epochs; empty for several samples
+            in several epochs.
     """
 
     inputs: Tensor
@@ -42,11 +43,11 @@ class GroundTruth:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read it back.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            BadInput: if the file is missing, truncated or of another kind, or if inputs, labels and
-                noise are not finite numbers of one and the same count of samples.
+            BadInput: if the file is missing, truncated or of another format, or if inputs, labels
+                and noise are not finite numbers for the same number of samples.
         """
         tensors, _ = read_tensors(path, TRUTH_FORMAT)
         for name in ("inputs", "labels"):
@@ -66,7 +67,7 @@ class GroundTruth:
         )
         require(
             int(labels.min()) >= 0,
-            f"Expected `labels` to count classes from 0 in {path}, got {int(labels.min())}.",
+            f"Expected `labels` to be at least 0 in {path}, got {int(labels.min())}.",
         )
         for name, value in tensors.items():
             if name == "labels":
@@ -84,16 +85,16 @@ class GroundTruth:
         return cls(inputs, labels, noise)
 
     def check(self, key: str, samples: int, input_shape: Sequence[int], num_classes: int) -> None:
-        """Check that it can be what is behind an update.
+        """Check that it can belong to an update.
 
         Args:
             key: the update's key, for messages.
             samples: number of samples that the update was computed from.
-            input_shape: shape of a sample.
+            input_shape: shape of one sample.
             num_classes: number of classes.
 
         Raises:
-            BadInput: if number, shape or labels are others.
+            BadInput: if number or shape of the inputs differ, or a label is out of range.
         """
         expected, found = (samples, *input_shape), tuple(self.inputs.shape)
         require(

@@ -1,4 +1,4 @@
-"""What the server saw of one client in one round."""
+"""The update of one client in one round, as the server intercepts it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from fedleak.updates.files import (
 from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.naming import by_name
 
-# Of rounds, clients and examples, as they are written.
+# How a header writes rounds, clients and examples.
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 
@@ -36,12 +36,11 @@ def weights_to_gradient(
     learning_rate: float,
     steps: int,
 ) -> Tensors:
-    """The gradient that explains a change of weights by plain SGD.
+    """The mean gradient of a client's local steps, from its change of weights by plain SGD.
 
-    A client that returns weights has moved them by ``-learning_rate`` times the sum of its
-    gradients, so ``(sent - received) / (learning_rate * steps)`` is the mean gradient over its
-    local steps: exact for one step, an estimate for several, and off by the optimiser's own scaling
-    where that is not SGD.
+    SGD changes the weights by ``-learning_rate`` times the sum of the gradients, so the mean
+    gradient is ``(sent - received) / (learning_rate * steps)``. At the sent weights it is exact for
+    one step and an estimate for several; other optimisers scale it differently.
 
     Args:
         sent: the weights that the server sent.
@@ -65,7 +64,7 @@ def gradient_to_weights(
     """The weights after one SGD step: ``sent - learning_rate * gradient``.
 
     Args:
-        sent: the weights that the server sent; names without a gradient stay as they are.
+        sent: the weights that the server sent; names without a gradient stay unchanged.
         gradient: gradient by parameter name.
         learning_rate: the step's learning rate.
     """
@@ -77,16 +76,16 @@ def gradient_to_weights(
 
 @dataclass(frozen=True, repr=False)
 class InterceptedUpdate:
-    """What the server saw of one client in one round.
+    """The update of one client in one round, as the server intercepts it.
 
     Args:
         round: number of the round, from 1.
         client: number of the client, from 0.
         protocol: ``fedsgd``: ``received`` is a gradient; ``fedavg``: it is weights.
-        num_examples: number of examples that the client says it used.
+        num_examples: number of examples that the client reports.
         model: name of the model, such as ``smlp+precode``.
         sent: the global parameters and buffers that the server sent, by name.
-        received: what the client sent back, by the same names; kept compact where it came so.
+        received: the client's reply, by the same names; stays encoded if it was sent encoded.
     """
 
     round: int
@@ -109,24 +108,24 @@ class InterceptedUpdate:
         round: int = 1,
         client: int = 0,
     ) -> Self:
-        """An update from what somebody has at hand: a gradient, weights, or their change.
+        """Make an update from a gradient, from weights, or from a change of weights.
 
-        Each of them is given by name or in the order of ``model.parameters()``, as tensors or numpy
-        arrays. A gradient's None stands for a parameter that is not used, and counts as 0. Prefixes
-        of wrappers (``module.``, ``_orig_mod.``, ``_module.``) are recognised on either side.
+        Each is given by name or in the order of ``model.parameters()``, as tensors or numpy arrays.
+        In a gradient, None stands for an unused parameter and counts as 0. Prefixes of wrappers
+        (``module.``, ``_orig_mod.``, ``_module.``) are recognised on both sides.
 
         Args:
             model: the model with the weights that were sent.
             gradient: the client's gradient.
-            weights: what the client returned; names of buffers may be among them.
-            delta: what the client's weights have changed by, new minus old.
+            weights: the weights that the client returned, with or without buffers.
+            delta: the change of the client's weights, new minus old.
             num_examples: number of examples that the client used.
             round: number of the round, from 1.
             client: number of the client, from 0.
 
         Raises:
-            BadInput: if not exactly one of the three is given, if it does not fit the model, or if
-                nothing has changed.
+            BadInput: if not exactly one of the three is given, if it does not fit the model, if the
+                gradient is 0 everywhere, or if no weight has changed.
         """
         given = {"gradient": gradient, "weights": weights, "delta": delta}
         kinds = [name for name, value in given.items() if value is not None]
@@ -148,7 +147,7 @@ class InterceptedUpdate:
                 value = torch.zeros_like(sent[name])
             received[name] = sent[name] + value if kind == "delta" else value
         if kind != "gradient":
-            # What was not sent back is as it was.
+            # Parameters that are not given are unchanged.
             received = {
                 n: received.get(n, v) for n, v in sent.items() if n in received or n in parameters
             }
@@ -160,8 +159,8 @@ class InterceptedUpdate:
             changed,
             "Expected a gradient that is not 0 everywhere."
             if kind == "gradient"
-            else f"Expected {kind} that tell of a training, but what came back is what was sent: "
-            "give the model as it was before.",
+            else f"Expected {kind} that differ from the model's weights, got no difference: give "
+            "the model as it was before the client's training.",
         )
         return cls(
             round=round,
@@ -186,13 +185,14 @@ class InterceptedUpdate:
         return update_key(self.round, self.client)
 
     def check(self, model: nn.Module) -> None:
-        """Check that the update is complete, finite and one of this model.
+        """Check that the update is complete, finite and fits a model.
 
         Args:
-            model: the architecture that the update should fit.
+            model: the architecture.
 
         Raises:
-            BadInput: if it is not.
+            BadInput: if names or shapes differ from the model's, a parameter is not floating point,
+                or a value is NaN or infinite.
         """
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -202,12 +202,12 @@ class InterceptedUpdate:
             strange = sorted(set(tensors) - set(expected))
             if missing or strange:
                 raise BadInput(
-                    f"Expected an update of {type(model).__name__}, but what the update {title} "
-                    f"lacks {missing[:3] or 'nothing'} and has "
-                    f"{short(strange[:3]) if strange else 'nothing'} besides: "
+                    f"Expected an update of {type(model).__name__}, but its {title} tensors lack "
+                    f"{missing[:3] or 'nothing'} and additionally have "
+                    f"{short(strange[:3]) if strange else 'nothing'}: "
                     "give the model that the federation trained."
                 )
-            # Before any tensor is written out: its size is then that of the model's.
+            # Before any tensor is decoded: its size is then at most that of the model's.
             for name in tensors:
                 shape = tensors.shape(name) if isinstance(tensors, CompactTensors) else None
                 shape = tuple(tensors[name].shape) if shape is None else shape
@@ -230,10 +230,10 @@ class InterceptedUpdate:
                     )
 
     def gradient(self, model: nn.Module, knowledge: Knowledge) -> Tensors:
-        """The client's gradient by parameter name: as it came, or estimated from weights.
+        """The client's gradient by parameter name: as received, or estimated from weights.
 
         Args:
-            model: the architecture, whose parameters (not buffers) are wanted.
+            model: the architecture; the gradient of its parameters (not buffers) is returned.
             knowledge: gives learning rate and number of local steps.
         """
         names = [name for name, _ in model.named_parameters()]
@@ -248,16 +248,16 @@ class InterceptedUpdate:
         )
 
     def factors(self) -> dict[str, Factors]:
-        """Name of a parameter -> two vectors whose outer product its gradient is.
+        """Name of a parameter -> two vectors whose outer product is its gradient.
 
-        Of those that the client sent so; of weights there are none.
+        Contains the gradients that the client sent in this form; empty for weights.
         """
         if self.protocol != "fedsgd" or not isinstance(self.received, CompactTensors):
             return {}
         return self.received.factors()
 
     def save(self, folder: Path) -> Path:
-        """Write the update to ``folder``; what was sent goes to a file that the round shares.
+        """Write the update to ``folder``; the sent weights go to one file per round.
 
         Args:
             folder: an existing folder.
@@ -266,7 +266,7 @@ class InterceptedUpdate:
             The path of the update's file.
 
         Raises:
-            BadInput: if the model's name cannot be a part of a file's name.
+            BadInput: if the model's name is not valid in a file name.
         """
         check_name("the model", self.model)
         shared = folder / f"r{self.round:04d}-global.safetensors"
@@ -290,15 +290,15 @@ class InterceptedUpdate:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read an update and, beside it, what the server had sent in its round.
+        """Read an update and the weights that the server sent in its round.
 
         Args:
-            path: a file that :meth:`save` wrote.
+            path: a file that :meth:`save` wrote; the round's file of sent weights lies beside it.
 
         Raises:
-            BadInput: if a file is missing, truncated or of another kind, if the header holds no
-                round from 1, no client from 0, or a name that is none, or if a compact gradient
-                does not fit together or takes more than ``files.LARGEST`` bytes written out.
+            BadInput: if a file is missing, truncated or of another format, if the header has no
+                valid round, client, number of examples or name, or if an encoded gradient is
+                inconsistent or decodes to more than ``files.LARGEST`` bytes.
         """
         received, header = read_tensors(path, UPDATE_FORMAT)
         numbers = [header.get(name, "") for name in ("round", "client", "num_examples")]

@@ -90,7 +90,7 @@ def test_as_many_labels_as_samples(case: AttackCase, victim: Victim, labels: tor
 @every_kind
 def test_update_of_another_model(case: AttackCase, victim: Victim) -> None:
     other = LeNet(input_shape=(1, 8, 8), num_classes=4)
-    with pytest.raises(BadInput, match=r"update of LeNet, .*lacks.*'features.0.bias'"):
+    with pytest.raises(BadInput, match=r"update of LeNet, .*lack .*'features.0.bias'"):
         case.make()([victim.update], replace(victim.knowledge, model=other))
     wider = MODELS[0].make(precode=True, width=25)
     with pytest.raises(BadInput, match=r"of shape \(25, 64\) in an update of SMLP, got \(24, 64\)"):

@@ -180,8 +180,16 @@ def test_curves_are_those_of_the_finished_cells(script, sweeps, tmp_path, capsys
         *[("centralised", "none", str(n), value) for n, value in enumerate([0.1, 0.6])],
     ]
     assert "| federated | none | 50.0 |" in capsys.readouterr().out
-    picture = np.asarray(Image.open(tmp_path / "results" / "curves.png"))
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+    (panel, *_) = script("curves").figure(rows, ["none", "noise 10"]).axes
+    assert panel.get_title() == "lenet"
+    assert {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()} == {
+        "none, federated": [[0, 10], [1, 40], [2, 50]],
+        "noise 10, federated": [[0, 10], [1, 20], [2, 25]],
+        "none, centralised": [[0, 10], [1, 60]],
+    }
+    with Image.open(tmp_path / "results" / "curves.png") as picture:
+        picture.verify()
+        assert picture.format == "PNG"
 
 
 def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps, tmp_path, capsys):
@@ -196,8 +204,13 @@ def test_levels_join_success_with_the_accuracy_of_the_federation(script, sweeps,
     assert (noisy["defence"], noisy["asr"], noisy["accuracy"]) == ("noise 10", "0.0000", "0.2500")
     assert len(read(results / "results.csv")) == 8
     assert "| lenet | none | 3 of 4 | 0.7250 ± 0.1708 |" in capsys.readouterr().out
-    picture = np.asarray(Image.open(results / "levels.png"))
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+    (panel,) = script("compare").figure(read(results / "levels.csv")).axes
+    assert {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()} == {
+        "none": [[50, 75]], "noise": [[25, 0]],
+    }  # fmt: skip
+    with Image.open(results / "levels.png") as picture:
+        picture.verify()
+        assert picture.format == "PNG"
 
 
 def test_numbers_of_neighbours_stand_together(script):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedleak.data import Photos
-from fedleak.runs.diagnostics import read_findings
+from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.sweep import expand, load_study
 from tests.experiments.studies import (
     EXPERIMENTS,
@@ -48,8 +48,8 @@ def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(row["noise_mse"]) < 1e-8
     found = [
         found.model
-        for path in Path("sweep/cells").glob("*/findings.jsonl")
-        for found in read_findings(path)
+        for path in Path("sweep/cells").glob("*/diagnostics.jsonl")
+        for found in read_diagnostics(path)
     ]
     assert Counter(found) == {"lenetr+precode": 2, "smlp+precode": 2}
 

@@ -63,7 +63,7 @@ def test_a_victim_that_was_not_sampled_is_reported(tmp_path: Path) -> None:
     with in_process():
         experiment.run(settings, [observer])
     ((_, _, reason),) = observer.arguments("attack_skipped")
-    assert "no victim of `victims` took part" in reason
+    assert "no client of `victims` took part" in reason
 
 
 def never_sampled(settings: RunConfig) -> int:

@@ -59,3 +59,23 @@ def test_tables_show_the_facts(kind: str, words: tuple[str, ...]) -> None:
     assert max(map(len, text.splitlines())) <= 80
     for word in words:
         assert word in text
+
+
+def printed(thing: object, *, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(thing)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_of_plugins_fit_a_terminal(kind: str) -> None:
+    lines = printed(plugin_table(kind))
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(f"│ {name} " in text for name in names(kind))
+    assert ":class:" not in text
+    if kind == "attacks":
+        assert "arxiv.org/abs/2003.14053" in text
+        assert "labels" in text

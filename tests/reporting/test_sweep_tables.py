@@ -1,76 +1,14 @@
 """The tables and the picture that a sweep ends with, from folders made by hand."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
-from PIL import Image
 
-from fedleak.reporting import sweep_picture as study_picture
-from fedleak.reporting.sweep_picture import SIDE, write_picture
+from fedleak.reporting.sweep_picture import write_picture
 from fedleak.reporting.sweep_tables import write_tables
-from fedleak.runs.results import append_rows
-from fedleak.sweep import SweepFolder, expand, load_study
-from fedleak.sweep.study import study_hash
-from fedleak.updates.files import update_key
-from fedleak.updates.truth import GroundTruth
-
-GRID = {
-    "model": [
-        {"name": "SMLP", "set": {"model": "smlp"}},
-        {"name": "SMLP+P", "set": {"model": "smlp", "model.precode.beta": 0.1}},
-        {"name": "LeNet", "set": {"model": "lenet"}},
-    ],
-    "seed": [0, 1],
-}
-
-
-def make(tmp_path: Path, grid=GRID, rows=None, **base):
-    """A sweep's folder; ``rows(cell, number)`` gives the results of each cell."""
-    file, output = tmp_path / "study.yaml", tmp_path / "out"
-    common = {"data": "photos", "model": "smlp", "attacks": ["iga", "nra"]}
-    common |= {"federation": {"clients": 2}}
-    text = yaml.safe_dump({"base": common | base, "grid": grid}, sort_keys=False)
-    file.write_text(text)
-    study = load_study(file)
-    cells, folder = expand(study), SweepFolder(output)
-    hash_ = study_hash(cells)
-    entries = []
-    with folder.open(study, cells, hash_, resume=False, overwrite=False):
-        for number, cell in enumerate(cells):
-            found = (rows or default_rows)(cell, number)
-            entries.append({
-                "name": cell.name, "axes": cell.axes, "seconds": 1.0,
-                "status": "complete" if found else "failed",
-                "error": None if found else "Expected better weather, got rain.",
-            })  # fmt: skip
-            if found:
-                run = folder.run(cell.name)
-                run.open(cell.config, resume=False, overwrite=False)
-                append_rows(run.results, found)
-        folder.write_results(cells)
-    folder.write_summary({"status": "failed", "study_hash": hash_, "cells": entries})
-    return output
-
-
-def row(cell, client: int, ssim: float, **more) -> dict:
-    return {
-        "round": 1, "client": client, "sample": 0, "attack": "iga", "defense": "none",
-        "model": cell.config.model_name, "dataset": cell.config.data_name, "batch_size": 1,
-        "mse": ssim / 2, "psnr": 10 * ssim, "ssim": ssim, "success": int(ssim >= 0.6),
-        "noise_mse": float("nan"), "cost": 0.1, "iterations": 7, "seconds": 2.0,
-    } | more  # fmt: skip
-
-
-def default_rows(cell, number: int) -> list[dict]:
-    rows = [row(cell, client, 0.1 + 0.2 * client + 0.3 * cell.config.seed) for client in (0, 1)]
-    if "precode" in cell.config.model_name:
-        rows += [row(cell, 0, 0.9, attack="nra", noise_mse=0.25)]
-    return rows
+from tests.reporting.sweeps import GRID, default_rows, make, row
 
 
 def table(output: Path) -> list[dict]:
@@ -186,78 +124,3 @@ def test_nothing_done_makes_an_empty_table(tmp_path):
 
 
 # ----------------------------------------------------------------------------------- the picture
-
-
-def paint(output: Path, side: int = 32) -> None:
-    """Originals in a green of the client's own, reconstructions in red (base) or blue."""
-    folder = SweepFolder(output)
-    for cell in json.loads(folder.summary.read_text())["cells"]:
-        run = folder.run(cell["name"])
-        if not run.results.exists():
-            continue
-        # A scaling that leaves values as they are.
-        data = {
-            "name": "photos", "kind": "images", "input_shape": [3, side, side], "classes": 2,
-            "mean": [0.0] * 3, "std": [1.0] * 3,
-        }  # fmt: skip
-        federation = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}
-        found = {"status": "complete", "data": data, "attacks": [], "federation": federation}
-        run.summary.write_text(json.dumps(found))
-        with run.results.open(newline="") as file:
-            for found in csv.DictReader(file):
-                client = int(found["client"])
-                image = torch.zeros(1, 3, side, side)
-                image[:, 1] = 1 - client / 5
-                path = run.truth() / f"{update_key(1, client)}.safetensors"
-                GroundTruth(image, torch.tensor([0]), {}).save(path)
-                colour = (0, 0, 255) if "precode" in found["model"] else (255, 0, 0)
-                Image.new("RGB", (side, side), colour).save(run.reconstruction(found))
-
-
-def count(picture: Image.Image, colour: tuple[int, int, int]) -> float:
-    """How many images are in this colour."""
-    pixels = np.asarray(picture.convert("RGB"))
-    return (pixels == colour).all(axis=2).sum() / SIDE**2
-
-
-def test_picture_has_originals_and_reconstructions(tmp_path):
-    output = make(tmp_path)
-    paint(output)
-    assert write_picture(output) == output / "picture.png"
-    picture = Image.open(output / "picture.png")
-    # Two seeds with two clients: four victims, and two groups, each with its originals.
-    greens = [(0, 255, 0), (0, 204, 0)]
-    assert [count(picture, green) for green in greens] == [4, 4]
-    assert count(picture, (255, 0, 0)) == 8  # IGA on the plain SMLP and LeNet
-    assert count(picture, (0, 0, 255)) == 4 + 2  # IGA on PRECODE, and NRA on client 0
-    # A column for each of original, IGA base, IGA PRECODE, NRA PRECODE; then the LeNet's two.
-    width, height = picture.size
-    assert width >= 6 * SIDE
-    assert height >= 4 * SIDE
-
-
-def test_picture_shows_six_victims_and_wraps_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_picture, "WIDTH", 3 * SIDE)
-
-    def rows(cell, number):
-        return [row(cell, client, 0.5) for client in range(8)]
-
-    output = make(tmp_path, {"model": ["smlp", "lenet"]}, rows, federation={"clients": 8})
-    paint(output, side=64)
-    write_picture(output)
-    picture = Image.open(output / "picture.png")
-    assert count(picture, (255, 0, 0)) == 12
-    assert picture.height >= 12 * SIDE  # one group below the other
-
-
-def test_what_changes_the_originals_gets_a_group_and_what_does_not_a_column(tmp_path):
-    grid = {
-        "images": [{"name": f"B{size}", "set": {"federation.batch_size": size}} for size in (1, 2)],
-        "restarts": [{"name": f"R{n}", "set": {"attacks.restarts": n}} for n in (1, 2)],
-    }
-    output = make(tmp_path, grid, lambda cell, number: [row(cell, 0, 0.5)])
-    paint(output)
-    write_picture(output)
-    picture = Image.open(output / "picture.png")
-    assert count(picture, (0, 255, 0)) == 2
-    assert count(picture, (255, 0, 0)) == 4

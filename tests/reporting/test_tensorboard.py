@@ -31,7 +31,6 @@ from tests.federation.runs import (
     Finished,
     Recorder,
     attack_plugin,
-    finished_run,
     in_process,
     interrupt,
     tiny_config,
@@ -44,11 +43,6 @@ MODELS = ["smlp", "smlp+precode"]
 PICTURES = "1 reconstructions/original beside each attack"
 GROUPS = ["1 reconstructions", "2 attacks", "3 training", "4 clients", "5 victims", "6 results"]
 Events = Mapping[str, EventAccumulator]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return finished_run(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

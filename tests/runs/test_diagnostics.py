@@ -1,45 +1,50 @@
-"""findings.jsonl: written line by line, read back, and mended after a run was killed."""
+"""diagnostics.jsonl: written line by line, read back, and repaired after a run was killed."""
 
 from pathlib import Path
 
 import pytest
 
 from fedleak.errors import BadInput
-from fedleak.runs.diagnostics import Findings, append_findings, read_findings, repair_findings
+from fedleak.runs.diagnostics import (
+    Diagnostics,
+    append_diagnostics,
+    read_diagnostics,
+    repair_diagnostics,
+)
 
-ONE = Findings("lenet+precode", "exact_nra", 1, 3, ("the first layer came off", 'of "<b>"'))
-TWO = Findings("lenet", "rgap", 2, 0, ("nothing came off",))
+ONE = Diagnostics("lenet+precode", "exact_nra", 1, 3, ("the first layer came off", 'of "<b>"'))
+TWO = Diagnostics("lenet", "rgap", 2, 0, ("nothing came off",))
 
 
 def test_what_is_appended_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "findings.jsonl"
-    assert read_findings(path) == []
-    append_findings(path, ONE)
-    append_findings(path, Findings("lenet", "iga", 1, 1, ()))  # has nothing to say
-    append_findings(path, TWO)
-    assert read_findings(path) == [ONE, TWO]
+    path = tmp_path / "diagnostics.jsonl"
+    assert read_diagnostics(path) == []
+    append_diagnostics(path, ONE)
+    append_diagnostics(path, Diagnostics("lenet", "iga", 1, 1, ()))  # has nothing to say
+    append_diagnostics(path, TWO)
+    assert read_diagnostics(path) == [ONE, TWO]
 
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "findings.jsonl"
-    append_findings(path, ONE)
+    path = tmp_path / "diagnostics.jsonl"
+    append_diagnostics(path, ONE)
     with path.open("a") as file:
         file.write('{"model": "lenet", "att')
-    assert read_findings(path) == [ONE]
+    assert read_diagnostics(path) == [ONE]
 
 
 def test_repair_drops_half_lines_and_what_has_no_rows(tmp_path: Path) -> None:
-    path = tmp_path / "findings.jsonl"
+    path = tmp_path / "diagnostics.jsonl"
     for found in (ONE, TWO):
-        append_findings(path, found)
+        append_diagnostics(path, found)
     with path.open("a") as file:
         file.write("3\n{")
-    repair_findings(path, {TWO.attacked})
+    repair_diagnostics(path, {TWO.key})
     assert path.read_text().count("\n") == 1
-    assert read_findings(path) == [TWO]
-    repair_findings(path, set())
+    assert read_diagnostics(path) == [TWO]
+    repair_diagnostics(path, set())
     assert path.read_text() == ""
-    repair_findings(tmp_path / "none.jsonl", set())
+    repair_diagnostics(tmp_path / "none.jsonl", set())
     assert not (tmp_path / "none.jsonl").exists()
 
 
@@ -56,23 +61,31 @@ def test_repair_drops_half_lines_and_what_has_no_rows(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_line_that_is_not_half_written_but_damaged(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "findings.jsonl"
-    append_findings(path, ONE)
+    path = tmp_path / "diagnostics.jsonl"
+    append_diagnostics(path, ONE)
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(BadInput, match=r"in line 2 of .*findings.jsonl, got") as caught:
-        read_findings(path)
+    with pytest.raises(BadInput, match=r"in line 2 of .*diagnostics.jsonl, got") as caught:
+        read_diagnostics(path)
     assert len(str(caught.value)) < 500
-    repair_findings(path, {ONE.attacked})
-    assert read_findings(path) == [ONE]
+    repair_diagnostics(path, {ONE.key})
+    assert read_diagnostics(path) == [ONE]
 
 
 def test_repair_of_what_is_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "findings.jsonl"
-    append_findings(path, ONE)
+    path = tmp_path / "diagnostics.jsonl"
+    append_diagnostics(path, ONE)
     with path.open("ab") as file:
         file.write(b"\xff\xfe\n")
-    with pytest.raises(BadInput, match=r"text in UTF-8 in .*findings.jsonl, got other bytes"):
-        read_findings(path)
-    repair_findings(path, {ONE.attacked})
-    assert read_findings(path) == [ONE]
+    with pytest.raises(BadInput, match=r"text in UTF-8 in .*diagnostics.jsonl, got other bytes"):
+        read_diagnostics(path)
+    repair_diagnostics(path, {ONE.key})
+    assert read_diagnostics(path) == [ONE]
+
+
+def test_the_file_of_an_older_run_is_read(tmp_path: Path) -> None:
+    append_diagnostics(tmp_path / "findings.jsonl", ONE)
+    path = tmp_path / "diagnostics.jsonl"
+    assert read_diagnostics(path) == [ONE]
+    append_diagnostics(path, TWO)
+    assert read_diagnostics(path) == [TWO]

@@ -1,5 +1,4 @@
 import csv
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 
 from fedleak.attacks import Reconstruction
-from fedleak.config import Federation, Metrics, RunConfig
+from fedleak.config import Metrics, RunConfig
 from fedleak.errors import BadInput
 from fedleak.registry import Plugin
 from fedleak.runs.folder import Row, RunFolder
@@ -22,33 +21,12 @@ from fedleak.runs.results import (
     read_rows,
     repair_results,
 )
-from fedleak.runs.scoring import ImageScoring, to_picture
-from fedleak.runs.summary import summarise, write_summary
+from fedleak.runs.scoring import ImageScoring
+from fedleak.runs.summary import summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 from tests.cases import pictures
-
-FEDERATION = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}
-
-
-def config(tmp_path: Path, **settings) -> RunConfig:
-    return RunConfig(
-        **{
-            "data": Plugin("fedleak.data.photos.Photos"),
-            "model": Plugin("fedleak.models.mlp.SMLP", {"precode": {"bottleneck_size": 4}}),
-            "output": str(tmp_path / "run"),
-        }
-        | settings
-    )
-
-
-def row(client: int = 0, sample: int = 0, **values) -> Row:
-    return {
-        "round": 1, "client": client, "sample": sample, "attack": "iga", "defense": "none",
-        "model": "smlp", "dataset": "photos", "batch_size": 2, "mse": 0.5, "psnr": 3.0,
-        "ssim": 0.25, "success": 0, "noise_mse": 1.5, "cost": 0.125, "iterations": 7,
-        "seconds": 2.0,
-    } | values  # fmt: skip
+from tests.runs.rows import config, row
 
 
 @pytest.fixture
@@ -250,136 +228,7 @@ def test_half_a_batch_between_whole_ones(path: Path) -> None:
 # --------------------------------------------------------------------------------- summarise
 
 
-def test_means_by_hand() -> None:
-    rows = [
-        row(0, mse=0.1, psnr=10.0, ssim=0.5, success=0, seconds=1.0),
-        row(1, mse=0.3, psnr=20.0, ssim=0.9, success=1, seconds=2.0),
-        row(2, mse=0.2, psnr=30.0, ssim=0.7, success=1, seconds=6.0),
-        row(0, attack="nra", mse=1.0, psnr=0.0, ssim=-0.5, success=0, seconds=0.5),
-    ]
-    first, second = summarise(rows)
-    assert first == {
-        "attack": "iga", "defense": "none", "model": "smlp", "dataset": "photos", "n": 3,
-        "mse": pytest.approx(0.2), "psnr": pytest.approx(20), "ssim": pytest.approx(0.7),
-        "asr": pytest.approx(2 / 3), "seconds": pytest.approx(3),
-    }  # fmt: skip
-    assert list(first) == [
-        "attack", "defense", "model", "dataset", "n", "mse", "psnr", "ssim", "asr", "seconds",
-    ]  # fmt: skip
-    assert (second["attack"], second["n"], second["asr"]) == ("nra", 1, 0)
-
-
-def test_what_json_cannot_say_is_none() -> None:
-    (entry,) = summarise([row(psnr=math.inf, ssim=math.nan), row(psnr=10.0)])
-    assert (entry["psnr"], entry["ssim"]) == (None, None)
-    assert entry["mse"] == 0.5
-    json.dumps(entry, allow_nan=False)
-
-
-def test_empty_cells_do_not_count() -> None:
-    (entry,) = summarise([row(mse=None, success=None), row(mse=0.3, success=1), row(mse="")])
-    assert entry["mse"] == pytest.approx(0.3)
-    assert entry["asr"] == pytest.approx(0.5)
-    (entry,) = summarise([row(mse=None)])
-    assert entry["mse"] is None
-
-
-def test_groups_in_the_order_of_the_rows() -> None:
-    rows = [row(model="b"), row(model="a"), row(model="b", attack="nra"), row(model="b")]
-    entries = summarise(rows)
-    assert [(e["model"], e["attack"], e["n"]) for e in entries] == [
-        ("b", "iga", 2), ("a", "iga", 1), ("b", "nra", 1),
-    ]  # fmt: skip
-    assert summarise([]) == []
-
-
-def test_summary_is_json_of_the_houses_keys(tmp_path: Path) -> None:
-    settings = config(tmp_path)
-    folder = RunFolder(tmp_path / "run")
-    folder.open(settings, resume=False, overwrite=False)
-    append_rows(folder.results, [row(psnr=math.inf), row(sample=1, psnr=math.inf)])
-    summary = write_summary(folder, settings, "interrupted", FEDERATION, {"name": "photos"})
-    assert json.loads(folder.summary.read_text(encoding="utf-8")) == summary
-    assert list(summary) == ["status", "config_hash", "data", "attacks", "federation"]
-    assert summary["status"] == "interrupted"
-    assert summary["config_hash"] == settings.hash
-    assert summary["federation"] == FEDERATION
-    assert summary["attacks"][0]["n"] == 2
-    assert not list(folder.path.glob("*.part"))
-
-
 # ----------------------------------------------------------------------------- the run's folder
-
-
-def test_a_new_folder(tmp_path: Path) -> None:
-    settings = config(tmp_path, baseline=True)
-    folder = RunFolder(tmp_path / "run")
-    folder.open(settings, resume=False, overwrite=False)
-    found = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*")}
-    assert found == {
-        "config.yaml", "updates", "updates/baseline", "truth", "truth/baseline", "figures",
-        "figures/victims", "tensorboard",
-    }  # fmt: skip
-    assert RunConfig.load(folder.config) == settings
-
-
-def test_an_empty_folder_will_do(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run").open(config(tmp_path), resume=False, overwrite=False)
-
-
-def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(tmp_path), resume=False, overwrite=False)
-    with pytest.raises(BadInput, match=r"no run at .*, found one: .*`--resume`.*`--overwrite`"):
-        folder.open(config(tmp_path), resume=False, overwrite=False)
-
-
-def test_resume_keeps_and_overwrite_deletes(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(tmp_path), resume=False, overwrite=False)
-    append_rows(folder.results, [row()])
-    folder.open(config(tmp_path), resume=True, overwrite=False)
-    assert folder.results.exists()
-    folder.open(config(tmp_path), resume=False, overwrite=True)
-    assert not folder.results.exists()
-    assert folder.config.exists()
-
-
-def test_resume_of_what_was_not_begun_begins_it(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(tmp_path), resume=True, overwrite=False)
-    assert folder.config.exists()
-
-
-def test_resume_with_another_configuration(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(tmp_path), resume=False, overwrite=False)
-    other = config(tmp_path, seed=1)
-    with pytest.raises(BadInput, match=r"configuration of .*config.yaml to resume it, got another"):
-        folder.open(other, resume=True, overwrite=False)
-    folder.open(other, resume=False, overwrite=True)
-    assert RunConfig.load(folder.config).seed == 1
-
-
-@pytest.mark.parametrize("flags", [(False, False), (True, False), (False, True)])
-def test_what_is_no_run_is_never_touched(tmp_path: Path, flags: tuple[bool, bool]) -> None:
-    resume, overwrite = flags
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadInput, match=r"folder of a run or nothing at .*, found something else"):
-        RunFolder(tmp_path / "run").open(config(tmp_path), resume=resume, overwrite=overwrite)
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(BadInput, match="folder of a run or nothing"):
-        RunFolder(file).open(config(tmp_path), resume=resume, overwrite=overwrite)
-    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
-
-
-def test_resume_or_overwrite_not_both(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="one of `--resume` and `--overwrite`, got both"):
-        RunFolder(tmp_path / "run").open(config(tmp_path), resume=True, overwrite=True)
-    assert not (tmp_path / "run").exists()
 
 
 # -------------------------------------------------------------------------------- the recorder
@@ -483,29 +332,3 @@ def test_a_broken_reconstruction_is_recorded_all_the_same(
     assert math.isnan(read_rows(folder.results)[0]["mse"])
     assert folder.reconstruction(item).exists()
     assert repair_results(folder.results) == {("smlp", "iga", 1, 0)}
-
-
-def test_picture_in_colour_and_in_grey() -> None:
-    colour, grey = np.zeros((3, 2, 4)), np.ones((1, 2, 4)) * 0.5
-    colour[0] = 1
-    assert to_picture(colour).shape == (2, 4, 3)
-    assert to_picture(colour)[0, 0].tolist() == [255, 0, 0]
-    assert to_picture(grey).shape == (2, 4)
-    assert to_picture(grey)[0, 0] == 128
-
-
-def test_truth_of_an_update(folder: RunFolder) -> None:
-    assert folder.read_truth("", 1, 0) is None
-    truth = GroundTruth(torch.ones(1, 1, 2, 2), torch.tensor([3]))
-    truth.save(folder.truth() / "r0001-c0000.safetensors")
-    assert folder.read_truth("", 1, 0).labels.tolist() == [3]
-    assert folder.read_truth("baseline", 1, 0) is None
-
-
-def test_resume_looks_at_the_federation_too(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.open(config(tmp_path), resume=False, overwrite=False)
-    with pytest.raises(BadInput, match="to resume it"):
-        folder.open(
-            config(tmp_path, federation=Federation(clients=3)), resume=True, overwrite=False
-        )

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from fedleak.errors import BadInput
-from fedleak.runs.summary import read_summary
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import (
+    append_rows,
+)
+from fedleak.runs.summary import read_summary, summarise, write_summary
+from tests.runs.rows import config, row
 
 ENTRY = {
     "attack": "iga", "defense": "none", "model": "smlp", "dataset": "x", "n": 3, "mse": 0.5,
@@ -100,7 +105,10 @@ def test_a_federation_of_another_kind(tmp_path: Path, change: dict[str, Any]) ->
         (b"\xff", "text in UTF-8 in"),
         (b"\0", "text in .*NUL"),
         (b"null", "a run's summary in .*, got None"),
-        (json.dumps(SUMMARY | {"x": math.nan}).encode(), "JSON in .*got: NaN, which is no number"),
+        (
+            json.dumps(SUMMARY | {"x": math.nan}).encode(),
+            "JSON in .*got: NaN, which is not a JSON",
+        ),
         (None, "a file at .*summary.json, got: No such file"),
     ],
 )
@@ -117,3 +125,71 @@ def test_more_than_memory(tmp_path: Path) -> None:
         file.truncate(2**40)  # takes no room on the disk
     with pytest.raises(BadInput, match=r"at most 67,108,864 bytes in .*, got 1,099,511,627,776"):
         read_summary(tmp_path / "summary.json")
+
+
+FEDERATION = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}
+
+
+def test_means_by_hand() -> None:
+    rows = [
+        row(0, mse=0.1, psnr=10.0, ssim=0.5, success=0, seconds=1.0),
+        row(1, mse=0.3, psnr=20.0, ssim=0.9, success=1, seconds=2.0),
+        row(2, mse=0.2, psnr=30.0, ssim=0.7, success=1, seconds=6.0),
+        row(0, attack="nra", mse=1.0, psnr=0.0, ssim=-0.5, success=0, seconds=0.5),
+    ]
+    first, second = summarise(rows)
+    assert first == {
+        "attack": "iga", "defense": "none", "model": "smlp", "dataset": "photos", "n": 3,
+        "mse": pytest.approx(0.2), "psnr": pytest.approx(20), "ssim": pytest.approx(0.7),
+        "asr": pytest.approx(2 / 3), "seconds": pytest.approx(3),
+    }  # fmt: skip
+    assert list(first) == [
+        "attack", "defense", "model", "dataset", "n", "mse", "psnr", "ssim", "asr", "seconds",
+    ]  # fmt: skip
+    assert (second["attack"], second["n"], second["asr"]) == ("nra", 1, 0)
+
+
+def test_what_json_cannot_say_is_none() -> None:
+    (entry,) = summarise([row(psnr=math.inf, ssim=math.nan), row(psnr=10.0)])
+    assert (entry["psnr"], entry["ssim"]) == (None, None)
+    assert entry["mse"] == 0.5
+    json.dumps(entry, allow_nan=False)
+
+
+def test_empty_cells_do_not_count() -> None:
+    (entry,) = summarise([row(mse=None, success=None), row(mse=0.3, success=1), row(mse="")])
+    assert entry["mse"] == pytest.approx(0.3)
+    assert entry["asr"] == pytest.approx(0.5)
+    (entry,) = summarise([row(mse=None)])
+    assert entry["mse"] is None
+
+
+def test_groups_in_the_order_of_the_rows() -> None:
+    rows = [row(model="b"), row(model="a"), row(model="b", attack="nra"), row(model="b")]
+    entries = summarise(rows)
+    assert [(e["model"], e["attack"], e["n"]) for e in entries] == [
+        ("b", "iga", 2), ("a", "iga", 1), ("b", "nra", 1),
+    ]  # fmt: skip
+    assert summarise([]) == []
+
+
+def test_summary_is_json_of_the_houses_keys(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(settings, resume=False, overwrite=False)
+    append_rows(folder.results, [row(psnr=math.inf), row(sample=1, psnr=math.inf)])
+    summary = write_summary(folder, settings, "interrupted", FEDERATION, {"name": "photos"})
+    assert json.loads(folder.summary.read_text(encoding="utf-8")) == summary
+    assert list(summary) == ["status", "config_hash", "data", "attacks", "federation"]
+    assert summary["status"] == "interrupted"
+    assert summary["config_hash"] == settings.hash
+    assert summary["federation"] == FEDERATION
+    assert summary["attacks"][0]["n"] == 2
+    assert not list(folder.path.glob("*.part"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    found = RunFolder(tmp_path / "run")
+    found.open(config(tmp_path), resume=False, overwrite=False)
+    return found

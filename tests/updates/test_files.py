@@ -10,7 +10,15 @@ from fedleak.attacks import DLG, IGA, NRA
 from fedleak.errors import BadInput
 from fedleak.registry import KINDS, names
 from fedleak.updates import files
-from fedleak.updates.files import HEADER, LARGEST, check_name, read_tensors, write_tensors
+from fedleak.updates.files import (
+    HEADER,
+    LARGEST,
+    check_name,
+    read_tensors,
+    update_files,
+    update_key,
+    write_tensors,
+)
 
 FORMAT = {"format": "x"}
 
@@ -104,3 +112,14 @@ def test_only_our_own_files_are_updates(tmp_path: Path) -> None:
     for name in ("r\u0663\u0663\u0663\u0663-c0001", "r0001-c9999999999", "r0001-c1"):
         (tmp_path / f"{name}.safetensors").touch()
     assert files.update_files(tmp_path) == []
+
+
+def test_update_files_in_the_order_of_rounds_and_clients(tmp_path: Path) -> None:
+    keys = [(1, 2), (1, 10), (1, 9999), (1, 10000), (2, 0), (10, 0), (9999, 1), (10000, 1)]
+    for key in reversed(keys):
+        (tmp_path / f"{update_key(*key)}.safetensors").touch()
+    for other in ("r0001-global.safetensors", "r0001-c0001.part", "config.yaml",
+                  "rest-copy.safetensors"):  # fmt: skip
+        (tmp_path / other).touch()
+    assert [path.stem for path in update_files(tmp_path)] == [update_key(*key) for key in keys]
+    assert update_files(tmp_path / "none") == []

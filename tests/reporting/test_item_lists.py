@@ -60,7 +60,7 @@ def test_markdown_by_hand() -> None:
 def test_the_page_tells_them(finished) -> None:
     config, _ = finished
     page = write_report(RunFolder(Path(config.output))).read_text(encoding="utf-8")
-    assert "Analytic reconstructs 6 of 6 users of the plain fedvae" in page
+    assert "Analytic reconstructs 6 of 6 users of the undefended fedvae" in page
     assert "exactly the user&#39;s items" in page
     assert "3 of them in a round" in page
     # Of each user the items, and how the attack went.
