@@ -65,6 +65,7 @@ from .metrics.assignment import label_recovery_rate as label_recovery_rate
 from .metrics.assignment import noise_error as noise_error
 from .metrics.images import Score as Score
 from .metrics.images import psnr as psnr
+from .metrics.images import score_images as score_images
 from .metrics.images import ssim as ssim
 from .metrics.images import to_space as to_space
 from .metrics.items import ItemScore as ItemScore

@@ -232,7 +232,7 @@ def score(
     Raises:
         BadInput: if number or shape of the originals differ from the reconstructions'.
     """
-    from fedleak.metrics.images import score as score_images
+    from fedleak.metrics.images import score_images
 
     mean = getattr(found, "mean", 0.0) if mean is None else mean
     std = getattr(found, "std", 1.0) if std is None else std

@@ -21,7 +21,7 @@ from benchmarks import reference
 from benchmarks.measure import Figure, median, ratios, seconds_of
 from benchmarks.victims import make_victims, published_victims
 from fedleak.attacks import IGA, Reconstruction
-from fedleak.metrics import score
+from fedleak.metrics import score_images
 from fedleak.models import SMLP, ImageClassifier, LeNet
 from fedleak.sweep.schedule import THREAD_VARIABLES
 from fedleak.updates.knowledge import Knowledge, batch_loss
@@ -197,4 +197,4 @@ def _ssim(truth: Tensor, found: PeerResult | Reconstruction, knowledge: Knowledg
     assert knowledge.labels is not None
     original = GroundTruth(inputs=truth, labels=knowledge.labels)
     reconstruction = Reconstruction(inputs=found.inputs, labels=knowledge.labels)
-    return score(original, reconstruction, mean=knowledge.mean, std=knowledge.std)[0].ssim
+    return score_images(original, reconstruction, mean=knowledge.mean, std=knowledge.std)[0].ssim

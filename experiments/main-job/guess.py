@@ -11,7 +11,7 @@ import torch
 
 from fedleak import GroundTruth, Reconstruction, RunConfig
 from fedleak.build import make_data
-from fedleak.metrics.images import score
+from fedleak.metrics.images import score_images
 
 
 def main(config: Path) -> dict[str, tuple[float, float, int]]:
@@ -29,7 +29,7 @@ def main(config: Path) -> dict[str, tuple[float, float, int]]:
     # Normalised with the data set's mean, the mean colour is 0.
     guess = torch.zeros_like(images[:1])
     scores = [
-        score(
+        score_images(
             GroundTruth(images[i : i + 1], labels[i : i + 1]),
             Reconstruction(guess, labels[i : i + 1]),
             mean=data.mean,

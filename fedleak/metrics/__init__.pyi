@@ -5,7 +5,7 @@ from .images import DATA_RANGE as DATA_RANGE
 from .images import Score as Score
 from .images import Space as Space
 from .images import psnr as psnr
-from .images import score as score
+from .images import score_images as score_images
 from .images import ssim as ssim
 from .images import to_space as to_space
 from .items import ItemScore as ItemScore

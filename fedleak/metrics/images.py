@@ -45,7 +45,7 @@ class Score:
     lpips: float | None = None
 
 
-def score(
+def score_images(
     truth: GroundTruth,
     reconstruction: Reconstruction,
     *,

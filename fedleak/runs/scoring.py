@@ -16,7 +16,7 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.config import Metrics, RunConfig
 from fedleak.data import PrivateData, RecommenderData
 from fedleak.errors import BadInput
-from fedleak.metrics import Lpips, score, score_items, to_space
+from fedleak.metrics import Lpips, score_images, score_items, to_space
 from fedleak.registry import load_class
 from fedleak.updates.truth import GroundTruth
 
@@ -126,7 +126,7 @@ class ImageScoring(Scoring):
 
     def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
         """See :meth:`Scoring.scores`."""
-        found = score(
+        found = score_images(
             truth, reconstruction, mean=self._mean, std=self._std, space=self._metrics.space,
             threshold=self._metrics.success_threshold, lpips=self._lpips,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from fedleak.attacks import (
     Reconstruction,
 )
 from fedleak.attacks.matching import optimizers
-from fedleak.metrics import score
+from fedleak.metrics import score_images
 from fedleak.models import SMLP, FedVAE, Precode, noise_slots
 from fedleak.registry import load_class, names
 from fedleak.updates.knowledge import batch_loss
@@ -404,9 +404,9 @@ def success(kind: type[Attack], precode: bool) -> list[dict[str, float]]:
     found = []
     for victim, result in zip(victims, results, strict=True):
         scaling = {"mean": victim.knowledge.mean, "std": victim.knowledge.std}
-        (item,) = score(victim.truth, result, **scaling)
+        (item,) = score_images(victim.truth, result, **scaling)
         grey = Reconstruction(torch.zeros_like(result.inputs), result.labels)
-        (trivial,) = score(victim.truth, grey, **scaling)
+        (trivial,) = score_images(victim.truth, grey, **scaling)
         found.append(vars(item) | {"trivial": trivial.mse, "first": result.costs[0][1],
                                    "last": result.cost})  # fmt: skip
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedleak.attacks import IGA, NRA, Attack
 from fedleak.data import Photos
-from fedleak.metrics import score
+from fedleak.metrics import score_images
 from fedleak.models import SMLP, Precode
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.truth import GroundTruth
@@ -66,7 +66,7 @@ def test_perceptron(
         truths.append(GroundTruth(image, label, noise))
     results = kind()(updates, facts)
     scores = [
-        score(truth, result, mean=mean_, std=std)[0]
+        score_images(truth, result, mean=mean_, std=std)[0]
         for truth, result in zip(truths, results, strict=True)
     ]
     found = mean(item.ssim for item in scores)

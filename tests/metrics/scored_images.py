@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import Score, score
+from fedleak.metrics import Score, score_images
 from fedleak.updates.truth import GroundTruth
 
 MEAN, STD = (0.5, 0.25), (0.2, 0.5)
@@ -18,7 +18,7 @@ def scored(originals: Tensor, candidates: Tensor, **settings) -> list[Score]:
     truth = GroundTruth((originals - mean) / std, labels, noise["truth_noise"])
     result = Reconstruction((candidates - mean) / std, labels, noise["restored_noise"])
     channels = originals.shape[1]
-    return score(truth, result, mean=MEAN[:channels], std=STD[:channels], **settings)
+    return score_images(truth, result, mean=MEAN[:channels], std=STD[:channels], **settings)
 
 
 def noisy(images: Tensor, amount: float, seed: int = 0) -> Tensor:

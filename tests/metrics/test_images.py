@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from fedleak.attacks import Reconstruction
-from fedleak.metrics import psnr, score, ssim, to_space
+from fedleak.metrics import psnr, score_images, ssim, to_space
 from fedleak.updates.truth import GroundTruth
 from tests.cases import pictures
 from tests.metrics.scored_images import MEAN, STD, noisy, scored
@@ -109,7 +109,7 @@ def test_normalised_space_has_the_range_of_the_papers_code() -> None:
     original = 3 * pictures(1, (1, 12, 12)) - 1.5
     candidate = original + 0.5 * torch.sin(torch.arange(144.0)).reshape(1, 1, 12, 12)
     labels = torch.zeros(1, dtype=torch.long)
-    (item,) = score(
+    (item,) = score_images(
         GroundTruth(original, labels), Reconstruction(candidate, labels),
         mean=MEAN, std=STD, space="normalised",
     )  # fmt: skip

@@ -28,7 +28,7 @@ from fedleak.attacks import Reconstruction
 from fedleak.config import Metrics, RunConfig
 from fedleak.data import ImageData, ImageSet
 from fedleak.errors import BadInput
-from fedleak.metrics import Lpips, require_alexnet, score
+from fedleak.metrics import Lpips, require_alexnet, score_images
 from fedleak.metrics.lpips import _lpips_network
 from fedleak.registry import Plugin
 from fedleak.reporting import TensorBoard, results_table, write_report, write_tables
@@ -198,7 +198,7 @@ def test_of_a_batch_on_pixels_and_after_the_matching(space: Any, weights: Path) 
     rough = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     order = [2, 0, 1]
     mean, std = (0.5,) * 3, (0.2,) * 3
-    scores = score(
+    scores = score_images(
         GroundTruth((images - 0.5) / 0.2, labels),
         Reconstruction(((rough - 0.5) / 0.2)[order], labels),
         mean=mean, std=std, space=space, lpips=Lpips(),
@@ -209,7 +209,7 @@ def test_of_a_batch_on_pixels_and_after_the_matching(space: Any, weights: Path) 
 
 def test_left_out_unless_it_is_asked_for() -> None:
     images, labels = pictures(1, (3, 8, 8)), torch.zeros(1, dtype=torch.long)
-    (item,) = score(
+    (item,) = score_images(
         GroundTruth(images, labels), Reconstruction(images, labels), mean=(0.0,), std=(1.0,)
     )
     assert item.lpips is None

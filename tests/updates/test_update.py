@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks import IGA
 from fedleak.errors import BadInput
-from fedleak.metrics import score
+from fedleak.metrics import score_images
 from fedleak.models import SMLP
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import NAME, Tensors, update_files, update_key
@@ -108,7 +108,7 @@ def test_gradient_from_the_weights_of_one_step() -> None:
     for protocol, updates in (("fedsgd", [v.update for v in victims]), ("fedavg", weights)):
         results = attack(updates, facts)
         decibels[protocol] = [
-            score(victim.truth, result, mean=known.mean, std=known.std)[0].psnr
+            score_images(victim.truth, result, mean=known.mean, std=known.std)[0].psnr
             for victim, result, known in zip(victims, results, facts, strict=True)
         ]
     assert min(decibels["fedsgd"]) > 20
