@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sweep", type=Path, nargs="+", help="the sweeps' folders")

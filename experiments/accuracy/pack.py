@@ -47,9 +47,9 @@ def pack(source: Path, *, train: int | None = None, seed: int = 0) -> dict[str, 
 
     Args:
         source: a folder or a tar archive.
-        train: how many training images to keep, the same number of each class, drawn at random;
-            none: all.
-        seed: of that draw.
+        train: number of training images to keep, the same number of each class, drawn at random. If
+            None, all.
+        seed: seed of that draw.
 
     Returns:
         ``train_images`` (N, H, W, C) or (N, H, W) in grey, ``train_labels`` (N,), ``test_images``
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("source", type=Path, help="a folder or a tar archive")

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="folder of cost.csv and cost.png")

@@ -1,10 +1,11 @@
-r"""Collects what the cells of training.yaml have left: ranking metrics, and attacks round by round.
+r"""Collects the results of the cells of training.yaml: ranking metrics, and attacks by round.
 
     python experiments/fedvae/training.py runs/fedvae-training --output experiments/fedvae/results
 
 It writes training.csv (a row for each evaluated round of each finished cell) and attacked.csv (a
-row for each victim), and prints both as tables in Markdown: means and deviations over the seeds.
-Of the first federation it writes artists.md: what was read of one victim of each attacked round.
+row for each victim), and prints both as tables in Markdown: means and standard deviations over the
+seeds. For the first federation it writes artists.md: the items recovered for one victim of each
+attacked round.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def collect(sweep: Path) -> tuple[list[Row], list[Row]]:
 
 
 def table(metrics: Sequence[Row]) -> str:
-    """Each metric after the last round: mean and deviation over the seeds."""
+    """Each metric after the last round: mean and standard deviation over the seeds."""
     last = {(row["training"], row["seed"]): row for row in metrics}
     lines = [["training", "seeds", "rounds", *METRICS], ["---"] * (3 + len(METRICS))]
     for training in dict.fromkeys(key[0] for key in last):
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sweep", type=Path, help="the sweep's folder")

@@ -131,7 +131,7 @@ def together(
 
 
 def table(levels: Sequence[Row]) -> str:
-    """The levels with means and deviations, accuracy in per cent."""
+    """The levels with means and standard deviations, accuracy in per cent."""
     columns = ("model", "defence", "success", "SSIM", "PSNR, dB", "MSE", "accuracy, %")
     lines = [columns, ("---",) * len(columns)]
     for level in levels:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Args:
-        argv: the arguments; none: those of the process.
+        argv: the arguments. If None, those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sweep", type=Path, help="the folder of the attacks' sweep")

@@ -47,7 +47,7 @@ class Figures(Observer):
     Args:
         config: the run's configuration.
         mean: mean of each channel of the data.
-        std: deviation of each channel.
+        std: standard deviation of each channel.
     """
 
     def __init__(self, config: RunConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -69,7 +69,7 @@ def write_figures(
         folder: the run's folder.
         config: its configuration.
         mean: mean of each channel of the data.
-        std: deviation of each channel.
+        std: standard deviation of each channel.
 
     Returns:
         The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; empty if
