@@ -1,6 +1,7 @@
 """The interface for notebooks: attack a gradient, score and show the result, read a run's rows."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedleak.attacks.explained import explained_share
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
+from fedleak.schema import check_value
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -27,6 +29,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Gradient = Mapping[str, Any] | Sequence[Any]
 Scale = float | Sequence[float]
 
+MAX_ENTRIES = 2**28
+"""Of one sample, which an attack makes several copies of."""
 EDGE, GAP = 128, 4
 """Minimum size in pixels of an image's longer side in a picture, and the gap between images."""
 
@@ -168,9 +172,13 @@ def attack(
     require(
         isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
     )
-    known = None if labels is None else torch.as_tensor(labels).detach().cpu().flatten()
+    check_value("num_samples", num_samples, int)
+    check_value("local_steps", local_steps, int)
+    shape = _checked_shape(input_shape)
+    known = _checked_labels(labels)
     if known is not None and num_samples == 1:
         num_samples = len(known)
+    require(num_samples >= 1, f"Expected at least 1 sample, got {num_samples}.")
     require(
         (gradient is None) != (weights_after is None),
         "Expected a gradient or `weights_after`, got "
@@ -181,33 +189,35 @@ def attack(
         "Expected `learning_rate` with `weights_after`, to compute the gradient from the change of "
         "the weights.",
     )
-    update = InterceptedUpdate.of(
-        model, gradient=gradient, weights=weights_after, num_examples=num_samples
-    )
-    knowledge = Knowledge(
-        model=model,
-        input_shape=tuple(input_shape),
-        num_classes=_classes_of(model) if num_classes is None else num_classes,
-        mean=_by_channel(mean),
-        std=_by_channel(std),
-        num_samples=num_samples,
-        labels=known,
-        protocol=update.protocol,
-        learning_rate=0.1 if learning_rate is None else learning_rate,
-        local_steps=local_steps,
-        training=model.training,
-        loss=_batch_loss(model, loss),
-    )
-    chosen = _method(method, model)
-    where = device or str(next(model.parameters()).device)
-    (found,) = chosen([update], knowledge, seed=seed, device=where)
-    return Found(
-        **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
-        method=chosen.name,
-        explained=explained_share(update, knowledge, found),
-        mean=knowledge.mean,
-        std=knowledge.std,
-    )
+    # A user may call it where gradients are turned off.
+    with torch.inference_mode(False), torch.enable_grad():
+        update = InterceptedUpdate.of(
+            model, gradient=gradient, weights=weights_after, num_examples=num_samples
+        )
+        knowledge = Knowledge(
+            model=model,
+            input_shape=shape,
+            num_classes=_classes_of(model) if num_classes is None else num_classes,
+            mean=_by_channel(mean),
+            std=_by_channel(std),
+            num_samples=num_samples,
+            labels=known,
+            protocol=update.protocol,
+            learning_rate=0.1 if learning_rate is None else learning_rate,
+            local_steps=local_steps,
+            training=model.training,
+            loss=_batch_loss(model, loss),
+        )
+        chosen = _method(method, model)
+        where = device or str(next(model.parameters()).device)
+        (found,) = chosen([update], knowledge, seed=seed, device=where)
+        return Found(
+            **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
+            method=chosen.name,
+            explained=explained_share(update, knowledge, found),
+            mean=knowledge.mean,
+            std=knowledge.std,
+        )
 
 
 def score(
@@ -288,18 +298,41 @@ def read_results(folder: str | Path) -> "pandas.DataFrame":
     return pandas.DataFrame(read_rows(path))
 
 
+def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+    sizes = input_shape if isinstance(input_shape, Sequence | torch.Size) else [input_shape]
+    shape = tuple(check_value("input_shape", size, int) for size in sizes)
+    size = math.prod(shape)
+    require(
+        bool(shape) and all(side >= 1 for side in shape) and size <= MAX_ENTRIES,
+        f"Expected `input_shape` to be sizes of at least 1 with at most {MAX_ENTRIES:,} entries "
+        f"together, such as (3, 32, 32), got {shape}.",
+    )
+    return shape
+
+
+def _checked_labels(labels: Any) -> Tensor | None:
+    if labels is None:
+        return None
+    try:
+        known = torch.as_tensor(labels).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise BadInput(f"Expected labels as whole numbers, got {labels!r:.60}.") from error
+    require(len(known) >= 1, "Expected the label of at least one sample, got none.")
+    return known
+
+
 def _method(method: str | type[Attack] | Attack | None, model: nn.Module) -> Attack:
     if method is None:
         method = "exact_nra" if noise_slots(model) else "rgap"
     if isinstance(method, str):
         made: Attack = build("attacks", Plugin(class_path("attacks", method)))
         return made
-    made = method() if isinstance(method, type) else method
+    given = method if isinstance(method, type) else type(method)
     require(
-        isinstance(made, Attack),
+        issubclass(given, Attack),
         f"Expected `method` to be the name, class or instance of an attack, got {method!r:.60}.",
     )
-    return made
+    return method() if isinstance(method, type) else method
 
 
 def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any], Tensor]:
@@ -324,9 +357,13 @@ def _classes_of(model: nn.Module) -> int:
 
 
 def _by_channel(scale: Scale) -> tuple[float, ...]:
-    if isinstance(scale, int | float):
-        return (float(scale),)
-    return tuple(float(value) for value in scale)
+    values = [scale] if isinstance(scale, int | float) else scale
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"Expected a number, or one for each channel, as mean or std, got {scale!r:.60}."
+        ) from error
 
 
 def _repeated(scale: Scale, channels: int) -> tuple[float, ...]:

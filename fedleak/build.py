@@ -1,6 +1,7 @@
 """Make data, models, attacks and defences from a run's configuration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +15,23 @@ from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
-from fedleak.registry import build
+from fedleak.registry import Plugin, build
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.files import check_name, opened
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
+
+
+def without_download(data: Plugin) -> Plugin:
+    """A stored run's data set, which must not download or write anything where it is read.
+
+    Args:
+        data: the data set as the run's configuration names it.
+    """
+    if "download" not in data.init_args:
+        return data
+    return replace(data, init_args=data.init_args | {"download": False})
 
 
 def make_data(config: RunConfig) -> PrivateData:
@@ -120,7 +132,7 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed))
             model = build_model(config, data)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         if isinstance(error, BadInput) and data.kind == "images":
             raise
         text = " ".join(str(error).split())

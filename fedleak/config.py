@@ -253,6 +253,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"Expected `seed` to be at least 0, got {self.seed}.")
+        require(self.seed < 2**63, f"Expected `seed` to be below 2^63, got {shown(self.seed)}.")
         federation, victims = self.federation, self.victims
         for name, chosen, highest in (
             ("clients", victims.clients, federation.clients - 1),
@@ -306,14 +307,14 @@ class RunConfig:
         """
         names = [_signature("defenses", plugin) for plugin in self.defenses]
         names += [_signature("mods", plugin) for plugin in reversed(self.mods)]
-        return "+".join(names) or "none"
+        return _printable("+".join(names)) or "none"
 
     @property
     def data_name(self) -> str:
         """The data set's name in tables; for an npz file, the name of the file."""
         name = short_name("data", self.data.class_path)
         path = self.data.init_args.get("path")
-        return Path(str(path)).stem if name == "npz" and path else name
+        return _printable(Path(str(path)).stem) if name == "npz" and path else name
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested mappings of plain values, the main settings first."""
@@ -446,6 +447,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _printable(text: str) -> str:
+    """A name without control characters, which a row of results.csv must not hold."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _signature(kind: str, plugin: Plugin) -> str:

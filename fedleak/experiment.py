@@ -5,13 +5,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.build import knowledge_of
+from fedleak.build import knowledge_of, without_download
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, RunFailed, require
@@ -130,6 +131,7 @@ def attack_run(
         KeyboardInterrupt: if interrupted; the results so far are kept and the run can be resumed.
     """
     if not trust:
+        config = replace(config, data=without_download(config.data))
         with known_classes_only(but=[plugin.class_path for plugin in config.attacks]):
             flags = {"resume": resume, "overwrite": overwrite}
             return attack_run(source, config, observers, parts=parts, trust=True, **flags)
@@ -137,7 +139,8 @@ def attack_run(
     origin = source_folder(source)
     output = Path(config.output).resolve()
     require(
-        output not in (origin.path.resolve(), *origin.path.resolve().parents),
+        origin.path.resolve() not in (output, *output.parents)
+        and output not in origin.path.resolve().parents,
         f"Expected `--output` to be another folder than that of the updates, got {output}.",
     )
     files = {

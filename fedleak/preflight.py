@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedleak.attacks.base import Attack
+from fedleak.attacks.base import Attack, check_device
 from fedleak.attacks.labels import refusal
 from fedleak.build import (
     client_samples,
@@ -51,7 +51,7 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
     Raises:
         BadInput: if the configuration cannot work; no file has been written then.
     """
-    _check_device(config.device)
+    check_device(config.device)
     attacks = make_attacks(config)
     for attack in attacks:
         reason = attack.refuses_device(config.device)
@@ -131,13 +131,3 @@ def _check_recovery(config: RunConfig, data: PrivateData, samples: list[list[int
     method = config.victims.label_recovery
     reason = refusal(method, num_samples=count, num_classes=data.num_classes)
     require(reason is None, f"Expected `victims.labels` to fit the batches, but {reason}.")
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(
-            f"Expected `device` to be one that torch can use here, such as cpu, got `{name}`: "
-            f"{str(error).splitlines()[0]}"
-        ) from error

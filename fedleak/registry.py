@@ -194,6 +194,11 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
             f"Expected `{setting}` to name a subclass of {base.__name__}, got `{path}`: see "
             f"`fedleak list {kind}`.",
         )
+        require(
+            not inspect.isabstract(found) and (kind != "data" or hasattr(found, "kind")),
+            f"Expected `{setting}` to name a plugin, got `{path}`, which is a base class: see "
+            f"`fedleak list {kind}`.",
+        )
     elif kind == "models":
         # Lightning has two packages, and neither is imported here: the methods of a LightningModule
         # are checked instead.

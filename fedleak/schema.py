@@ -175,7 +175,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a whole number of {value.bit_length()} bits"
     try:
-        text = " ".join(str(value).split())
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
     except ValueError:  # it contains an integer with thousands of digits
         return f"a {type(value).__name__} with a number of thousands of digits"
     return f"`{text[:57]}...`" if len(text) > 60 else f"`{text}`"
@@ -240,7 +240,9 @@ def _fitted(name: str, value: Any, kind: Any) -> tuple[bool, Any]:
         return True, {
             key: check_value(f"{name}.{key}", v, arguments[1]) for key, v in value.items()
         }
-    if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            return isinstance(value, kind), value
         title = name.rpartition(".")[2]
         return True, check_values(title, value, kind, prefix=name)
     # Other types are left to the constructor.

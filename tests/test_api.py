@@ -238,3 +238,71 @@ def test_results_as_a_table(tmp_path: Path) -> None:
     table = read_results(tmp_path)
     assert table["ssim"].mean() == pytest.approx(0.6)
     assert table["client"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"labels": [9]}, r"Expected labels from 0 to 4, got \[9\]"),
+        ({"labels": [-1]}, r"Expected labels from 0 to 4, got \[-1\]"),
+        ({"labels": [2.7]}, "Expected labels as whole numbers, got torch.float32"),
+        ({"labels": "2"}, "Expected labels as whole numbers, got '2'"),
+        ({"labels": []}, "Expected the label of at least one sample, got none"),
+        ({"num_samples": 2.5}, "Expected `num_samples` to be a whole number, got `2.5`"),
+        ({"num_samples": 0}, "Expected at least 1 sample, got 0"),
+        ({"input_shape": 16}, "model that takes inputs of shape"),
+        ({"input_shape": (3, -8, 8)}, "`input_shape` to be sizes of at least 1"),
+        ({"input_shape": ()}, "`input_shape` to be sizes of at least 1"),
+        ({"input_shape": (10**9, 9)}, "at most 268,435,456 entries"),
+        ({"mean": (0.5, 0.5)}, "a finite mean and a positive standard deviation for each of 3"),
+        ({"std": 0.0}, "a finite mean and a positive standard deviation"),
+        ({"std": "a"}, "Expected a number, or one for each channel, as mean or std, got 'a'"),
+        ({"device": "nowhere"}, "Expected `device` to be one that torch can use here"),
+        ({"device": "meta"}, "Expected `device` to be one that torch can use here"),
+        ({"seed": -1}, r"Expected `seed` to be a whole number from 0 to 2\^63 - 1, got -1"),
+        ({"method": nn.Linear}, "`method` to be the name, class or instance of an attack"),
+        ({"loss": lambda outputs, labels: outputs}, r"to be a scalar tensor, got shape \(1, 5\)"),
+        ({"loss": lambda outputs, labels: 1.0}, "to be a scalar tensor, got float"),
+    ],
+)
+def test_arguments_out_of_range(
+    changes: dict[str, Any], text: str, batch: tuple[Tensor, Tensor]
+) -> None:
+    model = net()
+    settings = {"gradient": gradient_of(model, batch), "input_shape": SHAPE} | changes
+    with pytest.raises(BadInput, match=text):
+        attack(model, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda value: value * (1 + 1j),
+            "of type torch.float32 in the gradient, got torch.comp",
+        ),
+        (lambda value: value.long(), "of type torch.float32 in the gradient, got torch.int64"),
+        (lambda value: value.to_sparse(), "Expected a dense tensor for `body.0.weight`"),
+        (lambda value: value.to("meta"), "Expected a tensor for|Expected a dense tensor for"),
+    ],
+)
+def test_tensors_of_another_kind(change: Any, text: str, batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    with pytest.raises(BadInput, match=text):
+        InterceptedUpdate.of(model, gradient=[change(g) for g in gradient_of(model, batch)])
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_learning_rates_out_of_range(rate: float, batch: tuple[Tensor, Tensor]) -> None:
+    after = [value.detach() + 1 for value in net().parameters()]
+    with pytest.raises(BadInput, match="`learning_rate` to be positive"):
+        attack(net(), weights_after=after, learning_rate=rate, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_turned_off(mode: Any, batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    gradient = gradient_of(model, batch)
+    with mode():
+        found = attack(model, gradient, input_shape=SHAPE)
+    assert found.explained > 0.99

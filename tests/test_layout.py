@@ -13,7 +13,6 @@ MODULES = sorted(
 # Modules that hold only constants or a re-export, and plugins whose behaviour the generic suites
 # test, which run over every attack, defence and model; their special cases have their own files.
 EXCEPTIONS = {
-    "models/base.py": "re-exports LightningModule",
     "attacks/base.py": "tests/attacks/test_attacks.py and test_attacks_raise.py",
     "attacks/dlg.py": "tests/attacks/test_attacks.py",
     "attacks/iga.py": "tests/attacks/test_attacks.py",
@@ -31,8 +30,6 @@ EXCEPTIONS = {
     "attacks/matching/optimizers.py": "tests/attacks/matching/test_engine.py",
     "attacks/module_facts.py": "tests/attacks/closed_form",
 }
-# Packages whose tests still stand in files of other names.
-UNSORTED = ("data", "federation", "metrics", "models", "runtime", "sweep")
 
 
 def place_of(module: Path) -> Path:
@@ -41,11 +38,7 @@ def place_of(module: Path) -> Path:
 
 @pytest.mark.parametrize(
     "module",
-    [
-        module
-        for module in MODULES
-        if module.as_posix() not in EXCEPTIONS and module.parts[0] not in UNSORTED
-    ],
+    [module for module in MODULES if module.as_posix() not in EXCEPTIONS],
     ids=str,
 )
 def test_a_module_has_a_test_file_of_its_name(module: Path) -> None:

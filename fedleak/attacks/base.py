@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -231,6 +231,11 @@ class Attack(ABC):
             BadInput: if an update does not fit the model or holds NaN, or if the attack cannot use
                 it (see :meth:`refuses`) or compute on the device.
         """
+        check_device(device)
+        require(
+            isinstance(number := cast(Any, seed), int) and 0 <= number < 2**63,
+            f"Expected `seed` to be a whole number from 0 to 2^63 - 1, got {seed!r:.60}.",
+        )
         known = [knowledge] * len(updates) if isinstance(knowledge, Knowledge) else list(knowledge)
         require(
             len(known) == len(updates),
@@ -333,6 +338,27 @@ class JointAttack(Attack):
         """See :meth:`Attack.run_many`."""
 
 
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device here.
+
+    Args:
+        name: such as ``cpu`` or ``cuda``.
+
+    Raises:
+        BadInput: if it cannot.
+    """
+    try:
+        usable = not torch.empty(1, device=str(name)).is_meta
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable, reason = False, str(error).splitlines()[0]
+    require(
+        usable,
+        "Expected `device` to be one that torch can use here, such as cpu, got "
+        f"`{name!s:.60}`: {'' if usable else reason}",
+    )
+
+
 def _prepare(
     update: InterceptedUpdate,
     knowledge: Knowledge,
@@ -349,6 +375,16 @@ def _prepare(
         require(
             tuple(labels.shape) == (knowledge.num_samples,),
             f"Expected {knowledge.num_samples} known labels, got shape {tuple(labels.shape)}.",
+        )
+        require(
+            not labels.is_floating_point()
+            and not labels.is_complex()
+            and labels.dtype != torch.bool,
+            f"Expected labels as whole numbers, got {labels.dtype}.",
+        )
+        require(
+            bool(((labels >= 0) & (labels < knowledge.num_classes)).all()),
+            f"Expected labels from 0 to {knowledge.num_classes - 1}, got {labels.tolist()!s:.60}.",
         )
         knowledge = replace(knowledge, labels=labels.to(device))
     model = _loaded_model(update, knowledge, device, models)
@@ -434,14 +470,22 @@ def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int
     probe = copy.deepcopy(model)
     try:
         with record(probe) as notes, torch.no_grad():
-            knowledge.loss(probe, (inputs, labels))
+            loss: Any = knowledge.loss(probe, (inputs, labels))
     except BadInput:
         raise
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # a model of a user's own may raise anything
+        text = " ".join(str(error).split())
         raise BadInput(
             f"Expected a model that takes inputs of shape {tuple(knowledge.input_shape)}, but "
-            f"{type(model).__name__} fails on them: {error}"
+            f"{type(model).__name__} fails on them: {text:.300}"
         ) from error
+    require(
+        isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point(),
+        f"Expected the loss of a batch of {type(model).__name__} to be a scalar tensor, got "
+        + (
+            f"shape {tuple(loss.shape)}." if isinstance(loss, Tensor) else f"{type(loss).__name__}."
+        ),
+    )
     return {name: tuple(values[0].shape) for name, values in notes.items() if values}
 
 

@@ -64,7 +64,7 @@ def _mean_gradient(
     batches = knowledge.local_batches if steps > 1 else [slice(0, len(inputs))]
     parameters = {name: model.get_parameter(name) for name in trained}
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    with torch.random.fork_rng():
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         drawn = _dimensions(model, knowledge, (inputs, labels)) if reconstruction.noise else {}
         for step in range(steps):

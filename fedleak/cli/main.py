@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
 
     def print_error(text: str) -> None:
-        line = " ".join(text.split())
+        # A message may repeat what a file holds, and a terminal obeys control characters.
+        line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
         errors.print(f"fedleak: {line}", style="red", markup=False, highlight=False)
 
     interrupt = Interrupt()
@@ -164,16 +165,22 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     from fedleak.reporting import SweepDisplay, write_picture, write_rounds, write_tables
     from fedleak.sweep import load_study, run_sweep
 
+    def write_all(output: Path) -> list[Path | None]:
+        if not (output / "cells.csv").is_file():
+            return []
+        return [*write_tables(output), write_rounds(output), write_picture(output)]
+
     study, output = load_study(Path(chosen.study)), Path(chosen.output)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     try:
         with SweepDisplay(console) as display:
             summary = run_sweep(study, output, display, processes=chosen.processes, **flags)
-    finally:
-        paths: list[Path | None] = []
-        if (output / "cells.csv").is_file():
-            paths = [*write_tables(output), write_rounds(output), write_picture(output)]
-    for path in paths:
+    except BadInput:
+        raise  # refused, so that nothing is written
+    except BaseException:
+        write_all(output)
+        raise
+    for path in write_all(output):
         if path is not None:
             console.print(f"Look at {path}", highlight=False, soft_wrap=True)
     failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
@@ -200,6 +207,7 @@ def _stored_classes(chosen: Namespace) -> Iterator[None]:
 
 
 def _attack_config(chosen: Namespace) -> "RunConfig":
+    from fedleak.build import without_download
     from fedleak.config import RunConfig
     from fedleak.experiment import source_folder
 
@@ -213,6 +221,7 @@ def _attack_config(chosen: Namespace) -> "RunConfig":
     metrics = {name: value for name, value in values["metrics"].items() if value is not None}
     return replace(
         config,
+        data=config.data if chosen.trust else without_download(config.data),
         weights=None,  # the updates contain the weights that were sent; the file may be gone
         attacks=(attack,),
         output=output,

@@ -66,6 +66,8 @@ def read_table(path: Path, layout: Layout) -> Iterator[npt.NDArray[Any]]:
         BadInput: if the file cannot be read, or a row does not match the layout; the message gives
             the line's number.
     """
+    # A pipe would be waited for without end.
+    require(path.is_file(), f"Expected a file at {path}, found none.")
     try:
         with path.open(encoding="utf-8") as file:
             number = 0

@@ -37,7 +37,7 @@ from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
 from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
 from fedleak.runs.summary import read_summary
-from fedleak.runs.text_files import LARGEST_TEXT, decoded
+from fedleak.runs.text_files import LARGEST_TEXT, decoded, write_whole
 from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.updates.files import update_key
 from fedleak.updates.truth import GroundTruth
@@ -113,9 +113,7 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         costs=cost_charts(scalars, _leaked(rows)),
         damage=damage,
     )
-    part = folder.path / "report.part"
-    part.write_text(page, encoding="utf-8")
-    return part.replace(part.with_suffix(".html"))
+    return write_whole(folder.path / "report.html", page)
 
 
 def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:

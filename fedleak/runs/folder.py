@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.config import RunConfig
-from fedleak.errors import require
+from fedleak.errors import BadInput, require
 from fedleak.updates.files import check_name, update_key
 from fedleak.updates.truth import GroundTruth
 
@@ -57,6 +57,15 @@ class RunFolder:
             not (resume and overwrite),
             "Expected one of `--resume` and `--overwrite`, got both.",
         )
+        try:
+            self._open(config, resume=resume, overwrite=overwrite)
+        except OSError as error:
+            raise BadInput(
+                f"Expected a folder that can be written at {self.path}, got: {error.strerror}: "
+                "choose another `--output`."
+            ) from error
+
+    def _open(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             require(
                 self.config.is_file(),

@@ -12,7 +12,7 @@ from fedleak.errors import require
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import COLUMNS, columns_of, read_rows
 from fedleak.runs.scoring import EXTRA_COLUMNS
-from fedleak.runs.text_files import is_count, is_number, parse_json, read_text
+from fedleak.runs.text_files import is_count, is_number, parse_json, read_text, write_whole
 from fedleak.updates.files import short
 
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
@@ -116,9 +116,7 @@ def write_summary(
         "attacks": summarise(read_rows(folder.results)),
         "federation": federation,
     }
-    part = folder.summary.with_suffix(".part")
-    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder.summary)
+    write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

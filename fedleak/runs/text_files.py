@@ -29,6 +29,32 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         raise BadInput(f"Expected a file at {path}, got: {error.strerror}.") from error
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file that is whole or not there; a link in its place is replaced, not followed.
+
+    Args:
+        path: the file, in an existing folder.
+        text: its text; what UTF-8 cannot hold, such as half a surrogate pair, is escaped.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadInput: if the file cannot be written, as where a folder has its name.
+    """
+    part = path.with_suffix(".part")
+    try:
+        part.unlink(missing_ok=True)
+        # Fails if somebody puts a link there in between.
+        with part.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        return part.replace(path)
+    except OSError as error:
+        if part.is_file():
+            part.unlink()
+        raise BadInput(f"Expected to write {path}, got: {error.strerror}.") from error
+
+
 def decoded(content: bytes, path: Path) -> str:
     """Decode the bytes of a file.
 

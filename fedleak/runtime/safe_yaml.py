@@ -15,6 +15,10 @@ MAX_VALUES = 100_000
 """The maximum number of values with aliases expanded: nested aliases grow exponentially."""
 
 
+MAX_TEXT = 10_000
+"""Characters of one text or number."""
+
+
 def read_yaml(path: Path) -> Any:
     """The plain values in a YAML file.
 
@@ -85,6 +89,12 @@ def _check_size(text: str, where: str) -> None:
             size = sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
+            # PyYAML reads a number in the base 60 in quadratic time.
+            require(
+                len(event.value) <= MAX_TEXT,
+                f"Expected texts of at most {MAX_TEXT:,} characters in {where}, got one of "
+                f"{len(event.value):,}.",
+            )
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -15,10 +15,10 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedleak.config import RunConfig, check_plugins
 from fedleak.errors import BadInput, require, unknown_name
+from fedleak.runtime.safe_yaml import read_yaml
+from fedleak.schema import shown
 from fedleak.sweep.settings import Settings, check_names, fill_placeholders, flatten, merge_layers
 
 KEYS = ("base", "grid", "skip", "processes", "threads")
@@ -101,17 +101,13 @@ def load_study(path: Path) -> Study:
         BadInput: if it is missing or not a valid study.
     """
     require(path.is_file(), f"Expected the file of a study at {path}, found none.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).split())
-        raise BadInput(f"Expected YAML in {path}, got: {text}.") from error
-    require(isinstance(values, dict), f"Expected a mapping in {path}, got {values!r:.60}.")
+    values = read_yaml(path)
+    require(isinstance(values, dict), f"Expected a mapping in {path}, got {shown(values)}.")
     for key in values:
         if key not in KEYS:
             raise unknown_name("key of a study", str(key), KEYS)
     base = values.get("base") or {}
-    require(isinstance(base, dict), f"Expected `base` to be settings of a run, got {base!r:.60}.")
+    require(isinstance(base, dict), f"Expected `base` to be settings of a run, got {shown(base)}.")
     base = {name: value for name, value in flatten(base).items() if not name.startswith("versions")}
     check_names("`base`", base)
     axes = _parse_axes(values.get("grid"))

@@ -1,5 +1,6 @@
 """The server's prior knowledge about a client's training, besides the update itself."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -98,6 +99,24 @@ class Knowledge:
         require(
             self.num_samples >= 0,
             f"Expected `num_samples` to be at least 1, got {self.num_samples}.",
+        )
+        require(
+            0 < self.learning_rate < math.inf,
+            f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
+        )
+        shape: tuple[Any, ...] = tuple(self.input_shape)
+        require(
+            bool(shape) and all(isinstance(side, int) and side >= 1 for side in shape),
+            f"Expected `input_shape` to be sizes of at least 1, such as (3, 32, 32), got {shape}.",
+        )
+        channels = (1, shape[0])
+        require(
+            len(self.mean) in channels
+            and len(self.std) in channels
+            and all(map(math.isfinite, self.mean))
+            and all(0 < value < math.inf for value in self.std),
+            f"Expected a finite mean and a positive standard deviation for each of {shape[0]} "
+            f"channels, got {self.mean} and {self.std}.",
         )
         for name in ("local_steps", "batch_size"):
             value = getattr(self, name)

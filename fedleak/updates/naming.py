@@ -60,10 +60,22 @@ def by_name(
             continue
         try:
             tensor = torch.as_tensor(value).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             raise BadInput(
                 f"Expected a tensor for `{name}`, got {type(value).__name__}."
             ) from error
+        require(
+            tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta,
+            f"Expected a dense tensor for `{name}` in the {kind}, got one of layout "
+            f"{tensor.layout}: give `tensor.to_dense()`.",
+        )
+        like = sent[name]
+        require(
+            tensor.dtype == like.dtype
+            or (tensor.is_floating_point() and like.is_floating_point())
+            or (kind != "gradient" and not tensor.is_complex() and not like.is_floating_point()),
+            f"Expected `{name}` of type {like.dtype} in the {kind}, got {tensor.dtype}.",
+        )
         require(
             tensor.shape == sent[name].shape,
             f"Expected `{name}` of shape {tuple(sent[name].shape)} in the {kind}, got "

@@ -134,6 +134,27 @@ class InterceptedUpdate:
             f"Expected one of {', '.join(given)}, got {' and '.join(kinds) or 'none'}.",
         )
         (kind,) = kinds
+        counts: list[tuple[str, Any, int]] = [
+            ("num_examples", num_examples, 0),
+            ("round", round, 1),
+            ("client", client, 0),
+        ]
+        for count, number, least in counts:
+            require(
+                isinstance(number, int) and least <= number < 10**9,
+                f"Expected `{count}` to be a whole number from {least}, got {number!r:.60}.",
+            )
+        module: Any = model
+        require(
+            isinstance(module, nn.Module),
+            f"Expected a module, got {type(model).__name__}.",
+        )
+        values: list[Any] = list(model.state_dict().values())
+        require(
+            all(isinstance(value, Tensor) and not value.is_meta for value in values)
+            and next(model.parameters(), None) is not None,
+            f"Expected {type(model).__name__} to have parameters with numbers in them.",
+        )
         sent = {n: v.detach().cpu().clone() for n, v in model.state_dict().items()}
         parameters = [name for name, _ in model.named_parameters()]
         found = by_name(given[kind], kind, parameters, sent)

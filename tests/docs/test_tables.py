@@ -50,7 +50,7 @@ def test_a_setting_as_it_is_shown() -> None:
     assert "``cpu`` or ``cuda``" in tables.settings("run")
     assert "``federation``\n     - settings\n     - see below\n" in tables.settings("run")
     text = tables.argument_texts(Federation)["alpha"]
-    assert text == "concentration of the Dirichlet partition, positive; small is uneven."
+    assert text == "concentration of the Dirichlet partition, positive; smaller is less even."
 
 
 @pytest.mark.parametrize(

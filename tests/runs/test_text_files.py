@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedleak.errors import BadInput
-from fedleak.runs.text_files import decoded, is_count, is_number, parse_json, read_text
+from fedleak.runs.text_files import decoded, is_count, is_number, parse_json, read_text, write_whole
 
 
 def test_text_comes_back_with_its_line_ends(tmp_path: Path) -> None:
@@ -56,3 +56,23 @@ def test_numbers() -> None:
     assert all(is_number(value) for value in (0, -1.5, 10**299))
     others = (math.nan, math.inf, 10**400, True, "1", None)
     assert not any(is_number(value) for value in others)
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("report.part", "report.html"):
+        (folder / name).symlink_to(precious)
+    assert write_whole(folder / "report.html", "page \ud800").read_text() == "page \\ud800"
+    assert precious.read_text() == "mine"
+    assert not (folder / "report.html").is_symlink()
+    assert not (folder / "report.part").exists()
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(BadInput, match=r"Expected to write .*report.html, got: "):
+        write_whole(tmp_path / "report.html", "page")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

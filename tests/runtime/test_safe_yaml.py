@@ -25,6 +25,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
         ("a: " + "9" * 5000, "plain values in here, got"),
         ("!!python/object/apply:os.system [true]", "got a mistake in line 1: could not determine"),
         ("? [a, b]\n: {c: d}", "mistake in line 1"),
+        ("seed: 1" + ":1" * 6000, "texts of at most 10,000 characters in here"),
         ("a: *nothing", "mistake in line 1: found undefined alias"),
         ("a: \x00", "mistake"),
         ("data: [", "got a mistake in line 1"),
