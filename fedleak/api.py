@@ -29,6 +29,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Gradient = Mapping[str, Any] | Sequence[Any]
 Scale = float | Sequence[float]
 
+TOLERANCE = 1e-3
+"""How far rounding may take a pixel out of [0, 1]."""
+LITTLE = 0.5
+"""Share of an update below which a reconstruction hardly explains it."""
+HARDLY = (
+    "; hardly explained, so do not build on it: check num_samples, loss, labels, mean, std, the "
+    "model's mode and learning_rate"
+)
 MAX_ENTRIES = 2**28
 """Of one sample, which an attack makes several copies of."""
 EDGE, GAP = 128, 4
@@ -57,7 +65,7 @@ class Found(Reconstruction):
         return (
             f"{number} sample{'s' * (number != 1)} of shape {shape}, labels "
             f"{self.labels.tolist()}, by {self.method}: explains {self.explained:.1%} of the "
-            f"update, {self.seconds:.2f} s"
+            f"update, {self.seconds:.2f} s" + (HARDLY if self.explained < LITTLE else "")
         )
 
     @property
@@ -93,7 +101,13 @@ class Found(Reconstruction):
             rows = [originals, self.pixels[list(matches)]]
         picture = _picture(rows)
         if path is not None:
-            picture.save(path)
+            try:
+                picture.save(path)
+            except (OSError, ValueError) as error:
+                raise BadInput(
+                    f"Expected a file name with an extension such as .png in an existing folder, "
+                    f"got {path!s:.100}: {error}."
+                ) from error
         return picture
 
 
@@ -172,6 +186,10 @@ def attack(
     require(
         isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
     )
+    require(
+        weights_after is not None or local_steps == 1,
+        f"Expected `weights_after` with {local_steps} local steps, got a gradient, that of one.",
+    )
     check_value("num_samples", num_samples, int)
     check_value("local_steps", local_steps, int)
     shape = _checked_shape(input_shape)
@@ -244,6 +262,10 @@ def score(
     """
     from fedleak.metrics.images import score_images
 
+    require(
+        isinstance(found, Reconstruction),
+        f"Expected what an attack found, got {type(found).__name__}.",
+    )
     mean = getattr(found, "mean", 0.0) if mean is None else mean
     std = getattr(found, "std", 1.0) if std is None else std
     originals = _batch(images, found.inputs)
@@ -252,6 +274,7 @@ def score(
         f"Expected images of shape (C, H, W), got samples of {tuple(originals.shape[1:])}.",
     )
     channels = originals.shape[1]
+    _check_scale(originals, _repeated(mean, channels), _repeated(std, channels))
     true = found.labels if labels is None else torch.as_tensor(labels).detach().cpu().flatten()
     scores = score_images(
         GroundTruth(originals, true), found,
@@ -262,6 +285,10 @@ def score(
         require(
             len(true) == len(found.labels),
             f"Expected {len(found.labels)} labels, got {len(true)}.",
+        )
+        require(
+            not (true.is_floating_point() or true.is_complex()),
+            f"Expected labels as whole numbers, got {true.dtype}.",
         )
         hits = [int(true[s.sample]) == int(found.labels[s.match]) for s in scores]
         right = sum(hits) / len(hits)
@@ -317,6 +344,11 @@ def _checked_labels(labels: Any) -> Tensor | None:
         known = torch.as_tensor(labels).detach().cpu().flatten()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise BadInput(f"Expected labels as whole numbers, got {labels!r:.60}.") from error
+    require(
+        torch.as_tensor(labels).dim() <= 1,
+        f"Expected a label for each sample, got shape {tuple(torch.as_tensor(labels).shape)}: of "
+        "one-hot labels, give `argmax(dim=1)`.",
+    )
     require(len(known) >= 1, "Expected the label of at least one sample, got none.")
     return known
 
@@ -379,6 +411,25 @@ def _pixels(inputs: Tensor, mean: Scale, std: Scale) -> Tensor:
     channels = inputs.shape[1]
     scale = torch.tensor(_repeated(std, channels)).reshape(-1, 1, 1)
     return (inputs * scale + torch.tensor(_repeated(mean, channels)).reshape(-1, 1, 1)).clamp(0, 1)
+
+
+def _check_scale(originals: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse originals that are no pixels once they are scaled back: clipped, they score well."""
+    channels = originals.shape[1]
+    require(
+        len(mean) == len(std) == channels and all(0 < value < math.inf for value in std),
+        f"Expected a mean and a positive standard deviation for each of {channels} channels, got "
+        f"{mean} and {std}.",
+    )
+    shape = (-1, 1, 1)
+    pixels = originals * torch.tensor(std).reshape(shape) + torch.tensor(mean).reshape(shape)
+    low, high = float(pixels.min()), float(pixels.max())
+    require(
+        low >= -TOLERANCE and high <= 1 + TOLERANCE,
+        f"Expected originals that lie in [0, 1] once scaled back with mean {mean} and std {std}, "
+        f"got {low:.3g} to {high:.3g}: give the mean and std that they were normalised with, to "
+        "the attack as well.",
+    )
 
 
 def _picture(rows: Sequence[Tensor]) -> "Image":

@@ -306,3 +306,37 @@ def test_where_gradients_are_turned_off(mode: Any, batch: tuple[Tensor, Tensor])
     with mode():
         found = attack(model, gradient, input_shape=SHAPE)
     assert found.explained > 0.99
+
+
+def test_what_would_be_clipped_is_not_scored(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    found = attack(model, gradient_of(model, batch), input_shape=SHAPE)
+    for images in (batch[0] * 3 - 1, batch[0] * 255, batch[0] * float("nan")):
+        with pytest.raises(BadInput, match=r"originals that lie in \[0, 1\] once scaled back"):
+            score(found, images)
+    with pytest.raises(BadInput, match="a mean and a positive standard deviation for each of 3"):
+        score(found, batch[0], std=0.0)
+    with pytest.raises(BadInput, match="Expected what an attack found, got Tensor"):
+        score(batch[0], batch[0])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"Expected labels as whole numbers, got torch.float32"):
+        score(found, batch[0], [0.7])
+    with pytest.raises(BadInput, match="Expected a file name with an extension"):
+        found.show(path="nowhere/found.png")
+
+
+def test_a_low_share_says_what_to_check(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    found = attack(model, gradient_of(model, batch), input_shape=SHAPE, method=IGA(iterations=1))
+    assert found.explained < 0.5
+    assert "hardly explained, so do not build on it: check num_samples, loss" in str(found)
+    assert "\n" not in str(found)
+
+
+def test_steps_of_a_gradient(batch: tuple[Tensor, Tensor]) -> None:
+    model = net()
+    gradient = gradient_of(model, batch)
+    with pytest.raises(BadInput, match="Expected `weights_after` with 3 local steps, got"):
+        attack(model, gradient, input_shape=SHAPE, local_steps=3, learning_rate=0.1)
+    one_hot = nn.functional.one_hot(batch[1], 5)
+    with pytest.raises(BadInput, match=r"a label for each sample, got shape \(1, 5\): of one-hot"):
+        attack(model, gradient, input_shape=SHAPE, labels=one_hot)

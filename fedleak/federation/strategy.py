@@ -32,7 +32,7 @@ from fedleak.errors import BadInput
 from fedleak.federation import records
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.compression import CompactTensors
-from fedleak.updates.files import Tensors, check_name
+from fedleak.updates.files import Tensors, check_name, remove_round
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
@@ -116,6 +116,8 @@ class MaliciousStrategy(Strategy):
         self.learning_rate = learning_rate
         self.victims = victims
         self.folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.model = model
         self.seed = seed
         self.seeded_sampling = seeded_sampling
@@ -179,6 +181,8 @@ class MaliciousStrategy(Strategy):
             random.seed(derive_seed(self.seed, round_))
         messages = list(self._inner_steps["configure_train"](round_, arrays, config, grid))
         self._sent = records.to_tensors(arrays)
+        if self.folder is not None:
+            remove_round(self.folder, round_)
         self._sampled_nodes = [message.metadata.dst_node_id for message in messages]
         return messages
 
@@ -203,7 +207,11 @@ class MaliciousStrategy(Strategy):
         for reply in answers:
             client = self._number(reply.metadata.src_node_id)
             if self.victims.includes(round_, client):
-                self._intercept(round_, client, reply, gradients.get(id(reply)))
+                try:
+                    self._intercept(round_, client, reply, gradients.get(id(reply)))
+                except (OSError, BadInput) as error:
+                    # A full disk, say, must not stop the training.
+                    self._fail(round_, client, f"its update could not be kept: {error}")
         step = self._inner_steps["aggregate_train"]
         result: tuple[ArrayRecord | None, MetricRecord | None]
         if not gradients:
@@ -299,7 +307,9 @@ class MaliciousStrategy(Strategy):
             sent=self._sent,
             received=received if gradient is None else CompactTensors(received),
         )
-        self.intercepted.append(update if self.folder is None else update.save(self.folder))
+        self.intercepted.append(
+            update if self.folder is None else update.save(self.folder, compare=False)
+        )
         if self._on_intercept is not None:
             self._on_intercept(update)
         if self.victims.when == "during":

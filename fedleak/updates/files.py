@@ -86,6 +86,17 @@ def update_files(folder: Path) -> list[Path]:
     return [found[key] for key in sorted(found)]
 
 
+def remove_round(folder: Path, round_: int) -> None:
+    """Remove the files of a round that is run again, or that another federation has left.
+
+    Args:
+        folder: the folder of the updates.
+        round_: number of the round, from 1.
+    """
+    for path in folder.glob(f"r{round_:04d}-*.safetensors"):
+        path.unlink()
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
     """Write tensors and a header to a safetensors file atomically.
 

@@ -277,20 +277,33 @@ class InterceptedUpdate:
             return {}
         return self.received.factors()
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path | str, *, compare: bool = True) -> Path:
         """Write the update to ``folder``; the sent weights go to one file per round.
 
         Args:
             folder: an existing folder.
+            compare: whether to compare the sent weights with those in a file of the round that is
+                there already, as another federation may have written it.
 
         Returns:
             The path of the update's file.
 
         Raises:
-            BadInput: if the model's name is not valid in a file name.
+            BadInput: if the model's name is not valid in a file name, there is no such folder, or
+                it holds other sent weights of this round.
         """
         check_name("the model", self.model)
+        folder = Path(folder)
+        require(folder.is_dir(), f"Expected a folder for updates at {folder}, found none.")
         shared = folder / f"r{self.round:04d}-global.safetensors"
+        if shared.exists() and compare:
+            found, _ = read_tensors(shared, GLOBAL_FORMAT)
+            require(
+                found.keys() == self.sent.keys()
+                and all(torch.equal(value, self.sent[name]) for name, value in found.items()),
+                f"Expected the weights that were sent in round {self.round} in {shared}, found "
+                "others, as of another federation: choose another folder.",
+            )
         if not shared.exists():
             header = {"format": GLOBAL_FORMAT, "round": str(self.round), "model": self.model}
             write_tensors(self.sent, shared, header)

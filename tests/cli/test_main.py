@@ -415,7 +415,7 @@ FILES: list[tuple[str, Any, str]] = [
      r"`federation`, got `3`\.$"),
     ("a list for a section", {"victims": [1]}, r"in `victims`, got `\[1\]`\.$"),
     ("true for precode", {"model": {"class_path": "smlp", "init_args": {"precode": True}}},
-     r"Expected `model.precode` to be settings as `name: value` or null, got `True`\.$"),
+     r"Expected `model.precode` to be settings as `name: value` or null, got `true`\.$"),
     ("wrong type", {"federation": {"clients": "two"}}, r"`federation.clients` to be a whole"),
     ("wrong type of a plugin's setting",
      {"attacks": [{"class_path": "iga", "init_args": {"iterations": "x"}}]},

@@ -70,7 +70,7 @@ def test_an_invalid_row_is_reported_by_its_line(
 @pytest.mark.parametrize("kind", [MovieLens, LastFM, Steam])
 def test_missing_and_binary_files(kind: type[RecommenderData], tmp_path: Path) -> None:
     path = tmp_path / "x.dat"
-    with pytest.raises(BadInput, match=r"file at .*x.dat, got: No such file"):
+    with pytest.raises(BadInput, match=r"file at .*x.dat, found none"):
         kind(path=str(path)).load()  # type: ignore[call-arg]
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInput, match="UTF-8"):

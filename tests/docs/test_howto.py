@@ -158,7 +158,6 @@ def test_the_wrapped_strategy_reconstructs_what_a_client_trained_on(folder: Path
     sent = {name: value.detach().clone() for name, value in net.named_parameters()}
     moved = {n: sent[n] - 0.1 * g for n, g in zip(names, gradient, strict=True)}
 
-    Path("updates").mkdir()
     inner = FedAvg(min_available_nodes=2, fraction_evaluate=0.0)
     strategy = module.malicious(net, mean, std, inner)
     grid = FakeGrid([7, 8], lambda question: sends_weights(question, moved, examples=1))

@@ -15,7 +15,7 @@ from fedleak.errors import BadInput
 from fedleak.metrics import score_images
 from fedleak.models import SMLP
 from fedleak.updates.compression import CompactTensors
-from fedleak.updates.files import NAME, Tensors, update_files, update_key
+from fedleak.updates.files import NAME, Tensors, remove_round, update_files, update_key
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate, gradient_to_weights, weights_to_gradient
@@ -421,3 +421,17 @@ def test_the_estimate_agrees_with_autograd_of_the_model(victim: Victim) -> None:
     )
     for name, value in victim.update.received.items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_another_federations_folder_is_not_written_to(tmp_path: Path) -> None:
+    """The weights that were sent lie in one file of a round: those of another are not taken."""
+    one, other = (torch.nn.Linear(3, 2) for _ in range(2))
+    gradient = [torch.ones_like(value) for value in one.parameters()]
+    InterceptedUpdate.of(one, gradient=gradient).save(tmp_path)
+    InterceptedUpdate.of(one, gradient=gradient, client=1).save(str(tmp_path))
+    with pytest.raises(BadInput, match=r"weights that were sent in round 1 in .*, found others"):
+        InterceptedUpdate.of(other, gradient=gradient, client=2).save(tmp_path)
+    with pytest.raises(BadInput, match=r"a folder for updates at .*nowhere, found none"):
+        InterceptedUpdate.of(one, gradient=gradient).save(tmp_path / "nowhere")
+    remove_round(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
