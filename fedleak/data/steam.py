@@ -47,6 +47,8 @@ class Steam(RecommenderData):
         users: list[int] = []
         items: list[int] = []
         games: dict[str, int] = {}
+        # A pipe would be waited for without end.
+        require(path.is_file(), f"Expected a file at {path}, found none.")
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = csv.reader(read_lines(file, path))

@@ -102,9 +102,7 @@ def test_dp_sgd_uses_the_noise_that_the_client_drew(data, mode):
 def test_what_recomputes_the_gradient_comes_first(data):
     dp_sgd = defense("dp_sgd.DPSGD")
     assert len(make_defenses(config_of(data, dp_sgd, PRUNING))) == 2
-    with pytest.raises(
-        BadInput, match="Expected dp_sgd before the other `defenses`, as it recomput"
-    ):
+    with pytest.raises(BadInput, match="Expected dp_sgd before the other `defenses`, as it recomp"):
         make_defenses(config_of(data, PRUNING, dp_sgd))
 
 
