@@ -370,9 +370,6 @@ def _prepare(
     knowledge, notes = _with_samples(knowledge, update)
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
-    if update.protocol == "fedsgd" and knowledge.local_steps > 1:
-        notes += (f"a gradient came, so that {knowledge.local_steps} local steps are left out",)
-        knowledge = replace(knowledge, local_steps=1)
     labels = knowledge.labels
     if labels is not None:
         require(

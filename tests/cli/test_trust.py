@@ -12,6 +12,7 @@ import yaml
 
 import fedleak
 from fedleak import experiment
+from fedleak.build import without_download
 from fedleak.errors import BadInput
 from fedleak.registry import Plugin, Untrusted, build, is_known, known_classes_only, load_class
 from fedleak.runs.folder import RunFolder
@@ -169,3 +170,59 @@ def test_what_is_known() -> None:
             load_class("pathlib.Path")
         assert load_class("pathlib.Path") is Path
     assert load_class("pathlib.PurePath").__name__ == "PurePath"
+
+
+# ----------------------------------------------------------------------- what else a folder may do
+
+
+def test_a_stored_data_set_downloads_nothing() -> None:
+    stored = Plugin("fedleak.data.cifar.CIFAR10", {"root": "anywhere", "download": True})
+    assert without_download(stored).init_args == {"root": "anywhere", "download": False}
+    photos = Plugin("fedleak.data.photos.Photos", {})
+    assert without_download(photos) is photos
+
+
+@pytest.mark.parametrize("inside", ["", "inside", "updates/inside"])
+def test_the_output_is_no_folder_of_the_source(inside: str, run_folder: Path) -> None:
+    from fedleak.config import RunConfig
+
+    before = sorted(run_folder.rglob("*"))
+    attacks = (Plugin("fedleak.attacks.iga.IGA", {"iterations": 2}),)
+    config = RunConfig.load(run_folder / "config.yaml")
+    values = vars(config) | {"attacks": attacks, "output": str(run_folder / inside)}
+    with pytest.raises(BadInput, match="to be another folder than that of the updates"):
+        experiment.attack_run(run_folder, RunConfig(**values))
+    assert sorted(run_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "fedleak.data.base.PrivateData",
+        "fedleak.attacks.base.Attack",
+        "fedleak.defenses.base.Defense",
+    ],
+)
+def test_a_base_class_is_no_plugin(path: str) -> None:
+    with pytest.raises(BadInput, match="which is a base class: see `fedleak list"):
+        build(path.split(".")[1], Plugin(path, {}))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.dat")
+    for name in ("movielens.MovieLens", "steam.Steam"):
+        data = build("data", Plugin(f"fedleak.data.{name}", {"path": str(tmp_path / "pipe.dat")}))
+        with pytest.raises(BadInput, match=r"Expected a file at .*pipe.dat, found none"):
+            data.setup()
+
+
+def test_names_in_results_hold_no_control_characters() -> None:
+    from fedleak.config import RunConfig
+
+    config = RunConfig(
+        Plugin("fedleak.data.npz.Npz", {"path": "/somewhere/a\nb.npz"}),
+        Plugin("fedleak.models.mlp.SMLP", {}),
+        defenses=(Plugin("my.Defence", {"text": "line\nbreak\x1b[2J"}),),
+    )
+    assert config.data_name == "a?b"
+    assert config.defense_name == "defence(text=line?break?[2J)"

@@ -142,3 +142,26 @@ def test_files_that_are_not_a_study(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(BadInput, match=message):
         load_study(path)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"a: \xff\xfe", "Expected a readable YAML file"),
+        (b"a: " + b"[" * 2000, "at most 40 levels"),
+        (b"base: 2020-13-45", "Expected plain values"),
+        (b"base: &a {data: *a}", "refers to itself"),
+        (BOMB.encode(), "at most 100,000 values"),
+        (b"- a", "Expected a mapping in"),
+    ],
+)
+def test_a_file_that_is_no_study(tmp_path, content, text):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=text):
+        load_study(path)
