@@ -72,8 +72,8 @@ def write_figures(
         std: standard deviation of each channel.
 
     Returns:
-        The files written: ``reconstructions.png``, ``reconstructions-2.png`` and so on; empty if
-        nothing was attacked, or the samples are not images.
+        The paths of the files, ``reconstructions.png``, ``reconstructions-2.png`` and so on; empty
+        if nothing was attacked, or the samples are not images.
     """
     files = []
     pages = draw_pages(folder, config, mean, std, FIGURE)
