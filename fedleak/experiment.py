@@ -285,7 +285,7 @@ class _Work:
         if not left:
             return
         self.observer.attack_started(attack.name, name, len(files), len(files) - len(left))
-        together = max(1, getattr(attack, "at_once", 1))
+        together = max(1, attack.at_once)
         report = partial(self.observer.attack_progressed, attack.name, name)
         for begin in range(0, len(left), together):
             updates = []
