@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.attacks.explained import explained_share
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
@@ -31,11 +30,9 @@ Scale = float | Sequence[float]
 
 TOLERANCE = 1e-3
 """How far rounding may take a pixel out of [0, 1]."""
-LITTLE = 0.5
-"""Share of an update below which a reconstruction hardly explains it."""
 HARDLY = (
-    "; hardly explained, so do not build on it: check num_samples, loss, labels, mean, std, the "
-    "model's mode and learning_rate"
+    "; not supported by the update, so nothing follows from it: check num_samples, loss, labels, "
+    "mean, std, the model's mode and learning_rate"
 )
 MAX_ENTRIES = 2**28
 """Of one sample, which an attack makes several copies of."""
@@ -49,14 +46,11 @@ class Found(Reconstruction):
 
     Args:
         method: name of the attack.
-        explained: share of the update that the reconstruction explains, 0 to 1; see
-            :func:`fedleak.attacks.explained.explained_share`.
         mean: mean of each channel, to scale the inputs back to pixels.
         std: standard deviation of each channel.
     """
 
     method: str = ""
-    explained: float = 0.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -64,9 +58,15 @@ class Found(Reconstruction):
         number, shape = len(self.inputs), tuple(self.inputs.shape[1:])
         return (
             f"{number} sample{'s' * (number != 1)} of shape {shape}, labels "
-            f"{self.labels.tolist()}, by {self.method}: explains {self.explained:.1%} of the "
-            f"update, {self.seconds:.2f} s" + (HARDLY if self.explained < LITTLE else "")
+            f"{self.labels.tolist()}, by {self.method}: {self._share}, {self.seconds:.2f} s"
+            + (HARDLY if not self.supported else "")
         )
+
+    @property
+    def _share(self) -> str:
+        if math.isnan(self.explained):
+            return "not checked against the update"
+        return f"explains {self.explained:.1%} of the update"
 
     @property
     def pixels(self) -> Tensor:
@@ -221,9 +221,8 @@ def attack(
             num_samples=num_samples,
             labels=known,
             protocol=update.protocol,
-            learning_rate=0.1 if learning_rate is None else learning_rate,
+            learning_rate=learning_rate,
             local_steps=local_steps,
-            training=model.training,
             loss=_batch_loss(model, loss),
         )
         chosen = _method(method, model)
@@ -232,7 +231,6 @@ def attack(
         return Found(
             **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
             method=chosen.name,
-            explained=explained_share(update, knowledge, found),
             mean=knowledge.mean,
             std=knowledge.std,
         )

@@ -14,7 +14,7 @@ from fedleak.config import RunConfig
 from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
+from fedleak.models.optimiser_facts import local_learning_rate, local_training
 from fedleak.registry import Plugin, build
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
@@ -213,9 +213,13 @@ def knowledge_of(
     if data.num_classes == 1:
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
-    steps = 1
+    training = local_training(model)
     if federation.protocol == "fedavg":
-        steps = federation.local_epochs * ceil(samples / federation.batch_size)
+        training = replace(
+            training,
+            steps=federation.local_epochs * ceil(samples / federation.batch_size),
+            batch_size=federation.batch_size,
+        )
     return Knowledge(
         model=model,
         input_shape=data.input_shape,
@@ -225,10 +229,7 @@ def knowledge_of(
         num_samples=samples,
         labels=labels,
         protocol=federation.protocol,
-        learning_rate=local_learning_rate(model),
-        local_steps=steps,
-        batch_size=federation.batch_size if federation.protocol == "fedavg" else None,
-        plain_sgd=plain_sgd(model),
+        local_training=training,
         training=federation.mode == "train",
         label_recovery=config.victims.label_recovery,
     )

@@ -57,9 +57,9 @@ class Analytic(Attack):
         reason = super().refuses(knowledge)
         if reason is not None:
             return reason
-        if knowledge.local_steps > 1 and not knowledge.plain_sgd:
+        if knowledge.steps > 1 and not knowledge.local.is_plain_sgd:
             return (
-                f"{self.name} needs a sum of gradients, and {knowledge.local_steps} local steps of "
+                f"{self.name} needs a sum of gradients, and {knowledge.steps} local steps of "
                 "another optimiser than plain SGD do not send one"
             )
         layer = first_linear(knowledge)

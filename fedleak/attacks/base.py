@@ -14,9 +14,11 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.explained import SUPPORTED_FROM, explained_share
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots, record
 from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.evidence import examine
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -44,6 +46,11 @@ class Problem:
         notes: what was found while it was made ready; they come first among the findings.
         factors: name of a weight -> its gradient in ``gradient``, and the two vectors ``(out,)``
             and ``(in,)`` whose outer product it is, where the client sent those.
+        left_out: parameters of which the update tells nothing, as they did not come, did not move
+            or are not trained; their gradient in ``gradient`` is 0 and must not be compared.
+        deviation: of an inverted step of Adam and its kin, a bound on the error of each entry of
+            ``gradient``, see :class:`fedleak.updates.gradient_estimate.GradientEstimate`.
+        change: of weights, the change of each parameter, new minus old, in float64.
     """
 
     model: nn.Module
@@ -55,6 +62,9 @@ class Problem:
     buffers: Tensors = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     factors: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+    deviation: Tensors = field(default_factory=dict)
+    change: Tensors = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Problem {self.name} of {type(self.model).__name__}, inputs {self.batch_shape}>"
@@ -107,6 +117,9 @@ class Reconstruction:
         iterations: number of iterations done.
         seconds: time that it took; of updates attacked together, each one's share.
         findings: what it found on the way and why it went that way, a sentence each.
+        explained: share of the client's update that it explains, 0 to 1, see
+            :func:`fedleak.attacks.explained.explained_share`; NaN if it cannot be computed. The
+            caller of the plugin sets it.
     """
 
     inputs: Tensor
@@ -116,6 +129,12 @@ class Reconstruction:
     iterations: int = 0
     seconds: float = 0.0
     findings: tuple[str, ...] = ()
+    explained: float = math.nan
+
+    @property
+    def supported(self) -> bool:
+        """Whether the update supports it, or cannot tell; if not, nothing follows from it."""
+        return not self.explained < SUPPORTED_FROM
 
     @property
     def cost(self) -> float:
@@ -129,6 +148,7 @@ class Reconstruction:
             f"{number} sample{'s' * (number != 1)} of shape {shape}, labels {self.labels.tolist()}"
         )
         text += "" if math.isnan(self.cost) else f", cost {self.cost:.1e}"
+        text += "" if math.isnan(self.explained) else f", explains {self.explained:.1%}"
         last = f": {self.findings[-1]}" if self.findings else ""
         return f"<{type(self).__name__} of {text}, {self.seconds:.2f} s{last}>"
 
@@ -243,9 +263,13 @@ class Attack(ABC):
         )
         with _seeded(seed), _full_precision():
             models: list[_Loaded] = []
+            named = [
+                update.for_model(facts.model)
+                for update, facts in zip(updates, known, strict=True)
+            ]
             problems = [
                 _prepare(update, facts, seed, device, models)
-                for update, facts in zip(updates, known, strict=True)
+                for update, facts in zip(named, known, strict=True)
             ]
             for problem in problems:
                 reason = self.refuses(problem.knowledge) or self.refuses_device(device)
@@ -253,7 +277,7 @@ class Attack(ABC):
             results: dict[int, Reconstruction] = {}
             with _relayed(report) as relay:
                 for index, result in self.run_many(problems, relay):
-                    results[index] = _packed(result, problems[index].notes)
+                    results[index] = _packed(result, problems[index], named[index])
                     if finished is not None:
                         finished(index, results[index])
         return [results[index] for index in range(len(problems))]
@@ -370,6 +394,14 @@ def _prepare(
     knowledge, notes = _with_samples(knowledge, update)
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
+    evidence = examine(update, knowledge)
+    require(
+        not evidence.is_zero,
+        f"Expected update {update.key} to change the weights, but {evidence.findings[0]}."
+        if evidence.is_zero
+        else "",
+    )
+    notes += tuple(map(str, evidence.findings))
     labels = knowledge.labels
     if labels is not None:
         require(
@@ -390,9 +422,12 @@ def _prepare(
     model = _loaded_model(update, knowledge, device, models)
     # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     parameters = dict(model.named_parameters())
+    estimate = update.estimate(model, knowledge)
     gradient = {
-        name: value.to(parameters[name], copy=True)
-        for name, value in update.gradient(model, knowledge).items()
+        name: estimate.gradient[name].to(value, copy=True)
+        if name in estimate.gradient and name not in evidence.left_out
+        else torch.zeros_like(value)
+        for name, value in parameters.items()
     }
     buffers = {n: v.to(device, copy=True) for n, v in update.received.items() if n not in gradient}
     generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client, SALT))
@@ -408,7 +443,11 @@ def _prepare(
         {
             name: (gradient[name], rows.to(gradient[name]), columns.to(gradient[name]))
             for name, (rows, columns) in update.factors().items()
+            if name not in evidence.left_out
         },
+        evidence.left_out,
+        {name: value.to(parameters[name]) for name, value in estimate.deviation.items()},
+        {} if update.protocol == "fedsgd" else update.change(parameters),
     )
 
 
@@ -439,7 +478,7 @@ class _Loaded:
 
     model: nn.Module
     original: nn.Module
-    training: bool
+    training: bool | None
     sent: Tensors
 
 
@@ -452,9 +491,12 @@ def _loaded_model(
         ):
             return known.model
     model = copy.deepcopy(knowledge.model).to(device)
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
+        model = model.float()  # gradients of gradients are lost in half precision
     model.load_state_dict(update.sent)
     model.requires_grad_(False)
-    model.train(knowledge.training)
+    if knowledge.training is not None:
+        model.train(knowledge.training)
     models.append(_Loaded(model, knowledge.model, knowledge.training, update.sent))
     return model
 
@@ -539,11 +581,17 @@ def _relayed(report: Report | None) -> Iterator[Report]:
         _LISTENERS.pop(id(relay), None)
 
 
-def _packed(result: Reconstruction, notes: tuple[str, ...] = ()) -> Reconstruction:
-    return replace(
+def _packed(
+    result: Reconstruction, problem: Problem, update: InterceptedUpdate
+) -> Reconstruction:
+    result = replace(
         result,
-        findings=(*notes, *result.findings),
         inputs=result.inputs.detach().cpu(),
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},
     )
+    found = explained_share(
+        update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out
+    )
+    findings = (*problem.notes, *result.findings, *found.findings)
+    return replace(result, findings=findings, explained=found.share)

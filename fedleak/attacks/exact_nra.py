@@ -161,7 +161,7 @@ class ExactNRA(JointAttack):
         if recovered:
             labels = recover_labels(problem.model, problem.gradient, facts)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
-        if facts.local_steps > 1:
+        if facts.steps > 1:
             return self._attack_local_steps(problem, report, recovered=recovered)
         reading = Reader(
             problem,
@@ -204,13 +204,13 @@ class ExactNRA(JointAttack):
         self, problem: Problem, report: Report, *, recovered: bool
     ) -> "Reconstruction | _Unresolved":
         facts = problem.knowledge
-        findings = [f"the update is of {facts.local_steps} local steps"]
+        findings = [f"the update is of {facts.steps} local steps"]
         layer = first_linear(facts)
         if facts.num_samples > 1:
             findings.append(f"on {facts.num_samples} images")
         elif layer is None or not enters_unchanged(facts, layer):
             findings.append("the first layer is not a linear layer with bias that takes the image")
-        elif facts.plain_sgd:
+        elif facts.local.is_plain_sgd:
             weight, bias = (problem.gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
             entering = linear_input(weight, bias)
             findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
@@ -221,7 +221,7 @@ class ExactNRA(JointAttack):
                 image = within(entering.value.cpu(), facts)
                 return _reconstruction(problem, image, {}, findings, 0)
         reason = cannot_simulate(facts, problem.noise_shapes)
-        if reason is None and facts.local_steps > MOST_STEPS:
+        if reason is None and facts.steps > MOST_STEPS:
             reason = f"more than {MOST_STEPS} are too many to simulate"
         if reason is not None:
             findings.append(f"their mean gradient is attacked, as {reason}")
@@ -314,7 +314,7 @@ def _reconstruction(
     labels = problem.knowledge.labels
     assert labels is not None
     # Without the noise, or with several steps, the gradient cannot be computed for comparison.
-    comparable = set(noise) == set(problem.noise_shapes) and problem.knowledge.local_steps == 1
+    comparable = set(noise) == set(problem.noise_shapes) and problem.knowledge.steps == 1
     costs = [(iterations, _relative_error(problem, image, noise))] if comparable else []
     if costs and costs[0][1] > FAILED_ABOVE:
         findings.append(
@@ -347,12 +347,10 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
         loss = problem.knowledge.loss(model, (image, problem.knowledge.labels))
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    # A client sends zeros for parameters that it does not train.
-    trained = {n for n, v in problem.knowledge.model.named_parameters() if v.requires_grad}
     pairs = [
         (value.double(), problem.gradient[name].double())
         for name, value in zip(names, found, strict=True)
-        if name in trained or not trained
+        if name not in problem.left_out
     ]
     common = sum(float((value * sent).sum()) for value, sent in pairs)
     common /= max(sum(float(value.square().sum()) for value, _ in pairs), 1e-300)

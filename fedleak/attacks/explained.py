@@ -2,89 +2,189 @@
 
 import copy
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.module_facts import drawing_layers
 from fedleak.models.noise import inject, record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.update import InterceptedUpdate
+
+SUPPORTED_FROM = 0.5
+"""Share of an update from which a reconstruction is supported by it."""
+# The update is compared in size where the directions agree to this squared cosine,
+SAME_DIRECTION = 0.9
+# and told to differ beyond this factor.
+SAME_SIZE = 1.15
+
+
+@dataclass(frozen=True)
+class Explained:
+    """How well the update of a reconstruction agrees with the client's.
+
+    Args:
+        share: 0 to 1, see :func:`explained_share`; NaN if it cannot be computed.
+        factor: the client's update over that of the reconstruction, in size. None if they differ in
+            direction.
+        reason: why the share cannot be computed.
+    """
+
+    share: float
+    factor: float | None = None
+    reason: str | None = None
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What is amiss, in sentences without a full stop; empty if nothing is."""
+        if self.reason is not None:
+            return (f"not checked against the update, as {self.reason}",)
+        found = []
+        if self.share < SUPPORTED_FROM:
+            found.append(
+                f"not supported by the update: the reconstruction explains {self.share:.0%} of it, "
+                "so nothing follows from it"
+            )
+        if self.factor is not None and not 1 / SAME_SIZE <= self.factor <= SAME_SIZE:
+            found.append(
+                f"the update is {self.factor:.2g} times as large as that of the reconstruction: "
+                "learning rate, steps, number of samples or loss are not those told, or the client "
+                "scales or clips what it sends"
+            )
+        return tuple(found)
 
 
 def explained_share(
-    update: InterceptedUpdate, knowledge: Knowledge, reconstruction: Reconstruction
-) -> float:
+    update: InterceptedUpdate,
+    knowledge: Knowledge,
+    inputs: Tensor,
+    labels: Tensor,
+    noise: Mapping[str, Tensor],
+    left_out: frozenset[str] = frozenset(),
+) -> Explained:
     """The share of what an update tells of the inputs that a reconstruction explains.
 
-    ``1 - |u - v|^2 / |u - b|^2`` over the parameters that are trained, in float64. u is the
-    client's gradient (of weights, the mean gradient that explains their change); v is the gradient
-    of the reconstruction, by its inputs, labels and noise through the same model, mode, loss and
-    steps of plain SGD; b is that of a guess that knows nothing of the inputs: all 0 (of images,
+    ``1 - min_c |u - c v|^2 / min_c |u - c b|^2`` with c at least 0, over the parameters of which
+    the update tells anything, in float64. u is the client's gradient or change of weights; v is
+    that of the reconstruction, by its inputs, labels and noise through the same model, modes, loss,
+    optimiser and steps; b is that of a guess that knows nothing of the inputs: all 0 (of images,
     the data set's mean), with the same labels and noise. Without b, any image with the right label
-    explains 0.9999 of a LeNet's gradient, most of which is the classifier's.
+    explains 0.9999 of a LeNet's gradient, most of which is the classifier's. The factors c allow
+    for a client that clips its gradient; where c is far from 1, a finding says so.
 
     Args:
-        update: what the server saw.
+        update: what the server saw, by the model's names.
         knowledge: what it knows; ``num_samples`` is that of the reconstruction.
-        reconstruction: what an attack made of the update.
+        inputs: the reconstruction.
+        labels: its labels.
+        noise: its noise, by slot.
+        left_out: parameters of which the update tells nothing.
 
     Returns:
-        0 to 1; 0 as well where the guess is nearer, or the reconstruction is not finite. Noise that
-        was not restored is drawn anew, the same for v and b.
+        A share of 0 as well where the guess is nearer, or the reconstruction is not finite. No
+        share where the model draws random numbers that were not restored: with others, even the
+        true inputs explain little of an update.
     """
-    model = copy.deepcopy(knowledge.model).cpu().double()
-    flags = {name: value.requires_grad for name, value in model.named_parameters()}
-    trained = [name for name in flags if flags[name] or not any(flags.values())]
-    model.load_state_dict(update.sent)
-    model.train(knowledge.training).requires_grad_(True)
-    steps = knowledge.local_steps if update.protocol == "fedavg" else 1
-    target = {n: v.double() for n, v in update.gradient(model, knowledge).items()}
-    guess = replace(reconstruction, inputs=torch.zeros_like(reconstruction.inputs))
-    distances = []
-    for inputs in (reconstruction, guess):
-        mean = _mean_gradient(copy.deepcopy(model), knowledge, inputs, steps, trained)
-        distances.append(sum(float((target[n] - mean[n]).square().sum()) for n in trained))
-    missed, most = distances
-    share = 1 - missed / most if most else 0.0
-    return max(0.0, share) if math.isfinite(share) else 0.0
+    if update.protocol != "fedsgd" and knowledge.local.optimizer == "unknown":
+        return Explained(math.nan, reason="the client's optimiser is not known")
+    if not bool(inputs.isfinite().all()):
+        return Explained(0.0)
+    arguments = (update, knowledge, inputs, labels, noise, left_out)
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        try:
+            return _compare(*arguments, torch.float64)
+        except (RuntimeError, TypeError):
+            # Some models compute in one type of number only.
+            return _compare(*arguments, None)
 
 
-def _mean_gradient(
+def _compare(
+    update: InterceptedUpdate,
+    knowledge: Knowledge,
+    inputs: Tensor,
+    labels: Tensor,
+    noise: Mapping[str, Tensor],
+    left_out: frozenset[str],
+    kind: torch.dtype | None,
+) -> Explained:
+    model = copy.deepcopy(knowledge.model).cpu()
+    kind = kind or next(model.parameters()).dtype
+    model.to(kind).load_state_dict(update.sent)
+    if knowledge.training is not None:
+        model.train(knowledge.training)
+    model.requires_grad_(True)
+    names = [name for name, _ in model.named_parameters() if name not in left_out]
+    target = update.received if update.protocol == "fedsgd" else update.change(names)
+    u = torch.cat([target[name].double().flatten() for name in names])
+    if inputs.is_floating_point():
+        inputs = inputs.to(kind)
+    noise = {slot: value.to(kind) for slot, value in noise.items()}
+    dimensions = _dimensions(model, knowledge, (inputs, labels))
+    random = [*drawing_layers(model), *(slot for slot in dimensions if slot not in noise)]
+    if random:
+        return Explained(math.nan, reason=f"the random numbers of {random[0]} were not restored")
+    missed, factor = [], None
+    for guess in (False, True):
+        batch = torch.zeros_like(inputs) if guess else inputs
+        found = _update_of(
+            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol, dimensions
+        )
+        v = torch.cat([found[name].double().flatten() for name in names])
+        if not bool(v.isfinite().all()):
+            return Explained(0.0)
+        inner, size = float(u @ v), float(v @ v)
+        best = max(0.0, inner / size) if size else 0.0
+        missed.append(float((u - best * v).square().sum()))
+        if not guess and size and inner > 0:
+            if inner**2 > SAME_DIRECTION * size * float(u @ u):
+                factor = best
+    share = 1 - missed[0] / missed[1] if missed[1] else 0.0
+    return Explained(max(0.0, share) if math.isfinite(share) else 0.0, factor)
+
+
+def _update_of(
     model: nn.Module,
     knowledge: Knowledge,
-    reconstruction: Reconstruction,
-    steps: int,
-    trained: list[str],
+    batch: tuple[Tensor, Tensor],
+    noise: Mapping[str, Tensor],
+    names: list[str],
+    protocol: str,
+    dimensions: Mapping[str, int],
 ) -> Tensors:
-    """The mean gradient of the reconstruction's local steps; the model's weights are moved."""
-    inputs, labels = reconstruction.inputs.double(), reconstruction.labels
+    """The gradient or change of weights of a batch; the model's weights are moved."""
+    inputs, labels = batch
+    steps = knowledge.steps
     batches = knowledge.local_batches if steps > 1 else [slice(0, len(inputs))]
-    parameters = {name: model.get_parameter(name) for name in trained}
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        drawn = _dimensions(model, knowledge, (inputs, labels)) if reconstruction.noise else {}
-        for step in range(steps):
-            part = batches[step % len(batches)]
-            # Of epochs that were simulated, the noise has an axis for them.
-            noise = {
-                name: (
-                    value[part, step // len(batches)] if value.dim() > drawn[name] else value[part]
-                ).double()
-                for name, value in reconstruction.noise.items()
-            }
-            with inject(model, noise):
-                loss = knowledge.loss(model, (inputs[part], labels[part]))
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for (name, value), gradient in zip(parameters.items(), found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient / steps
-                    if steps > 1:
-                        value.data -= knowledge.learning_rate * gradient
-    return total
+    parameters = {name: model.get_parameter(name) for name in names}
+    begin = {name: value.detach().clone() for name, value in parameters.items()}
+    state: State = {}
+    for step in range(steps):
+        part = batches[step % len(batches)]
+        # Of epochs that were simulated, the noise has an axis for them.
+        own = {
+            name: value[part, step // len(batches)]
+            if value.dim() > dimensions.get(name, value.dim())
+            else value[part]
+            for name, value in noise.items()
+        }
+        with inject(model, own):
+            loss = knowledge.loss(model, (inputs[part], labels[part]))
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(value) if gradient is None else gradient
+            for (name, value), gradient in zip(parameters.items(), found, strict=True)
+        }
+        if protocol == "fedsgd":
+            return gradients
+        weights = {name: value.detach() for name, value in parameters.items()}
+        changes, state = optimizer_step(knowledge.local, weights, gradients, state, step)
+        for name, value in parameters.items():
+            value.data += changes[name]
+    return {name: value.detach() - begin[name] for name, value in parameters.items()}
 
 
 def _dimensions(

@@ -1,11 +1,14 @@
 """Facts about a client's local training that follow from a module's own optimiser."""
 
+from collections.abc import Iterable, Mapping
+from glob import escape
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedleak.errors import BadInput
+from fedleak.updates.local_training import PER_PARAMETER, LocalTraining, OptimizerName
 
 
 def local_learning_rate(model: nn.Module) -> float:
@@ -26,8 +29,66 @@ def local_learning_rate(model: nn.Module) -> float:
     return float(found.param_groups[0]["lr"])
 
 
-def plain_sgd(model: nn.Module) -> bool:
-    """Whether a module trains with a single SGD without momentum, weight decay or schedule."""
+# Class -> name, and torch's name of a setting -> that of LocalTraining.
+_NAMES: dict[type, OptimizerName] = {
+    torch.optim.SGD: "sgd",
+    torch.optim.Adam: "adam",
+    torch.optim.AdamW: "adamw",
+    torch.optim.RMSprop: "rmsprop",
+    torch.optim.Adagrad: "adagrad",
+}
+_SETTINGS = {"lr": "learning_rate", "initial_accumulator_value": "initial_accumulator"}
+
+
+def optimizer_facts(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> LocalTraining:
+    """The facts of an optimiser that has not made a step yet.
+
+    Args:
+        optimizer: the optimiser; of another class than those that ``LocalTraining`` names, a
+            subclass included, it is unknown, since it may compute another step.
+        parameters: the model's parameters by name.
+    """
+    names = {id(value): name for name, value in parameters}
+    kind = _NAMES.get(type(optimizer), "unknown")
+    groups = [
+        (
+            [names[id(value)] for value in group["params"] if id(value) in names],
+            _settings(group),
+        )
+        for group in optimizer.param_groups
+    ]
+    first = groups[0][1]
+    if kind == "unknown":
+        first = {name: value for name, value in first.items() if name == "learning_rate"}
+        return LocalTraining(optimizer=kind, **first)
+    own: dict[str, dict[str, Any]] = {}
+    for members, settings in groups[1:]:
+        differing = {name: value for name, value in settings.items() if value != first[name]}
+        own |= {escape(name): differing for name in members if differing}
+    return LocalTraining(optimizer=kind, per_parameter=own, **first)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    found = {_SETTINGS.get(name, name): value for name, value in group.items()}
+    settings = {name: value for name, value in found.items() if name in PER_PARAMETER}
+    if "betas" in settings:
+        settings["betas"] = tuple(map(float, settings["betas"]))
+    return {
+        name: float(value) if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+    }
+
+
+def local_training(model: nn.Module) -> LocalTraining:
+    """The facts of a module's own optimiser, from ``configure_optimizers``.
+
+    Several optimisers, or a schedule, make it unknown.
+
+    Args:
+        model: a LightningModule.
+    """
     configure: Any = model.configure_optimizers
     found: Any = configure()
     if isinstance(found, tuple) and len(found) == 2 and not found[1]:
@@ -36,11 +97,6 @@ def plain_sgd(model: nn.Module) -> bool:
         found = found[0]
     if isinstance(found, dict) and found.get("lr_scheduler") is None:
         found = found["optimizer"]
-    # A subclass of SGD may compute another step.
-    if type(found) is not torch.optim.SGD or len(found.param_groups) > 1:
-        return False
-    (settings,) = found.param_groups
-    moved = {id(value) for value in settings["params"]}
-    trained = {id(value) for value in model.parameters() if value.requires_grad}
-    others = any(settings[name] for name in ("momentum", "weight_decay", "maximize"))
-    return moved == trained and not others
+    if not isinstance(found, torch.optim.Optimizer):
+        return LocalTraining(optimizer="unknown", learning_rate=local_learning_rate(model))
+    return optimizer_facts(found, model.named_parameters())

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.errors import BadInput, require
+from fedleak.errors import BadInput, require, unknown_name
+from fedleak.updates.local_training import LocalTraining
 
-Protocol = Literal["fedsgd", "fedavg"]
+Protocol = Literal["fedsgd", "fedavg", "delta"]
 LabelRecovery = Literal["bias_counts", "idlg", "row_minima"]
 
 
@@ -63,20 +64,23 @@ class Knowledge:
         num_samples: number of samples that the gradient was computed from. If 0, it is the number
             of ``labels``, or else taken from the update; the findings then say which number it is.
         labels: the samples' labels ``(num_samples,)``. If None, they are not known.
-        protocol: ``fedsgd`` (the update is a gradient) or ``fedavg`` (the update is weights).
-        learning_rate: learning rate of the client's local training.
-        local_steps: number of local optimiser steps.
-        batch_size: number of samples in a local step; the last step of an epoch takes the rest. If
-            None, it is not known, which matters only for several steps on several samples.
-        plain_sgd: whether the client's optimiser is SGD without momentum, weight decay or a
-            learning rate schedule.
+        protocol: ``fedsgd`` (the update is a gradient), ``fedavg`` (it is weights) or ``delta`` (it
+            is a change of weights, new minus old).
+        local_training: the client's local training. If None, it is plain SGD with the three
+            arguments that follow.
+        learning_rate: short for ``LocalTraining(learning_rate=...)``; afterwards, as the two
+            others, what ``local_training`` says.
+        local_steps: short for ``LocalTraining(steps=...)``.
+        batch_size: short for ``LocalTraining(batch_size=...)``.
         training: whether the client's model was in train mode (dropout on, batch norm using the
-            batch's statistics) or in eval mode.
+            batch's statistics) or in eval mode. If None, each module is in the mode in which it is
+            in ``model``.
         loss: the loss of a batch, given model and batch.
         label_recovery: how an attack recovers unknown labels; see :mod:`fedleak.attacks.labels`.
 
     Raises:
-        BadInput: if ``num_samples`` is negative, or ``local_steps`` or ``batch_size`` is below 1.
+        BadInput: if a value is out of its range, the protocol is none of the three, or a fact of
+            the local training is given twice with different values.
     """
 
     model: nn.Module
@@ -87,11 +91,11 @@ class Knowledge:
     num_samples: int = 0
     labels: Tensor | None = None
     protocol: Protocol = "fedsgd"
-    learning_rate: float = 0.1
-    local_steps: int = 1
+    local_training: LocalTraining | None = None
+    learning_rate: float | None = None
+    local_steps: int | None = None
     batch_size: int | None = None
-    plain_sgd: bool = True
-    training: bool = True
+    training: bool | None = None
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
     label_recovery: LabelRecovery = "bias_counts"
 
@@ -100,10 +104,8 @@ class Knowledge:
             self.num_samples >= 0,
             f"Expected `num_samples` to be at least 1, got {self.num_samples}.",
         )
-        require(
-            0 < self.learning_rate < math.inf,
-            f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
-        )
+        if self.protocol not in get_args(Protocol):
+            raise unknown_name("protocol", str(self.protocol), get_args(Protocol))
         shape: tuple[Any, ...] = tuple(self.input_shape)
         require(
             bool(shape) and all(isinstance(side, int) and side >= 1 for side in shape),
@@ -118,11 +120,49 @@ class Knowledge:
             f"Expected a finite mean and a positive standard deviation for each of {shape[0]} "
             f"channels, got {self.mean} and {self.std}.",
         )
-        for name in ("local_steps", "batch_size"):
-            value = getattr(self, name)
+        self._settle_local_training()
+
+    def _settle_local_training(self) -> None:
+        """Make the short arguments and ``local_training`` say the same."""
+        own = {"learning_rate": "learning_rate", "local_steps": "steps", "batch_size": "batch_size"}
+        facts, told = self.local_training or LocalTraining(), dict[str, Any]()
+        for name, fact in own.items():
+            value, known = getattr(self, name), getattr(facts, fact)
             require(
-                value is None or value >= 1, f"Expected `{name}` to be at least 1, got {value}."
+                value is None or known in (None, value),
+                f"Expected `{name}` once, got {value} and {known} in `local_training`.",
             )
+            if value is not None:
+                told[fact] = value
+        facts = replace(facts, **told)
+        object.__setattr__(self, "local_training", facts)
+        for name, fact in own.items():
+            object.__setattr__(self, name, getattr(facts, fact))
+
+    @property
+    def local(self) -> LocalTraining:
+        """The client's local training."""
+        assert self.local_training is not None  # set by __post_init__
+        return self.local_training
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps of the update: 1 of a gradient."""
+        if self.protocol == "fedsgd":
+            return 1
+        return self.local.steps or (self.local.epochs or 1) * len(self.local_batches)
+
+    def with_training(self, **facts: Any) -> Self:
+        """The same knowledge with other facts of the local training.
+
+        Args:
+            facts: arguments of :class:`LocalTraining`.
+        """
+        return replace(
+            self,
+            local_training=replace(self.local, **facts),
+            learning_rate=None, local_steps=None, batch_size=None,
+        )  # fmt: skip
 
     @property
     def local_batches(self) -> list[slice]:
@@ -134,7 +174,7 @@ class Knowledge:
     @property
     def epochs(self) -> int:
         """Number of complete local epochs."""
-        return self.local_steps // len(self.local_batches)
+        return self.steps // len(self.local_batches)
 
     def of_samples(self, number: int) -> Self:
         """The knowledge about a client of the same federation with another number of samples.
@@ -144,9 +184,10 @@ class Knowledge:
                 are complete epochs, ``local_steps`` is adjusted to the same number of epochs.
         """
         other = replace(self, num_samples=number)
-        if self.batch_size is None or self.local_steps % len(self.local_batches):
+        steps, batches = self.local.steps, len(self.local_batches)
+        if self.batch_size is None or steps is None or steps % batches:
             return other
-        return replace(other, local_steps=self.epochs * len(other.local_batches))
+        return other.with_training(steps=steps // batches * len(other.local_batches))
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -21,18 +21,18 @@ def _unwrapped(name: str) -> str:
 
 def by_name(
     values: Any, kind: str, parameters: Sequence[str], sent: Tensors
-) -> dict[str, Tensor | None]:
+) -> Tensors:
     """Tensors by the model's own parameter names, with the shapes and dtypes that were sent.
 
     Args:
         values: tensors or numpy arrays by name, or in the order of the parameters (or of all that
-            was sent); None for an unused parameter.
+            was sent); None for an unused parameter, which may be missing as well.
         kind: what they are, for messages: gradient, weights or delta.
         parameters: the names of the model's parameters, in their order.
         sent: the parameters and buffers that the server sent.
 
     Returns:
-        Copies on the CPU by name, None where ``values`` has None.
+        Copies on the CPU by name, as far as there are values.
 
     Raises:
         BadInput: if names, number or shapes do not fit the model, or a value is not a tensor.
@@ -50,13 +50,12 @@ def by_name(
         )
         values = dict(zip(names, values, strict=True))
     own = {_unwrapped(name): name for name in sent}
-    found: dict[str, Tensor | None] = {}
+    found: Tensors = {}
     for given, value in values.items():
         name = own.get(_unwrapped(str(given)))
         if name is None:
             raise unknown_name(f"parameter in the {kind}", str(given), own)
         if value is None:
-            found[name] = None
             continue
         try:
             tensor = torch.as_tensor(value).detach().cpu()
@@ -83,10 +82,8 @@ def by_name(
         )
         # A copy: weights may be the tensors of a model that is trained further.
         found[name] = tensor.to(sent[name].dtype, copy=True)
-    missing = [name for name in parameters if name not in found]
     require(
-        not missing or kind != "gradient",
-        f"Expected the gradient of every parameter, got nothing for {', '.join(missing[:3])}: give "
-        "None for unused parameters.",
+        any(name in found for name in parameters),
+        f"Expected the {kind} of the model's parameters, got none of them.",
     )
     return found

@@ -1,10 +1,10 @@
 """The update of one client in one round, as the server intercepts it."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,40 +22,15 @@ from fedleak.updates.files import (
     update_key,
     write_tensors,
 )
+from fedleak.updates.gradient_estimate import GradientEstimate, change_of, estimate_gradient
 from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.naming import by_name
 
+# What is given -> protocol.
+PROTOCOLS: dict[str, Protocol] = {"gradient": "fedsgd", "weights": "fedavg", "delta": "delta"}
+
 # How a header writes rounds, clients and examples.
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
-
-
-def weights_to_gradient(
-    sent: Mapping[str, Tensor],
-    received: Mapping[str, Tensor],
-    *,
-    learning_rate: float,
-    steps: int,
-) -> Tensors:
-    """The mean gradient of a client's local steps, from its change of weights by plain SGD.
-
-    SGD changes the weights by ``-learning_rate`` times the sum of the gradients, so the mean
-    gradient is ``(sent - received) / (learning_rate * steps)``. At the sent weights it is exact for
-    one step and an estimate for several; other optimisers scale it differently.
-
-    Args:
-        sent: the weights that the server sent.
-        received: the weights that the client returned, of the same names and shapes.
-        learning_rate: the client's learning rate.
-        steps: number of local optimiser steps.
-
-    Returns:
-        Gradient by parameter name, computed in float64 and rounded to the weights' type.
-    """
-    scale = 1 / (learning_rate * steps)
-    return {
-        name: ((sent[name].double() - value.double()) * scale).to(value.dtype)
-        for name, value in received.items()
-    }
 
 
 def gradient_to_weights(
@@ -81,11 +56,13 @@ class InterceptedUpdate:
     Args:
         round: number of the round, from 1.
         client: number of the client, from 0.
-        protocol: ``fedsgd``: ``received`` is a gradient; ``fedavg``: it is weights.
+        protocol: ``fedsgd``: ``received`` is a gradient; ``fedavg``: it is weights; ``delta``: it
+            is a change of weights, new minus old.
         num_examples: number of examples that the client reports.
         model: name of the model, such as ``smlp+precode``.
         sent: the global parameters and buffers that the server sent, by name.
-        received: the client's reply, by the same names; stays encoded if it was sent encoded.
+        received: the client's reply, by the same names, or part of them; stays encoded if it was
+            sent encoded.
     """
 
     round: int
@@ -124,8 +101,7 @@ class InterceptedUpdate:
             client: number of the client, from 0.
 
         Raises:
-            BadInput: if not exactly one of the three is given, if it does not fit the model, if the
-                gradient is 0 everywhere, or if no weight has changed.
+            BadInput: if not exactly one of the three is given, or if it does not fit the model.
         """
         given = {"gradient": gradient, "weights": weights, "delta": delta}
         kinds = [name for name, value in given.items() if value is not None]
@@ -158,40 +134,40 @@ class InterceptedUpdate:
         sent = {n: v.detach().cpu().clone() for n, v in model.state_dict().items()}
         parameters = [name for name, _ in model.named_parameters()]
         found = by_name(given[kind], kind, parameters, sent)
-        received: Tensors = {}
-        for name, value in found.items():
-            if value is None:
-                require(
-                    kind == "gradient",
-                    f"Expected a tensor for `{name}` in the {kind} of a client, got None.",
-                )
-                value = torch.zeros_like(sent[name])
-            received[name] = sent[name] + value if kind == "delta" else value
-        if kind != "gradient":
-            # Parameters that are not given are unchanged.
-            received = {
-                n: received.get(n, v) for n, v in sent.items() if n in received or n in parameters
-            }
-        changed = any(
-            bool((value if kind == "gradient" else value != sent[name]).any())
-            for name, value in received.items()
-        )
-        require(
-            changed,
-            "Expected a gradient that is not 0 everywhere."
-            if kind == "gradient"
-            else f"Expected {kind} that differ from the model's weights, got no difference: give "
-            "the model as it was before the client's training.",
-        )
         return cls(
             round=round,
             client=client,
-            protocol="fedsgd" if kind == "gradient" else "fedavg",
+            protocol=PROTOCOLS[kind],
             num_examples=num_examples,
             model=type(model).__name__.lower(),
             sent=sent,
-            received=received,
+            received=found,
         )
+
+    def for_model(self, model: nn.Module) -> Self:
+        """The same update by a model's own names.
+
+        Lists take the names of the model's parameters or of its state, in order; prefixes of
+        wrappers are recognised; weights that were not sent, such as those of a frozen base, are the
+        model's.
+
+        Args:
+            model: the architecture.
+
+        Raises:
+            BadInput: if names, number or shapes do not fit the model, or a value is not a tensor.
+        """
+        state = model.state_dict()
+        parameters = [name for name, _ in model.named_parameters()]
+        given: Any = self.sent
+        sent, received = self.sent, self.received
+        if not (_is_by_name(given, state) and len(given) == len(state)):
+            own = {name: value.detach().cpu().clone() for name, value in state.items()}
+            sent = own | by_name(given, "sent weights", parameters, own)
+        if not isinstance(received, CompactTensors) and not _is_by_name(received, state):
+            kinds = {protocol: kind for kind, protocol in PROTOCOLS.items()}
+            received = by_name(received, kinds[self.protocol], parameters, sent)
+        return replace(self, sent=sent, received=received)
 
     def __repr__(self) -> str:
         size = sum(value.numel() for value in self.sent.values())
@@ -218,8 +194,10 @@ class InterceptedUpdate:
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for title, tensors in (("sent", self.sent), ("received", self.received)):
+            # A client may return part of the weights, such as adapters.
+            whole = title == "sent" or self.protocol == "fedsgd"
             names = set(expected) if title == "sent" else set(dict(model.named_parameters()))
-            missing = sorted(names - set(tensors))
+            missing = sorted(names - set(tensors)) if whole else []
             strange = sorted(set(tensors) - set(expected))
             if missing or strange:
                 raise BadInput(
@@ -250,23 +228,48 @@ class InterceptedUpdate:
                         f"{self.key}: this client's training diverged, leave it out."
                     )
 
+    def change(self, names: Iterable[str]) -> Tensors:
+        """The change of weights, new minus old, in float64.
+
+        Args:
+            names: parameters to return; those that did not come are left out.
+
+        Raises:
+            BadInput: if the update is a gradient.
+        """
+        require(self.protocol != "fedsgd", "Expected weights or their change, got a gradient.")
+        received = {name: self.received[name] for name in names if name in self.received}
+        if self.protocol == "delta":
+            return {name: value.double() for name, value in received.items()}
+        return change_of(self.sent, received)
+
     def gradient(self, model: nn.Module, knowledge: Knowledge) -> Tensors:
         """The client's gradient by parameter name: as received, or estimated from weights.
 
         Args:
-            model: the architecture; the gradient of its parameters (not buffers) is returned.
-            knowledge: gives learning rate and number of local steps.
+            model: the architecture; the gradient of its parameters (not buffers) is returned, as
+                far as they came.
+            knowledge: gives the local training.
+
+        Raises:
+            BadInput: if weights came and the learning rate is not known.
+        """
+        return self.estimate(model, knowledge).gradient
+
+    def estimate(self, model: nn.Module, knowledge: Knowledge) -> GradientEstimate:
+        """The client's gradient, see :meth:`gradient`, with what is known of its error.
+
+        Args:
+            model: see :meth:`gradient`.
+            knowledge: see :meth:`gradient`.
+
+        Raises:
+            BadInput: see :meth:`gradient`.
         """
         names = [name for name, _ in model.named_parameters()]
-        received = {name: self.received[name] for name in names}
         if self.protocol == "fedsgd":
-            return received
-        return weights_to_gradient(
-            self.sent,
-            received,
-            learning_rate=knowledge.learning_rate,
-            steps=knowledge.local_steps,
-        )
+            return GradientEstimate({n: self.received[n] for n in names if n in self.received})
+        return estimate_gradient(self.sent, self.change(names), knowledge.local, knowledge.steps)
 
     def factors(self) -> dict[str, Factors]:
         """Name of a parameter -> two vectors whose outer product is its gradient.
@@ -340,8 +343,11 @@ class InterceptedUpdate:
             raise BadInput(f"Expected a complete header in {path}, got {short(header, 200)}.")
         round_, client, examples = map(int, numbers)
         protocol = header.get("protocol")
-        if protocol not in ("fedsgd", "fedavg"):
-            raise BadInput(f"Expected protocol fedsgd or fedavg in {path}, got {short(protocol)}.")
+        if protocol not in get_args(Protocol):
+            raise BadInput(
+                f"Expected protocol {', '.join(get_args(Protocol))} in {path}, got "
+                f"{short(protocol)}."
+            )
         key = update_key(round_, client)
         if KEY.fullmatch(path.stem) and path.stem != key:
             raise BadInput(f"Expected the header of {path} to be that of its name, got {key}.")
@@ -350,6 +356,13 @@ class InterceptedUpdate:
             check_encoded(received, path)
         sent, _ = read_tensors(path.with_name(f"r{round_:04d}-global.safetensors"), GLOBAL_FORMAT)
         return cls(
-            round_, client, "fedsgd" if protocol == "fedsgd" else "fedavg", examples, model,
+            round_, client, cast(Protocol, protocol), examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,
         )  # fmt: skip
+
+
+def _is_by_name(values: Any, state: Mapping[str, Any]) -> bool:
+    """Whether these are tensors by names of a model's state."""
+    return isinstance(values, Mapping) and all(
+        name in state and isinstance(value, Tensor) for name, value in values.items()
+    )

@@ -179,7 +179,7 @@ class GradientMatching(JointAttack):
             BadInput: if ``simulate_steps`` is true and the shape of a slot's noise forbids it.
         """
         for problem in problems:
-            reason = self._reason_to_average(problem) if problem.knowledge.local_steps > 1 else None
+            reason = self._reason_to_average(problem) if problem.knowledge.steps > 1 else None
             require(
                 not (self.simulate_steps and reason),
                 f"Expected an update whose steps can be simulated, but {reason}: leave "
@@ -192,8 +192,10 @@ class GradientMatching(JointAttack):
             found = known[index]
             names = (tuple(found.noise), tuple(found.features), found.begin is None)
             facts = problem.knowledge
-            steps = (facts.local_steps, facts.batch_size, facts.learning_rate, facts.plain_sgd)
-            kind = (id(problem.model), problem.batch_shape, shapes, names, steps)
+            # Updates are attacked together if they were trained alike and tell of the same.
+            training = (facts.steps, facts.batch_size, str(facts.local), id(facts.local.schedule))
+            left = problem.left_out
+            kind = (id(problem.model), problem.batch_shape, shapes, names, training, left)
             groups.setdefault(kind, []).append(index)
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
@@ -219,12 +221,12 @@ class GradientMatching(JointAttack):
                 return (
                     f"`layers.{pattern}` fits no parameter of {kind}, the nearest being `{nearest}`"
                 )
-        if self.features and max(knowledge.num_samples, knowledge.local_steps) > 1:
+        if self.features and max(knowledge.num_samples, knowledge.steps) > 1:
             return (
                 "`features` are known of one sample and one local step, and the update is of "
-                f"{knowledge.num_samples} samples and {knowledge.local_steps} steps: set it to 0"
+                f"{knowledge.num_samples} samples and {knowledge.steps} steps: set it to 0"
             )
-        reason = cannot_simulate(knowledge) if knowledge.local_steps > 1 else None
+        reason = cannot_simulate(knowledge) if knowledge.steps > 1 else None
         if self.simulate_steps and reason:
             return f"`simulate_steps` is not available, as {reason}: leave it out"
         slots = list(noise_slots(knowledge.model))
@@ -251,10 +253,13 @@ class GradientMatching(JointAttack):
         return list(problem.gradient)
 
     def _weights(self, problem: Problem) -> dict[str, float]:
-        """Weight of each parameter that is compared; those that a client does not train are not."""
-        names, model = self.compared(problem), problem.knowledge.model
-        trained = {name for name, value in model.named_parameters() if value.requires_grad}
-        return layer_weights([n for n in names if n in trained] or names, self.layers)
+        """Weight of each parameter that is compared; those that were left out are not."""
+        names = [name for name in self.compared(problem) if name not in problem.left_out]
+        require(
+            bool(names),
+            f"Expected a gradient of parameters that {self.name} compares, but none of them moved.",
+        )
+        return layer_weights(names, self.layers)
 
     def labels_of(self, problem: Problem) -> Tensor:
         """The labels ``(num_samples,)`` that the server knows or recovers.
@@ -355,7 +360,7 @@ class GradientMatching(JointAttack):
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
     def _simulates(self, problem: Problem) -> bool:
-        return problem.knowledge.local_steps > 1 and self._reason_to_average(problem) is None
+        return problem.knowledge.steps > 1 and self._reason_to_average(problem) is None
 
     def _reason_to_average(self, problem: Problem) -> str | None:
         return reason_to_average(problem.knowledge, problem.noise_shapes, self.simulate_steps)

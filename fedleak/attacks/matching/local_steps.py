@@ -28,13 +28,13 @@ def cannot_simulate(
         knowledge: what the server knows of it.
         noise: slot -> shape of its noise for all samples. If None, not checked.
     """
-    if not knowledge.plain_sgd:
+    if not knowledge.local.is_plain_sgd:
         return "the clients' optimiser is not plain SGD"
     if knowledge.num_samples > 1 and knowledge.batch_size is None:
         return "`batch_size`, the samples of a local step, is not known"
     batches = len(knowledge.local_batches)
-    if knowledge.local_steps % batches:
-        return f"{knowledge.local_steps} local steps are no whole epochs of {batches} batches"
+    if knowledge.steps % batches:
+        return f"{knowledge.steps} local steps are no whole epochs of {batches} batches"
     for slot, shape in (noise or {}).items():
         if shape[0] != knowledge.num_samples:
             return f"{slot} draws {shape[0]} rows for {knowledge.num_samples} samples"
@@ -53,7 +53,7 @@ def reason_to_average(
     """
     if simulate is False:
         return "`simulate_steps` is off"
-    if simulate is None and knowledge.local_steps > MOST_STEPS:
+    if simulate is None and knowledge.steps > MOST_STEPS:
         return f"more than {MOST_STEPS} are simulated only with `simulate_steps: true`"
     return cannot_simulate(knowledge, noise)
 
@@ -66,13 +66,13 @@ def step_findings(problem: Problem, reason: str | None) -> tuple[str, ...]:
         reason: see :func:`reason_to_average`.
     """
     facts = problem.knowledge
-    if facts.local_steps == 1:
+    if facts.steps == 1:
         return ()
     if reason is not None:
-        return (f"mean gradient of {facts.local_steps} local steps attacked, as {reason}",)
+        return (f"mean gradient of {facts.steps} local steps attacked, as {reason}",)
     epochs, batches = facts.epochs, len(facts.local_batches)
     found = [
-        f"{facts.local_steps} local steps simulated: {epochs} epoch{'s' * (epochs > 1)} of "
+        f"{facts.steps} local steps simulated: {epochs} epoch{'s' * (epochs > 1)} of "
         f"{batches} batch{'es' * (batches > 1)}"
     ]
     if facts.labels is None and batches > 1:
@@ -149,7 +149,7 @@ class DummyUpdate:
         statistics of batch-norm layers are averaged over the steps; the products of frozen
         parameters are meaningless, and no inputs of modules are returned.
         """
-        rate, steps = self._facts.learning_rate, self._facts.local_steps
+        rate, steps = self._facts.learning_rate, self._facts.steps
         free, total = self._dummy.free, dict.fromkeys(self._dummy.free, torch.zeros(()).to(inputs))
         passed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         seen: list[Statistics] = []

@@ -69,7 +69,7 @@ def expected_statistics(problem: Problem, model: nn.Module) -> Statistics:
         Mean and unbiased variance ``(channels,)`` by layer, detached.
     """
     knowledge, found = problem.knowledge, problem.buffers
-    exact = knowledge.training and knowledge.local_steps == 1
+    exact = knowledge.training and knowledge.steps == 1
     result: Statistics = {}
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or module.running_mean is None:

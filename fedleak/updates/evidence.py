@@ -1,0 +1,401 @@
+"""What an update itself tells of how it was made, beside what the server was told.
+
+Each test is of the update alone, or of the update against the model and the knowledge. It has a
+finding only where an honest update that was made as told could not look so, up to rounding.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
+
+# Tests of the distribution of a tensor's entries need some.
+MANY = 256
+# Share of the entries that must be alike.
+NEARLY_ALL = 0.9
+# Largest relative difference of entries that are alike.
+ALIKE = 0.02
+# A row is parallel to the weights' row if 1 - cosine^2 is below this.
+PARALLEL = 1e-4
+# Rank: a singular value counts if it is this much larger than rounding can make it.
+ABOVE_ROUNDING = 30.0
+# Larger layers are not examined for their rank.
+LARGEST_RANK = 256
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a test found.
+
+    Args:
+        kind: a short name of the test, such as ``zero`` or ``frozen``.
+        text: what was found and what it likely comes from, one sentence without a full stop.
+    """
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an update tells of its making.
+
+    Args:
+        findings: the findings; empty if nothing is amiss.
+        left_out: parameters of which the update tells nothing: they did not come, did not move, or
+            are not trained.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing has moved."""
+        return any(finding.kind == "zero" for finding in self.findings)
+
+
+def check(model: nn.Module, update: InterceptedUpdate, knowledge: Knowledge) -> list[Finding]:
+    """Check what a server knows of a client's training against the client's update.
+
+    An attack does the same and puts the findings first among those of its reconstruction.
+
+    Args:
+        model: the architecture.
+        update: the update.
+        knowledge: what the server knows, or believes.
+
+    Returns:
+        What is amiss, each with its likely cause; empty if nothing is.
+
+    Raises:
+        BadInput: if the update does not fit the model.
+    """
+    knowledge = replace(knowledge, model=model, protocol=update.protocol)
+    update = update.for_model(model)
+    update.check(model)
+    if knowledge.num_samples == 0:
+        labels = knowledge.labels
+        number = update.num_examples if labels is None else len(labels)
+        knowledge = knowledge.of_samples(max(1, number))
+    return list(examine(update, knowledge).findings)
+
+
+def examine(update: InterceptedUpdate, knowledge: Knowledge) -> Evidence:
+    """Examine an update.
+
+    Args:
+        update: the update, by the model's names and checked against it.
+        knowledge: what the server knows; its number of samples is at least 1.
+    """
+    model = knowledge.model
+    names = [name for name, _ in model.named_parameters()]
+    received = {name: update.received[name] for name in names if name in update.received}
+    moved = received if update.protocol == "fedsgd" else update.change(names)
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    trained = {name for name in names if flags[name] or not any(flags.values())}
+    missing = [name for name in names if name not in received]
+    still = [name for name, value in moved.items() if not bool(value.any())]
+    if len(still) == len(moved):
+        return Evidence((Finding("zero", _ZERO),), frozenset(names))
+    left_out = {*missing, *still, *(set(names) - trained)}
+    findings: list[Finding] = []
+    _tell(findings, "missing", missing, "did not come and {are} left out")
+    _tell(
+        findings, "frozen", [name for name in still if name in trained],
+        "did not move and {are} left out: frozen, unused, or the client's own",
+    )  # fmt: skip
+    strangers = [n for n, value in moved.items() if n not in trained and bool(value.any())]
+    _tell(findings, "thawed", strangers, "moved although the model does not train {them}")
+    live = {name: value for name, value in moved.items() if name not in left_out}
+    if not live:
+        return Evidence(tuple(findings), frozenset(left_out))
+    findings += _about_protocol(update, received, live)
+    findings += _about_entries(update, knowledge, received, live)
+    if update.protocol != "fedsgd":
+        findings += _about_decay(update, knowledge, live)
+    if not findings or {finding.kind for finding in findings} <= {"frozen", "missing"}:
+        findings += _about_rank(update, knowledge, live)
+    return Evidence(tuple(findings), frozenset(left_out))
+
+
+_ZERO = (
+    "what came back is what was sent: nothing was trained, the update is of other weights, or the "
+    "sent weights were not copied before the training"
+)
+
+
+def _tell(findings: list[Finding], kind: str, names: list[str], text: str) -> None:
+    if not names:
+        return
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    more = f" and {len(names) - 3} more parameters" if len(names) > 3 else ""
+    words = {"are": "is", "them": "it"} if len(names) == 1 else {"are": "are", "them": "them"}
+    findings.append(Finding(kind, f"{shown}{more} {text.format(**words)}"))
+
+
+def _about_protocol(
+    update: InterceptedUpdate, received: Mapping[str, Tensor], live: Tensors
+) -> Iterator[Finding]:
+    """Weights, their difference and a gradient taken for each other."""
+    names = list(live)
+    got = torch.cat([received[name].double().flatten() for name in names])
+    sent = torch.cat([update.sent[name].double().flatten() for name in names])
+    size, norm = float(got.norm()), float(sent.norm())
+    if not size or not norm:
+        return
+    cosine = float(got @ sent) / (size * norm)
+    if update.protocol == "fedavg":
+        # Weights that were trained for a while stay near those they began with.
+        if abs(cosine) < 0.5 and size < 0.5 * norm:
+            yield Finding(
+                "protocol",
+                f"the returned weights are not near those sent (norm {size:.2g} against "
+                f"{norm:.2g}, cosine {cosine:.2f}): they look like a gradient or a change of "
+                "weights; protocol fedsgd or delta",
+            )
+        elif cosine < 0.5 or size > 3 * norm:
+            yield Finding(
+                "protocol",
+                f"the returned weights are not near those sent (norm {size:.2g} against "
+                f"{norm:.2g}, cosine {cosine:.2f}): another model or round, a training that "
+                "diverged, or no weights",
+            )
+    elif cosine > 0.9 and 0.3 < size / norm < 3:
+        what = "a gradient" if update.protocol == "fedsgd" else "a change of weights"
+        yield Finding(
+            "protocol",
+            f"what should be {what} is near the weights that were sent (cosine {cosine:.3f}): "
+            "they look like returned weights; protocol fedavg",
+        )
+
+
+def _about_entries(
+    update: InterceptedUpdate,
+    knowledge: Knowledge,
+    received: Mapping[str, Tensor],
+    live: Tensors,
+) -> Iterator[Finding]:
+    """Signs, a first step of Adam, quantisation, sparsity, half precision."""
+    whole = torch.cat([value.double().flatten() for value in live.values()])
+    got = torch.cat([received[name].double().flatten() for name in live])
+    nonzero = whole[whole != 0]
+    share = 1 - len(nonzero) / len(whole)
+    if len(nonzero) >= MANY:
+        yield from _about_sizes(update, knowledge, live, nonzero)
+    if len(got) >= MANY and bool((got == got.round()).all()):
+        yield Finding(
+            "integers", "all numbers are whole: quantised, without the scale to undo it"
+        )
+    elif (levels := _levels(live)) is not None:
+        yield Finding(
+            "levels", f"the numbers of a tensor take only {levels} values: quantised by the client"
+        )
+    if len(whole) >= MANY and share > 0.5 and not _whole_rows(live):
+        yield Finding(
+            "sparse",
+            f"{share:.0%} of the entries are 0, singly and not by rows: pruned or sparsified by "
+            "the client",
+        )
+    kinds = {value.dtype for value in live.values()} if update.protocol == "fedsgd" else set()
+    kinds |= {received[name].dtype for name in live}
+    for kind, title in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        values = got[got != 0]
+        rounded = values.to(kind).double()
+        if kind in kinds or (len(values) >= MANY and bool((rounded == values).all())):
+            yield Finding(
+                "precision",
+                f"the numbers are rounded to {title}: small gradients are lost, and what follows "
+                "from them is inexact",
+            )
+            return
+
+
+def _about_sizes(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, nonzero: Tensor
+) -> Iterator[Finding]:
+    sizes = nonzero.abs()
+    typical = float(sizes.median())
+    alike = float(((sizes - typical).abs() <= ALIKE * typical).double().mean())
+    if alike < NEARLY_ALL:
+        return
+    local = knowledge.local
+    if update.protocol == "fedsgd":
+        yield Finding(
+            "signs",
+            f"{alike:.0%} of the entries are plus or minus one number ({typical:.2g}): signs "
+            "instead of a gradient, or an optimiser's step",
+        )
+        return
+    adaptive = local.optimizer in ("adam", "adamw", "rmsprop", "adagrad")
+    if not adaptive:
+        yield Finding(
+            "adam",
+            f"{alike:.0%} of the weights moved by plus or minus {typical:.2g}, as in a first step "
+            f"of Adam with that learning rate, where {local.optimizer} was told",
+        )
+    elif local.optimizer in ("adam", "adamw", "adagrad") and local.learning_rate:
+        expected = local.rate_at(0)
+        if knowledge.steps == 1 and abs(typical / expected - 1) > 2 * ALIKE:
+            yield Finding(
+                "rate",
+                f"the weights moved by {typical:.2g}, where a first step of {local.optimizer} "
+                f"moves them by at most its learning rate, told as {expected:.2g}",
+            )
+
+
+def _levels(live: Tensors) -> int | None:
+    """Number of values of a tensor's entries, of a large tensor with very few."""
+    for value in live.values():
+        flat = value.double().flatten()
+        flat = flat[flat != 0]
+        if len(flat) < 4 * MANY:
+            continue
+        part = flat[:: max(1, len(flat) // (4 * MANY))][: 4 * MANY]
+        # Signs are told elsewhere.
+        number = len(part.unique())
+        if len(part.abs().unique()) > 1 and number <= MANY // 4:
+            return int(len(flat.unique()))
+    return None
+
+
+def _whole_rows(live: Tensors) -> bool:
+    """Whether entries of 0 come in whole rows or columns, as of unused tokens or inactive units."""
+    for value in live.values():
+        if value.dim() < 2:
+            continue
+        matrix = value.flatten(1) != 0
+        inner = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]
+        if inner.numel() >= MANY and float(inner.double().mean()) < 0.5:
+            return False
+    return True
+
+
+def _about_decay(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
+) -> Iterator[Finding]:
+    """Rows that moved by a common factor alone: those without a gradient, by weight decay."""
+    found: list[tuple[str, float]] = []
+    for name, value in live.items():
+        if value.dim() < 2 or knowledge.local.of(name).weight_decay:
+            continue
+        old, new = update.sent[name].double().flatten(1), value.double().flatten(1)
+        if old.shape[1] < 8:
+            continue
+        norms = old.square().sum(1), new.square().sum(1)
+        inner = (old * new).sum(1)
+        # Rounding of the weights is noise in a small change.
+        noise = torch.finfo(update.sent[name].dtype).eps ** 2 * norms[0]
+        clear = norms[1] > 1e4 * noise
+        off = 1 - inner.square() / (norms[0] * norms[1]).clamp_min(1e-300)
+        rows = clear & (off < PARALLEL) & (norms[0] > 0)
+        if bool(rows.any()):
+            factors = inner[rows] / norms[0][rows]
+            middle = float(factors.median())
+            same = (factors / middle - 1).abs() < ALIKE if middle else factors == 0
+            if middle < 0 and float(same.double().mean()) > NEARLY_ALL:
+                found.append((name, -middle))
+    if found:
+        name, factor = found[0]
+        rate = knowledge.learning_rate
+        decay = f", that is a decay of {factor / (rate * knowledge.steps):.2g}" if rate else ""
+        yield Finding(
+            "decay",
+            f"rows of `{name}` shrank by {factor:.2g} of themselves alone: weight decay{decay}, "
+            "which was not told",
+        )
+
+
+def _about_rank(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
+) -> Iterator[Finding]:
+    """A linear layer's gradient has at most as many independent rows as it has seen inputs."""
+    local, samples = knowledge.local, knowledge.num_samples
+    if update.protocol != "fedsgd" and not (local.is_linear and not local.per_parameter):
+        return
+    epochs = max(1, math.ceil(knowledge.steps / max(1, len(knowledge.local_batches))))
+    if update.protocol == "fedsgd":
+        epochs = 1
+    gradient = update.gradient(knowledge.model, knowledge)
+    for name, rows in rows_of_linear_layers(knowledge).items():
+        weight = f"{name}.weight"
+        limit = rows * epochs
+        matrix = gradient[weight].double() if weight in live else None
+        if matrix is None or limit > LARGEST_RANK or 2 * limit >= min(matrix.shape):
+            continue
+        kept = torch.finfo(gradient[weight].dtype).eps
+        noise = kept * float(matrix.norm())
+        if update.protocol != "fedsgd":
+            noise += (
+                kept * float(update.sent[weight].double().norm()) / (local.rate * knowledge.steps)
+            )
+        found = _next_singular_value(matrix, limit)
+        if found > ABOVE_ROUNDING * noise and found > 1e-4 * float(matrix.norm()):
+            steps = f" and {knowledge.steps} local steps" if knowledge.steps > 1 else ""
+            yield Finding(
+                "rank",
+                f"the gradient of `{weight}` is of more than {limit} inputs of that layer, where "
+                f"{samples} sample{'s' * (samples > 1)}{steps} were told: more samples or steps, "
+                "weight decay, or noise that the client added",
+            )
+            return
+
+
+def _next_singular_value(matrix: Tensor, rank: int) -> float:
+    """An estimate, from below, of the singular value of a matrix after the first ``rank``."""
+    generator = torch.Generator().manual_seed(0)
+    test = torch.randn(matrix.shape[1], rank + 8, generator=generator, dtype=matrix.dtype)
+    basis, _ = torch.linalg.qr(matrix @ test)
+    values = torch.linalg.svdvals(basis.T @ matrix)
+    return float(values[rank]) if rank < len(values) else 0.0
+
+
+def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
+    """Number of inputs that each linear layer sees in a forward pass of all samples.
+
+    Layers that share their weight with another, or whose weight is used in another way, may be
+    among them. Empty if the model fails on such inputs.
+
+    Args:
+        knowledge: gives model, loss, and number and shape of the samples.
+    """
+    model = copy.deepcopy(knowledge.model).cpu()
+    like = next(model.parameters())
+    counts: dict[str, int] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def count(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(first, Tensor):
+                counts[name] = counts.get(name, 0) + first.numel() // max(1, first.shape[-1])
+
+        return count
+
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear:
+            handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+    samples = knowledge.num_samples
+    inputs = torch.zeros(samples, *knowledge.input_shape, dtype=like.dtype)
+    labels = knowledge.labels
+    labels = torch.zeros(samples, dtype=torch.long) if labels is None else labels.cpu()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            knowledge.loss(model, (inputs, labels))
+    except Exception:  # a user's own model may raise anything; the attack itself tells it
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
