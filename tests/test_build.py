@@ -188,7 +188,7 @@ def test_knowledge(
         update = InterceptedUpdate(1, 0, federation.protocol, examples, "smlp", {}, {})
     labels = torch.tensor([1])
     found = knowledge_of(config, data, model, labels=labels, update=update)
-    assert (found.num_samples, found.local_steps) == (samples, steps)
+    assert (found.num_samples, found.steps) == (samples, steps)
     assert found.model is model
     assert found.labels is labels
     assert (found.input_shape, found.num_classes) == ((3, 8, 6), 4)
@@ -200,4 +200,4 @@ def test_knowledge(
         [size] * (samples // size) + [samples % size] * (samples % size > 0)
     )
     assert found.epochs == federation.local_epochs
-    assert found.plain_sgd
+    assert found.local.is_plain_sgd

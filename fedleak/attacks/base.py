@@ -264,8 +264,7 @@ class Attack(ABC):
         with _seeded(seed), _full_precision():
             models: list[_Loaded] = []
             named = [
-                update.for_model(facts.model)
-                for update, facts in zip(updates, known, strict=True)
+                update.for_model(facts.model) for update, facts in zip(updates, known, strict=True)
             ]
             problems = [
                 _prepare(update, facts, seed, device, models)
@@ -581,9 +580,7 @@ def _relayed(report: Report | None) -> Iterator[Report]:
         _LISTENERS.pop(id(relay), None)
 
 
-def _packed(
-    result: Reconstruction, problem: Problem, update: InterceptedUpdate
-) -> Reconstruction:
+def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate) -> Reconstruction:
     result = replace(
         result,
         inputs=result.inputs.detach().cpu(),

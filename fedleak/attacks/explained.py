@@ -95,11 +95,13 @@ def explained_share(
         return Explained(0.0)
     arguments = (update, knowledge, inputs, labels, noise, left_out)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        try:
-            return _compare(*arguments, torch.float64)
-        except (RuntimeError, TypeError):
-            # Some models compute in one type of number only.
-            return _compare(*arguments, None)
+        # Some models compute in one type of number only.
+        for kind in (torch.float64, None):
+            try:
+                return _compare(*arguments, kind)
+            except Exception as error:  # a model or plugin of a user's own may raise anything
+                reason = " ".join(str(error).split()) or type(error).__name__
+        return Explained(math.nan, reason=f"the model's loss fails on it: {reason:.200}")
 
 
 def _compare(
@@ -131,7 +133,13 @@ def _compare(
     for guess in (False, True):
         batch = torch.zeros_like(inputs) if guess else inputs
         found = _update_of(
-            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol, dimensions
+            copy.deepcopy(model),
+            knowledge,
+            (batch, labels),
+            noise,
+            names,
+            update.protocol,
+            dimensions,
         )
         v = torch.cat([found[name].double().flatten() for name in names])
         if not bool(v.isfinite().all()):
@@ -139,9 +147,9 @@ def _compare(
         inner, size = float(u @ v), float(v @ v)
         best = max(0.0, inner / size) if size else 0.0
         missed.append(float((u - best * v).square().sum()))
-        if not guess and size and inner > 0:
-            if inner**2 > SAME_DIRECTION * size * float(u @ u):
-                factor = best
+        alike = inner > 0 and inner**2 > SAME_DIRECTION * size * float(u @ u)
+        if alike and not guess:
+            factor = best
     share = 1 - missed[0] / missed[1] if missed[1] else 0.0
     return Explained(max(0.0, share) if math.isfinite(share) else 0.0, factor)
 
@@ -173,6 +181,7 @@ def _update_of(
         }
         with inject(model, own):
             loss = knowledge.loss(model, (inputs[part], labels[part]))
+        found: tuple[Tensor | None, ...]
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient

@@ -134,7 +134,8 @@ def draw_page(
         columns = [title.replace(" on ", " on\n", 1) for title in columns]
     labels = [_label(panel, "\n" if layout.narrow else ", ") for panel in panels]
     lines = [text for title in columns for text in title.split("\n")]
-    step = side + gap + line * max(_count(label) for label in labels)
+    under = max(1 + any(panel.unsupported for panel in panels), *map(_count, labels))
+    step = side + gap + line * under
     # A text may be wider than an image, and the caption wider than the columns together.
     width = max(side + gap, *(int(font.getlength(text)) + gap for text in lines))
     below = [text for label in labels for text in label.split("\n")]
@@ -160,7 +161,9 @@ def draw_page(
         cells: list[tuple[Picture | None, str]] = [(panel.original, labels[row])]
         for title in titles:
             picture, ssim = panel.reconstructions.get(title, (None, None))
-            cells.append((picture, "" if ssim is None else f"SSIM {ssim:.4f}"))
+            below_it = [] if ssim is None else [f"SSIM {ssim:.4f}"]
+            below_it += ["not supported"] if title in panel.unsupported else []
+            cells.append((picture, "\n".join(below_it)))
         for left, (picture, text) in zip(lefts, cells, strict=True):
             if picture is not None:
                 figure.paste(fitted(picture, side), (left, top))

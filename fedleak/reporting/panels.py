@@ -1,6 +1,6 @@
 """Originals and their reconstructions side by side, read from a run's folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fedleak.data.picture_files import open_image
 from fedleak.errors import require
 from fedleak.metrics import to_space
 from fedleak.runs.folder import RunFolder
-from fedleak.runs.results import read_rows
+from fedleak.runs.results import is_unsupported, read_rows
 from fedleak.runs.scoring import ImageScoring, Picture, scoring_class, to_picture
 from fedleak.updates.truth import GroundTruth
 
@@ -30,6 +30,7 @@ class Panel:
         original: pixels ``(H, W)`` or ``(H, W, 3)``, 0 to 255. If None, the ground truth is not
             available.
         reconstructions: column title -> (pixels, SSIM or None).
+        unsupported: titles of the reconstructions that the update does not support.
     """
 
     round: int
@@ -37,6 +38,7 @@ class Panel:
     sample: int
     original: Picture | None
     reconstructions: dict[str, tuple[Picture, float | None]]
+    unsupported: set[str] = field(default_factory=set)
 
 
 def read_panels(
@@ -75,6 +77,8 @@ def read_panels(
             panels[key] = Panel(*key, original, {})
         title = f"{row['attack']} on {row['model']}"
         panels[key].reconstructions[title] = (picture, row["ssim"])
+        if is_unsupported(row):
+            panels[key].unsupported.add(title)
     return [panels[key] for key in sorted(panels)]
 
 

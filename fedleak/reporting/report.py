@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from fedleak.attacks.explained import SUPPORTED_FROM
 from fedleak.config import RunConfig
 from fedleak.data.picture_files import open_image
 from fedleak.errors import BadInput, require
@@ -35,7 +36,7 @@ from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listi
 from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
-from fedleak.runs.scoring import SCORINGS, ImageScoring, Picture, Scoring, scoring_class
+from fedleak.runs.scoring import CHECKS, SCORINGS, ImageScoring, Picture, Scoring, scoring_class
 from fedleak.runs.summary import read_summary
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, write_whole
 from fedleak.runtime.safe_yaml import read_yaml
@@ -100,7 +101,8 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         versions=_versions(folder.config),
         summary=summary,
         scoring=scoring,
-        shown={name: c for name, c in scoring.columns.items() if any(name in row for row in rows)},
+        shown=_shown(rows, scoring),
+        supported_from=SUPPORTED_FROM,
         rows=rows,
         outcomes=find_outcomes(rows),
         panels=panels,
@@ -114,6 +116,13 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         damage=damage,
     )
     return write_whole(folder.path / "report.html", page)
+
+
+def _shown(rows: Sequence[Row], scoring: type[Scoring]) -> dict[str, tuple[str, str]]:
+    """Title and format of the columns of the table of results."""
+    found = {n: column for n, column in scoring.columns.items() if any(n in row for row in rows)}
+    checked = {n: c for n, c in CHECKS.items() if any(row.get(n) is not None for row in rows)}
+    return found | checked
 
 
 def client_rows(rows: Sequence[Row], scoring: type[Scoring] = ImageScoring) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.registry import short_name
 from fedleak.runs.folder import RunFolder
-from fedleak.runs.scoring import EXTRA_COLUMNS, ImageScoring, scoring_class
+from fedleak.runs.scoring import CHECKS, EXTRA_COLUMNS, ImageScoring, scoring_class
 from fedleak.sweep import Study, SweepFolder, finished_rows, load_study
 
 KEYS = ("dataset", "model", "defense", "attack")
@@ -32,11 +32,13 @@ TITLES = {
     "ssim": "SSIM", "psnr": "PSNR dB", "mse": "MSE", "asr": "ASR", "noise_mse": "noise MSE",
     "seconds": "seconds", "iterations": "iterations", "lpips": "LPIPS",
     "precision": "precision", "recall": "recall", "f1": "F1",
+    "label_accuracy": "labels", "explained": "explained",
 }  # fmt: skip
 FORMS = {
     "ssim": ".4f", "psnr": ".2f", "mse": ".2e", "asr": ".0%", "noise_mse": ".2e",
     "seconds": ".1f", "iterations": ".0f", "lpips": ".4f",
     "precision": ".4f", "recall": ".4f", "f1": ".4f",
+    "label_accuracy": ".0%", "explained": ".2f",
 }  # fmt: skip
 
 Entry = dict[str, Any]
@@ -108,6 +110,7 @@ def _metrics(cells: Sequence[Measured]) -> list[str]:
     kinds = [(scoring_class(cell.config), cell.config.metrics) for cell in cells]
     images = any(kind is ImageScoring for kind, _ in kinds)
     extra = {name for kind, chosen in kinds for name in kind.extra_columns(chosen)}
+    extra |= {name for name in CHECKS if any(row.get(name) for cell in cells for row in cell.rows)}
     usual = [name for name in METRICS if images or name not in ("ssim", "psnr")]
     return [*usual, *(name for name in EXTRA_COLUMNS if name in extra)]
 

@@ -6,9 +6,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.attacks.explained import SUPPORTED_FROM
 from fedleak.config import RunConfig
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.scoring import LPIPS, ImageScoring, scoring_class
+from fedleak.runs.scoring import CHECKS, EXPLAINED, LABELS, LPIPS, ImageScoring, scoring_class
 from fedleak.runs.summary import summarise_rounds
 
 
@@ -34,7 +35,7 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
             f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
             f"Means over n samples; success: {scoring.success(config.metrics)}. "
-            f"Metrics on {scoring.space(config.metrics)}."
+            f"Metrics on {scoring.space(config.metrics)}." + explained_text(summary["attacks"])
         ),
         caption_justify="left",
     )
@@ -72,7 +73,9 @@ def rounds_table(rows: Sequence[Row], config: RunConfig) -> Table | None:
     for name in ("attack", "model"):
         table.add_column(name)
     # Two scores are enough here, beside the table of all rounds.
-    shown = dict([item for item in _shown(config, entries).items() if item[0] != LPIPS][:2])
+    shown = dict(
+        [item for item in _shown(config, entries).items() if item[0] not in (LPIPS, *CHECKS)][:2]
+    )
     for name in ("round", "n", *(title for title, _ in shown.values()), "success"):
         table.add_column(name, justify="right")
     for before, entry in zip([None, *entries], entries, strict=False):
@@ -90,10 +93,39 @@ def rounds_table(rows: Sequence[Row], config: RunConfig) -> Table | None:
 
 def _shown(config: RunConfig, entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Title and format of the scores that a table's entries have."""
-    columns = scoring_class(config).columns
+    columns = {**scoring_class(config).columns, **CHECKS}
+    # A terminal has no room for more: these say the same as SSIM in other units.
+    for name, other in ((EXPLAINED, "mse"), (LABELS, "psnr")):
+        if any(entry.get(name) is not None for entry in entries):
+            columns.pop(other, None)
+    columns[EXPLAINED] = ("expl.", columns[EXPLAINED][1])
+    # A check that no row has, such as that of labels which were given, takes no column.
     return {
-        name: column for name, column in columns.items() if any(name in entry for entry in entries)
+        name: column
+        for name, column in columns.items()
+        if any(
+            entry.get(name) is not None if name in CHECKS else name in entry for entry in entries
+        )
     }
+
+
+def explained_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of the share of the updates that reconstructions explain; empty without one.
+
+    Args:
+        entries: the attacks of summary.json.
+    """
+    if all(entry.get(EXPLAINED) is None for entry in entries):
+        return ""
+    text = " expl.: share of the update that a reconstruction explains."
+    number = sum(entry.get("unsupported", 0) for entry in entries)
+    if not number:
+        return text
+    return text + (
+        f" {number} of {sum(entry['n'] for entry in entries)} reconstructions are not supported by "
+        f"the update (explained below {SUPPORTED_FROM:g}): they count as no success, and nothing "
+        "follows from them."
+    )
 
 
 def paths_line(folder: RunFolder) -> Text:

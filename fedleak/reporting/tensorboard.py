@@ -21,7 +21,7 @@ from fedleak.reporting.item_lists import read_item_lists
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.results import read_rows
-from fedleak.runs.scoring import LPIPS, ItemScoring, scoring_class
+from fedleak.runs.scoring import EXPLAINED, LPIPS, ItemScoring, scoring_class
 from fedleak.runs.summary import read_summary, summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -129,8 +129,8 @@ class TensorBoard(Observer):
         first = self._count(attack, model, len(rows))
         for victim, row in enumerate(rows, start=first):
             if truth is not None:
-                for metric in (self._headline, LPIPS):
-                    if metric in row:
+                for metric in (self._headline, LPIPS, EXPLAINED):
+                    if row.get(metric) is not None:
                         writer.add_scalar(tags.by_victim(metric), row[metric], victim)
 
     def _count(self, attack: str, model: str, new: int) -> int:
@@ -181,10 +181,11 @@ class TensorBoard(Observer):
         rows = read_rows(self._folder.results)
         for round_ in sorted({row["round"] for row in rows}):
             for entry in summarise([row for row in rows if row["round"] == round_]):
-                if entry[self._headline] is not None:
-                    run = tags.attack_run(entry["attack"], entry["model"])
-                    tag = tags.by_round(self._headline)
-                    self._writer(run).add_scalar(tag, entry[self._headline], round_)
+                run = tags.attack_run(entry["attack"], entry["model"])
+                for metric in (self._headline, EXPLAINED):
+                    if entry.get(metric) is not None:
+                        tag = tags.by_round(metric)
+                        self._writer(run).add_scalar(tag, entry[metric], round_)
         summary = read_summary(self._folder.summary)
         trained = {
             model: points[-1][1]
@@ -219,7 +220,7 @@ class TensorBoard(Observer):
         # The same names in every line: TensorBoard takes the columns from any one line.
         extra = self._scoring.extra_columns(self._config.metrics)
         names = [name for name in self._scoring.columns if name != LPIPS or LPIPS in extra]
-        names = [*names, "asr", self._utility]
+        names = [*names, "asr", EXPLAINED, self._utility]
         # SummaryWriter.add_hparams would open another sub-run.
         for part in hparams(settings, {tags.result(name): 0.0 for name in names}):
             self._writer(run)._get_file_writer().add_summary(part)

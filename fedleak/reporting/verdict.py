@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedleak.runs.folder import Row
+from fedleak.runs.results import is_unsupported
 
 ATTACK_TITLES = {"analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG"}
 """Name of an attack -> how papers write it."""
@@ -35,6 +36,16 @@ class Outcome:
     def leaked(self) -> int:
         """Number of successes."""
         return sum(row["success"] for row in self.scored)
+
+    @property
+    def unsupported(self) -> int:
+        """Number of reconstructions that the update does not support, all of them failures."""
+        return sum(map(is_unsupported, self.scored))
+
+    @property
+    def did_not_work(self) -> bool:
+        """Whether most of its failures are of that kind: then nothing follows from them."""
+        return 2 * self.unsupported > len(self.scored) - self.leaked
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -94,6 +105,8 @@ def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
     A defence is said to stop an attack only if the attack succeeded on the undefended model and
     the 95 % intervals of the two success rates do not overlap; to hinder it, if some samples were
     still reconstructed. No sentence calls a defence safe: a failed attack is no evidence of safety.
+    Where reconstructions are not supported by the updates, the attack did not work, and nothing is
+    said about the defence.
 
     Args:
         outcomes: the results by attack, defence and model.
@@ -107,8 +120,10 @@ def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
     undefended = {model: found for (model, _), found in targets.items() if not found[0].defended_by}
     for model, found in undefended.items():
         parts = [f"{each.title} reconstructs {each.leaked} of {len(each.scored)}" for each in found]
+        broken = [each for each in found if each.did_not_work]
         parts[0] += f" {sample}s of the undefended {model}"
         sentences.append(f"{listing(parts)}.")
+        sentences += [_did_not_work(broken, f"the undefended {model}")] if broken else []
     for (model, _), found in targets.items():
         if found[0].defended_by:
             base = model.split("+")[0]
@@ -127,9 +142,13 @@ def _defence_sentence(found: Sequence[Outcome], undefended: Sequence[Outcome], b
     """How one defence changes the attacks' success, compared with the undefended model."""
     defence, before = found[0].defended_by, {outcome.attack: outcome for outcome in undefended}
     groups: dict[str, list[str]] = {"stops": [], "hinders": [], "does not stop": [], "fails": []}
+    broken = [outcome for outcome in found if outcome.did_not_work]
     for outcome in found:
+        if outcome in broken and not outcome.leaked:
+            continue
         baseline, text = before.get(outcome.attack), str(outcome)
         lower = baseline is not None and outcome.interval[1] < baseline.interval[0]
+        lower = lower and outcome not in broken
         if not outcome.leaked and baseline is not None and baseline.leaked and not lower:
             text = f"{text[:-1]}, too few to tell from chance)"
         if outcome.leaked:
@@ -147,7 +166,18 @@ def _defence_sentence(found: Sequence[Outcome], undefended: Sequence[Outcome], b
     if failed := groups["fails"]:
         what = "against it" if parts else f"on {base} with {defence} in this setting"
         parts.append(f"{listing(failed)} {'fail' if failed[1:] else 'fails'} {what}")
-    return f"{'; '.join(parts)}."
+    sentences = [f"{'; '.join(parts)}."] if parts else []
+    sentences += [_did_not_work(broken, f"{base} with {defence}")] if broken else []
+    return " ".join(sentences)
+
+
+def _did_not_work(broken: Sequence[Outcome], where: str) -> str:
+    """What is said where reconstructions are not supported by the updates."""
+    whose = listing([f"{each.title} ({each.unsupported} of {len(each.scored)})" for each in broken])
+    return (
+        f"On {where}, the reconstructions by {whose} are not supported by the updates: there the "
+        "attack did not work, and nothing follows."
+    )
 
 
 def listing(items: Sequence[str], last: str = "and") -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.explained import SUPPORTED_FROM
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
 from fedleak.runs.diagnostics import AttackKey, Diagnostics, append_diagnostics, repair_diagnostics
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.scoring import EXTRA_COLUMNS, Scoring
+from fedleak.runs.scoring import EXPLAINED, EXTRA_COLUMNS, LABELS, Scoring
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, read_text
 from fedleak.updates.files import check_name, short
 from fedleak.updates.truth import GroundTruth
@@ -31,11 +32,12 @@ RANGES = {
     "mse": (0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1, 1),
     "noise_mse": (0, math.inf), "cost": (-math.inf, math.inf), "seconds": (0, math.inf),
     "lpips": (0, math.inf), "precision": (0, 1), "recall": (0, 1), "f1": (0, 1),
+    LABELS: (0, 1), EXPLAINED: (0, 1),
 }  # fmt: skip
 """Column of other numbers -> its smallest and largest valid value."""
 REQUIRED = ("round", "client", "sample", "batch_size")
 """Columns without empty cells."""
-FINITE = ("seconds", "precision", "recall", "f1")
+FINITE = ("seconds", "precision", "recall", "f1", LABELS, EXPLAINED)
 """Columns without NaN or infinity; the other scores have them for diverged reconstructions."""
 TOLERANCE = 1e-6
 """How far rounding may carry a value beyond its range."""
@@ -91,6 +93,11 @@ class Recorder:
         }  # fmt: skip
         # The file has these columns with or without ground truth.
         shared |= dict.fromkeys(self._scoring.extra_columns(self._config.metrics))
+        explained = reconstruction.explained
+        shared[EXPLAINED] = None if math.isnan(explained) else explained
+        # None where the labels were not recovered: the threat model gives them, or there are none.
+        shared[LABELS] = None
+        recovered = self._config.victims.labels != "known" and self._scoring.has_classes
         if truth is None:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
         else:
@@ -103,13 +110,36 @@ class Recorder:
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")
+            if truth is not None and recovered and not truth.labels.is_floating_point():
+                right = truth.labels[values["sample"]] == reconstruction.labels[position]
+                values[LABELS] = float(right.double().mean())
+            if not reconstruction.supported and values.get("success"):
+                # A score that is high by chance is no leak.
+                values["success"] = 0
             rows.append(shared | values)
             original = None if truth is None else truth.inputs[values["sample"]]
             path = self._folder.reconstruction(rows[-1], self._scoring.suffix)
             self._scoring.keep(reconstruction.inputs[position], original, path)
+        columns = read_columns(self._folder.results) if self._folder.results.exists() else None
+        if columns is not None:
+            # A run of an earlier version is resumed with the columns that it has.
+            rows = [
+                {n: v for n, v in row.items() if n in columns or n not in (LABELS, EXPLAINED)}
+                for row in rows
+            ]
         append_rows(self._folder.results, rows)
         self.done.add((update.model, attack, update.round, update.client))
         return rows
+
+
+def is_unsupported(row: Mapping[str, Any]) -> bool:
+    """Whether a row's reconstruction explains too little of the update to be evidence of anything.
+
+    Args:
+        row: a row of results.csv; without a share, as in earlier versions, it is not.
+    """
+    share = row.get(EXPLAINED)
+    return share is not None and share < SUPPORTED_FROM
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ Scores = dict[str, Any]
 
 LPIPS = "lpips"
 ITEM_COLUMNS = ("precision", "recall", "f1")
-EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS)
+LABELS, EXPLAINED = "label_accuracy", "explained"
+EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS, LABELS, EXPLAINED)
 """Last columns of results.csv, in this order; a file has only those that its run measures."""
 
 
@@ -44,6 +45,8 @@ class Scoring(ABC):
     """Column of results.csv -> title and format, in the order of tables."""
     suffix: ClassVar[str]
     """Extension of the files that :meth:`keep` writes."""
+    has_classes: ClassVar[bool] = True
+    """Whether the samples have labels of several classes."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -153,6 +156,7 @@ class ItemScoring(Scoring):
         "f1": ("F1", ".4f"), "precision": ("P", ".4f"), "recall": ("R", ".4f"),
     }  # fmt: skip
     suffix: ClassVar[str] = ".csv"
+    has_classes: ClassVar[bool] = False
 
     def __init__(self, metrics: Metrics, names: Sequence[str]) -> None:
         super().__init__(metrics)
@@ -190,6 +194,11 @@ class ItemScoring(Scoring):
                 value = f"{float(reconstructed[item]):.4g}"
                 writer.writerow((item, self._names[item], value, int(found[item]), known))
 
+
+CHECKS: Mapping[str, tuple[str, str]] = {
+    LABELS: ("labels", ".0%"), EXPLAINED: ("explained", ".2f"),
+}  # fmt: skip
+"""Columns of every kind of sample -> title and format, behind those of the scores in tables."""
 
 SCORINGS: dict[str, type[Scoring]] = {"images": ImageScoring, "interactions": ItemScoring}
 """Kind of samples -> how they are scored."""

@@ -10,7 +10,7 @@ from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import require
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.results import COLUMNS, columns_of, read_rows
+from fedleak.runs.results import COLUMNS, columns_of, is_unsupported, read_rows
 from fedleak.runs.scoring import EXTRA_COLUMNS
 from fedleak.runs.text_files import is_count, is_number, parse_json, read_text, write_whole
 from fedleak.updates.files import short
@@ -26,9 +26,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
         rows: rows of results.csv.
 
     Returns:
-        Entries with attack, defense, model, dataset, n (number of samples), and the means of mse,
-        psnr, ssim, success (as asr) and seconds, and of the extra columns that rows have. A mean is
-        None if no row has a value, or if the mean is not finite.
+        Entries with attack, defense, model, dataset, n (number of samples), the means of mse, psnr,
+        ssim, success (as asr) and seconds, and of the extra columns that rows have, and unsupported
+        (number of samples that the update does not support). A mean is None if no row has a value,
+        or if the mean is not finite.
     """
     means = (*MEANS, *columns_of(rows)[len(COLUMNS) :])
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -44,6 +45,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for name in means:
             values = [row[name] for row in members if row.get(name) not in (None, "")]
             entry[name if name != "success" else "asr"] = _mean(values)
+        entry["unsupported"] = sum(map(is_unsupported, members))
         entries.append(entry)
     return entries
 
@@ -189,6 +191,7 @@ def _is_entry(entry: Any) -> bool:
     return (
         all(isinstance(entry.get(name), str) for name in texts)
         and is_count(entry.get("n"), 1)
+        and is_count(entry.get("unsupported", 0))
         and all(_is_mean(entry.get(name, math.nan)) for name in (*means, "seconds"))
         and all(_is_mean(entry[name]) for name in EXTRA_COLUMNS if name in entry)
     )

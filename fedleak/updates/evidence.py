@@ -195,9 +195,7 @@ def _about_entries(
     if len(nonzero) >= MANY:
         yield from _about_sizes(update, knowledge, live, nonzero)
     if len(got) >= MANY and bool((got == got.round()).all()):
-        yield Finding(
-            "integers", "all numbers are whole: quantised, without the scale to undo it"
-        )
+        yield Finding("integers", "all numbers are whole: quantised, without the scale to undo it")
     elif (levels := _levels(live)) is not None:
         yield Finding(
             "levels", f"the numbers of a tensor take only {levels} values: quantised by the client"
@@ -266,7 +264,7 @@ def _levels(live: Tensors) -> int | None:
         # Signs are told elsewhere.
         number = len(part.unique())
         if len(part.abs().unique()) > 1 and number <= MANY // 4:
-            return int(len(flat.unique()))
+            return len(flat.unique())
     return None
 
 

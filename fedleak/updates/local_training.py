@@ -89,8 +89,7 @@ class LocalTraining:
             )
         for name, shares in (("betas", self.betas), ("alpha", (self.alpha,))):
             require(
-                isinstance(shares, tuple | list)
-                and len(shares) == (2 if name == "betas" else 1)
+                len(shares) == (2 if name == "betas" else 1)
                 and all(_is_number(value) and 0 <= value < 1 for value in shares),
                 f"Expected `{name}` from 0 to below 1, got {getattr(self, name)!r:.60}.",
             )
@@ -116,7 +115,9 @@ class LocalTraining:
         for pattern, settings in self.per_parameter.items():
             for name in settings:
                 if name not in PER_PARAMETER:
-                    raise unknown_name(f"setting in `per_parameter` of {pattern}", name, PER_PARAMETER)
+                    raise unknown_name(
+                        f"setting in `per_parameter` of {pattern}", name, PER_PARAMETER
+                    )
             replace(self, per_parameter={}, **settings)  # checks the values
 
     def of(self, parameter: str) -> Self:
@@ -191,7 +192,7 @@ class LocalTraining:
         return self.optimizer == "sgd"
 
     def __str__(self) -> str:
-        shown = [self.optimizer]
+        shown: list[str] = [self.optimizer]
         for item in fields(self):
             value = getattr(self, item.name)
             plain = item.name in ("optimizer", "per_parameter", "schedule")

@@ -19,9 +19,7 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def by_name(
-    values: Any, kind: str, parameters: Sequence[str], sent: Tensors
-) -> Tensors:
+def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) -> Tensors:
     """Tensors by the model's own parameter names, with the shapes and dtypes that were sent.
 
     Args:

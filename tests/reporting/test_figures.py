@@ -44,31 +44,37 @@ def picture_of(path: Path) -> np.ndarray:
 
 
 CELL, GAP, LINE = 128, 12, 18
+UNDER = 2 * LINE  # SSIM, and that a reconstruction is not supported
 
 
 def cell_of(
-    figure: np.ndarray, row: int, column: int, columns: list[str], label: str = ""
+    figure: np.ndarray,
+    row: int,
+    column: int,
+    columns: list[str],
+    label: str = "",
+    under: int = LINE,
 ) -> np.ndarray:
     """The pixels of one image in a figure whose longest label is given."""
     font = ImageFont.load_default(size=12)
     width = max(CELL + GAP, *(int(font.getlength(title)) + GAP for title in columns))
     first = max(width, int(font.getlength(label)) + GAP)
     left = GAP + (first + (column - 1) * width if column else 0)
-    top = GAP + LINE + row * (CELL + GAP + LINE)
+    top = GAP + LINE + row * (CELL + GAP + under)
     return figure[top : top + CELL, left : left + CELL]
 
 
 def test_a_figure_shows_originals_beside_reconstructions(finished: Finished) -> None:
     figure = picture_of(finished.folder.figures / "reconstructions.png")
     columns = ["original", *[f"{attack} on {model}" for attack, model in PAIRS]]
-    assert figure.shape[0] == GAP + LINE + 16 * (CELL + GAP + LINE) + LINE
+    assert figure.shape[0] == GAP + LINE + 16 * (CELL + GAP + UNDER) + LINE
     assert figure.shape[2] == 3
     panels = read_panels(finished.folder, finished.config, *_data(finished))
     for row, panel in enumerate(panels):
         assert list(panel.reconstructions) == columns[1:]
         key = f"r{panel.round:04d}-c{panel.client:04d}-{panel.sample}"
         for column, title in enumerate(columns):
-            cell = cell_of(figure, row, column, columns, "round 1, client 0, sample 1")
+            cell = cell_of(figure, row, column, columns, "round 1, client 0, sample 1", UNDER)
             if column:
                 attack, model = title.split(" on ")
                 name = f"{model}-{attack}-{key}.png"

@@ -42,7 +42,8 @@ def test_the_results_table_fits_a_terminal(finished: Finished) -> None:
         cells = row.replace("│", " ").split()
         assert cells[2:] == [
             str(entry["n"]), f"{entry['ssim']:.4f}", f"{entry['psnr']:.2f}",
-            f"{entry['mse']:.2e}", f"{entry['asr']:.0%}", f"{entry['seconds']:.1f}",
+            "-" if entry["explained"] is None else f"{entry['explained']:.2f}",
+            f"{entry['asr']:.0%}", f"{entry['seconds']:.1f}",
         ]  # fmt: skip
     for words in ("What the updates leak: tiny", "fedsgd, batch size 2, labels known", "[0, 1]"):
         assert words in text
@@ -70,7 +71,7 @@ def test_rounds_stand_side_by_side(finished: Finished) -> None:
 def test_a_table_with_long_names_and_large_numbers_fits_too(finished: Finished) -> None:
     entry = finished.summary["attacks"][0] | {
         "attack": "partial_iga", "model": "resnet18+precode", "n": 10_000, "psnr": -123.45,
-        "seconds": 12_345.6, "mse": None, "asr": None,
+        "seconds": 12_345.6, "mse": None, "asr": None, "explained": 0.25, "unsupported": 9_000,
     }  # fmt: skip
     config = replace(
         finished.config, metrics=Metrics(space="normalised"),
@@ -79,7 +80,10 @@ def test_a_table_with_long_names_and_large_numbers_fits_too(finished: Finished) 
     lines = printed(results_table({"attacks": [entry]}, config))
     assert max(map(len, lines)) <= 80
     text = " ".join("\n".join(lines).split())
-    for words in ("10000", "-123.45", "12345.6", "round 1 to 100 of 100", "normalised images"):
+    for words in (
+        "10000", "-123.45", "12345.6", "round 1 to 100 of 100", "normalised images", "0.25",
+        "9000 of 10000 reconstructions are not supported by the update",
+    ):  # fmt: skip
         assert words in text
 
 

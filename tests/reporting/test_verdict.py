@@ -42,6 +42,26 @@ class TestVerdict:
             "IGA (0 of 2, too few to tell from chance) fails on smlp with PRECODE in this setting."
         )
 
+    def test_nothing_follows_from_what_the_update_does_not_support(self):
+        noisy = {"defense": "noise", "explained": 0.1}
+        undefended, defended = self.sentences(*some(8, 8, explained=0.99), *some(0, 8, **noisy))
+        assert undefended == "IGA reconstructs 8 of 8 images of the undefended smlp."
+        assert defended == (
+            "On smlp with noise, the reconstructions by IGA (8 of 8) are not supported by the "
+            "updates: there the attack did not work, and nothing follows."
+        )
+        # The same failures, supported by the updates, are a result about the defence.
+        supported = self.sentences(*some(8, 8), *some(0, 8, defense="noise", explained=0.9))
+        assert supported[1] == "noise stops IGA (0 of 8) in this setting."
+
+    def test_an_attack_that_did_not_work_on_the_undefended_model(self):
+        found = self.sentences(*some(0, 4, explained=0.2), *some(4, 4, attack="nra"))
+        assert found == [
+            "IGA reconstructs 0 of 4 images of the undefended smlp and NRA reconstructs 4 of 4.",
+            "On the undefended smlp, the reconstructions by IGA (4 of 4) are not supported by the "
+            "updates: there the attack did not work, and nothing follows.",
+        ]
+
     def test_a_partial_success_is_not_stopped(self):
         assert self.sentences(*some(8, 8), *some(1, 8, **PRECODE))[1] == (
             "PRECODE hinders IGA (1 of 8) in this setting."

@@ -1,6 +1,7 @@
 import csv
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from fedleak.attacks import Reconstruction
-from fedleak.config import Metrics, RunConfig
+from fedleak.config import Metrics, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.registry import Plugin
 from fedleak.runs.folder import Row, RunFolder
@@ -318,6 +319,44 @@ def test_threshold_and_space_of_the_configuration(folder: RunFolder, tmp_path: P
             found[space, threshold] = item
             assert item["success"] == (threshold == 0.05)
     assert found["pixels", 0.05]["mse"] < 0.3 * found["normalised", 0.05]["mse"]
+
+
+@pytest.mark.parametrize(
+    ("explained", "success", "cell"), [(0.95, 1, 0.95), (0.49, 0, 0.49), (math.nan, 1, None)]
+)
+def test_what_the_update_does_not_support_is_no_success(
+    folder: RunFolder, tmp_path: Path, explained: float, success: int, cell: float | None
+) -> None:
+    image, labels = pictures(1, (1, 8, 8)), torch.tensor([0])
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
+    recorder = Recorder(folder, config(tmp_path), ImageScoring(Metrics(), (0.0,), (1.0,)))
+    exact = Reconstruction(image, labels, explained=explained)
+    (item,) = recorder.record("iga", update, GroundTruth(image, labels), exact)
+    assert item["ssim"] == pytest.approx(1)
+    assert (item["success"], item["explained"]) == (success, cell)
+    (entry,) = summarise(read_rows(folder.results))
+    assert entry["unsupported"] == int(explained < 0.5)
+    assert entry["explained"] == cell
+
+
+def test_label_accuracy_is_that_of_recovered_labels(folder: RunFolder, tmp_path: Path) -> None:
+    images, labels = pictures(2, (1, 8, 8)), torch.tensor([0, 1])
+    update = InterceptedUpdate(1, 0, "fedsgd", 2, "smlp", {}, {})
+    found = Reconstruction(images.flip(0), torch.tensor([3, 0]), explained=1.0)
+    for kind, expected in (("recovered", [1.0, 0.0]), ("known", [None, None])):
+        settings = replace(config(tmp_path), victims=Victims(labels=kind))  # type: ignore[arg-type]
+        own = Recorder(folder, settings, ImageScoring(Metrics(), (0.0,), (1.0,)))
+        rows = own.record("iga", update, GroundTruth(images, labels), found)
+        assert [item["label_accuracy"] for item in rows] == expected
+
+
+def test_a_run_of_an_earlier_version_keeps_its_columns(folder: RunFolder, tmp_path: Path) -> None:
+    append_rows(folder.results, [row(batch_size=1, client=7)])
+    image, labels = pictures(1, (1, 8, 8)), torch.tensor([0])
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "smlp", {}, {})
+    recorder = Recorder(folder, config(tmp_path), ImageScoring(Metrics(), (0.0,), (1.0,)))
+    recorder.record("iga", update, GroundTruth(image, labels), Reconstruction(image, labels))
+    assert [set(item) for item in read_rows(folder.results)] == [set(COLUMNS)] * 2
 
 
 def test_a_broken_reconstruction_is_recorded_all_the_same(

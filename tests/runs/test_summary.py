@@ -133,8 +133,8 @@ FEDERATION = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}
 def test_means_by_hand() -> None:
     rows = [
         row(0, mse=0.1, psnr=10.0, ssim=0.5, success=0, seconds=1.0),
-        row(1, mse=0.3, psnr=20.0, ssim=0.9, success=1, seconds=2.0),
-        row(2, mse=0.2, psnr=30.0, ssim=0.7, success=1, seconds=6.0),
+        row(1, mse=0.3, psnr=20.0, ssim=0.9, success=1, seconds=2.0, explained=0.9),
+        row(2, mse=0.2, psnr=30.0, ssim=0.7, success=1, seconds=6.0, explained=0.3),
         row(0, attack="nra", mse=1.0, psnr=0.0, ssim=-0.5, success=0, seconds=0.5),
     ]
     first, second = summarise(rows)
@@ -142,9 +142,11 @@ def test_means_by_hand() -> None:
         "attack": "iga", "defense": "none", "model": "smlp", "dataset": "photos", "n": 3,
         "mse": pytest.approx(0.2), "psnr": pytest.approx(20), "ssim": pytest.approx(0.7),
         "asr": pytest.approx(2 / 3), "seconds": pytest.approx(3),
+        "explained": pytest.approx(0.6), "unsupported": 1,
     }  # fmt: skip
     assert list(first) == [
         "attack", "defense", "model", "dataset", "n", "mse", "psnr", "ssim", "asr", "seconds",
+        "explained", "unsupported",
     ]  # fmt: skip
     assert (second["attack"], second["n"], second["asr"]) == ("nra", 1, 0)
 

@@ -1,4 +1,4 @@
-"""A client's gradient from its change of weights, against the gradient that torch.optim was given."""
+"""A gradient from a change of weights, against the one that torch.optim was given."""
 
 from typing import Any
 
@@ -44,7 +44,9 @@ def test_one_step_is_inverted_within_its_stated_error(
     assert bool((off <= bound + 1e-9 * gradient.abs()).all())
     signed = bound.isinf()
     assert bool((found.gradient["w"].sign() == gradient.sign())[signed].all())
-    assert bool((found.gradient["w"].abs().double() / 2 <= 1.01 * gradient.abs().double())[signed].all())
+    assert bool(
+        (found.gradient["w"].abs().double() / 2 <= 1.01 * gradient.abs().double())[signed].all()
+    )
     # It says something: entries near eps are known to a per cent.
     near = (gradient.abs() < 100 * facts.epsilon) & (gradient.abs() > facts.epsilon)
     if not settings.get("weight_decay") and name != "adagrad" and kind == torch.float64:
