@@ -121,7 +121,7 @@ def examine(update: InterceptedUpdate, knowledge: Knowledge) -> Evidence:
     live = {name: value for name, value in moved.items() if name not in left_out}
     if not live:
         return Evidence(tuple(findings), frozenset(left_out))
-    findings += _about_protocol(update, received, live)
+    findings += _about_protocol(update, knowledge, received, live)
     findings += _about_entries(update, knowledge, received, live)
     if update.protocol != "fedsgd":
         findings += _about_decay(update, knowledge, live)
@@ -146,7 +146,10 @@ def _tell(findings: list[Finding], kind: str, names: list[str], text: str) -> No
 
 
 def _about_protocol(
-    update: InterceptedUpdate, received: Mapping[str, Tensor], live: Tensors
+    update: InterceptedUpdate,
+    knowledge: Knowledge,
+    received: Mapping[str, Tensor],
+    live: Tensors,
 ) -> Iterator[Finding]:
     """Weights, their difference and a gradient taken for each other."""
     names = list(live)
@@ -165,7 +168,8 @@ def _about_protocol(
                 f"{norm:.2g}, cosine {cosine:.2f}): they look like a gradient or a change of "
                 "weights; protocol fedsgd or delta",
             )
-        elif cosine < 0.5 or size > 3 * norm:
+        elif knowledge.local.optimizer == "sgd" and (cosine < 0.5 or size > 3 * norm):
+            # A first step of RMSprop moves every weight by ten times the learning rate.
             yield Finding(
                 "protocol",
                 f"the returned weights are not near those sent (norm {size:.2g} against "

@@ -1,0 +1,243 @@
+"""What an update itself tells: a finding for each fact told wrong, and none where all is right."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.explained import explained_share
+from fedleak.updates.evidence import check, examine
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.local_training import LocalTraining
+from fedleak.updates.update import InterceptedUpdate
+from tests.cases import LIGHT_MODELS, ModelCase, case_victim, several_steps
+
+SHAPE, CLASSES, RATE = (1, 8, 8), 5, 0.05
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 40), nn.Sigmoid(), nn.Linear(40, 32), nn.Sigmoid(),
+            nn.Linear(32, CLASSES),
+        )  # fmt: skip
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def samples(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(number, *SHAPE, generator=generator), torch.arange(number) % CLASSES
+
+
+def trained(
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    *,
+    number: int = 2,
+    steps: int = 1,
+    protocol: str = "fedavg",
+    net: nn.Module | None = None,
+    told: dict[str, Any] | None = None,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    **options: Any,
+) -> tuple[nn.Module, InterceptedUpdate, Knowledge]:
+    """A client that takes steps on one batch, and what the server is told of it."""
+    net = network() if net is None else net
+    own = copy.deepcopy(net)
+    moving = [value for value in own.parameters() if value.requires_grad]
+    optimizer = make(moving, lr=RATE, **options)
+    batch = samples(number)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(own, batch).backward()
+        optimizer.step()
+    sent = {name: value.clone() for name, value in net.state_dict().items()}
+    received = {name: value.clone() for name, value in own.state_dict().items()}
+    if protocol == "delta":
+        received = {name: value - sent[name] for name, value in received.items()}
+    if protocol == "fedsgd":
+        found = torch.autograd.grad(loss(net, batch), list(net.parameters()))
+        received = {n: g for (n, _), g in zip(net.named_parameters(), found, strict=True)}
+    if change is not None:
+        received = change(received)
+    update = InterceptedUpdate(1, 0, protocol, number, "net", sent, received)  # type: ignore[arg-type]
+    facts = {"learning_rate": RATE, "steps": steps} | (told or {})
+    knowledge = Knowledge(
+        net, SHAPE, CLASSES, num_samples=number, protocol=protocol, loss=loss,  # type: ignore[arg-type]
+        local_training=LocalTraining(**facts),
+    )  # fmt: skip
+    return net, update, knowledge
+
+
+def kinds(made: tuple[nn.Module, InterceptedUpdate, Knowledge]) -> set[str]:
+    return {finding.kind for finding in check(*made)}
+
+
+HONEST: list[tuple[str, dict[str, Any]]] = [
+    ("gradient", {"protocol": "fedsgd"}),
+    ("one step", {}),
+    ("delta", {"protocol": "delta"}),
+    ("four samples", {"number": 4}),
+    ("three steps", {"steps": 3}),
+    ("momentum", {"momentum": 0.9, "steps": 3, "told": {"momentum": 0.9}}),
+    ("nesterov", {
+        "momentum": 0.9, "nesterov": True, "told": {"momentum": 0.9, "nesterov": True},
+    }),
+    ("decay", {"weight_decay": 0.1, "told": {"weight_decay": 0.1}}),
+    ("adam", {"make": torch.optim.Adam, "told": {"optimizer": "adam"}}),
+    ("adam, three steps", {"make": torch.optim.Adam, "steps": 3, "told": {"optimizer": "adam"}}),
+    ("adamw", {
+        "make": torch.optim.AdamW, "told": {"optimizer": "adamw", "weight_decay": 0.01},
+    }),
+    ("rmsprop", {"make": torch.optim.RMSprop, "told": {"optimizer": "rmsprop"}}),
+    ("adagrad", {"make": torch.optim.Adagrad, "told": {"optimizer": "adagrad"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings_", [s for _, s in HONEST], ids=[name for name, _ in HONEST])
+def test_nothing_is_amiss_where_all_is_as_told(settings_: dict[str, Any]) -> None:
+    assert check(*trained(**settings_)) == []
+
+
+@pytest.mark.parametrize("precode", [False, True], ids=["plain", "precode"])
+@pytest.mark.parametrize("case", LIGHT_MODELS, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_false_alarm_on_the_models(case: ModelCase, precode: bool, batch: int) -> None:
+    victim = case_victim(case, precode=precode, batch=batch)
+    steps = several_steps(victim, batch_size=1, epochs=2)
+    for update, knowledge, _ in (victim, steps):
+        assert check(knowledge.model, update, knowledge) == []
+
+
+def rounded(received: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.half().float() for name, value in received.items()}
+
+
+def frozen_first() -> nn.Module:
+    net = network()
+    net[1].requires_grad_(False)
+    return net
+
+
+WRONG: list[tuple[str, str, dict[str, Any]]] = [
+    ("rank", "more samples than told", {"number": 6, "protocol": "fedsgd", "samples": 2}),
+    ("adam", "Adam told as SGD", {"make": torch.optim.Adam}),
+    ("adam", "AdamW told as SGD", {"make": torch.optim.AdamW, "weight_decay": 0.0}),
+    ("rate", "Adam's rate told wrong", {
+        "make": torch.optim.Adam, "told": {"optimizer": "adam", "learning_rate": 0.01},
+    }),
+    ("protocol", "a delta told as weights", {"protocol": "delta", "as": "fedavg"}),
+    ("protocol", "a gradient told as weights", {"protocol": "fedsgd", "as": "fedavg"}),
+    ("protocol", "weights told as a delta", {"as": "delta"}),
+    ("protocol", "weights told as a gradient", {"as": "fedsgd"}),
+    ("signs", "signs", {
+        "protocol": "fedsgd", "change": lambda r: {n: v.sign() * 0.1 for n, v in r.items()},
+    }),
+    ("integers", "whole numbers", {
+        "protocol": "fedsgd", "change": lambda r: {n: (v * 1e4).round() for n, v in r.items()},
+    }),
+    ("levels", "16 levels", {
+        "protocol": "fedsgd",
+        "change": lambda r: {
+            n: (v / v.abs().max() * 7).round() / 7 * v.abs().max() for n, v in r.items()
+        },
+    }),
+    ("sparse", "the largest tenth", {
+        "protocol": "fedsgd",
+        "change": lambda r: {
+            n: v * (v.abs() >= v.abs().flatten().quantile(0.9)) for n, v in r.items()
+        },
+    }),
+    ("precision", "half precision", {"protocol": "fedsgd", "change": rounded}),
+    ("zero", "nothing changed", {"change": lambda _: dict(network().state_dict())}),
+    ("frozen", "a layer that did not move", {
+        "change": lambda r: r | {n: v for n, v in network().state_dict().items() if n[0] == "1"},
+    }),
+    ("missing", "part of the weights", {
+        "change": lambda r: {n: v for n, v in r.items() if n[0] == "1"},
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_"), [(k, s) for k, _, s in WRONG], ids=[name for _, name, _ in WRONG]
+)
+def test_a_fact_told_wrong_is_found(kind: str, settings_: dict[str, Any]) -> None:
+    settings_ = dict(settings_)
+    told_protocol, number = settings_.pop("as", None), settings_.pop("samples", None)
+    net, update, knowledge = trained(**settings_)
+    if told_protocol is not None:
+        update = replace(update, protocol=told_protocol)
+    if number is not None:
+        knowledge = replace(knowledge, num_samples=number)
+    assert kind in kinds((net, update, knowledge))
+
+
+def test_weight_decay_shows_in_rows_without_a_gradient() -> None:
+    net = network()
+    with torch.no_grad():
+        net[3].weight[:, 5] = 0.0
+        # Unit 5 of the first layer reaches nothing: its row moves by the decay alone.
+    made = trained(weight_decay=0.1, net=net)
+    (found,) = [finding for finding in check(*made) if finding.kind == "decay"]
+    assert "0.005" in found.text  # rate 0.05 times decay 0.1
+    assert "decay of 0.1" in found.text
+    assert "decay" not in kinds(trained(weight_decay=0.1, net=net, told={"weight_decay": 0.1}))
+
+
+def test_frozen_parameters_are_left_out_and_named() -> None:
+    net = frozen_first()
+    _, update, knowledge = trained(net=net)
+    evidence = examine(update, knowledge)
+    assert evidence.left_out == {"1.weight", "1.bias"}
+    assert evidence.findings == ()
+    forgotten = replace(knowledge, model=network())
+    evidence = examine(update, forgotten)
+    assert evidence.left_out == {"1.weight", "1.bias"}
+    (found,) = evidence.findings
+    assert found.text.startswith("`1.weight`, `1.bias` did not move and are left out")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    honest=st.sampled_from([s for _, s in HONEST if "make" not in s and "steps" not in s]),
+    wrong=st.sampled_from(["samples", "protocol", "steps", "zero"]),
+    number=st.integers(1, 3),
+)
+def test_one_fact_told_wrong_at_a_time_is_found(
+    honest: dict[str, Any], wrong: str, number: int
+) -> None:
+    made = {"number": number} | honest
+    if wrong == "samples":
+        net, update, knowledge = trained(**made | {"number": 2 * number + 2})
+        knowledge = replace(knowledge, num_samples=number)
+    elif wrong == "steps":
+        # Four steps on a batch look like one of another rate: a reconstruction, even the truth,
+        # tells by the size or by the direction of its update.
+        made = {n: v for n, v in made.items() if n != "protocol"}
+        net, update, knowledge = trained(**made | {"steps": 4})
+        knowledge = knowledge.with_training(steps=1)
+        found = explained_share(update, knowledge, *samples(number), {})
+        assert found.findings
+        return
+    else:
+        net, update, knowledge = trained(**made)
+        others = {"fedsgd": "fedavg", "fedavg": "delta", "delta": "fedavg"}
+        if wrong == "protocol":
+            update = replace(update, protocol=others[update.protocol])  # type: ignore[arg-type]
+        else:
+            nothing = {
+                n: v if update.protocol == "fedavg" else 0 * v for n, v in update.sent.items()
+            }
+            update = replace(update, received=nothing)
+    assert kinds((net, update, knowledge)) - {"frozen"}
