@@ -1,7 +1,9 @@
 """The share that is explained, against cases whose answer is known."""
 
 import copy
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,17 @@ from fedleak.attacks.explained import explained_share
 from fedleak.models.noise import inject
 from fedleak.updates.knowledge import batch_loss
 from tests.cases import LIGHT_MODELS, ModelCase, Victim, case_victim, several_steps
+from tests.updates.test_optimizer_steps import CASES, IDS, facts_of
 
 every_model = pytest.mark.parametrize("case", LIGHT_MODELS, ids=lambda case: case.name)
 both = pytest.mark.parametrize("precode", [False, True])
+
+
+def share_of(victim: Victim, found: Reconstruction) -> float:
+    explained = explained_share(
+        victim.update, victim.knowledge, found.inputs, found.labels, found.noise
+    )
+    return explained.share
 
 
 def true_reconstruction(victim: Victim) -> Reconstruction:
@@ -26,7 +36,7 @@ def true_reconstruction(victim: Victim) -> Reconstruction:
 def test_the_truth_explains_all(case: ModelCase, precode: bool) -> None:
     victim = case_victim(case, precode=precode and case.bottleneck is not None)
     before = {n: v.clone() for n, v in victim.knowledge.model.state_dict().items()}
-    share = explained_share(victim.update, victim.knowledge, true_reconstruction(victim))
+    share = share_of(victim, true_reconstruction(victim))
     assert share == pytest.approx(1, abs=1e-6)
     for name, value in victim.knowledge.model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -42,29 +52,33 @@ def test_something_else_does_not(case: ModelCase, precode: bool) -> None:
     near = replace(truth, inputs=truth.inputs + 0.03 * torch.randn_like(truth.inputs))
     grey = replace(truth, inputs=torch.zeros_like(truth.inputs))
     broken = replace(truth, inputs=torch.full_like(truth.inputs, torch.nan))
-    shares = [explained_share(victim.update, victim.knowledge, it) for it in (other, near)]
+    shares = [share_of(victim, it) for it in (other, near)]
     assert shares[0] < 0.3
     assert shares[1] > 0.6
-    assert explained_share(victim.update, victim.knowledge, grey) == 0
-    assert explained_share(victim.update, victim.knowledge, broken) == 0
+    assert share_of(victim, grey) == 0
+    assert share_of(victim, broken) == 0
 
 
 def test_wrong_labels_explain_nothing() -> None:
     victim = case_victim(LIGHT_MODELS[0], precode=True)
     truth = true_reconstruction(victim)
     wrong = replace(truth, labels=(truth.labels + 1) % victim.knowledge.num_classes)
-    assert explained_share(victim.update, victim.knowledge, wrong) < 0.1
+    assert share_of(victim, wrong) < 0.1
 
 
 def test_a_known_share() -> None:
-    """With as much added to the update as it differs from the guess's, half of it is explained."""
+    """With as much added to the update as it differs from the guess's, half of it is explained.
+
+    What differs is counted beyond the best multiple of the guess's gradient.
+    """
     victim = case_victim(LIGHT_MODELS[0], precode=True)
     truth = true_reconstruction(victim)
     own = flat(victim, truth)
     guess = flat(victim, replace(truth, inputs=torch.zeros_like(truth.inputs)))
-    told = own - guess
+    told = own - guess * (own @ guess) / (guess @ guess)
     other = torch.randn(told.shape, generator=torch.Generator().manual_seed(0)).double()
-    other -= told * (other @ told) / (told @ told)
+    for known in torch.linalg.qr(torch.stack([own, guess], dim=1))[0].T:
+        other -= known * (other @ known)
     mixed = own + other * told.norm() / other.norm()
     received = victim.update.received
     parts = mixed.split([value.numel() for value in received.values()])
@@ -72,8 +86,49 @@ def test_a_known_share() -> None:
         name: part.reshape(value.shape)
         for (name, value), part in zip(received.items(), parts, strict=True)
     }
-    share = explained_share(replace(victim.update, received=changed), victim.knowledge, truth)
+    share = share_of(victim._replace(update=replace(victim.update, received=changed)), truth)
     assert share == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_scaled_update_is_explained_and_the_factor_is_told() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False)
+    scaled = {name: 0.25 * value for name, value in victim.update.received.items()}
+    update, truth = replace(victim.update, received=scaled), victim.truth
+    found = explained_share(update, victim.knowledge, truth.inputs, truth.labels, {})
+    assert found.share == pytest.approx(1, abs=1e-6)
+    assert found.factor == pytest.approx(0.25)
+    (sentence,) = found.findings
+    assert sentence.startswith("the update is 0.25 times as large")
+
+
+def test_without_the_noise_nothing_can_be_said() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=True)
+    truth = victim.truth
+    found = explained_share(victim.update, victim.knowledge, truth.inputs, truth.labels, {})
+    assert math.isnan(found.share)
+    assert "not checked against the update" in found.findings[0]
+
+
+@pytest.mark.parametrize(("name", "optimizer", "settings"), CASES, ids=IDS)
+def test_every_optimiser(name: str, optimizer: Any, settings: dict[str, Any]) -> None:
+    """The truth explains the change of weights by torch's own optimiser, over three steps."""
+    victim = case_victim(LIGHT_MODELS[0], precode=False, batch=2)
+    own = copy.deepcopy(victim.model)
+    own.train()
+    torchs = optimizer(own.parameters(), lr=0.05, **settings)
+    for _ in range(3):
+        torchs.zero_grad()
+        batch_loss(own, (victim.truth.inputs, victim.truth.labels)).backward()
+        torchs.step()
+    received = {n: v.detach() for n, v in own.state_dict().items()}
+    update = replace(victim.update, protocol="fedavg", received=received)
+    facts = replace(facts_of(name, optimizer, settings), steps=3)
+    knowledge = replace(victim.knowledge, protocol="fedavg", local_training=facts)
+    truth = victim.truth
+    found = explained_share(update, knowledge, truth.inputs, truth.labels, {})
+    assert found.share > 0.999
+    other = explained_share(update, knowledge, truth.inputs.flip(0), truth.labels, {})
+    assert other.share < 0.5
 
 
 def flat(victim: Victim, found: Reconstruction) -> Tensor:
@@ -89,5 +144,5 @@ def flat(victim: Victim, found: Reconstruction) -> Tensor:
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_several_steps(epochs: int) -> None:
     victim = several_steps(case_victim(LIGHT_MODELS[0], precode=True), batch_size=1, epochs=epochs)
-    share = explained_share(victim.update, victim.knowledge, true_reconstruction(victim))
+    share = share_of(victim, true_reconstruction(victim))
     assert share == pytest.approx(1, abs=1e-4)
