@@ -88,7 +88,10 @@ from .models.noise import NormalNoise as NormalNoise
 from .models.noise import noise_slots as noise_slots
 from .models.resnet import ResNet18 as ResNet18
 from .registry import Plugin as Plugin
+from .updates.evidence import Finding as Finding
+from .updates.evidence import check as check
 from .updates.knowledge import Knowledge as Knowledge
+from .updates.local_training import LocalTraining as LocalTraining
 from .updates.truth import GroundTruth as GroundTruth
 from .updates.update import InterceptedUpdate as InterceptedUpdate
 

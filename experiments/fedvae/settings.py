@@ -1,0 +1,154 @@
+"""NRA on FedVAE with several settings, on Last.fm and on made-up users like MovieLens' and Steam's.
+
+    python experiments/fedvae/settings.py --output experiments/fedvae/results/settings.csv
+
+Neither MovieLens 100K nor Steam 200k can be handed on; their made-up users have the numbers of
+users and items of these and as uneven a distribution of items over users (lognormal) and of users
+over items (Zipf). Rows are appended as they come, and what is in the file is not computed again.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedleak import NRA, FedVAE, GroundTruth, InterceptedUpdate, Knowledge
+from fedleak.data import LastFM, MovieLens, RecommenderData, Steam
+from fedleak.metrics import score_items
+from fedleak.models.noise import record
+from fedleak.updates.knowledge import batch_loss
+
+COLUMNS = ("data", "setting", "user", "items", "precision", "recall", "f1", "exact", "explained")
+# Users, items, median and spread (of the logarithm) of a user's items, and Zipf's exponent.
+MOVIELENS = (943, 1682, 65, 1.0, 0.9)
+STEAM = (3757, 5155, 9, 1.2, 1.1)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "300 iterations": {"iterations": 300},
+    "1,000 iterations": {"iterations": 1000},
+    "1,000 iterations, 0.1": {"iterations": 1000, "learning_rate": 0.1},
+    "2,000 iterations": {"iterations": 2000},
+}
+BASE: dict[str, Any] = {
+    "cost": "relative_error", "learning_rate": 0.03, "total_variation": 0.0, "at_once": 8,
+}  # fmt: skip
+
+
+def made_up(shape: tuple[int, int, float, float, float], seed: int) -> Iterator[tuple[int, int]]:
+    """Pairs of user and item."""
+    users, items, middle, spread, exponent = shape
+    random = np.random.default_rng(seed)
+    popularity = 1 / np.arange(1, items + 1) ** exponent
+    popularity /= popularity.sum()
+    counts = np.exp(np.log(middle) + spread * random.standard_normal(users)).astype(int)
+    for user, count in enumerate(counts.clip(5, items // 2)):
+        for item in random.choice(items, size=count, replace=False, p=popularity):
+            yield user, int(item)
+
+
+def data_sets(scratch: Path) -> dict[str, RecommenderData]:
+    """The data sets by name; the made-up ones are read by the classes of the real ones."""
+    films, games = scratch / "u.data", scratch / "steam-200k.csv"
+    films.write_text(
+        "".join(f"{user}\t{film}\t5\t0\n" for user, film in made_up(MOVIELENS, 0)), "utf-8"
+    )
+    games.write_text(
+        "".join(f"{user},game {game},play,1.0,0\n" for user, game in made_up(STEAM, 1)), "utf-8"
+    )
+    return {
+        "lastfm": LastFM(path="lastfm_user_artists.dat"),
+        "movielens-like": MovieLens(path=str(films), held_out=100),
+        "steam-like": Steam(path=str(games)),
+    }
+
+
+def victims(data: RecommenderData, number: int) -> list[tuple[InterceptedUpdate, GroundTruth]]:
+    """Users of an untrained FedVAE without dropout, as in study.yaml."""
+    model = model_for(data)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    chosen = np.linspace(0, len(data.train_set) - 1, number).astype(int)
+    made = []
+    for client, position in enumerate(chosen.tolist()):
+        inputs, labels = data.train_set.batch([position])
+        torch.manual_seed(1000 + client)
+        with record(model) as notes:
+            loss = batch_loss(model, (inputs, labels))
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        names = [name for name, _ in model.named_parameters()]
+        received = dict(zip(names, gradient, strict=True))
+        noise = {name: values[0] for name, values in notes.items() if values}
+        update = InterceptedUpdate(1, client, "fedsgd", 1, "fedvae", sent, received)
+        made.append((update, GroundTruth(inputs, labels, noise)))
+    return made
+
+
+def model_for(data: RecommenderData) -> FedVAE:
+    """The untrained model, the same every time."""
+    torch.manual_seed(0)
+    return FedVAE(input_shape=data.input_shape, dropout=0.0)
+
+
+def measure(output: Path, users: int, chosen: list[str]) -> None:
+    """Attack the users of every data set with every setting that is not in the file."""
+    done: set[tuple[str, str]] = set()
+    if output.exists():
+        with output.open(newline="", encoding="utf-8") as file:
+            done = {(row["data"], row["setting"]) for row in csv.DictReader(file)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, data in data_sets(Path(scratch)).items():
+            wanted = [setting for setting in chosen if (name, setting) not in done]
+            if not wanted:
+                continue
+            made, model = victims(data, users), model_for(data)
+            knowledge = Knowledge(
+                model, data.input_shape, 1, num_samples=1, labels=torch.zeros(1, dtype=torch.long)
+            )
+            for setting in wanted:
+                attack = NRA(**BASE | SETTINGS[setting])
+                found = attack([update for update, _ in made], knowledge)
+                rows = []
+                for user, ((_, truth), result) in enumerate(zip(made, found, strict=True)):
+                    (score,) = score_items(truth, result)
+                    rows.append(
+                        {
+                            "data": name, "setting": setting, "user": user,
+                            "items": int(truth.inputs.sum()),
+                            "precision": f"{score.precision:.6f}", "recall": f"{score.recall:.6f}",
+                            "f1": f"{score.f1:.6f}", "exact": int(score.exact),
+                            "explained": f"{result.explained:.6f}",
+                        }
+                    )  # fmt: skip
+                append(output, rows)
+                means = [float(row["f1"]) for row in rows]
+                exact = sum(int(row["exact"]) for row in rows)
+                print(
+                    f"{name}, {setting}: F1 {statistics.fmean(means):.4f} (lowest "
+                    f"{min(means):.4f}), exact {exact} of {len(rows)}",
+                    flush=True,
+                )
+
+
+def append(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows; a new file gets a header."""
+    new = not output.exists()
+    with output.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--setting", action="append", choices=SETTINGS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measure(arguments.output, arguments.users, arguments.setting or list(SETTINGS))
