@@ -127,6 +127,7 @@ def _command(settings: Namespace, console: Console) -> None:
     )
     from fedleak.runs.results import read_rows
     from fedleak.runs.scoring import scoring_class
+    from fedleak.runs.summary import federation_notes
 
     if command == "run":
         config = _run_config(chosen)
@@ -158,6 +159,8 @@ def _command(settings: Namespace, console: Console) -> None:
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
+    for note in federation_notes(summary["federation"]):
+        console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
     console.print(paths_line(RunFolder(Path(config.output))))
 
 
