@@ -49,10 +49,10 @@ class FailingByClass(OnlyTrainingStep):
 
 
 class DyingByClass(OnlyTrainingStep):
-    """Takes its process with it, for the client of one class, by round or in all."""
+    """Takes its process with it, for the client of one class."""
 
-    def __init__(self, *, how: str = "segfault", **settings: float) -> None:
-        super().__init__(**settings)
+    def __init__(self, *, how: str = "segfault") -> None:
+        super().__init__()
         self.how = how
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
