@@ -190,6 +190,17 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
+def most_examples(config: RunConfig, data: PrivateData) -> int:
+    """The largest number of samples that an update can be of: an attack allocates memory for it.
+
+    Args:
+        config: the run's configuration.
+        data: its data.
+    """
+    whole = config.federation.protocol == "fedavg"
+    return len(data.train_set) if whole else config.federation.batch_size
+
+
 def knowledge_of(
     config: RunConfig,
     data: PrivateData,

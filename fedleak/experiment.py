@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.build import knowledge_of, without_download
+from fedleak.build import knowledge_of, most_examples, without_download
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, RunFailed, require
@@ -30,6 +30,7 @@ from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
+    from fedleak.federation.engine.checkpoint import Outcome
     from fedleak.federation.engine.server import Interception
 
 
@@ -89,7 +90,7 @@ def run(
                 )
             except FederationError as error:
                 raise RunFailed(str(error)) from error
-            work.federation["failures"] += outcome.failures
+            work.note_outcome(outcome)
             if variant == "":
                 work.federation["accuracy"] = outcome.accuracy
         work.attack_all()
@@ -203,6 +204,8 @@ class _Work:
             "clients": config.federation.clients,
             "failures": 0,
             "accuracy": None,
+            "lost_rounds": [],
+            "diverged_round": None,
         }
         self.summary: dict[str, Any] = {}
         self.data = data_facts(config, parts.data)
@@ -235,6 +238,14 @@ class _Work:
             self._write("failed")
             raise
         self._write("complete")
+
+    def note_outcome(self, outcome: "Outcome") -> None:
+        """Note what became of a federation's clients and of its model."""
+        known = self.federation
+        known["failures"] += outcome.failures
+        known["lost_rounds"] = sorted({*known["lost_rounds"], *outcome.lost})
+        found = [known["diverged_round"], outcome.diverged]
+        known["diverged_round"] = min((r for r in found if r is not None), default=None)
 
     def interception(self, variant: str) -> "Interception":
         """The malicious part of a federation's server."""
@@ -364,8 +375,7 @@ def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTru
 
 def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpdate) -> None:
     """Refuse a number of samples that no client can have: an attack allocates memory for it."""
-    whole = config.federation.protocol == "fedavg"
-    most = len(data.train_set) if whole else config.federation.batch_size
+    whole, most = config.federation.protocol == "fedavg", most_examples(config, data)
     require(
         1 <= update.num_examples <= most,
         f"Expected update {update.key} to be of 1 to {most} samples, as "

@@ -30,6 +30,7 @@ from fedleak.registry import (
 )
 
 # Kind -> the class whose subclasses jsonargparse accepts.
+SETTING = re.compile(r"^--model\.(?=\w)")
 PARSED = BASES | {"models": "fedleak.models.base.LightningModule"}
 EXAMPLES = {
     "": ("fedleak run --data photos --model smlp --attacks iga --output runs/first",),
@@ -40,6 +41,10 @@ EXAMPLES = {
     "attack": (
         "fedleak attack runs/first --attack iga --attack.iterations 500",
         "--output runs/first-iga",
+    ),
+    "import": (
+        "fedleak import gradient.pt --model net:Net --sent weights.pt --kind gradient",
+        "--input_shape 3,32,32 --classes 10 --output runs/theirs",
     ),
     "sweep": ("fedleak sweep study.yaml --processes 2 --output runs/study",),
     "report": ("fedleak report runs/first",),
@@ -61,7 +66,11 @@ def parse(argv: list[str]) -> Namespace:
         SystemExit: if help was requested, or no command given.
     """
     command = next((name for name in argv if name in COMMANDS), None)
-    if command is not None:
+    if command == "import":
+        # Its model need be no plugin, so its arguments are not known here.
+        argv = [SETTING.sub("--settings.", argument) for argument in argv]
+        _check_options(make_parser(command, plugins=False), argv)
+    elif command is not None:
         _check_options(make_parser(command, plugins=False), argv)
         argv = with_class_paths(argv)
     parser = make_parser(command)
@@ -208,6 +217,57 @@ def _fill_attack(attack: ArgumentParser, plugins: bool) -> None:
     _add_flags(attack)
 
 
+def _fill_import(imports: ArgumentParser, _plugins: bool) -> None:
+    imports.add_argument(
+        "file", type=str, metavar="FILE",
+        help="Tensors or arrays by name, or in the order of the model's parameters: a .pt file, an "
+        ".npz file or a .safetensors file.",
+    )  # fmt: skip
+    imports.add_argument(
+        "--model", type=str, required=True,
+        help="The module that was trained: its class, as module:Class, or a model of fedleak. "
+        "`--model.NAME VALUE` gives an argument of the class.",
+    )  # fmt: skip
+    imports.add_argument(
+        "--settings", type=dict[str, Any], default={}, help="The same as --model.NAME, in one."
+    )
+    imports.add_argument(
+        "--kind",
+        type=Literal["gradient", "weights", "delta"],
+        required=True,
+        help="What the file holds; a delta is new minus old weights.",
+    )
+    imports.add_argument(
+        "--input_shape", type=str, required=True, help="Shape of an image, such as 3,32,32."
+    )
+    imports.add_argument("--classes", type=int, required=True, help="Number of classes.")
+    imports.add_argument(
+        "--sent", type=str | None, default=None,
+        help="A file with the weights that the client was sent. Default: those with which the "
+        "class makes the model, if they are not random.",
+    )  # fmt: skip
+    imports.add_argument(
+        "--learning_rate", type=float | None, default=None,
+        help="The client's learning rate, of plain SGD, for weights and delta.",
+    )  # fmt: skip
+    imports.add_argument("--num_samples", type=int, default=1, help="Samples of the update.")
+    imports.add_argument(
+        "--batch_size", type=int | None, default=None, help="Default: all samples are one batch."
+    )
+    imports.add_argument("--epochs", type=int, default=1, help="Local epochs (weights, delta).")
+    imports.add_argument(
+        "--mode", type=Literal["train", "eval"], default="train", help="Mode of the model."
+    )
+    imports.add_argument(
+        "--mean", type=str, default="0", help="What was subtracted from each channel: 0.5,0.5,0.5."
+    )
+    imports.add_argument(
+        "--std", type=str, default="1", help="By what each channel was divided afterwards."
+    )
+    imports.add_argument("--output", type=str, required=True, help="The folder to write.")
+    imports.add_argument("--overwrite", action="store_true", help="Replace the run at the output.")
+
+
 def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
     sweep.add_argument("study", type=str, metavar="STUDY", help="The study's YAML file.")
     sweep.add_argument("--output", type=str, default="runs/sweep", help="The sweep's folder.")
@@ -251,6 +311,13 @@ COMMANDS = {
         "Attack saved updates, without a federation, into a run folder of its own.",
         " SOURCE",
         _fill_attack,
+    ),
+    "import": _Command(
+        "Make a run's folder of a file with an update.",
+        "Make the folder of a run, for `fedleak attack`, from a file with a gradient, weights or a "
+        "delta.",
+        " FILE",
+        _fill_import,
     ),
     "sweep": _Command(
         "The runs of a study's file.",

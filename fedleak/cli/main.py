@@ -21,7 +21,14 @@ from rich.console import Console
 from fedleak.cli.arguments import parse
 from fedleak.errors import BadInput, RunFailed
 from fedleak.extras import extras_explained
-from fedleak.registry import KINDS, Plugin, known_classes_only, short_name
+from fedleak.registry import (
+    KINDS,
+    Plugin,
+    class_path,
+    is_known,
+    known_classes_only,
+    short_name,
+)
 from fedleak.runtime.interrupts import STOP_SECONDS, Interrupt
 from fedleak.runtime.memory_pages import use_large_pages
 
@@ -115,6 +122,9 @@ def _command(settings: Namespace, console: Console) -> None:
     if command == "sweep":
         _sweep(chosen, console)
         return
+    if command == "import":
+        _import(chosen, console)
+        return
     from fedleak import experiment
     from fedleak.preflight import prepare
     from fedleak.reporting import (
@@ -127,6 +137,7 @@ def _command(settings: Namespace, console: Console) -> None:
     )
     from fedleak.runs.results import read_rows
     from fedleak.runs.scoring import scoring_class
+    from fedleak.runs.summary import federation_notes
 
     if command == "run":
         config = _run_config(chosen)
@@ -158,6 +169,8 @@ def _command(settings: Namespace, console: Console) -> None:
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
+    for note in federation_notes(summary["federation"]):
+        console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
     console.print(paths_line(RunFolder(Path(config.output))))
 
 
@@ -186,6 +199,37 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
     if failed:
         raise RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
+
+
+def _import(chosen: Namespace, console: Console) -> None:
+    from fedleak.import_update import Facts, import_update
+
+    def numbers(name: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+        text: str = chosen[name]
+        try:
+            return tuple(kind(part) for part in text.strip("[]() ").split(","))
+        except ValueError:
+            like = "3,32,32" if kind is int else "0.5,0.5,0.5"
+            raise BadInput(f"Expected `--{name}` as numbers such as {like}, got {text}.") from None
+
+    values = _as_dict(chosen)
+    names = ("classes", "kind", "sent", "learning_rate", "num_samples", "batch_size", "epochs",
+             "mode", "settings", "model")  # fmt: skip
+    facts = Facts(
+        **{name: values[name] for name in names},
+        input_shape=numbers("input_shape", int),
+        mean=numbers("mean", float),
+        std=numbers("std", float),
+    )
+    output = Path(chosen.output)
+    findings = import_update(Path(chosen.file), facts, output, overwrite=chosen.overwrite)
+    for finding in findings:
+        console.print(f"Note: {finding}.", style="yellow", highlight=False, soft_wrap=True)
+    trust = "" if is_known(class_path("models", facts.model.replace(":", "."))) else " --trust"
+    console.print(
+        f"Attack it by `fedleak attack {output} --attack NAME{trust}`.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _run_config(chosen: Namespace) -> "RunConfig":

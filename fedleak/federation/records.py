@@ -44,6 +44,12 @@ def to_metrics(metrics: Mapping[str, float], examples: int) -> MetricRecord:
     return MetricRecord({**metrics, EXAMPLES: examples})
 
 
+def is_finite(record: ArrayRecord) -> bool:
+    """Whether all floating point numbers of a record are finite."""
+    arrays = (value.numpy() for value in record.values())
+    return all(bool(np.isfinite(array).all()) for array in arrays if array.dtype.kind == "f")
+
+
 def sends_gradient(content: RecordDict) -> bool:
     """Whether a client's reply follows the protocol fedsgd."""
     return GRADIENT in content.array_records
@@ -86,7 +92,11 @@ def sgd_step(sent: Tensor, gradient: Tensor, learning_rate: float) -> npt.NDArra
 
 
 def replace_gradient_by_weights(
-    reply: Message, gradient: CompactTensors, sent: Tensors, learning_rate: float
+    reply: Message,
+    gradient: CompactTensors,
+    sent: Tensors,
+    learning_rate: float,
+    key: str = ARRAYS,
 ) -> None:
     """Replace the gradient in a fedsgd reply by the weights after one step with it.
 
@@ -97,6 +107,7 @@ def replace_gradient_by_weights(
         gradient: the gradient in it.
         sent: the weights that the server sent.
         learning_rate: learning rate of the step.
+        key: the key of the record of weights.
     """
     buffers = reply.content.array_records.get(BUFFERS, ArrayRecord())
     # Added one by one, since a record made from a mapping copies the numbers.
@@ -108,8 +119,7 @@ def replace_gradient_by_weights(
             arrays[name] = LazySteppedWeights(value, gradient, name, learning_rate)
         else:
             arrays[name] = Array(value.numpy())
-    metrics = reply.content.metric_records[METRICS]
-    reply.content = RecordDict({ARRAYS: arrays, METRICS: metrics})
+    reply.content = RecordDict({key: arrays, **reply.content.metric_records})
 
 
 def can_be_merged(replies: Sequence[Message], gradients: Sequence[CompactTensors]) -> bool:

@@ -7,12 +7,15 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import (
     FedAdagrad,
     FedAdam,
@@ -28,12 +31,23 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedleak.attacks.attack_updates import attack_updates
 from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.config import Victims
-from fedleak.errors import BadInput
+from fedleak.errors import BadInput, require, unknown_name
 from fedleak.federation import records
+from fedleak.federation.reply_checks import (
+    MOST_EXAMPLES,
+    Keys,
+    check_arrays,
+    check_metrics,
+    examples_of,
+    is_listed,
+    main_record,
+    odd_ones,
+    trains_trees,
+)
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import Tensors, check_name, remove_round
-from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.update import InterceptedUpdate
 
 logger = logging.getLogger(__name__)
@@ -41,7 +55,11 @@ logger = logging.getLogger(__name__)
 OnAttacked = Callable[[Attack, InterceptedUpdate, Reconstruction], None]
 OnProgress = Callable[[Attack, Progress], None]
 AttackFilter = Callable[[Attack, InterceptedUpdate], bool]
+Start = Callable[[int, int], Mapping[str, torch.Tensor]]
 
+# Flower's own error codes are lower.
+REFUSED = 1000
+UPGRADE = "https://flower.ai/docs/framework/how-to-upgrade-to-message-api.html"
 # The strategy's methods that Flower calls in every round, and that are intercepted.
 ROUND_METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
@@ -53,6 +71,12 @@ class MaliciousStrategy(Strategy):
     (protocol fedsgd) is passed on as the weights after one step with it, so that the inner strategy
     works unchanged. An inner strategy that uses only the mean of the replies receives the mean as a
     single reply; buffers are then averaged without the strategy's server optimiser.
+
+    A reply that cannot be aggregated counts as its client's failure, and the inner strategy sees an
+    error instead: arrays that are missing, of other shapes than were sent, not finite or not
+    readable; no metrics, or a number of examples that is not positive or above ``max_examples``;
+    and, if the inner strategy sends or aggregates as Flower's own do, other records, arrays or
+    metrics than most replies have.
 
     Args:
         inner: the strategy that runs the federation.
@@ -71,6 +95,16 @@ class MaliciousStrategy(Strategy):
             clients, in every round; a resumed federation then samples the same clients.
         first_round: number of the first round; more than 1 if a federation is resumed.
         device: torch device on which the attacks run.
+        protocol: what replies with arrays alone hold: ``fedavg`` (weights), ``delta`` (a change of
+            weights) or ``fedsgd`` (a gradient, which the inner strategy itself applies). If None,
+            ``delta`` if ``knowledge`` says so, otherwise ``fedavg``.
+        starts: called with round and client number, gives the weights by name from which that
+            client starts where they are not those that were sent, such as layers of its own. If
+            None, layers that a client returns without having been sent them start from what it
+            returned last. Updates with a start of their own are kept in memory.
+        max_examples: largest number of examples that a client can have used.
+        alike: whether a reply is refused that has other records, arrays or metrics than most. If
+            None, it is if the inner strategy sends or aggregates as Flower's own do.
         wanted: whether to run an attack on an update. If None, all are run.
         on_intercept: called with every update that is kept.
         on_attacked: called with every reconstruction; ``reconstructions`` also lists them, with the
@@ -80,7 +114,9 @@ class MaliciousStrategy(Strategy):
             attack on its update fails. If None, failures are logged.
 
     Raises:
-        BadInput: if there are ``attacks`` without ``knowledge``, or ``model`` is no valid name.
+        BadInput: if there are ``attacks`` without ``knowledge``, ``model`` is no valid name,
+            ``inner`` is not a strategy of Flower's Message API, or ``protocol`` is none of the
+            three.
     """
 
     def __init__(
@@ -98,6 +134,10 @@ class MaliciousStrategy(Strategy):
         seeded_sampling: bool = False,
         first_round: int = 1,
         device: str = "cpu",
+        protocol: Protocol | None = None,
+        starts: Start | None = None,
+        max_examples: int = MOST_EXAMPLES,
+        alike: bool | None = None,
         wanted: AttackFilter | None = None,
         on_intercept: Callable[[InterceptedUpdate], None] | None = None,
         on_attacked: OnAttacked | None = None,
@@ -107,7 +147,13 @@ class MaliciousStrategy(Strategy):
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
         check_name("the model", model)
+        _check_inner(inner)
+        if protocol not in (None, *get_args(Protocol)):
+            raise unknown_name("protocol", str(protocol), get_args(Protocol))
         self.inner = inner
+        self.keys = Keys.of(inner)
+        if alike is not None:
+            self.keys = replace(self.keys, alike=alike)
         self._inner_steps = {name: getattr(inner, name) for name in ROUND_METHODS}
         self.attacks = attacks
         self.knowledge = knowledge
@@ -124,7 +170,15 @@ class MaliciousStrategy(Strategy):
         self.first_round = first_round
         self.current_round = first_round
         self.device = device
+        if protocol is None:
+            says_delta = isinstance(knowledge, Knowledge) and knowledge.protocol == "delta"
+            protocol = "delta" if says_delta else "fedavg"
+        self.protocol: Protocol = protocol
+        self.starts = starts
+        self.max_examples = max_examples
         self.failures = 0
+        self.lost: dict[int, int] = {}
+        self.diverged: int | None = None
         self.intercepted: list[InterceptedUpdate | Path] = []
         self.reconstructions: list[tuple[str, str, Reconstruction]] = []
         self.clients = {} if clients is None else clients
@@ -135,6 +189,9 @@ class MaliciousStrategy(Strategy):
         self._on_progress = on_progress
         self._on_failure = on_failure
         self._sent: Tensors = {}
+        self._sent_to: dict[int, Tensors] = {}
+        self._own_layers: dict[int, Tensors] = {}
+        self._layout: dict[str, frozenset[str]] = {}
         self._sampled_nodes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -181,6 +238,11 @@ class MaliciousStrategy(Strategy):
             random.seed(derive_seed(self.seed, round_))
         messages = list(self._inner_steps["configure_train"](round_, arrays, config, grid))
         self._sent = records.to_tensors(arrays)
+        self._sent_to = {}
+        for message in messages:
+            own = message.content.array_records.get(self.keys.arrays)
+            if own is not None and own is not arrays:
+                self._sent_to[message.metadata.dst_node_id] = records.to_tensors(own)
         if self.folder is not None:
             remove_round(self.folder, round_)
         self._sampled_nodes = [message.metadata.dst_node_id for message in messages]
@@ -189,7 +251,7 @@ class MaliciousStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Intercept the replies, then aggregate them with the inner strategy.
+        """Intercept the replies, then aggregate those that can be with the inner strategy.
 
         Raises:
             BadInput: if clients send gradients and no learning rate is known.
@@ -197,32 +259,91 @@ class MaliciousStrategy(Strategy):
         round_ = self._round(server_round)
         received = list(replies)
         self._count_failures(round_, received)
-        answers = [reply for reply in received if not reply.has_error()]
-        # By reply; each is decoded once, since decoding takes long for a large gradient.
-        gradients = {
-            id(reply): records.to_compact(reply.content.array_records[records.GRADIENT])
-            for reply in answers
-            if records.sends_gradient(reply.content)
-        }
-        for reply in answers:
+        received, decoded = self._usable(round_, received)
+        for reply in received:
             client = self._number(reply.metadata.src_node_id)
-            if self.victims.includes(round_, client):
+            if reply.has_content() and self.victims.includes(round_, client):
                 try:
-                    self._intercept(round_, client, reply, gradients.get(id(reply)))
+                    self._intercept(round_, client, reply, decoded[id(reply)])
                 except (OSError, BadInput) as error:
                     # A full disk, say, must not stop the training.
                     self._fail(round_, client, f"its update could not be kept: {error}")
+            if reply.has_content():
+                self._keep_own_layers(client, reply)
+        gradients = {key: v for key, v in decoded.items() if isinstance(v, CompactTensors)}
+        if not gradients:
+            arrays, metrics = self._aggregate(round_, received)
+        else:
+            ready, buffers = self._with_weights(received, gradients)
+            arrays, metrics = self._aggregate(round_, ready)
+            if arrays is not None:
+                # Counts and statistics are averaged, not changed by the server's optimiser.
+                merged = ArrayRecord({**arrays, **buffers})
+                arrays = records.with_dtypes_of(merged, self._sent)
+        if arrays is not None and self.diverged is None and not records.is_finite(arrays):
+            self.diverged = round_
+            logger.warning("round %d: the global model holds NaN or infinity", round_)
+        return arrays, metrics
+
+    def _usable(
+        self, round_: int, received: Sequence[Message]
+    ) -> tuple[list[Message], dict[int, Tensors | CompactTensors]]:
+        """Replace replies that cannot be aggregated by errors.
+
+        Returns:
+            The replies, and the arrays of each gradient and of each victim's reply, by the reply's
+            ``id``: decoding takes long.
+        """
+        decoded: dict[int, Tensors | CompactTensors] = {}
+        found: list[Message] = []
+        for reply in received:
+            fault, tensors = None, cast(Tensors | CompactTensors, {})
+            if reply.has_content() and not trains_trees(self.inner):
+                node = reply.metadata.src_node_id
+                sent = self._sent_to.get(node, self._sent)
+                fault = check_metrics(reply.content, self.keys, self.max_examples)
+                if fault is None:
+                    fault, tensors = check_arrays(reply.content, self.keys, sent)
+                victim = self.victims.includes(round_, self._number(node))
+                if fault is None and (victim or isinstance(tensors, CompactTensors)):
+                    decoded[id(reply)] = tensors
+            found.append(reply if fault is None else self._refuse(round_, reply, fault))
+        if self.keys.alike and not trains_trees(self.inner):
+            found = self._alike("train", round_, found)
+        return found, {id(r): decoded[id(r)] for r in found if id(r) in decoded}
+
+    def _alike(self, kind: str, round_: int, replies: Sequence[Message]) -> list[Message]:
+        """Replace replies that consist of other parts than most by errors."""
+        answers = [reply for reply in replies if reply.has_content()]
+        contents = [reply.content for reply in answers]
+        agreed = self._layout.get(kind, frozenset())
+        odd, self._layout[kind] = odd_ones(contents, agreed, self._sent)
+        faults = {id(answers[position]): fault for position, fault in odd.items()}
+        return [
+            self._refuse(round_, reply, faults[id(reply)]) if id(reply) in faults else reply
+            for reply in replies
+        ]
+
+    def _refuse(self, round_: int, reply: Message, fault: str) -> Message:
+        """An error in place of a reply, counted and reported as its client's failure."""
+        reason = f"its reply was refused: {fault}"
+        self._lose(round_, self._number(reply.metadata.src_node_id), reason)
+        return Message(metadata=reply.metadata, error=Error(REFUSED, reason))  # type: ignore[call-overload,no-any-return]
+
+    def _aggregate(
+        self, round_: int, replies: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The inner strategy's result; replies that it finds inconsistent are left out."""
         step = self._inner_steps["aggregate_train"]
         result: tuple[ArrayRecord | None, MetricRecord | None]
-        if not gradients:
-            result = step(round_, received)
-            return result
-        ready, buffers = self._with_weights(received, gradients)
-        arrays, metrics = step(round_, ready)
-        if arrays is None:
-            return None, metrics
-        # Counts and statistics are averaged, not changed by the server's optimiser.
-        return records.with_dtypes_of(ArrayRecord({**arrays, **buffers}), self._sent), metrics
+        try:
+            result = step(round_, replies)
+        except InconsistentMessageReplies:
+            alike = self._alike("train", round_, replies)
+            if all(old is new for old, new in zip(replies, alike, strict=True)):
+                raise
+            result = step(round_, alike)
+        return result
 
     def _with_weights(
         self, received: list[Message], decoded: Mapping[int, CompactTensors]
@@ -237,14 +358,18 @@ class MaliciousStrategy(Strategy):
             raise BadInput("Expected `learning_rate` where clients send gradients, got none.")
         senders = [reply for reply in received if id(reply) in decoded]
         gradients = [decoded[id(reply)] for reply in senders]
-        if uses_only_the_mean(self.inner) and records.can_be_merged(senders, gradients):
+        alike = not self._sent_to and records.can_be_merged(senders, gradients)
+        if alike and uses_only_the_mean(self.inner):
             others = [reply for reply in received if id(reply) not in decoded]
             names = list(senders[0].content.array_records.get(records.BUFFERS, ArrayRecord()))
             merged = records.merge(senders, gradients, self._sent, self.learning_rate)
             arrays = merged.content.array_records[records.ARRAYS]
             return [merged, *others], {name: arrays[name] for name in names}
         for reply, gradient in zip(senders, gradients, strict=True):
-            records.replace_gradient_by_weights(reply, gradient, self._sent, self.learning_rate)
+            sent = self._sent_to.get(reply.metadata.src_node_id, self._sent)
+            records.replace_gradient_by_weights(
+                reply, gradient, sent, self.learning_rate, self.keys.arrays
+            )
         return received, {}
 
     def configure_evaluate(
@@ -258,9 +383,17 @@ class MaliciousStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Aggregate the replies with the inner strategy."""
-        step = self._inner_steps["aggregate_evaluate"]
-        metrics: MetricRecord | None = step(self._round(server_round), replies)
+        """Aggregate the replies that can be with the inner strategy."""
+        step, round_ = self._inner_steps["aggregate_evaluate"], self._round(server_round)
+        found = []
+        for reply in replies:
+            fault = None
+            if reply.has_content():
+                fault = check_metrics(reply.content, self.keys, self.max_examples)
+            found.append(reply if fault is None else self._refuse(round_, reply, fault))
+        if self.keys.alike:
+            found = self._alike("evaluate", round_, found)
+        metrics: MetricRecord | None = step(round_, found)
         return metrics
 
     def summary(self) -> None:
@@ -280,40 +413,62 @@ class MaliciousStrategy(Strategy):
         answered = {r.metadata.src_node_id for r in replies if not r.has_error()}
         for node in self._sampled_nodes:
             if node not in answered:
-                self.failures += 1
                 reason = reasons.get(node, "it did not answer in time")
-                self._fail(round_, self._number(node), reason)
+                self._lose(round_, self._number(node), reason)
+
+    def _lose(self, round_: int, client: int, reason: str) -> None:
+        self.failures += 1
+        self.lost[round_] = self.lost.get(round_, 0) + 1
+        self._own_layers.pop(client, None)  # it may have trained them further
+        self._fail(round_, client, reason)
 
     def _intercept(
-        self, round_: int, client: int, reply: Message, gradient: CompactTensors | None
+        self, round_: int, client: int, reply: Message, tensors: Tensors | CompactTensors
     ) -> None:
-        content = reply.content
-        arrays = content.array_records
-        if not arrays:
-            return
-        if gradient is None:
-            received = records.to_tensors(next(iter(arrays.values())))
-        else:
-            received = dict(gradient.encoded)
+        arrays = reply.content.array_records
+        gradient = isinstance(tensors, CompactTensors)
+        received = dict(tensors.encoded) if isinstance(tensors, CompactTensors) else dict(tensors)
         if records.BUFFERS in arrays:
             received |= records.to_tensors(arrays[records.BUFFERS])
-        metrics: Mapping[str, Any] = next(iter(content.metric_records.values()), {})
+        sent = self._start(round_, client, reply.metadata.src_node_id)
+        if not gradient and not is_listed(sent):
+            # Of layers whose start is not known, what came tells nothing.
+            received = {name: value for name, value in received.items() if name in sent}
         update = InterceptedUpdate(
             round=round_,
             client=client,
-            protocol="fedavg" if gradient is None else "fedsgd",
-            num_examples=int(metrics.get(records.EXAMPLES, 1)),
+            protocol="fedsgd" if gradient else self.protocol,
+            num_examples=int(examples_of(reply.content, self.keys) or 0),
             model=self.model,
-            sent=self._sent,
-            received=received if gradient is None else CompactTensors(received),
+            sent=sent,
+            received=CompactTensors(received) if gradient else received,
         )
+        # The sent weights of a round are one file.
+        on_disk = self.folder is not None and sent is self._sent
         self.intercepted.append(
-            update if self.folder is None else update.save(self.folder, compare=False)
+            update.save(cast(Path, self.folder), compare=False) if on_disk else update
         )
         if self._on_intercept is not None:
             self._on_intercept(update)
         if self.victims.when == "during":
             self._attack(update)
+
+    def _start(self, round_: int, client: int, node: int) -> Tensors:
+        """The weights from which a client started: those sent, and layers of its own."""
+        sent = self._sent_to.get(node, self._sent)
+        own = {} if self.starts is None else dict(self.starts(round_, client))
+        kept = self._own_layers.get(client, {})
+        return kept | sent | own if kept or own else sent
+
+    def _keep_own_layers(self, client: int, reply: Message) -> None:
+        """Note what a client returns without having been sent it: it starts from that next time."""
+        main = main_record(reply.content, self.keys)
+        sent = self._sent_to.get(reply.metadata.src_node_id, self._sent)
+        if main is None or self.protocol != "fedavg" or len(main) == len(sent) or is_listed(sent):
+            return
+        own = {name: array for name, array in main.items() if name not in sent}
+        if own and records.GRADIENT not in reply.content:
+            self._own_layers[client] = records.to_tensors(ArrayRecord(own))
 
     def _attack(self, update: InterceptedUpdate) -> None:
         """Attack one update; an error in the update or in an attack does not stop the training."""
@@ -327,11 +482,12 @@ class MaliciousStrategy(Strategy):
                 continue
             if attack.refuses(knowledge) is not None:
                 continue
+            notes = _notes(update, knowledge)
             for refused in attack_updates(
                 attack,
                 [update],
                 lambda _, known=knowledge: known,  # type: ignore[misc]
-                finished=partial(self._record, attack),
+                finished=partial(self._record, attack, notes),
                 seed=self.seed,
                 device=self.device,
                 report=partial(self._progress, attack),
@@ -344,8 +500,13 @@ class MaliciousStrategy(Strategy):
             self._on_progress(attack, progress)
 
     def _record(
-        self, attack: Attack, update: InterceptedUpdate, reconstruction: Reconstruction
+        self,
+        attack: Attack,
+        notes: tuple[str, ...],
+        update: InterceptedUpdate,
+        reconstruction: Reconstruction,
     ) -> None:
+        reconstruction = replace(reconstruction, findings=(*notes, *reconstruction.findings))
         self.reconstructions.append((attack.name, update.key, reconstruction))
         if self._on_attacked is not None:
             self._on_attacked(attack, update, reconstruction)
@@ -359,11 +520,44 @@ class MaliciousStrategy(Strategy):
     def _knowledge_of(self, update: InterceptedUpdate) -> Knowledge:
         if self.knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
-        if not isinstance(self.knowledge, Knowledge):
-            return self.knowledge(update)
-        if self.knowledge.labels is not None:
-            return self.knowledge
-        return self.knowledge.of_samples(update.num_examples)
+        # What was told of the samples holds, whatever the client reports.
+        return self.knowledge if isinstance(self.knowledge, Knowledge) else self.knowledge(update)
+
+
+def _notes(update: InterceptedUpdate, knowledge: Knowledge) -> tuple[str, ...]:
+    """What is presumed of the arrays that a client was not sent or did not return."""
+    state = knowledge.model.state_dict()
+    notes = []
+    if len(update.sent) < len(state):
+        notes.append(
+            f"{len(state) - len(update.sent)} of the model's {len(state)} arrays were not sent and "
+            "are those of the model that was told"
+        )
+    if update.protocol != "fedsgd":
+        parameters = dict(knowledge.model.named_parameters(remove_duplicate=False))
+        kept = [name for name in update.sent if name in state and name not in parameters]
+        kept = [name for name in kept if name not in update.received]
+        if kept:
+            notes.append(
+                f"{len(kept)} buffers such as {kept[0]} did not come back and are taken "
+                "to be as they were sent"
+            )
+    return tuple(notes)
+
+
+def _check_inner(inner: Any) -> None:
+    name = type(inner).__name__
+    ancestors = {ancestor.__module__ for ancestor in type(inner).__mro__}
+    require(
+        not any(module.startswith("flwr.server.strategy") for module in ancestors),
+        f"Expected a strategy of flwr.serverapp.strategy, got {name} of flwr.server.strategy, from "
+        "before Flower's Message API: move the app to flwr.serverapp and flwr.clientapp as "
+        f"{UPGRADE} says.",
+    )
+    require(
+        isinstance(inner, Strategy),
+        f"Expected a strategy of flwr.serverapp.strategy, got {name}.",
+    )
 
 
 def uses_only_the_mean(strategy: Strategy) -> bool:

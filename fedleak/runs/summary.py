@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,8 @@ from fedleak.runs.text_files import is_count, is_number, parse_json, read_text, 
 from fedleak.updates.files import short
 
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
+MAX_ROUNDS = 10
+"""Number of rounds that a sentence names."""
 Status = Literal["running", "interrupted", "failed", "complete"]
 
 
@@ -105,7 +107,8 @@ def write_summary(
         folder: the run's folder.
         config: its configuration.
         status: the run's status.
-        federation: rounds, clients, failures, accuracy.
+        federation: rounds, clients, failures, accuracy, and lost_rounds and diverged_round, see
+            :func:`federation_notes`.
         data: see :func:`data_facts`.
 
     Returns:
@@ -130,7 +133,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
     Returns:
         What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation`` and ``data``
-        (empty in runs of early versions, which did not record it).
+        (empty in runs of early versions, which did not record it, nor lost rounds).
 
     Raises:
         BadInput: if the file is missing, is not JSON, or one of these is invalid.
@@ -160,6 +163,15 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"Expected `federation` to hold the numbers rounds, clients, failures and accuracy in "
         f"{path}, got {short(federation)}.",
     )
+    lost = federation.setdefault("lost_rounds", [])
+    diverged = federation.setdefault("diverged_round", None)
+    require(
+        isinstance(lost, list)
+        and all(is_count(round_, 1) for round_ in lost)
+        and (diverged is None or is_count(diverged)),
+        f"Expected `lost_rounds` and `diverged_round` to be numbers of rounds in {path}, got "
+        f"{short(lost)} and {short(diverged)}.",
+    )
     data = summary.setdefault("data", {})
     require(
         isinstance(data, dict) and (not data or _is_data(data)),
@@ -167,6 +179,31 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"{short(data)}.",
     )
     return summary  # type: ignore[no-any-return]
+
+
+def federation_notes(federation: Mapping[str, Any]) -> list[str]:
+    """What a reader of a run's results has to know of its federation, in sentences.
+
+    Args:
+        federation: ``federation`` of a summary: ``failures`` counts replies that were missing,
+            errors or refused, in the rounds ``lost_rounds``; ``diverged_round`` is the first round
+            after which the global model or its loss was not finite.
+    """
+    notes = []
+    failures, lost = federation["failures"], federation["lost_rounds"]
+    if failures:
+        names = ", ".join(map(str, lost[:MAX_ROUNDS])) + ", ..." * (len(lost) > MAX_ROUNDS)
+        where = f" in round{'s' * (len(lost) > 1)} {names}" if lost else ""
+        notes.append(
+            f"{failures} repl{'y was' if failures == 1 else 'ies were'} lost{where}: the clients "
+            "failed, or what they sent could not be used."
+        )
+    if federation["diverged_round"] is not None:
+        notes.append(
+            f"The training diverged in round {federation['diverged_round']}: the global model or "
+            "its loss is not finite, and nothing follows from the rounds since."
+        )
+    return notes
 
 
 def _is_data(data: dict[str, Any]) -> bool:

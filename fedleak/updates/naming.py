@@ -19,12 +19,18 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def _is_listed(values: Mapping[Any, Any]) -> bool:
+    """Whether the names are positions."""
+    return list(values) == [str(position) for position in range(len(values))]
+
+
 def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) -> Tensors:
     """Tensors by the model's own parameter names, with the shapes and dtypes that were sent.
 
     Args:
         values: tensors or numpy arrays by name, or in the order of the parameters (or of all that
-            was sent); None for an unused parameter, which may be missing as well.
+            was sent), as a sequence or by the names "0", "1", ... that Flower gives to a list;
+            None for an unused parameter, which may be missing as well.
         kind: what they are, for messages: gradient, weights or delta.
         parameters: the names of the model's parameters, in their order.
         sent: the parameters and buffers that the server sent.
@@ -40,6 +46,9 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
             f"Expected the {kind} as a mapping or a sequence of tensors, got "
             f"{type(values).__name__}."
         )
+    own = {_unwrapped(name): name for name in sent}
+    if isinstance(values, Mapping) and _is_listed(values) and not all(n in own for n in values):
+        values = list(values.values())
     if not isinstance(values, Mapping):
         names = list(parameters) if len(values) == len(parameters) else list(sent)
         require(
@@ -47,7 +56,6 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
             f"Expected the {kind} of {len(parameters)} parameters, got {len(values)} tensors.",
         )
         values = dict(zip(names, values, strict=True))
-    own = {_unwrapped(name): name for name in sent}
     found: Tensors = {}
     for given, value in values.items():
         name = own.get(_unwrapped(str(given)))

@@ -1,10 +1,15 @@
-"""The commands ``sweep`` and ``report``, and the options of defences."""
+"""The commands ``sweep``, ``import`` and ``report``, and the options of defences."""
 
 import csv
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from fedleak import experiment
 from fedleak.cli import main as cli
@@ -115,3 +120,70 @@ def test_a_small_study_from_one_end_to_the_other(folder, capsys):
     done(["sweep", "study.yaml", "--output", "out", "--resume"])
     with (folder / "out" / "results.csv").open() as file:
         assert list(csv.DictReader(file)) == rows
+
+
+IMPORT = "import g.pt --model user_net:Net --kind gradient --input_shape 1,8,8 --classes 4"
+USER_NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(64, width), torch.nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.b(torch.sigmoid(self.a(x.flatten(1))))
+"""
+
+
+@pytest.fixture
+def gradient_file(folder, monkeypatch):
+    """A user's module, the weights that were sent and the gradient of one image; the image."""
+    (folder / "user_net.py").write_text(USER_NET)
+    made: dict[str, Any] = {}
+    exec(USER_NET, made)
+    torch.manual_seed(0)
+    net, image = made["Net"](48), torch.rand(1, 1, 8, 8)
+    loss = torch.nn.functional.cross_entropy(net(image), torch.tensor([2]))
+    gradient = torch.autograd.grad(loss, list(net.parameters()))
+    torch.save(dict(zip(dict(net.named_parameters()), gradient, strict=True)), "g.pt")
+    torch.save(net.state_dict(), "sent.pt")
+    yield image
+    sys.modules.pop("user_net", None)
+
+
+def test_an_imported_gradient_is_attacked(gradient_file, capsys):
+    done([*IMPORT.split(), "--model.width", "48", "--sent", "sent.pt", "--output", "theirs"])
+    assert "fedleak attack theirs --attack NAME --trust" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    said = refused(capsys, ["attack", "theirs", "--attack", "rgap"])
+    assert "user_net.Net" in said
+    assert "--trust" in said
+    done(["attack", "theirs", "--attack", "rgap", "--trust"])
+    with Image.open("theirs-rgap/figures/victims/wrapped-rgap-r0001-c0000-0.png") as picture:
+        error = np.asarray(picture) / 255 - gradient_file[0, 0].numpy()
+    assert abs(error).max() < 0.01
+    done(["report", "theirs-rgap"])
+    page = Path("theirs-rgap/report.html").read_text()
+    assert "Reconstructions without a score: 1 by RGAP on wrapped" in page.replace("rgap", "RGAP")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("", ["--sent", "random weights"]),
+        ("--sent sent.pt", ["a.weight", "(32, 64)", "(48, 64)"]),
+        ("--sent sent.pt --model.widht 48", ["widht", "Net"]),
+        ("--sent nowhere.pt", ["nowhere.pt"]),
+        ("--sent sent.pt --input_shape 1x8", ["--input_shape", "3,32,32", "1x8"]),
+        ("--sent sent.pt --mean grey", ["--mean", "grey"]),
+        ("--sent sent.pt --learning_rat 1", ["learning_rat"]),
+        ("--sent sent.pt --kind change", ["kind", "change"]),
+        ("--sent sent.pt --model user_net:Nut", ["Nut", "Net"]),
+    ],
+)
+def test_imports_that_do_not_fit_are_refused(change, words, gradient_file, capsys):
+    said = refused(capsys, [*IMPORT.split(), *change.split(), "--output", "theirs"])
+    for word in words:
+        assert word in said

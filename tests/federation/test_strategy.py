@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
@@ -36,6 +36,7 @@ from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore,
 from fedleak.federation.strategy import Stopped
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.update import InterceptedUpdate, gradient_to_weights
 from tests.federation.fakes import (
     FakeGrid,
@@ -97,9 +98,8 @@ class Peek(Attack):
     def run(self, problem: Problem, report: Report) -> Reconstruction:
         self.seen.append(problem)
         report(Progress(1, 1, 0.5))
-        return Reconstruction(
-            torch.zeros(problem.batch_shape), torch.zeros(problem.knowledge.num_samples)
-        )
+        labels = torch.zeros(problem.knowledge.num_samples, dtype=torch.long)
+        return Reconstruction(torch.zeros(problem.batch_shape), labels)
 
 
 class Broken(Peek):
@@ -470,21 +470,6 @@ def test_a_round_without_any_reply_leaves_the_weights_alone() -> None:
     assert strategy.intercepted == []
 
 
-def test_replies_of_another_kind_go_to_the_inner_strategy_untouched() -> None:
-    """The error is Flower's own, not one of the malicious strategy."""
-    strategy = MaliciousStrategy(FedAvg(**SETTINGS), clients=CLIENTS)
-    grid = FakeGrid(NODES, lambda question: None)
-    questions = list(
-        strategy.configure_train(1, records.to_record(weights(0)), ConfigRecord(), grid)
-    )
-    replies = [sends_weights(question, {}, 1) for question in questions]
-    for reply in replies:
-        del reply.content["arrays"]
-    with pytest.raises(Exception, match="exactly one ArrayRecord"):
-        strategy.aggregate_train(1, replies)
-    assert strategy.intercepted == []
-
-
 # -------------------------------------------------------------------------------------- attacks
 
 
@@ -535,47 +520,40 @@ def test_knowledge_may_depend_on_the_update() -> None:
     assert sorted(problem.knowledge.num_samples for problem in attack.seen) == [5, 6, 7]
 
 
-def test_steps_follow_the_clients_samples_where_knowledge_is_of_whole_epochs() -> None:
+def test_what_was_told_of_the_samples_holds_and_a_contradiction_is_said() -> None:
     attack = Peek()
     facts = knowledge(protocol="fedavg", num_samples=4, batch_size=2, local_steps=6)
     strategy = MaliciousStrategy(
         FedAvg(**SETTINGS), attacks=[attack], clients=CLIENTS, knowledge=facts
     )
     one_round(strategy, **toy_replies())
+    assert {problem.knowledge.num_samples for problem in attack.seen} == {4}
+    assert {problem.knowledge.local_steps for problem in attack.seen} == {6}
+    for problem in attack.seen:
+        client = int(problem.name[-1])
+        moved = toy_weights(0)["layer.bias"] - toy_weights(client + 1)["layer.bias"]
+        assert torch.allclose(problem.gradient["layer.bias"], moved / (0.5 * 6))
+        told = f"4 samples were told, the client reports {client + 2}"
+        assert (told in problem.notes) == (client != 2)
+
+
+def test_steps_follow_the_clients_samples_where_epochs_were_told() -> None:
+    attack = Peek()
+    epochs = LocalTraining(learning_rate=0.5, batch_size=2, epochs=3)
+    facts = knowledge(protocol="fedavg", learning_rate=None, local_training=epochs)
+    strategy = MaliciousStrategy(
+        FedAvg(**SETTINGS), attacks=[attack], clients=CLIENTS, knowledge=facts
+    )
+    one_round(strategy, **toy_replies())
+    # Clients of 2, 3 and 4 samples.
     seen = {p.knowledge.num_samples: p for p in attack.seen}
-    # Clients of 2, 3 and 4 samples, three epochs each.
-    assert {number: p.knowledge.local_steps for number, p in seen.items()} == {2: 3, 3: 6, 4: 6}
+    assert {number: p.knowledge.steps for number, p in seen.items()} == {2: 3, 3: 6, 4: 6}
     for number, problem in seen.items():
         moved = toy_weights(0)["layer.bias"] - toy_weights(number - 1)["layer.bias"]
-        steps = problem.knowledge.local_steps
-        assert torch.allclose(problem.gradient["layer.bias"], moved / (0.5 * steps))
-
-
-@pytest.mark.parametrize("when", ["during", "after"])
-def test_an_update_with_nan_does_not_stop_the_round(when: str, tmp_path: Path) -> None:
-    bad = toy_weights(2)
-    bad["layer.bias"] = bad["layer.bias"].clone()
-    bad["layer.bias"][0] = float("nan")
-    odd = toy_replies() | {"client1": lambda question: sends_weights(question, bad, 3)}
-    reported: list[tuple[int, int, str]] = []
-    strategy = MaliciousStrategy(
-        FedMedian(**SETTINGS), attacks=[Peek()], knowledge=knowledge(), clients=CLIENTS,
-        victims=Victims(when=when), folder=tmp_path,
-        on_failure=lambda *args: reported.append(args),
-    )  # fmt: skip
-    result = strategy.start(answering_grid(**odd), records.to_record(toy_weights(0)), num_rounds=1)
-    alone = FedMedian(**SETTINGS).start(
-        answering_grid(**odd), records.to_record(toy_weights(0)), num_rounds=1
-    )
-    for name, value in records.to_tensors(alone.arrays).items():
-        assert torch.equal(records.to_tensors(result.arrays)[name].isnan(), value.isnan())
-    assert result.arrays["layer.weight"] == alone.arrays["layer.weight"]
-    ((round_, client, reason),) = reported
-    assert (round_, client) == (1, 1)
-    assert "Expected finite numbers, got NaN or infinity in `layer.bias`" in reason
-    keys = {key for _, key, _ in strategy.reconstructions}
-    assert keys == {"r0001-c0000", "r0001-c0002"}
-    assert strategy.failures == 0  # its reply came and was aggregated
+        assert torch.allclose(
+            problem.gradient["layer.bias"], moved / (0.5 * problem.knowledge.steps)
+        )
+        assert f"number of samples taken from the update: {number}" in problem.notes
 
 
 @pytest.mark.parametrize("when", ["during", "after"])
@@ -612,6 +590,217 @@ def test_only_attacks_that_are_wanted_are_made() -> None:
     )  # fmt: skip
     one_round(strategy, **toy_replies())
     assert [problem.name for problem in attack.seen] == ["r0001-c0001"]
+
+
+# ------------------------------------------------------------------- replies of apps of one's own
+
+
+def attacked(
+    strategy: Strategy,
+    sent: ArrayRecord,
+    answer: Callable[[Message], RecordDict],
+    rounds: int = 1,
+    **settings: Any,
+) -> tuple[list[Problem], MaliciousStrategy]:
+    """What an attack is given of the replies of an app."""
+    attack = Peek()
+    settings = {"knowledge": knowledge(protocol="fedavg")} | settings
+    malicious = MaliciousStrategy(strategy, attacks=[attack], clients=CLIENTS, **settings)
+    grid = FakeGrid(NODES, lambda question: Message(answer(question), reply_to=question))
+    malicious.start(grid, sent, num_rounds=rounds)
+    return attack.seen, malicious
+
+
+def new_weights(question: Message) -> Tensors:
+    client = CLIENTS[question.metadata.dst_node_id]
+    return toy_weights(10 * question.content["config"]["server-round"] + client + 1)
+
+
+def moved(sent: Tensors, client: int, name: str, round_: int = 1) -> torch.Tensor:
+    return (sent[name] - toy_weights(10 * round_ + client + 1)[name]) / 0.5
+
+
+def test_keys_and_several_records_are_those_of_the_inner_strategy() -> None:
+    class Scaffold(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            self.variates = [reply.content["variates"] for reply in replies]
+            return None, None
+
+    def answer(question: Message) -> RecordDict:
+        new = new_weights(question)
+        variates = {name: torch.full_like(value, 9.0) for name, value in new.items()}
+        return RecordDict({
+            "variates": ArrayRecord(variates),
+            "weights": ArrayRecord(new),
+            "report": MetricRecord({"samples": 2, "num-examples": 7}),
+        })  # fmt: skip
+
+    inner = Scaffold(**SETTINGS, weighted_by_key="samples", arrayrecord_key="weights")
+    seen, strategy = attacked(inner, ArrayRecord(toy_weights(0)), answer)
+    assert len(inner.variates) == 3
+    assert (strategy.failures, len(seen)) == (0, 3)
+    for problem in seen:
+        expected = moved(toy_weights(0), int(problem.name[-1]), "layer.weight")
+        assert torch.allclose(problem.gradient["layer.weight"], expected, atol=1e-6)
+        assert problem.knowledge.num_samples == 2
+
+
+@pytest.mark.parametrize("listed", ["sent", "received", "both"])
+def test_arrays_without_names_are_in_the_order_of_the_state_dict(
+    listed: str, tmp_path: Path
+) -> None:
+    def pack(tensors: Tensors, part: str) -> ArrayRecord:
+        in_order = {name: tensors[name] for name in Toy().state_dict()}
+        arrays = [value.numpy() for value in in_order.values()]
+        return ArrayRecord(arrays) if listed in (part, "both") else ArrayRecord(in_order)
+
+    seen, strategy = attacked(
+        FedAvg(**SETTINGS), pack(toy_weights(0), "sent"),
+        lambda question: RecordDict({
+            "arrays": pack(new_weights(question), "received"),
+            "metrics": MetricRecord({"num-examples": 2}),
+        }),
+        folder=tmp_path,
+    )  # fmt: skip
+    assert strategy.failures == 0
+    assert len(seen) == 3
+    for problem in seen:
+        expected = moved(toy_weights(0), int(problem.name[-1]), "layer.weight")
+        assert torch.allclose(problem.gradient["layer.weight"], expected, atol=1e-6)
+        counts = problem.buffers["norm.num_batches_tracked"]
+        assert int(counts) == 11 + int(problem.name[-1])
+
+
+def test_changes_are_attacked_as_what_they_are() -> None:
+    def answer(question: Message) -> RecordDict:
+        new, sent = new_weights(question), toy_weights(0)
+        delta = {n: new[n] - sent[n] for n in new if n.startswith("layer")}
+        return RecordDict({
+            "arrays": ArrayRecord(delta), "metrics": MetricRecord({"num-examples": 2})
+        })  # fmt: skip
+
+    for settings in ({"knowledge": knowledge(protocol="delta")}, {"protocol": "delta"}):
+        seen, strategy = attacked(
+            FedAvg(**SETTINGS), ArrayRecord(toy_weights(0)), answer, **settings
+        )
+        assert {update.protocol for update in strategy.intercepted} == {"delta"}
+        for problem in seen:
+            expected = moved(toy_weights(0), int(problem.name[-1]), "layer.weight")
+            assert torch.allclose(problem.gradient["layer.weight"], expected, atol=1e-6)
+    with pytest.raises(
+        BadInput, match=r"Unknown protocol `difference`: expected one of delta, fedavg, fedsgd"
+    ):
+        MaliciousStrategy(FedAvg(), protocol="difference")
+
+
+def test_a_part_of_the_weights_is_attacked_and_the_rest_is_said_to_be_presumed() -> None:
+    sent = toy_weights(0)
+    part = {"layer.weight": sent["layer.weight"], "layer.bias": sent["layer.bias"]}
+
+    def answer(question: Message) -> RecordDict:
+        new = new_weights(question)
+        return RecordDict({
+            "arrays": ArrayRecord({name: new[name] for name in part}),
+            "metrics": MetricRecord({"num-examples": 2}),
+        })  # fmt: skip
+
+    seen, strategy = attacked(FedAvg(**SETTINGS), ArrayRecord(part), answer)
+    for problem in seen:
+        expected = moved(sent, int(problem.name[-1]), "layer.bias")
+        assert torch.allclose(problem.gradient["layer.bias"], expected, atol=1e-6)
+    for _, _, found in strategy.reconstructions:
+        assert found.findings[0] == (
+            "3 of the model's 5 arrays were not sent and are those of the model that was told"
+        )
+    # Statistics that a client keeps to itself, as with FedBN.
+    seen, strategy = attacked(FedAvg(**SETTINGS), ArrayRecord(sent), answer)
+    assert len(seen) == 3
+    assert all(problem.buffers == {} for problem in seen)
+    for _, _, found in strategy.reconstructions:
+        assert found.findings[0] == (
+            "3 buffers such as norm.running_mean did not come back and are taken to be as they "
+            "were sent"
+        )
+
+
+def test_a_layer_that_is_never_sent_starts_from_what_its_client_returned_last() -> None:
+    def answer(question: Message) -> RecordDict:
+        return RecordDict({
+            "arrays": ArrayRecord(new_weights(question)),
+            "metrics": MetricRecord({"num-examples": 2}),
+        })  # fmt: skip
+
+    class Personal(FedAvg):
+        """Aggregates and sends all but the bias, which stays with the clients."""
+
+        def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            del arrays["layer.bias"]
+            return arrays, metrics
+
+    body = {name: value for name, value in toy_weights(0).items() if name != "layer.bias"}
+    seen, _ = attacked(Personal(**SETTINGS), ArrayRecord(body), answer, rounds=2)
+    for problem in seen:
+        client = int(problem.name[-1])
+        if problem.name.startswith("r0001"):
+            assert "layer.bias" in problem.left_out
+        else:
+            expected = moved(toy_weights(11 + client), client, "layer.bias", round_=2)
+            assert torch.allclose(problem.gradient["layer.bias"], expected, atol=1e-6)
+    assert len(seen) == 6
+    # Who knows better says so.
+    told = {"layer.bias": torch.full((4,), 3.0)}
+    seen, _ = attacked(
+        Personal(**SETTINGS), ArrayRecord(body), answer,
+        starts=lambda round_, client: told if client == 1 else {},
+    )  # fmt: skip
+    for problem in seen:
+        if problem.name.endswith("1"):
+            expected = moved(toy_weights(0) | told, 1, "layer.bias")
+            assert torch.allclose(problem.gradient["layer.bias"], expected, atol=1e-6)
+        else:
+            assert "layer.bias" in problem.left_out
+
+
+def test_clients_may_be_sent_different_weights(tmp_path: Path) -> None:
+    class Own(FedAvg):
+        def configure_train(self, *args: Any) -> list[Message]:
+            messages = list(super().configure_train(*args))
+            for message in messages:
+                client = CLIENTS[message.metadata.dst_node_id]
+                content = RecordDict({**message.content})
+                content["arrays"] = ArrayRecord(toy_weights(100 + client))
+                message.content = content
+            return messages
+
+    def answer(question: Message) -> RecordDict:
+        return RecordDict({
+            "arrays": ArrayRecord(new_weights(question)),
+            "metrics": MetricRecord({"num-examples": 2}),
+        })  # fmt: skip
+
+    seen, strategy = attacked(Own(**SETTINGS), ArrayRecord(toy_weights(0)), answer, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []  # a file of sent weights is for all clients of a round
+    assert len(seen) == len(strategy.intercepted) == 3
+    for problem in seen:
+        client = int(problem.name[-1])
+        expected = moved(toy_weights(100 + client), client, "layer.weight")
+        assert torch.allclose(problem.gradient["layer.weight"], expected, atol=1e-6)
+
+
+def test_a_strategy_from_before_the_message_api_is_refused() -> None:
+    from flwr.server.strategy import FedAvg as Old
+
+    class Mine(Old):
+        pass
+
+    for old in (Old(), Mine()):
+        with pytest.raises(
+            BadInput, match=r"from before Flower's Message API: move the app to flwr"
+        ):
+            MaliciousStrategy(old)
+    with pytest.raises(BadInput, match=r"Expected a strategy of flwr.serverapp.strategy, got str"):
+        MaliciousStrategy("FedAvg")
 
 
 # ------------------------------------------------------------------------------ state of a strategy

@@ -1,6 +1,9 @@
 """Modules as a user might bring them, named by dotted path; Ray's workers import them too."""
 
 import math
+import os
+import signal
+import sys
 import time
 
 import pytorch_lightning as pl
@@ -42,6 +45,23 @@ class FailingByClass(OnlyTrainingStep):
                 time.sleep(600)
             if label == IGNORES_SIGNALS:
                 _ignore_exceptions(600)
+        return super().training_step(batch, batch_idx)
+
+
+class DyingByClass(OnlyTrainingStep):
+    """Takes its process with it, for the client of one class."""
+
+    def __init__(self, *, how: str = "segfault") -> None:
+        super().__init__()
+        self.how = how
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self._trainer is not None and int(batch[1][0]) == RAISES:
+            if self.how == "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            elif self.how == "sys.exit":
+                sys.exit(3)
+            os._exit(0)
         return super().training_step(batch, batch_idx)
 
 

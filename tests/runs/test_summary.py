@@ -12,7 +12,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import (
     append_rows,
 )
-from fedleak.runs.summary import read_summary, summarise, write_summary
+from fedleak.runs.summary import federation_notes, read_summary, summarise, write_summary
 from tests.runs.rows import config, row
 
 ENTRY = {
@@ -125,6 +125,35 @@ def test_more_than_memory(tmp_path: Path) -> None:
         file.truncate(2**40)  # takes no room on the disk
     with pytest.raises(BadInput, match=r"at most 67,108,864 bytes in .*, got 1,099,511,627,776"):
         read_summary(tmp_path / "summary.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lost_rounds": 1}, {"lost_rounds": ["1"]}, {"lost_rounds": [0]}, {"diverged_round": "2"},
+     {"diverged_round": -1}, {"lost_rounds": None}],
+)  # fmt: skip
+def test_lost_rounds_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY | {"federation": SUMMARY["federation"] | change}))
+    with pytest.raises(BadInput, match="Expected `lost_rounds` and `diverged_round` to be numbers"):
+        read_summary(path)
+
+
+def test_what_happened_to_a_federation_is_told_in_sentences(tmp_path: Path) -> None:
+    def notes(**facts: Any) -> list[str]:
+        path = tmp_path / "summary.json"
+        path.write_text(json.dumps(SUMMARY | {"federation": SUMMARY["federation"] | facts}))
+        return federation_notes(read_summary(path)["federation"])
+
+    why = "the clients failed, or what they sent could not be used."
+    assert notes() == []
+    assert notes(failures=1) == [f"1 reply was lost: {why}"]  # of an early version
+    assert notes(failures=1, lost_rounds=[2]) == [f"1 reply was lost in round 2: {why}"]
+    assert notes(failures=5, lost_rounds=[2, 4]) == [f"5 replies were lost in rounds 2, 4: {why}"]
+    (text,) = notes(failures=50, lost_rounds=list(range(1, 51)))
+    assert text.startswith("50 replies were lost in rounds 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...: ")
+    (text,) = notes(diverged_round=3)
+    assert text.startswith("The training diverged in round 3: the global model or its loss is not")
 
 
 FEDERATION = {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None}

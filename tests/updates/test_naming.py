@@ -50,7 +50,23 @@ def test_values_are_copies_of_the_models_type() -> None:
 
 
 def test_none_stands_for_an_unused_parameter() -> None:
-    assert by_name(VALUES | {"0.bias": None}, "gradient", PARAMETERS, SENT)["0.bias"] is None
+    found = by_name(VALUES | {"0.bias": None}, "gradient", PARAMETERS, SENT)
+    assert list(found) == [name for name in PARAMETERS if name != "0.bias"]
+
+
+def test_positions_as_names_are_those_of_the_state_dict() -> None:
+    listed = {str(position): value for position, value in enumerate(SENT.values())}
+    found = by_name(listed, "weights", PARAMETERS, SENT)
+    assert list(found) == list(SENT)
+    for name, value in SENT.items():
+        assert torch.equal(found[name], value)
+    check(by_name(dict(zip("0123", VALUES.values(), strict=True)), "gradient", PARAMETERS, SENT))
+    swapped = listed | {"0": listed["1"], "1": listed["0"]}
+    with pytest.raises(BadInput, match=r"`0.weight` of shape \(3, 2\) in the weights, got \(3,\)"):
+        by_name(swapped, "weights", PARAMETERS, SENT)
+    # Where the model's own names are numbers, these count.
+    own = {"1": torch.ones(2), "0": torch.zeros(2)}
+    assert torch.equal(by_name({"0": torch.zeros(2)}, "delta", ["1", "0"], own)["0"], own["0"])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +79,7 @@ def test_none_stands_for_an_unused_parameter() -> None:
         (VALUES | {"0.bais": torch.zeros(3)}, "Unknown parameter in the gradient `0.bais`: .*bias"),
         (VALUES | {"0.bias": np.zeros(2)}, r"`0.bias` of shape \(3,\) in the gradient, got \(2,\)"),
         (VALUES | {"0.bias": "text"}, "a tensor for `0.bias`, got str"),
-        ({"0.bias": VALUES["0.bias"]}, "every parameter, got nothing for 0.weight, 1.weight"),
+        ({"1.running_mean": SENT["1.running_mean"]}, "of the model's parameters, got none of them"),
     ],
 )
 def test_what_does_not_fit(values: object, sentence: str) -> None:

@@ -1,10 +1,11 @@
 """The state of a federation between two rounds, so that it can be resumed."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,25 @@ class Outcome:
 
     Args:
         rounds: number of completed rounds.
-        failures: number of training replies that were missing or errors.
+        failures: number of replies that were missing, errors or refused.
         metrics: global test metrics by round; round 0 is the untrained model.
+        lost: round -> number of its failures, of the rounds that have any.
+        diverged: first round after which the global model or its loss was not finite; None if they
+            always were.
     """
 
     rounds: int = 0
     failures: int = 0
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    lost: dict[int, int] = field(default_factory=dict)
+    diverged: int | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """The last round's test accuracy, 0 to 1; None if the model reports no such metric."""
+        """The last round's test accuracy, 0 to 1; None if the model reports no finite one."""
         last = self.metrics.get(self.rounds, {})
-        return next((last[name] for name in last if name.endswith(("accuracy", "acc"))), None)
+        found = next((last[name] for name in last if name.endswith(("accuracy", "acc"))), None)
+        return found if found is not None and math.isfinite(found) else None
 
 
 def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: Outcome) -> None:
@@ -58,7 +65,7 @@ def write_checkpoint(path: Path, weights: Tensors, strategy: Strategy, outcome: 
     tensors = {f"weights/{name}": value.contiguous() for name, value in weights.items()}
     arrays, plain = _state(strategy, "strategy")
     tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    header = {"rounds": outcome.rounds, "failures": outcome.failures, "metrics": outcome.metrics}
+    header = asdict(outcome)
     part = path.with_suffix(".part")
     save_file(tensors, part, {"outcome": json.dumps(header), "strategy": json.dumps(plain)})
     part.replace(path)
@@ -85,7 +92,12 @@ def read_outcome(path: Path, rounds: int | None = None) -> Outcome:
             int(round_): {str(name): float(value) for name, value in values.items()}
             for round_, values in header["metrics"].items()
         }
-        return Outcome(done, failures, metrics)
+        # Checkpoints of early versions do not have the two.
+        lost = {int(round_): number for round_, number in header.get("lost", {}).items()}
+        diverged = header.get("diverged")
+        if not _are_counts((*lost.values(), diverged or 0)):
+            raise ValueError(f"{short(lost)} lost replies, diverged in round {short(diverged)}")
+        return Outcome(done, failures, metrics, lost, diverged)
 
 
 def client_state_folder(path: Path) -> ClientStateFolder:

@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,7 +81,7 @@ def client_app(
         )
 
     # Mods wrap the training only, since Flower's mods expect weights in every message.
-    @app.train(mods=make_mods(config))
+    @app.train(mods=[_without_exit, *make_mods(config)])
     def train(message: Message, context: Context) -> Message:
         client, round_ = _client_and_round(message, context)
         with _resource_limits(config):
@@ -96,7 +96,7 @@ def client_app(
                 context.state[records.DEFENSES] = records.to_record(client_state)
         return Message(content, reply_to=message)
 
-    @app.evaluate()
+    @app.evaluate(mods=[_without_exit])
     def evaluate(message: Message, context: Context) -> Message:
         client, round_ = _client_and_round(message, context)
         with _resource_limits(config):
@@ -111,6 +111,16 @@ def client_app(
         return Message(content, reply_to=message)
 
     return app
+
+
+def _without_exit(
+    message: Message, context: Context, call: Callable[[Message, Context], Message]
+) -> Message:
+    """A mod that makes an error of sys.exit, after which a worker is not started anew."""
+    try:
+        return call(message, context)
+    except SystemExit as error:
+        raise RuntimeError(f"its code called sys.exit({error.code!r:.60})") from error
 
 
 def quiet_trainer(**settings: Any) -> pl.Trainer:

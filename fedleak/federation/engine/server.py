@@ -1,6 +1,8 @@
 """The server: a Flower ServerApp that runs a strategy round by round and can be resumed."""
 
 import inspect
+import math
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedleak.attacks.base import Attack, Progress
+from fedleak.build import most_examples
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require, unknown_name
@@ -37,6 +40,12 @@ from fedleak.updates.update import InterceptedUpdate
 SERVER_RATE_NAMES = ("eta", "server_learning_rate")
 # Seconds that the server waits beyond the clients' own time limit, for replies in transit.
 GRACE_SECONDS = 30.0
+
+
+# How Ray calls that a worker died.
+DEAD_WORKER = re.compile(
+    r"ray\.exceptions\.(Actor(Died|Unavailable)|WorkerCrashed|OutOfMemory)Error"
+)
 
 
 @dataclass
@@ -185,6 +194,7 @@ class FederationServer:
     def __post_init__(self) -> None:
         self._name = self.config.model_name
         self._rounds_before, self._failures_before = self.outcome.rounds, self.outcome.failures
+        self._lost_before = dict(self.outcome.lost)
 
     def run(self, grid: Grid) -> None:
         """Run the rounds that are not done yet.
@@ -236,6 +246,7 @@ class FederationServer:
             seeded_sampling=True,
             first_round=self._rounds_before + 1,
             device=self.config.device,
+            max_examples=most_examples(self.config, self.data),
             wanted=self.interception.wanted,
             on_attacked=self.interception.on_attacked,
             on_progress=self._on_progress,
@@ -245,7 +256,7 @@ class FederationServer:
     def _on_reply(self, client: int, reply: Message) -> None:
         if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
             return
-        metrics = reply.content.metric_records[records.METRICS]
+        metrics = reply.content.metric_records.get(records.METRICS, MetricRecord())
         scalars = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float)}
         self.observer.client_answered(self._name, self._strategy.current_round, client, scalars)
 
@@ -272,6 +283,11 @@ class FederationServer:
         outcome = self.outcome
         outcome.rounds = round_
         outcome.failures = self._failures_before + self._strategy.failures
+        outcome.lost = self._lost_before | self._strategy.lost
+        if outcome.diverged is None and (
+            self._strategy.diverged is not None or not all(map(math.isfinite, metrics.values()))
+        ):
+            outcome.diverged = round_
         if round_:
             _decay(self.inner, self.config.federation.learning_rate_decay)
             write_checkpoint(self.checkpoint, state, self.inner, outcome)
@@ -298,5 +314,7 @@ def _decay(strategy: Strategy, factor: float) -> None:
 
 def _last_message(reason: str) -> str:
     """A client's own error message, from the report that Flower and Ray make of it."""
+    if DEAD_WORKER.search(reason):
+        return "its worker process died"
     message = reason.rpartition("occurred. Message: ")[2].strip().removesuffix("'>")
     return " ".join(message.split())

@@ -52,6 +52,10 @@ from fedleak.runtime.threads import available_cores, cap_threads
 # If another part of Flower was imported before, it has read its variable already.
 telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
+# Ray's options of a worker. Flower goes on to use a worker that has died, so Ray starts it anew, as
+# often as needed; what it was to do is tried once more, since a message that comes while the worker
+# starts would be lost.
+RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
 # Time limits in seconds: for the engine to shut down after the last round,
@@ -165,6 +169,7 @@ def run_on_ray(
                     "client_resources": {
                         "num_cpus": federation.cpus_per_client,
                         "num_gpus": federation.gpus_per_client,
+                        **RESTARTS,
                     },
                 },
             )

@@ -60,12 +60,23 @@ def test_a_truncated_checkpoint(path: Path, content: bytes | None) -> None:
         {"rounds": 2, "failures": 0, "metrics": []}, {"rounds": 2, "failures": 0,
         "metrics": {"one": {}}}, {"rounds": 2, "failures": 0, "metrics": {"1": {"a": "b"}}},
         {"rounds": 2, "failures": 0, "metrics": {"1": 3}},
+        {"rounds": 2, "failures": 1, "metrics": {}, "lost": {"one": 1}},
+        {"rounds": 2, "failures": 1, "metrics": {}, "lost": {"1": -1}},
+        {"rounds": 2, "failures": 1, "metrics": {}, "lost": []},
+        {"rounds": 2, "failures": 1, "metrics": {}, "diverged": "1"},
     ],
 )  # fmt: skip
 def test_invalid_results_in_a_checkpoint(path: Path, outcome: Any) -> None:
     changed(path, outcome=outcome)
     with pytest.raises(BadInput, match=r"the state of this federation in .* delete the file"):
         read_outcome(path)
+
+
+def test_lost_and_diverged_rounds_are_kept(path: Path) -> None:
+    outcome = Outcome(2, 3, {}, {1: 1, 2: 2}, 2)
+    write_checkpoint(path, WEIGHTS, FedAdam(), outcome)
+    assert read_outcome(path) == outcome
+    assert Outcome(1, metrics={1: {"accuracy": float("nan")}}).accuracy is None
 
 
 def test_more_rounds_than_the_federation_has(path: Path) -> None:

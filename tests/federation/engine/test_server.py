@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedleak import experiment
@@ -29,9 +31,18 @@ from fedleak.federation.engine.server import (
 )
 from fedleak.federation.strategy import Stopped
 from fedleak.registry import Plugin
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.summary import read_summary
 from fedleak.updates.files import Tensors
 from tests.federation.fakes import FakeGrid, context_of, run_in_process
-from tests.federation.runs import Recorder, in_process, tiny_config, tiny_data
+from tests.federation.runs import (
+    Recorder,
+    clients_by_class,
+    in_process,
+    tiny_config,
+    tiny_data,
+)
+from tests.federation.user_models import RAISES
 from tests.federation.user_runs import (
     EPSILON,
     RATE,
@@ -41,6 +52,8 @@ from tests.federation.user_runs import (
     run,
     updates_of,
 )
+
+MODULES = "tests.federation.user_models"
 
 
 def test_users_are_sampled_in_every_round_and_reproducibly(tmp_path: Path) -> None:
@@ -224,3 +237,59 @@ def test_a_client_is_quoted_without_the_report_around_its_message() -> None:
     report = "<class 'flwr.X'>: Exception ClientAppException occurred. Message: out of\n memory'>"
     assert _last_message(report) == "out of memory"
     assert _last_message("it did not  answer") == "it did not answer"
+    dead = "<class 'ray.exceptions.ActorUnavailableError'>:<'The actor 12 is unavailable: ...'>"
+    assert _last_message(dead) == "its worker process died"
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_a_client_that_sends_nan_costs_itself_alone_and_a_resumed_run_goes_on(
+    protocol: str, tmp_path: Path
+) -> None:
+    def settings(name: str) -> RunConfig:
+        return tiny_config(
+            tiny_data(tmp_path), tmp_path / name, protocol=protocol, rounds=3, model_args={},
+            path=f"{MODULES}.Diverging", partition="shards", shards_per_client=1,
+        )  # fmt: skip
+
+    whole, observer = settings("whole"), Recorder()
+    with in_process():
+        summary = experiment.run(whole, [observer])
+    lost = {"failures": 3, "lost_rounds": [1, 2, 3], "diverged_round": None}
+    assert summary["federation"].items() >= lost.items()
+    bad = clients_by_class(whole)[RAISES]
+    failed = observer.arguments("client_failed")
+    assert [(round_, client) for _, round_, client, _ in failed] == [(r, bad) for r in (1, 2, 3)]
+    assert all("its reply was refused: its array 'layers.1." in reason for *_, reason in failed)
+    weights = [load_file(path) for path in sorted(Path(whole.output).rglob("*-global.safetensors"))]
+    assert all(bool(value.isfinite().all()) for state in weights for value in state.values())
+    assert not torch.equal(weights[0]["layers.1.bias"], weights[2]["layers.1.bias"])
+    # Interrupted after the second round, and resumed.
+    parts = settings("parts")
+    with in_process(), pytest.raises(KeyboardInterrupt):
+        experiment.run(parts, [Recorder("client_answered", _interrupt_in_round(3))])
+    with in_process():
+        resumed = experiment.run(parts, resume=True)
+    assert resumed["federation"] == summary["federation"]
+
+
+def _interrupt_in_round(last: int) -> Callable[..., None]:
+    def at(_model: str, round_: int, *_: object) -> None:
+        if round_ == last:
+            raise KeyboardInterrupt
+
+    return at
+
+
+@pytest.mark.parametrize("rate", [1e18, 1e38])
+def test_a_training_that_diverges_is_told(rate: float, tmp_path: Path) -> None:
+    # At the first the weights are finite and the loss is not, at the second neither is.
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", protocol="fedavg", rounds=3, local_epochs=3,
+        model_args={"width": 12, "learning_rate": rate},
+    )  # fmt: skip
+    with in_process():
+        summary = experiment.run(settings)
+    found = summary["federation"]["diverged_round"]
+    assert found is not None
+    assert summary["status"] == "complete"
+    assert read_summary(RunFolder(Path(settings.output)).summary) == summary

@@ -217,7 +217,10 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     with nothing_left_running():
         summary = experiment.run(config, [observer])
     assert summary["status"] == "complete"
-    assert summary["federation"] == {"rounds": 1, "clients": 4, "failures": 3, "accuracy": None}
+    assert summary["federation"] == {
+        "rounds": 1, "clients": 4, "failures": 3, "accuracy": None, "lost_rounds": [1],
+        "diverged_round": None,
+    }  # fmt: skip
     reasons = {client: reason for _, _, client, reason in observer.arguments("client_failed")}
     assert reasons == {
         by_class[RAISES]: "the camera is broken",
@@ -228,6 +231,34 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     assert attacked[2].client == by_class[3]
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert os.environ.get("PYTHONPATH") == before
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "protocol"),
+    [
+        pytest.param("segfault", "its worker process died", "fedsgd"),
+        pytest.param("sys.exit", "its code called sys.exit(3)", "fedavg", marks=pytest.mark.slow),
+        pytest.param("os._exit", "its worker process died", "fedavg", marks=pytest.mark.slow),
+    ],
+)
+def test_a_client_whose_process_dies_costs_itself_alone(
+    how: str, reason: str, protocol: str, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.DyingByClass",
+        model_args={"how": how}, partition="shards", shards_per_client=1, rounds=3,
+        protocol=protocol,
+    )  # fmt: skip
+    client = clients_by_class(config)[RAISES]
+    observer = Recorder()
+    with nothing_left_running():
+        summary = experiment.run(config, [observer])
+    failed = [(round_, c, why) for _, round_, c, why in observer.arguments("client_failed")]
+    assert failed == [(round_, client, reason) for round_ in (1, 2, 3)]
+    assert summary["federation"]["failures"] == 3
+    assert summary["federation"]["lost_rounds"] == [1, 2, 3]
+    kept = [path.stem for path in update_files(RunFolder(Path(config.output)).updates())]
+    assert kept == [f"r{r:04d}-c{c:04d}" for r in (1, 2, 3) for c in range(4) if c != client]
 
 
 @pytest.mark.parametrize(
