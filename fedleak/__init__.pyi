@@ -20,6 +20,8 @@ from .attacks.labels import recover_labels as recover_labels
 from .attacks.matching.engine import GradientMatching as GradientMatching
 from .attacks.matching.priors import total_variation as total_variation
 from .attacks.nra import NRA as NRA
+from .attacks.rows import Rows as Rows
+from .attacks.tokens import Tokens as Tokens
 from .config import Federation as Federation
 from .config import Metrics as Metrics
 from .config import RunConfig as RunConfig
