@@ -223,6 +223,6 @@ def test_a_run_from_the_file_to_the_report(tmp_path: Path) -> None:
     assert summary["data"]["kind"] == "tables"
     kept = list((tmp_path / "run").rglob("victims/*.csv"))
     assert len(kept) == 2
-    page = write_report(RunFolder(config.output)).read_text(encoding="utf-8")
+    page = write_report(RunFolder(Path(config.output))).read_text(encoding="utf-8")
     assert "at least 90% of the columns right" in page
     assert "SSIM" not in page
