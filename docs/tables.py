@@ -32,6 +32,7 @@ ELSEWHERE = ("name", "paper", "at_once", "iterative")
 TITLES = {
     "boxed": "stays within the valid range of inputs",
     "needs_first_linear": "needs a linear layer first",
+    "takes_numbers": "takes samples that are numbers for an embedding",
     "needs_batch": "works on the gradient of one batch alone",
     "recomputes_gradient": "replaces the update of defences before it",
 }

@@ -20,6 +20,8 @@ from .attacks.labels import recover_labels as recover_labels
 from .attacks.matching.engine import GradientMatching as GradientMatching
 from .attacks.matching.priors import total_variation as total_variation
 from .attacks.nra import NRA as NRA
+from .attacks.rows import Rows as Rows
+from .attacks.tokens import Tokens as Tokens
 from .config import Federation as Federation
 from .config import Metrics as Metrics
 from .config import RunConfig as RunConfig
@@ -27,6 +29,7 @@ from .config import Victims as Victims
 from .data.base import PrivateData as PrivateData
 from .data.cifar import CIFAR10 as CIFAR10
 from .data.cifar import CIFAR100 as CIFAR100
+from .data.columns import TableColumn as TableColumn
 from .data.image_folder import ImageFolder as ImageFolder
 from .data.image_folder import MedicalMNIST as MedicalMNIST
 from .data.images import ImageData as ImageData
@@ -47,6 +50,8 @@ from .data.photos import Photos as Photos
 from .data.planted import PlantedGroups as PlantedGroups
 from .data.recommender import RecommenderData as RecommenderData
 from .data.steam import Steam as Steam
+from .data.table import Table as Table
+from .data.table import TableSet as TableSet
 from .defenses.base import Defense as Defense
 from .defenses.base import Outgoing as Outgoing
 from .defenses.clipping import Clipping as Clipping
@@ -71,6 +76,10 @@ from .metrics.images import to_space as to_space
 from .metrics.items import ItemScore as ItemScore
 from .metrics.items import score_items as score_items
 from .metrics.lpips import Lpips as Lpips
+from .metrics.tables import TableScore as TableScore
+from .metrics.tables import score_tables as score_tables
+from .metrics.tokens import TokenScore as TokenScore
+from .metrics.tokens import score_tokens as score_tokens
 from .models.bottleneck import Bottleneck as Bottleneck
 from .models.bottleneck import ConvolutionalBottleneck as ConvolutionalBottleneck
 from .models.bottleneck import Precode as Precode

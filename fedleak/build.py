@@ -243,4 +243,5 @@ def knowledge_of(
         local_training=training,
         training=federation.mode == "train",
         label_recovery=config.victims.label_recovery,
+        value_range=data.value_range,
     )

@@ -11,3 +11,5 @@ from .iga import IGA as IGA
 from .iga_partial import PartialIGA as PartialIGA
 from .matching.engine import GradientMatching as GradientMatching
 from .nra import NRA as NRA
+from .rows import Rows as Rows
+from .tokens import Tokens as Tokens

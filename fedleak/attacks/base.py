@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.embeddings import no_numbers, takes_numbers
 from fedleak.attacks.explained import SUPPORTED_FROM, explained_share
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots, record
@@ -120,6 +121,8 @@ class Reconstruction:
         explained: share of the client's update that it explains, 0 to 1, see
             :func:`fedleak.attacks.explained.explained_share`; NaN if it cannot be computed. The
             caller of the plugin sets it.
+        rows: path of an embedding -> numbers of its rows that the samples touched, ascending;
+            empty where they were not read.
     """
 
     inputs: Tensor
@@ -130,6 +133,7 @@ class Reconstruction:
     seconds: float = 0.0
     findings: tuple[str, ...] = ()
     explained: float = math.nan
+    rows: Tensors = field(default_factory=dict)
 
     @property
     def supported(self) -> bool:
@@ -212,6 +216,8 @@ class Attack(ABC):
     """Whether it optimises the labels together with the inputs, and ignores known ones."""
     needs_first_linear: ClassVar[bool] = False
     """Whether the model must begin with a linear layer with bias."""
+    takes_numbers: ClassVar[bool] = False
+    """Whether it can attack samples that are whole numbers for an embedding, such as tokens."""
     boxed: ClassVar[bool] = False
     """Whether reconstructions stay within the valid range of inputs, with default settings."""
     iterative: ClassVar[bool] = False
@@ -321,6 +327,8 @@ class Attack(ABC):
             knowledge: what the server knows.
         """
         kind, noise = type(knowledge.model).__name__, noise_slots(knowledge.model)
+        if not self.takes_numbers and (reason := no_numbers(self.name, knowledge)) is not None:
+            return reason
         if not self.batches and knowledge.num_samples > 1:
             return f"{self.name} takes one sample and the update is of {knowledge.num_samples}"
         if self.noise == "required" and not noise:
@@ -506,6 +514,8 @@ def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int
     inputs = torch.zeros(
         knowledge.num_samples, *knowledge.input_shape, dtype=like.dtype, device=like.device
     )
+    if takes_numbers(knowledge) is not None:
+        inputs = inputs.long()
     labels = torch.zeros(knowledge.num_samples, dtype=torch.long, device=like.device)
     # On another copy, since a forward pass in train mode updates batch-norm statistics.
     probe = copy.deepcopy(model)
@@ -586,6 +596,7 @@ def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate)
         inputs=result.inputs.detach().cpu(),
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},
+        rows={name: value.detach().cpu() for name, value in result.rows.items()},
     )
     found = explained_share(
         update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out

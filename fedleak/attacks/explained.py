@@ -93,6 +93,8 @@ def explained_share(
         return Explained(math.nan, reason="the client's optimiser is not known")
     if not bool(inputs.isfinite().all()):
         return Explained(0.0)
+    if not inputs.is_floating_point() and bool((inputs < 0).any()):
+        return Explained(math.nan, reason="some numbers of the samples are not known")
     arguments = (update, knowledge, inputs, labels, noise, left_out)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         # Some models compute in one type of number only.
@@ -132,15 +134,10 @@ def _compare(
     missed, factor = [], None
     for guess in (False, True):
         batch = torch.zeros_like(inputs) if guess else inputs
-        found = _update_of(
-            copy.deepcopy(model),
-            knowledge,
-            (batch, labels),
-            noise,
-            names,
-            update.protocol,
+        found = simulated_update(
+            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol,
             dimensions,
-        )
+        )  # fmt: skip
         v = torch.cat([found[name].double().flatten() for name in names])
         if not bool(v.isfinite().all()):
             return Explained(0.0)
@@ -154,7 +151,7 @@ def _compare(
     return Explained(max(0.0, share) if math.isfinite(share) else 0.0, factor)
 
 
-def _update_of(
+def simulated_update(
     model: nn.Module,
     knowledge: Knowledge,
     batch: tuple[Tensor, Tensor],
@@ -163,7 +160,19 @@ def _update_of(
     protocol: str,
     dimensions: Mapping[str, int],
 ) -> Tensors:
-    """The gradient or change of weights of a batch; the model's weights are moved."""
+    """The gradient, or the change of weights, that a client would send for given inputs.
+
+    Args:
+        model: a private copy of the model with the weights that were sent, in the client's modes;
+            its weights are moved.
+        knowledge: gives loss, optimiser and steps.
+        batch: inputs and labels of all samples.
+        noise: slot -> noise ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``; other slots
+            draw their own.
+        names: the parameters to return.
+        protocol: ``fedsgd`` for a gradient.
+        dimensions: slot -> number of dimensions of what it draws in one forward pass.
+    """
     inputs, labels = batch
     steps = knowledge.steps
     batches = knowledge.local_batches if steps > 1 else [slice(0, len(inputs))]

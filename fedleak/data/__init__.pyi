@@ -1,6 +1,7 @@
 from .base import PrivateData as PrivateData
 from .cifar import CIFAR10 as CIFAR10
 from .cifar import CIFAR100 as CIFAR100
+from .columns import TableColumn as TableColumn
 from .image_folder import ImageFolder as ImageFolder
 from .image_folder import MedicalMNIST as MedicalMNIST
 from .images import ImageData as ImageData
@@ -21,3 +22,5 @@ from .photos import Photos as Photos
 from .planted import PlantedGroups as PlantedGroups
 from .recommender import RecommenderData as RecommenderData
 from .steam import Steam as Steam
+from .table import Table as Table
+from .table import TableSet as TableSet

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fedleak.errors import require
 
-Kind = Literal["images", "interactions"]
+Kind = Literal["images", "interactions", "tables", "tokens"]
 Indices = Sequence[int] | Tensor | npt.NDArray[np.int64]
 
 
@@ -29,6 +29,7 @@ class TrainSet(Samples):
 
     Attributes:
         labels: the samples' classes, int64 ``(N,)``, counted from 0; all 0 if there are no classes.
+            Targets of a regression are float32.
     """
 
     labels: Tensor
@@ -41,7 +42,7 @@ class TrainSet(Samples):
             indices: B positions in this set.
 
         Returns:
-            Samples ``(B, ...)``, in the model's input format, and labels, int64 ``(B,)``.
+            Samples ``(B, ...)``, in the model's input format, and labels ``(B,)``.
         """
 
 
@@ -96,6 +97,14 @@ class PrivateData(pl.LightningDataModule):
     @abstractmethod
     def std(self) -> tuple[float, ...]:
         """The value by which each channel is divided afterwards."""
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Lowest and highest value of a sample before normalisation, which attacks keep to.
+
+        None: there are no such limits.
+        """
+        return 0.0, 1.0
 
     def describe(self) -> str:
         """The name and the numbers of samples, in one line."""

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,54 +120,12 @@ class Npz(ImageData):
 
     def _read(self) -> tuple[_Pair, _Pair]:
         """Return images (N, C, H, W) and labels (N,) for training and for testing."""
-        path = find_data_path(self.path)
-        if not path.is_file():
-            raise BadInput(
-                f"Expected `path` to be a .npz file, found no file `{path}`; "
-                "set `--data.path` to a file with the arrays `images` and `labels`."
-            )
-        try:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("it is not a zip archive as np.savez writes it")
-            with np.load(path, allow_pickle=False) as archive:
-                keys = self._keys(archive.files)
-                self._check_sizes(path, keys)
-                # Arrays are decompressed on access, so damage is detected here.
-                arrays = {key: archive[key] for key in keys}
-        except BadInput:
-            raise
-        except Exception as error:  # numpy, zipfile and zlib raise many classes for damaged files
-            reason = " ".join(str(error).split()).partition(". ")[0]
-            raise BadInput(
-                f"Expected `path` to be an intact .npz file without pickled objects, could not "
-                f"read `{path}` ({reason:.200}); save numeric arrays with numpy.savez."
-            ) from error
+        arrays = read_arrays(self.path, self._keys, ("images", "labels"))
         pairs = list(arrays.values())
         train = self._pair(pairs[0], pairs[1])
         if len(pairs) == 4:
             return train, self._pair(pairs[2], pairs[3])
         return self._split(train)
-
-    def _check_sizes(self, path: Path, keys: tuple[str, ...]) -> None:
-        """Check the arrays' sizes in their headers: a small archive may unpack to any size."""
-        total = 0
-        with zipfile.ZipFile(path) as archive:
-            for key in keys:
-                # np.load gives the names without the extension.
-                name = key if key in archive.NameToInfo else f"{key}.npy"
-                with archive.open(name) as file:
-                    version = npy.read_magic(file)
-                    if version not in _HEADERS:
-                        raise ValueError(f"`{key}` is of the unknown version {version}")
-                    shape, _, dtype = _HEADERS[version](file)
-                if min(shape, default=0) < 0:
-                    raise ValueError(f"`{key}` has the shape {shape}")
-                total += math.prod(shape) * dtype.itemsize
-        require(
-            total <= LARGEST,
-            f"Expected arrays of at most {LARGEST:,} bytes together in `{self.path}`, got "
-            f"{total:,}: save fewer or smaller images.",
-        )
 
     def _keys(self, found: list[str]) -> tuple[str, ...]:
         if set(_SPLIT_KEYS) <= set(found):
@@ -241,3 +200,66 @@ class Npz(ImageData):
         order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
         train, test = order[:-num_test], order[-num_test:]
         return (images[train], labels[train]), (images[test], labels[test])
+
+
+def read_arrays(
+    path: str, choose: Callable[[list[str]], Sequence[str]], named: tuple[str, str]
+) -> dict[str, _Array]:
+    """Numeric arrays of a .npz file; pickled ones are never read.
+
+    Args:
+        path: the file; see :func:`fedleak.data.images.find_data_path`.
+        choose: the names of the arrays to read, given those in the file.
+        named: what the arrays are expected to be called, for messages.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        BadInput: if the file is missing, damaged or pickled, or unpacks to more than
+            ``updates.files.LARGEST`` bytes.
+    """
+    file = find_data_path(path)
+    if not file.is_file():
+        raise BadInput(
+            f"Expected `path` to be a .npz file, found no file `{file}`; "
+            f"set `--data.path` to a file with the arrays `{named[0]}` and `{named[1]}`."
+        )
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is not a zip archive as np.savez writes it")
+        with np.load(file, allow_pickle=False) as archive:
+            keys = choose(archive.files)
+            _check_sizes(path, file, keys, named[0])
+            # Arrays are decompressed on access, so damage is detected here.
+            return {key: archive[key] for key in keys}
+    except BadInput:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many classes for damaged files
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise BadInput(
+            f"Expected `path` to be an intact .npz file without pickled objects, could not "
+            f"read `{file}` ({reason:.200}); save numeric arrays with numpy.savez."
+        ) from error
+
+
+def _check_sizes(given: str, path: Path, keys: Sequence[str], what: str) -> None:
+    """Check the arrays' sizes in their headers: a small archive may unpack to any size."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for key in keys:
+            # np.load gives the names without the extension.
+            name = key if key in archive.NameToInfo else f"{key}.npy"
+            with archive.open(name) as file:
+                version = npy.read_magic(file)
+                if version not in _HEADERS:
+                    raise ValueError(f"`{key}` is of the unknown version {version}")
+                shape, _, dtype = _HEADERS[version](file)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"`{key}` has the shape {shape}")
+            total += math.prod(shape) * dtype.itemsize
+    require(
+        total <= LARGEST,
+        f"Expected arrays of at most {LARGEST:,} bytes together in `{given}`, got "
+        f"{total:,}: save fewer or smaller {what}.",
+    )

@@ -13,3 +13,7 @@ from .items import score_items as score_items
 from .lpips import Lpips as Lpips
 from .lpips import require_alexnet as require_alexnet
 from .lpips import require_lpips_channels as require_lpips_channels
+from .tables import TableScore as TableScore
+from .tables import score_tables as score_tables
+from .tokens import TokenScore as TokenScore
+from .tokens import score_tokens as score_tokens

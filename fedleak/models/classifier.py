@@ -30,7 +30,8 @@ class ImageClassifier(pl.LightningModule):
     Args:
         features: maps images ``(batch, C, H, W)`` to features ``(batch, num_features)``.
         num_features: number of features.
-        input_shape: ``(C, H, W)``, taken from the data set.
+        input_shape: ``(C, H, W)``, or the shape of samples that are no images, taken from the data
+            set.
         num_classes: number of classes, taken from the data set.
         precode: settings of the bottleneck before the classifier. If None, there is no bottleneck.
             A subclass places a convolutional bottleneck in its features.
@@ -46,7 +47,7 @@ class ImageClassifier(pl.LightningModule):
         features: nn.Module,
         num_features: int,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         num_classes: int,
         precode: Precode | None,
         optimizer: Literal["sgd", "adam"],

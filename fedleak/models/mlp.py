@@ -23,7 +23,7 @@ class SMLP(ImageClassifier):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         num_classes: int,
         width: int = 1024,
         precode: Precode | None = None,

@@ -31,14 +31,17 @@ TITLES = {
     "dataset": "data set", "model": "model", "defense": "defence", "attack": "attack",
     "ssim": "SSIM", "psnr": "PSNR dB", "mse": "MSE", "asr": "ASR", "noise_mse": "noise MSE",
     "seconds": "seconds", "iterations": "iterations", "lpips": "LPIPS",
-    "precision": "precision", "recall": "recall", "f1": "F1",
+    "precision": "precision", "recall": "recall", "f1": "F1", "token_accuracy": "tokens",
+    "right": "right", "right_of_guess": "right of guess", "error": "error",
+    "error_of_guess": "error of guess", "exact": "exact",
     "label_accuracy": "labels", "explained": "explained",
 }  # fmt: skip
 FORMS = {
     "ssim": ".4f", "psnr": ".2f", "mse": ".2e", "asr": ".0%", "noise_mse": ".2e",
     "seconds": ".1f", "iterations": ".0f", "lpips": ".4f",
-    "precision": ".4f", "recall": ".4f", "f1": ".4f",
-    "label_accuracy": ".0%", "explained": ".2f",
+    "precision": ".4f", "recall": ".4f", "f1": ".4f", "token_accuracy": ".4f",
+    "right": ".4f", "right_of_guess": ".4f", "error": ".4f", "error_of_guess": ".4f",
+    "exact": ".2f", "label_accuracy": ".0%", "explained": ".2f",
 }  # fmt: skip
 
 Entry = dict[str, Any]

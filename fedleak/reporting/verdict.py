@@ -87,7 +87,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def is_scored(row: Row) -> bool:
     """Whether a row was scored: SSIM is undefined for images smaller than 3 x 3."""
-    comparable = is_finite(row["ssim"]) or row.get("f1") is not None
+    comparable = is_finite(row["ssim"]) or any(row.get(n) is not None for n in ("f1", "right"))
     return row["success"] is not None and (comparable or not is_finite(row["mse"]))
 
 

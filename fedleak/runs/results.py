@@ -32,12 +32,16 @@ RANGES = {
     "mse": (0, math.inf), "psnr": (-math.inf, math.inf), "ssim": (-1, 1),
     "noise_mse": (0, math.inf), "cost": (-math.inf, math.inf), "seconds": (0, math.inf),
     "lpips": (0, math.inf), "precision": (0, 1), "recall": (0, 1), "f1": (0, 1),
-    LABELS: (0, 1), EXPLAINED: (0, 1),
+    "token_accuracy": (0, 1), "right": (0, 1), "right_of_guess": (0, 1), "error": (0, math.inf),
+    "error_of_guess": (0, math.inf), "exact": (0, 1), LABELS: (0, 1), EXPLAINED: (0, 1),
 }  # fmt: skip
 """Column of other numbers -> its smallest and largest valid value."""
 REQUIRED = ("round", "client", "sample", "batch_size")
 """Columns without empty cells."""
-FINITE = ("seconds", "precision", "recall", "f1", LABELS, EXPLAINED)
+FINITE = (
+    "seconds", "precision", "recall", "f1", "token_accuracy", "right", "right_of_guess", "exact",
+    LABELS, EXPLAINED,
+)  # fmt: skip
 """Columns without NaN or infinity; the other scores have them for diverged reconstructions."""
 TOLERANCE = 1e-6
 """How far rounding may carry a value beyond its range."""

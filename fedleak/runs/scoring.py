@@ -1,4 +1,4 @@
-"""Score reconstructions of images or interaction vectors and save each as PNG or CSV."""
+"""Score reconstructions of each kind of sample and save each as PNG or CSV."""
 
 import csv
 from abc import ABC, abstractmethod
@@ -15,8 +15,12 @@ from torch import Tensor
 from fedleak.attacks.base import Reconstruction
 from fedleak.config import Metrics, RunConfig
 from fedleak.data import PrivateData, RecommenderData
+from fedleak.data.columns import TableColumn
+from fedleak.data.table import columns_of
 from fedleak.errors import BadInput
 from fedleak.metrics import Lpips, score_images, score_items, to_space
+from fedleak.metrics.tables import score_columns, score_tables
+from fedleak.metrics.tokens import score_tokens
 from fedleak.registry import load_class
 from fedleak.updates.truth import GroundTruth
 
@@ -25,9 +29,14 @@ Scores = dict[str, Any]
 
 LPIPS = "lpips"
 ITEM_COLUMNS = ("precision", "recall", "f1")
+EXACT = "exact"
+TABLE_COLUMNS = ("right", "right_of_guess", "error", "error_of_guess", EXACT)
+TOKEN_COLUMNS = (*ITEM_COLUMNS, "token_accuracy", EXACT)
 LABELS, EXPLAINED = "label_accuracy", "explained"
-EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS, LABELS, EXPLAINED)
+EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS, "token_accuracy", *TABLE_COLUMNS, LABELS, EXPLAINED)
 """Last columns of results.csv, in this order; a file has only those that its run measures."""
+MOSTLY = 0.9
+"""Share of a row's columns that are right in a success."""
 
 
 class Scoring(ABC):
@@ -195,12 +204,119 @@ class ItemScoring(Scoring):
                 writer.writerow((item, self._names[item], value, int(found[item]), known))
 
 
+class TableScoring(Scoring):
+    """Scores rows of a table ``(entries,)`` column by column; saves them as CSV.
+
+    Args:
+        metrics: see :class:`Scoring`.
+        columns: the table's columns.
+    """
+
+    sample: ClassVar[str] = "row"
+    headline: ClassVar[tuple[str, str]] = ("right", "Right")
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "right": ("Right", ".4f"), "right_of_guess": ("Guess", ".4f"),
+        "error": ("Error", ".4f"), EXACT: ("Exact", ".2f"),
+    }  # fmt: skip
+    suffix: ClassVar[str] = ".csv"
+
+    def __init__(self, metrics: Metrics, columns: Sequence[TableColumn]) -> None:
+        super().__init__(metrics)
+        self._columns = columns
+
+    @classmethod
+    def success(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.success`."""
+        return f"at least {MOSTLY:.0%} of the columns right"
+
+    @classmethod
+    def space(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.space`."""
+        return (
+            "columns; right: the category, or a number within 0.319 standard deviations; error: "
+            "of numbers, in standard deviations; guess: the column's mean or most frequent category"
+        )
+
+    @classmethod
+    def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
+        """See :meth:`Scoring.extra_columns`."""
+        return TABLE_COLUMNS
+
+    def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
+        """See :meth:`Scoring.scores`."""
+        found = score_tables(truth, reconstruction, self._columns)
+        return [
+            _without(vars(item), "columns")
+            | {EXACT: int(item.exact), "success": int(item.right >= MOSTLY)}
+            for item in found
+        ]
+
+    def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
+        """See :meth:`Scoring.keep`; a row for each column."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("column", "found", "true", "right", "guess", "guess_right"))
+            given = reconstructed if original is None else original
+            for item in score_columns(given.flatten(), reconstructed.flatten(), self._columns):
+                column = item.column
+                cells: list[Any] = [column.name, column.text(item.found), "", ""]
+                if original is not None:
+                    cells[2:] = [column.text(item.true), int(item.right)]
+                guessed = "" if original is None else int(item.guessed)
+                writer.writerow((*cells, column.text(column.guess), guessed))
+
+
+class TokenScoring(Scoring):
+    """Scores sequences of whole numbers by position and as a set; saves them as CSV."""
+
+    sample: ClassVar[str] = "sequence"
+    headline: ClassVar[tuple[str, str]] = ("token_accuracy", "Tokens")
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "token_accuracy": ("Tokens", ".4f"), EXACT: ("Exact", ".2f"), **ItemScoring.columns,
+    }  # fmt: skip
+    suffix: ClassVar[str] = ".csv"
+
+    @classmethod
+    def success(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.success`."""
+        return "every number at its position"
+
+    @classmethod
+    def space(cls, metrics: Metrics) -> str:
+        """See :meth:`Scoring.space`."""
+        return "positions (tokens, exact) and the set of the batch's numbers (F1, P, R)"
+
+    @classmethod
+    def extra_columns(cls, metrics: Metrics) -> tuple[str, ...]:
+        """See :meth:`Scoring.extra_columns`."""
+        return TOKEN_COLUMNS
+
+    def scores(self, truth: GroundTruth, reconstruction: Reconstruction) -> list[Scores]:
+        """See :meth:`Scoring.scores`."""
+        found = score_tokens(truth, reconstruction)
+        return [
+            asdict(item) | {EXACT: int(item.exact), "success": int(item.exact)} for item in found
+        ]
+
+    def keep(self, reconstructed: Tensor, original: Tensor | None, path: Path) -> None:
+        """See :meth:`Scoring.keep`; a row for each position, empty where a number is not known."""
+        true = [""] * reconstructed.numel() if original is None else original.flatten().tolist()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("position", "found", "true"))
+            for position, number in enumerate(reconstructed.flatten().tolist()):
+                writer.writerow((position, "" if number < 0 else int(number), true[position]))
+
+
 CHECKS: Mapping[str, tuple[str, str]] = {
     LABELS: ("labels", ".0%"), EXPLAINED: ("explained", ".2f"),
 }  # fmt: skip
 """Columns of every kind of sample -> title and format, behind those of the scores in tables."""
 
-SCORINGS: dict[str, type[Scoring]] = {"images": ImageScoring, "interactions": ItemScoring}
+SCORINGS: dict[str, type[Scoring]] = {
+    "images": ImageScoring, "interactions": ItemScoring, "tables": TableScoring,
+    "tokens": TokenScoring,
+}  # fmt: skip
 """Kind of samples -> how they are scored."""
 
 
@@ -231,6 +347,10 @@ def make_scoring(config: RunConfig, data: PrivateData) -> Scoring:
         if isinstance(data, RecommenderData):
             return ItemScoring(config.metrics, data.item_names())
         return ItemScoring(config.metrics, [str(item) for item in range(data.input_shape[0])])
+    if data.kind == "tables":
+        return TableScoring(config.metrics, columns_of(data))
+    if data.kind == "tokens":
+        return TokenScoring(config.metrics)
     return ImageScoring(config.metrics, data.mean, data.std)
 
 

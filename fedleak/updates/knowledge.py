@@ -77,6 +77,9 @@ class Knowledge:
             in ``model``.
         loss: the loss of a batch, given model and batch.
         label_recovery: how an attack recovers unknown labels; see :mod:`fedleak.attacks.labels`.
+        value_range: lowest and highest value of the samples before normalisation, which an attack
+            keeps to; either may be infinite. If None, 0 and 1 of images ``(C, H, W)``, and no
+            limits of other samples.
 
     Raises:
         BadInput: if a value is out of its range, the protocol is none of the three, or a fact of
@@ -98,6 +101,7 @@ class Knowledge:
     training: bool | None = None
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
     label_recovery: LabelRecovery = "bias_counts"
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -191,7 +195,9 @@ class Knowledge:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest valid input (pixel values 0 and 1, normalised), each ``(C, 1, 1)``."""
+        """Lowest and highest valid input, normalised, each ``(C, 1, ...)``; infinite if none."""
         shape = (-1, *[1] * (len(self.input_shape) - 1))
         mean, std = torch.tensor(self.mean).reshape(shape), torch.tensor(self.std).reshape(shape)
-        return -mean / std, (1 - mean) / std
+        images = len(self.input_shape) == 3
+        low, high = self.value_range or ((0.0, 1.0) if images else (-math.inf, math.inf))
+        return (low - mean) / std, (high - mean) / std

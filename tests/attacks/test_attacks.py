@@ -77,9 +77,11 @@ def result_of(pair: Pair) -> Reconstruction:
 
 
 def test_every_attack_of_fedleak_is_in_the_table() -> None:
-    ours = {name: point for name, point in names("attacks").items() if "fedleak." in point.value}
-    assert set(ours) <= {case.kind.name for case in ATTACKS}
-    assert {point.load() for point in ours.values()} <= {case.kind for case in ATTACKS}
+    """But for those on whole numbers: tests/attacks/test_rows.py and test_tokens.py are theirs."""
+    ours = [p.load() for p in names("attacks").values() if "fedleak." in p.value]
+    on_images = {kind for kind in ours if not kind.takes_numbers}
+    assert len(ours) - len(on_images) == 2
+    assert on_images <= {case.kind for case in ATTACKS}
 
 
 def test_every_model_of_fedleak_is_in_the_table() -> None:
