@@ -74,6 +74,28 @@ def bandwidth(size: int, total: int = LARGE_BYTES) -> float:
     return size / fastest
 
 
+def product_bandwidth(model: nn.Module, total: int = LARGE_BYTES) -> float:
+    """Bytes of weights per second that PyTorch's own products of matrix and vector read.
+
+    Args:
+        model: its linear layers' weights are multiplied by vectors from both sides, in turn.
+        total: number of bytes that are read between two looks at the clock, at least.
+    """
+    weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+    pairs = [(w, torch.ones(w.shape[1]), torch.ones(w.shape[0])) for w in weights]
+    size = 2 * sum(w.numel() * w.element_size() for w in weights)
+    rounds = max(1, total // size)
+
+    def work() -> None:
+        for _ in range(rounds):
+            for weight, right, left in pairs:
+                torch.mv(weight, right)
+                torch.mv(weight.T, left)
+
+    work()
+    return size * rounds / min(seconds_of(work) for _ in range(5))
+
+
 def bandwidth_share(
     iterations: int = 400, large: int = LARGE_BYTES, repetitions: int = REPETITIONS
 ) -> Figure:
@@ -125,5 +147,6 @@ def bandwidth_share(
             "memory_gb_per_second": median(memories) / 1e9,
             "cache_gb_per_second": median(residents) / 1e9,
             "share_of_memory": median([a / b for a, b in zip(moved, memories, strict=True)]),
+            "product_gb_per_second": product_bandwidth(model, large) / 1e9,
         },
     )  # fmt: skip
