@@ -190,11 +190,11 @@ def simulated_update(
         }
         with inject(model, own):
             loss = knowledge.loss(model, (inputs[part], labels[part]))
-        found: tuple[Tensor | None, ...]
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        found = torch.autograd.grad(
+            loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
         gradients = {
-            name: torch.zeros_like(value) if gradient is None else gradient
-            for (name, value), gradient in zip(parameters.items(), found, strict=True)
+            name: gradient for name, gradient in zip(parameters, found, strict=True)
         }
         if protocol == "fedsgd":
             return gradients
