@@ -100,7 +100,7 @@ def import_update(file: Path, facts: Facts, output: Path, *, overwrite: bool = F
     folder = RunFolder(output)
     folder.open(config, resume=False, overwrite=overwrite)
     update.save(folder.updates())
-    federation = {
+    federation: dict[str, Any] = {
         "rounds": 1, "clients": 1, "failures": 0, "accuracy": None, "lost_rounds": [],
         "diverged_round": None,
     }  # fmt: skip
