@@ -272,6 +272,21 @@ def test_a_client_that_sends_nan_costs_itself_alone_and_a_resumed_run_goes_on(
     assert resumed["federation"] == summary["federation"]
 
 
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_a_client_that_calls_exit_costs_itself_alone(protocol: str, tmp_path: Path) -> None:
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.DyingByClass", protocol=protocol,
+        model_args={"how": "sys.exit"}, partition="shards", shards_per_client=1,
+    )  # fmt: skip
+    observer = Recorder()
+    with in_process():
+        summary = experiment.run(settings, [observer])
+    ((_, round_, client, reason),) = observer.arguments("client_failed")
+    assert (round_, client) == (1, clients_by_class(settings)[RAISES])
+    assert reason == "its code called sys.exit(3)"
+    assert summary["federation"]["failures"] == 1
+
+
 def _interrupt_in_round(last: int) -> Callable[..., None]:
     def at(_model: str, round_: int, *_: object) -> None:
         if round_ == last:
