@@ -95,6 +95,7 @@ from .models.noise import DropoutNoise as DropoutNoise
 from .models.noise import Noise as Noise
 from .models.noise import NormalNoise as NormalNoise
 from .models.noise import noise_slots as noise_slots
+from .models.regressor import Regressor as Regressor
 from .models.resnet import ResNet18 as ResNet18
 from .registry import Plugin as Plugin
 from .updates.evidence import Finding as Finding

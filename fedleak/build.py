@@ -221,7 +221,7 @@ def knowledge_of(
     """
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
-    if data.num_classes == 1:
+    if data.num_classes == 1 and not data.train_set.labels.is_floating_point():
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
     training = local_training(model)

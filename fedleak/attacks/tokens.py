@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from typing import Any, ClassVar, Literal, cast
 
@@ -138,9 +139,7 @@ class Tokens(GradientMatching):
         table = copy.deepcopy(layer)(own.to(layer.weight.device))  # max_norm changes its weight
         if len(own) < 2:
             return None
-        sizes = {facts.num_samples, *(part.stop - part.start for part in facts.local_batches)}
-        reads = {size: _reads_of(facts, name, size) for size in sizes}
-        loss = _loss_of_vectors(facts.loss, name, reads, own.to(table.device), table.detach())
+        loss = _loss_of_vectors(facts, name, own.to(table.device), table.detach())
         model = _without_embedding(problem.model, name)
         names = [n for n, _ in model.named_parameters()]
         left = frozenset(n for n in names if n not in problem.gradient or n in problem.left_out)
@@ -227,17 +226,23 @@ def _without_embedding(model: nn.Module, name: str) -> nn.Module:
 
 
 def _loss_of_vectors(
-    loss: Callable[[nn.Module, Any], Tensor],
-    name: str,
-    reads: dict[int, tuple[Tensor | None, ...]],
-    rows: Tensor,
-    table: Tensor,
+    facts: Knowledge, name: str, rows: Tensor, table: Tensor
 ) -> Callable[[nn.Module, Any], Tensor]:
     """The loss as a function of the vectors ``(batch, ..., dimensions)`` and the labels.
 
     A loss or a model may use the numbers themselves, as a mask or as the next token: there they are
     those of the nearest rows.
     """
+
+    @cache
+    def reads_of(samples: int) -> tuple[Tensor | None, ...]:
+        uses, _ = embedding_uses(facts, samples=samples)
+        (reads,) = [use.reads for use in uses if use.name == name]
+        return reads
+
+    # Not while a step is traced.
+    for part in (slice(0, facts.num_samples), *facts.local_batches):
+        reads_of(part.stop - part.start)
 
     def of_vectors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         vectors, labels = batch
@@ -250,17 +255,11 @@ def _loss_of_vectors(
             None
             if at is None
             else flat[at.flatten().to(flat.device)].reshape(*at.shape, vectors.shape[-1])
-            for at in reads[len(vectors)]
+            for at in reads_of(len(vectors))
         ]
-        return loss(model, (numbers, labels))
+        return facts.loss(model, (numbers, labels))
 
     return of_vectors
-
-
-def _reads_of(facts: Knowledge, name: str, samples: int) -> tuple[Tensor | None, ...]:
-    uses, _ = embedding_uses(facts, samples=samples)
-    (reads,) = [use.reads for use in uses if use.name == name]
-    return reads
 
 
 def _all_reads(use: EmbeddingUse) -> Tensor:

@@ -69,6 +69,10 @@ def _validate(
         raise unknown_name("kind of partition", kind, get_args(Kind))
     if labels.ndim != 1:
         raise BadInput(f"Expected `labels` to have the shape (N,), got the shape {labels.shape}.")
+    if labels.dtype.kind == "f" and kind in ("dirichlet", "shards"):
+        raise BadInput(
+            f"Expected classes for the partition {kind}, got a target of numbers: choose iid."
+        )
     if clients < 1:
         raise BadInput(f"Expected `clients` to be 1 or more, got {clients}.")
     if clients > len(labels):

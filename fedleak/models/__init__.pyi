@@ -16,4 +16,5 @@ from .noise import NormalNoise as NormalNoise
 from .noise import inject as inject
 from .noise import noise_slots as noise_slots
 from .noise import record as record
+from .regressor import Regressor as Regressor
 from .resnet import ResNet18 as ResNet18

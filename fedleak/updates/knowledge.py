@@ -63,7 +63,8 @@ class Knowledge:
         std: standard deviation of each channel.
         num_samples: number of samples that the gradient was computed from. If 0, it is the number
             of ``labels``, or else taken from the update; the findings then say which number it is.
-        labels: the samples' labels ``(num_samples,)``. If None, they are not known.
+        labels: the samples' labels ``(num_samples,)``, a tensor or a list. If None, they are not
+            known.
         protocol: ``fedsgd`` (the update is a gradient), ``fedavg`` (it is weights) or ``delta`` (it
             is a change of weights, new minus old).
         local_training: the client's local training. If None, it is plain SGD with the three
@@ -108,6 +109,9 @@ class Knowledge:
             self.num_samples >= 0,
             f"Expected `num_samples` to be at least 1, got {self.num_samples}.",
         )
+        labels: Any = self.labels
+        if isinstance(labels, list | tuple):
+            object.__setattr__(self, "labels", torch.as_tensor(labels))
         if self.protocol not in get_args(Protocol):
             raise unknown_name("protocol", str(self.protocol), get_args(Protocol))
         shape: tuple[Any, ...] = tuple(self.input_shape)

@@ -19,8 +19,8 @@ class GroundTruth:
     """The client's data and noise behind an update: for the scorer, never for an attack.
 
     Args:
-        inputs: the batch, normalised, ``(num_samples, ...)``.
-        labels: its labels ``(num_samples,)``, integers from 0.
+        inputs: the batch, normalised, or whole numbers such as tokens, ``(num_samples, ...)``.
+        labels: its labels ``(num_samples,)``, integers from 0, or the targets of a regression.
         noise: noise slot -> the noise that it drew, ``(num_samples, ...)``, or
             ``(1, epochs, ...)`` for one sample in several local epochs; empty for several samples
             in several epochs.
@@ -61,16 +61,17 @@ class GroundTruth:
         )
         kind = labels.dtype
         require(
-            labels.shape == inputs.shape[:1] and not (kind.is_floating_point or kind == torch.bool),
-            f"Expected `labels` to be {len(inputs)} whole numbers in {path}, one for each of the "
+            labels.shape == inputs.shape[:1] and kind != torch.bool and not kind.is_complex,
+            f"Expected `labels` to be {len(inputs)} numbers in {path}, one for each of the "
             f"inputs, got {kind} of shape {short(tuple(labels.shape))}.",
         )
         require(
-            int(labels.min()) >= 0,
-            f"Expected `labels` to be at least 0 in {path}, got {int(labels.min())}.",
+            kind.is_floating_point or int(labels.min()) >= 0,
+            f"Expected `labels` to be at least 0 in {path}, got {float(labels.min()):g}.",
         )
+        numbers = {"labels": not kind.is_floating_point, "inputs": inputs.dtype == torch.int64}
         for name, value in tensors.items():
-            if name == "labels":
+            if numbers.get(name):
                 continue
             require(
                 value.dim() >= 1 and len(value) == len(inputs),
@@ -101,6 +102,8 @@ class GroundTruth:
             found == expected,
             f"Expected the truth of update {key} to hold inputs of shape {expected}, got {found}.",
         )
+        if self.labels.is_floating_point():
+            return
         highest = int(self.labels.max())
         require(
             highest < num_classes,

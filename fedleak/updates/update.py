@@ -194,12 +194,11 @@ class InterceptedUpdate:
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for title, tensors in (("sent", self.sent), ("received", self.received)):
-            # A client may return part of the weights, such as adapters.
-            whole = title == "sent" or self.protocol == "fedsgd"
-            names = set(expected) if title == "sent" else set(dict(model.named_parameters()))
-            missing = sorted(names - set(tensors)) if whole else []
-            strange = sorted(set(tensors) - set(expected))
-            if missing or strange:
+            names = set(expected) if title == "sent" else parameters
+            missing, strange = sorted(names - set(tensors)), sorted(set(tensors) - set(expected))
+            # A client may return a part, such as adapters, or no gradient of an unused layer.
+            partial = title == "received" and len(missing) < len(names)
+            if strange or (missing and not partial):
                 raise BadInput(
                     f"Expected an update of {type(model).__name__}, but its {title} tensors lack "
                     f"{missing[:3] or 'nothing'} and additionally have "

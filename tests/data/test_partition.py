@@ -135,3 +135,10 @@ def test_tensor_labels() -> None:
 def test_bad_input(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         partition(**({"labels": BALANCED, "clients": 5} | arguments))
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "shards"])
+def test_targets_of_a_regression_are_no_classes(kind: str) -> None:
+    with pytest.raises(BadInput, match=f"classes for the partition {kind}, got a target of numb"):
+        partition(np.linspace(0, 1, 20), 2, kind=kind)
+    assert len(partition(np.linspace(0, 1, 20), 2, kind="iid")) == 2

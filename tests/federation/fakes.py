@@ -5,10 +5,21 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.config import RunConfig
@@ -89,6 +100,17 @@ def same_tensors(left: Tensors, right: Tensors) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[name], right[name]) for name in left
     )
+
+
+class Overflowing(FedAvg):
+    """A strategy whose result of the second round is infinite."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if server_round == 2 and arrays is not None:
+            for name in list(arrays):
+                arrays[name] = Array(np.full_like(arrays[name].numpy(), np.inf))
+        return arrays, metrics
 
 
 class FakeGrid(Grid):

@@ -17,6 +17,7 @@ from fedleak.updates.compression import encode
 from fedleak.updates.files import Tensors
 from tests.federation.fakes import (
     FakeGrid,
+    Overflowing,
     fails,
     same_tensors,
     sends_gradient,
@@ -285,13 +286,6 @@ def test_a_reply_without_a_question_of_its_kind_ends_nothing_in_an_evaluation() 
 
 
 def test_a_global_model_that_is_not_finite_is_noted_with_its_first_round() -> None:
-    class Overflowing(FedAvg):
-        def aggregate_train(self, server_round: int, replies: Any) -> Any:
-            arrays, metrics = super().aggregate_train(server_round, replies)
-            if server_round == 2:
-                arrays["layer.bias"] = Array(np.full(4, np.inf, np.float32))
-            return arrays, metrics
-
     strategy = MaliciousStrategy(Overflowing(**SETTINGS))
     rounds(strategy, "fedavg", lambda question: reply_of(question, "fedavg"), number=3)
     assert strategy.diverged == 2

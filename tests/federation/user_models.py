@@ -84,6 +84,13 @@ class Diverging(OnlyTrainingStep):
         return loss
 
 
+class LossOfNan(OnlyTrainingStep):
+    """Is trained as usual, but its loss on the test set is NaN."""
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_loss", torch.tensor(float("nan")), batch_size=len(batch[1]))
+
+
 class Slow(OnlyTrainingStep):
     """Sleeps in every step."""
 

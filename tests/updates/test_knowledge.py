@@ -32,6 +32,12 @@ def test_numbers_of_knowledge_are_checked(name: str, value: int) -> None:
         Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, **{name: value})
 
 
+def test_labels_may_be_a_list() -> None:
+    facts = Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, labels=[2, 0])
+    assert isinstance(facts.labels, torch.Tensor)
+    assert facts.labels.tolist() == [2, 0]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "samples", "steps"),
     [(8, 8, 4), (8, 16, 8), (8, 24, 12), (8, 5, 4), (None, 16, 4)],

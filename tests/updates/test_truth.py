@@ -31,20 +31,38 @@ def test_truth_comes_back(victim: Victim, tmp_path: Path) -> None:
     assert GroundTruth.load(path).noise == {}
 
 
+@pytest.mark.parametrize(
+    ("inputs", "labels"),
+    [
+        (torch.tensor([[7, 3], [0, 44]]), torch.tensor([0, 1])),
+        (torch.tensor([[0.5, -3.0], [0.0, 9.0]]), torch.tensor([-1.5, 2000.25])),
+    ],
+    ids=["tokens", "targets of a regression"],
+)
+def test_samples_that_are_no_images_come_back(
+    inputs: torch.Tensor, labels: torch.Tensor, tmp_path: Path
+) -> None:
+    GroundTruth(inputs, labels).save(tmp_path / "truth.safetensors")
+    loaded = GroundTruth.load(tmp_path / "truth.safetensors")
+    loaded.check("r0001-c0000", 2, (2,), 2)
+    assert torch.equal(loaded.inputs, inputs)
+    assert torch.equal(loaded.labels, labels)
+
+
 INPUTS = torch.zeros(2, 1, 3, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"labels": torch.tensor([0])}, "`labels` to be 2 whole numbers in .* of shape"),
-        ({"labels": torch.tensor([[0], [1]])}, "`labels` to be 2 whole numbers"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "`labels` to be 2 whole numbers"),
-        ({"labels": torch.tensor([True, False])}, "`labels` to be 2 whole numbers"),
+        ({"labels": torch.tensor([0])}, "`labels` to be 2 numbers in .* of shape"),
+        ({"labels": torch.tensor([[0], [1]])}, "`labels` to be 2 numbers"),
+        ({"labels": torch.tensor([0.0, torch.nan])}, "finite floating point numbers in .?labels"),
+        ({"labels": torch.tensor([True, False])}, "`labels` to be 2 numbers"),
         ({"labels": torch.tensor([0, -1])}, "`labels` to be at least 0 in .*, got -1"),
         ({"inputs": INPUTS[:0]}, "`inputs` of shape .*samples, ..."),
         ({"inputs": torch.zeros(2)}, "`inputs` of shape .*samples, ..."),
-        ({"inputs": INPUTS.long()}, "finite floating point numbers in 'inputs'"),
+        ({"inputs": INPUTS.int()}, "finite floating point numbers in 'inputs'"),
         ({"inputs": INPUTS / 0}, "finite floating point numbers in 'inputs'"),
         ({"noise/slot": torch.zeros(3, 4)}, "'noise/slot' of 2 samples in .* shape .3, 4."),
         ({"noise/slot": torch.zeros(())}, "'noise/slot' of 2 samples in"),

@@ -272,6 +272,21 @@ def test_a_client_that_sends_nan_costs_itself_alone_and_a_resumed_run_goes_on(
     assert resumed["federation"] == summary["federation"]
 
 
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_a_client_that_calls_exit_costs_itself_alone(protocol: str, tmp_path: Path) -> None:
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.DyingByClass", protocol=protocol,
+        model_args={"how": "sys.exit"}, partition="shards", shards_per_client=1,
+    )  # fmt: skip
+    observer = Recorder()
+    with in_process():
+        summary = experiment.run(settings, [observer])
+    ((_, round_, client, reason),) = observer.arguments("client_failed")
+    assert (round_, client) == (1, clients_by_class(settings)[RAISES])
+    assert reason == "its code called sys.exit(3)"
+    assert summary["federation"]["failures"] == 1
+
+
 def _interrupt_in_round(last: int) -> Callable[..., None]:
     def at(_model: str, round_: int, *_: object) -> None:
         if round_ == last:
@@ -280,16 +295,30 @@ def _interrupt_in_round(last: int) -> Callable[..., None]:
     return at
 
 
-@pytest.mark.parametrize("rate", [1e18, 1e38])
-def test_a_training_that_diverges_is_told(rate: float, tmp_path: Path) -> None:
-    # At the first the weights are finite and the loss is not, at the second neither is.
+def test_a_training_that_diverges_is_told(tmp_path: Path) -> None:
     settings = tiny_config(
-        tiny_data(tmp_path), tmp_path / "run", protocol="fedavg", rounds=3, local_epochs=3,
-        model_args={"width": 12, "learning_rate": rate},
-    )  # fmt: skip
+        tiny_data(tmp_path),
+        tmp_path / "run",
+        rounds=3,
+        strategy="tests.federation.fakes.Overflowing",
+    )
     with in_process():
         summary = experiment.run(settings)
-    found = summary["federation"]["diverged_round"]
-    assert found is not None
+    assert summary["federation"]["diverged_round"] == 2
+    # From then on, the gradients of all clients are NaN.
+    assert summary["federation"]["lost_rounds"] == [3]
+    assert summary["federation"]["failures"] == 4
+    assert summary["federation"]["accuracy"] is None or summary["federation"]["accuracy"] < 1
     assert summary["status"] == "complete"
     assert read_summary(RunFolder(Path(settings.output)).summary) == summary
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    settings = tiny_config(
+        tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.LossOfNan", model_args={}, rounds=2
+    )
+    with in_process():
+        summary = experiment.run(settings)
+    # It was so before the first round already.
+    assert summary["federation"]["diverged_round"] == 0
+    assert summary["federation"]["failures"] == 0
