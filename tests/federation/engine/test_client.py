@@ -23,7 +23,7 @@ from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
 from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
-from fedleak.updates.update import InterceptedUpdate, weights_to_gradient
+from fedleak.updates.update import InterceptedUpdate
 from tests.federation.fakes import ask, same_tensors
 from tests.federation.runs import clients_by_class, in_process, tiny_config, tiny_data
 from tests.federation.user_models import RAISES, SLEEPS
@@ -170,9 +170,8 @@ def test_truth_of_several_steps_explains_the_weights(
     assert found.local_steps > 1
     frozen, batch = copy.deepcopy(model).requires_grad_(False), (truth.inputs, truth.labels)
     dummy = DummyUpdate(frozen, found, batch, truth.noise)
-    gradient = weights_to_gradient(
-        sent, weights_in(content), learning_rate=found.learning_rate, steps=found.local_steps
-    )
+    scale, new = found.learning_rate * found.local_steps, weights_in(content)
+    gradient = {name: (sent[name] - new[name]) / scale for name, _ in model.named_parameters()}
     target = {n: tuple(v[0] for v in t) for n, t in dummy.targets([gradient], samples).items()}
     products, _, _ = dummy.evaluate(*batch, truth.noise, target)
     assert COSTS["relative_error"](products) < 1e-6
