@@ -21,7 +21,10 @@ ENTRY = {
 }  # fmt: skip
 SUMMARY = {
     "status": "complete", "config_hash": "0123", "attacks": [ENTRY],
-    "federation": {"rounds": 1, "clients": 2, "failures": 0, "accuracy": None},
+    "federation": {
+        "rounds": 1, "clients": 2, "failures": 0, "accuracy": None, "lost_rounds": [],
+        "diverged_round": None,
+    },
 }  # fmt: skip
 
 
@@ -145,9 +148,12 @@ def test_what_happened_to_a_federation_is_told_in_sentences(tmp_path: Path) -> N
         path.write_text(json.dumps(SUMMARY | {"federation": SUMMARY["federation"] | facts}))
         return federation_notes(read_summary(path)["federation"])
 
+    early = dict(list(SUMMARY["federation"].items())[:4])
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | {"federation": early}))
+    assert read_summary(tmp_path / "summary.json") == SUMMARY | {"data": {}}
     why = "the clients failed, or what they sent could not be used."
     assert notes() == []
-    assert notes(failures=1) == [f"1 reply was lost: {why}"]  # of an early version
+    assert notes(failures=1) == [f"1 reply was lost: {why}"]  # of an early version, without rounds
     assert notes(failures=1, lost_rounds=[2]) == [f"1 reply was lost in round 2: {why}"]
     assert notes(failures=5, lost_rounds=[2, 4]) == [f"5 replies were lost in rounds 2, 4: {why}"]
     (text,) = notes(failures=50, lost_rounds=list(range(1, 51)))
