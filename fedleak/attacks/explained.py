@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_facts import drawing_layers
+from fedleak.errors import first_line
 from fedleak.models.noise import inject, record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.optimizer_steps import State, optimizer_step
+from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
 SUPPORTED_FROM = 0.5
@@ -97,9 +99,12 @@ def explained_share(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         try:
             return _compare(*arguments, torch.float64)
-        except (RuntimeError, TypeError):
+        except Exception:
             # Some models compute in one type of number only.
-            return _compare(*arguments, None)
+            try:
+                return _compare(*arguments, None)
+            except Exception as error:  # of the user's own code
+                return Explained(math.nan, reason=f"the model fails: {first_line(error)}")
 
 
 def _compare(
@@ -111,7 +116,7 @@ def _compare(
     left_out: frozenset[str],
     kind: torch.dtype | None,
 ) -> Explained:
-    model = copy.deepcopy(knowledge.model).cpu()
+    model = private_copy(knowledge.model).cpu()
     kind = kind or next(model.parameters()).dtype
     model.to(kind).load_state_dict(update.sent)
     if knowledge.training is not None:
@@ -131,7 +136,13 @@ def _compare(
     for guess in (False, True):
         batch = torch.zeros_like(inputs) if guess else inputs
         found = _update_of(
-            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol, dimensions
+            copy.deepcopy(model),
+            knowledge,
+            (batch, labels),
+            noise,
+            names,
+            update.protocol,
+            dimensions,
         )
         v = torch.cat([found[name].double().flatten() for name in names])
         if not bool(v.isfinite().all()):
@@ -139,9 +150,13 @@ def _compare(
         inner, size = float(u @ v), float(v @ v)
         best = max(0.0, inner / size) if size else 0.0
         missed.append(float((u - best * v).square().sum()))
-        if not guess and size and inner > 0:
-            if inner**2 > SAME_DIRECTION * size * float(u @ u):
-                factor = best
+        if (
+            not guess
+            and size
+            and inner > 0
+            and inner**2 > SAME_DIRECTION * size * float(u @ u)
+        ):
+            factor = best
     share = 1 - missed[0] / missed[1] if missed[1] else 0.0
     return Explained(max(0.0, share) if math.isfinite(share) else 0.0, factor)
 

@@ -4,7 +4,6 @@ Each test is of the update alone, or of the update against the model and the kno
 finding only where an honest update that was made as told could not look so, up to rounding.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
 # Tests of the distribution of a tensor's entries need some.
@@ -195,9 +195,7 @@ def _about_entries(
     if len(nonzero) >= MANY:
         yield from _about_sizes(update, knowledge, live, nonzero)
     if len(got) >= MANY and bool((got == got.round()).all()):
-        yield Finding(
-            "integers", "all numbers are whole: quantised, without the scale to undo it"
-        )
+        yield Finding("integers", "all numbers are whole: quantised, without the scale to undo it")
     elif (levels := _levels(live)) is not None:
         yield Finding(
             "levels", f"the numbers of a tensor take only {levels} values: quantised by the client"
@@ -370,7 +368,7 @@ def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
     Args:
         knowledge: gives model, loss, and number and shape of the samples.
     """
-    model = copy.deepcopy(knowledge.model).cpu()
+    model = private_copy(knowledge.model).cpu()
     like = next(model.parameters())
     counts: dict[str, int] = {}
     handles = []
