@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from fedleak.config import RunConfig
 from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
-from fedleak.models.optimiser_facts import local_learning_rate, local_training
+from fedleak.models.first_batch import FirstBatch, first_batch
 from fedleak.registry import Plugin, build
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
@@ -140,7 +139,7 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
             f"Expected a model for {data.kind} of shape {data.input_shape} ({config.data_name}), "
             f"but {config.model_name} cannot be made for them: {text}"
         ) from error
-    local_learning_rate(model)
+    first_batch_of(config, data, model)
     if config.weights is not None:
         _load(model, config)
     return model
@@ -201,6 +200,31 @@ def most_examples(config: RunConfig, data: PrivateData) -> int:
     return len(data.train_set) if whole else config.federation.batch_size
 
 
+def first_batch_of(
+    config: RunConfig, data: PrivateData, model: nn.Module, samples: int = 0
+) -> FirstBatch:
+    """Modes and optimiser of a client of a run at its first batch.
+
+    Args:
+        config: the run's configuration.
+        data: gives the shape of the samples.
+        model: the global model.
+        samples: the client's number of samples. If 0, that of a batch.
+
+    Raises:
+        BadInput: if the model fails before its first batch, or has no optimiser.
+    """
+    federation = config.federation
+    return first_batch(
+        model,
+        data.input_shape,
+        train=federation.mode == "train",
+        samples=samples if samples > 0 else federation.batch_size,
+        batch_size=federation.batch_size,
+        epochs=federation.local_epochs if federation.protocol == "fedavg" else None,
+    )
+
+
 def knowledge_of(
     config: RunConfig,
     data: PrivateData,
@@ -214,7 +238,7 @@ def knowledge_of(
     Args:
         config: the run's configuration.
         data: gives shape, classes and scaling.
-        model: the architecture.
+        model: the architecture; its modules are set to the modes that a client's have.
         labels: the true labels, if the threat model says that the server knows them. Without
             classes, all labels are 0.
         update: the update. If None, the update of a client with a single batch is assumed.
@@ -224,13 +248,8 @@ def knowledge_of(
     if data.num_classes == 1 and not data.train_set.labels.is_floating_point():
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
-    training = local_training(model)
-    if federation.protocol == "fedavg":
-        training = replace(
-            training,
-            steps=federation.local_epochs * ceil(samples / federation.batch_size),
-            batch_size=federation.batch_size,
-        )
+    first = first_batch_of(config, data, model, samples)
+    first.set_on(model)
     return Knowledge(
         model=model,
         input_shape=data.input_shape,
@@ -240,8 +259,7 @@ def knowledge_of(
         num_samples=samples,
         labels=labels,
         protocol=federation.protocol,
-        local_training=training,
-        training=federation.mode == "train",
+        local_training=first.training,
         label_recovery=config.victims.label_recovery,
         value_range=data.value_range,
     )

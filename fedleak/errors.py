@@ -14,6 +14,10 @@ class BadInput(ValueError):
     """
 
 
+class ModelFailed(BadInput):
+    """A user's model, or the loss that it computes, raises an error."""
+
+
 class RunFailed(RuntimeError):
     """A run failed for another reason than its configuration; it can be resumed."""
 
@@ -47,3 +51,9 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise BadInput(message)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedleak.attacks import second_derivative
 from fedleak.attacks.base import Attack, check_device
 from fedleak.attacks.labels import refusal
 from fedleak.build import (
@@ -22,6 +23,7 @@ from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
 from fedleak.runs.scoring import Scoring, make_scoring
 from fedleak.updates.knowledge import batch_loss
+from fedleak.updates.private_model import private_copy
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
                 "`model` or other `defenses`"
                 + (", or leave `baseline` out." if variant == "baseline" else "."),
             )
+    if trains and any(attack.family == "optimisation-based" for attack in attacks):
+        for model in models.values():
+            refused = second_derivative.refusal(knowledge_of(config, data, model, labels=None))
+            if refused is not None:
+                raise BadInput(refused)
     for attack in attacks:
         reasons = [
             attack.refuses(knowledge_of(config, data, model, labels=None))
@@ -106,19 +113,14 @@ def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
     sentence = f"Expected a model for {title} ({config.data_name}), "
     if own is not None and tuple(own) != data.input_shape:
         raise BadInput(f"{sentence}got {config.model_name} for samples of shape {tuple(own)}.")
-    training = model.training
-    state = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            batch_loss(model, batch)
-    except (RuntimeError, ValueError, IndexError) as error:
+            batch_loss(private_copy(model), batch)
+    except Exception as error:  # of the user's own code
         if isinstance(error, BadInput):
             raise
         text = " ".join(str(error).split())
         raise BadInput(f"{sentence}but {config.model_name} fails on them: {text}") from error
-    finally:
-        model.load_state_dict(state)
-        model.train(training)
 
 
 def _check_recovery(config: RunConfig, data: PrivateData, samples: list[list[int]]) -> None:

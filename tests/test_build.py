@@ -10,7 +10,7 @@ from fedleak.build import client_samples, knowledge_of, make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.models import SMLP, Precode
-from fedleak.models.optimiser_facts import local_learning_rate
+from fedleak.models.first_batch import first_batch
 from fedleak.preflight import prepare
 from fedleak.registry import Plugin
 from fedleak.updates.update import InterceptedUpdate
@@ -163,8 +163,8 @@ def test_knowledge_names_the_method(configured, labels: Any, method: str) -> Non
 
 def test_no_optimizer_no_learning_rate() -> None:
     model = NoOptimizer(input_shape=(1, 2, 2), num_classes=2, width=2)
-    with pytest.raises(BadInput, match=r"`configure_optimizers` of NoOptimizer .* got None"):
-        local_learning_rate(model)
+    with pytest.raises(BadInput, match=r"`configure_optimizers` of NoOptimizer .* got none"):
+        first_batch(model, (1, 2, 2), train=True, samples=1, batch_size=1, epochs=None)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,8 @@ def test_knowledge(
     assert (found.input_shape, found.num_classes) == ((3, 8, 6), 4)
     assert (found.mean, found.std) == (data.mean, data.std)
     assert (found.protocol, found.learning_rate) == (federation.protocol, 0.1)
-    assert found.training == (federation.mode == "train")
+    assert found.training is None
+    assert {m.training for m in found.model.modules()} == {federation.mode == "train"}
     size = federation.batch_size
     assert [part.stop - part.start for part in found.local_batches] == (
         [size] * (samples // size) + [samples % size] * (samples % size > 0)

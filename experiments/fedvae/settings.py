@@ -32,8 +32,9 @@ STEAM = (3757, 5155, 9, 1.2, 1.1)
 SETTINGS: dict[str, dict[str, Any]] = {
     "300 iterations": {"iterations": 300},
     "1,000 iterations": {"iterations": 1000},
+    "300 iterations, 0.1": {"iterations": 300, "learning_rate": 0.1},
+    "600 iterations, 0.1": {"iterations": 600, "learning_rate": 0.1},
     "1,000 iterations, 0.1": {"iterations": 1000, "learning_rate": 0.1},
-    "2,000 iterations": {"iterations": 2000},
 }
 BASE: dict[str, Any] = {
     "cost": "relative_error", "learning_rate": 0.03, "total_variation": 0.0, "at_once": 8,

@@ -1,6 +1,5 @@
 """The interface of an attack: a final public call around the method ``run`` of a plugin."""
 
-import copy
 import inspect
 import math
 import time
@@ -14,10 +13,18 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.embeddings import no_numbers, takes_numbers
+from fedleak.attacks.embeddings import no_numbers
 from fedleak.attacks.explained import SUPPORTED_FROM, explained_share
-from fedleak.errors import BadInput, require
-from fedleak.models.noise import noise_slots, record
+from fedleak.attacks.private_model import (
+    Loaded,
+    guarded,
+    loaded_model,
+    mixed_modes,
+    noise_shapes,
+    twice_differentiable,
+)
+from fedleak.errors import require
+from fedleak.models.noise import noise_slots
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.evidence import examine
 from fedleak.updates.files import Tensors
@@ -267,8 +274,10 @@ class Attack(ABC):
             len(known) == len(updates),
             f"Expected `knowledge` once or for each of {len(updates)} updates, got {len(known)}.",
         )
-        with _seeded(seed), _full_precision():
-            models: list[_Loaded] = []
+        known = guarded(known)
+        originals = [facts.model for facts in known]
+        with _seeded(seed), _full_precision(), twice_differentiable(originals):
+            models: list[Loaded] = []
             named = [
                 update.for_model(facts.model) for update, facts in zip(updates, known, strict=True)
             ]
@@ -395,10 +404,11 @@ def _prepare(
     knowledge: Knowledge,
     seed: int,
     device: str,
-    models: list["_Loaded"],
+    models: list[Loaded],
 ) -> Problem:
     update.check(knowledge.model)
     knowledge, notes = _with_samples(knowledge, update)
+    notes += (told,) if (told := mixed_modes(knowledge)) else ()
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
     evidence = examine(update, knowledge)
@@ -426,7 +436,7 @@ def _prepare(
             f"Expected labels from 0 to {knowledge.num_classes - 1}, got {labels.tolist()!s:.60}.",
         )
         knowledge = replace(knowledge, labels=labels.to(device))
-    model = _loaded_model(update, knowledge, device, models)
+    model = loaded_model(update, knowledge, device, models)
     # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     parameters = dict(model.named_parameters())
     estimate = update.estimate(model, knowledge)
@@ -443,7 +453,7 @@ def _prepare(
         gradient,
         knowledge,
         generator,
-        _noise_shapes(model, knowledge),
+        noise_shapes(model, knowledge),
         update.key,
         buffers,
         notes,
@@ -477,67 +487,6 @@ def _with_samples(
         note = f"{knowledge.num_samples} samples were told, the client reports {reported}"
         return knowledge, (note,)
     return knowledge, ()
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A private copy of a model and its origin, reused for updates with the same sent weights."""
-
-    model: nn.Module
-    original: nn.Module
-    training: bool | None
-    sent: Tensors
-
-
-def _loaded_model(
-    update: InterceptedUpdate, knowledge: Knowledge, device: str, models: list[_Loaded]
-) -> nn.Module:
-    for known in models:
-        if (known.original, known.training) == (knowledge.model, knowledge.training) and all(
-            torch.equal(known.sent[name], value) for name, value in update.sent.items()
-        ):
-            return known.model
-    model = copy.deepcopy(knowledge.model).to(device)
-    if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
-        model = model.float()  # gradients of gradients are lost in half precision
-    model.load_state_dict(update.sent)
-    model.requires_grad_(False)
-    if knowledge.training is not None:
-        model.train(knowledge.training)
-    models.append(_Loaded(model, knowledge.model, knowledge.training, update.sent))
-    return model
-
-
-def _noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-    """Shape of each slot's noise for the batch; also checks that the model takes such inputs."""
-    like = next(model.parameters())
-    inputs = torch.zeros(
-        knowledge.num_samples, *knowledge.input_shape, dtype=like.dtype, device=like.device
-    )
-    if takes_numbers(knowledge) is not None:
-        inputs = inputs.long()
-    labels = torch.zeros(knowledge.num_samples, dtype=torch.long, device=like.device)
-    # On another copy, since a forward pass in train mode updates batch-norm statistics.
-    probe = copy.deepcopy(model)
-    try:
-        with record(probe) as notes, torch.no_grad():
-            loss: Any = knowledge.loss(probe, (inputs, labels))
-    except BadInput:
-        raise
-    except Exception as error:  # a model of a user's own may raise anything
-        text = " ".join(str(error).split())
-        raise BadInput(
-            f"Expected a model that takes inputs of shape {tuple(knowledge.input_shape)}, but "
-            f"{type(model).__name__} fails on them: {text:.300}"
-        ) from error
-    require(
-        isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point(),
-        f"Expected the loss of a batch of {type(model).__name__} to be a scalar tensor, got "
-        + (
-            f"shape {tuple(loss.shape)}." if isinstance(loss, Tensor) else f"{type(loss).__name__}."
-        ),
-    )
-    return {name: tuple(values[0].shape) for name, values in notes.items() if values}
 
 
 @contextmanager

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_facts import drawing_layers
+from fedleak.errors import first_line
 from fedleak.models.noise import inject, record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.optimizer_steps import State, optimizer_step
+from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
 SUPPORTED_FROM = 0.5
@@ -97,13 +99,14 @@ def explained_share(
         return Explained(math.nan, reason="some numbers of the samples are not known")
     arguments = (update, knowledge, inputs, labels, noise, left_out)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-        # Some models compute in one type of number only.
-        for kind in (torch.float64, None):
+        try:
+            return _compare(*arguments, torch.float64)
+        except Exception:
+            # Some models compute in one type of number only.
             try:
-                return _compare(*arguments, kind)
-            except Exception as error:  # a model or plugin of a user's own may raise anything
-                reason = " ".join(str(error).split()) or type(error).__name__
-        return Explained(math.nan, reason=f"the model's loss fails on it: {reason:.200}")
+                return _compare(*arguments, None)
+            except Exception as error:  # of the user's own code
+                return Explained(math.nan, reason=f"the model fails: {first_line(error)}")
 
 
 def _compare(
@@ -115,7 +118,7 @@ def _compare(
     left_out: frozenset[str],
     kind: torch.dtype | None,
 ) -> Explained:
-    model = copy.deepcopy(knowledge.model).cpu()
+    model = private_copy(knowledge.model).cpu()
     kind = kind or next(model.parameters()).dtype
     model.to(kind).load_state_dict(update.sent)
     if knowledge.training is not None:
@@ -193,9 +196,7 @@ def simulated_update(
         found = torch.autograd.grad(
             loss, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
-        gradients = {
-            name: gradient for name, gradient in zip(parameters, found, strict=True)
-        }
+        gradients = dict(zip(parameters, found, strict=True))
         if protocol == "fedsgd":
             return gradients
         weights = {name: value.detach() for name, value in parameters.items()}

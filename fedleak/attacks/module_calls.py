@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.models.module_inputs import module_input
+from fedleak.updates.module_state import state_kept
 
 
 class Call(NamedTuple):
@@ -41,7 +42,7 @@ def calls_of(
     Calls whose input or output is not a tensor are left out.
 
     Args:
-        model: the model; a forward pass in training mode updates its batch-norm statistics.
+        model: the model; its state is as it was before.
         loss: the loss of a batch, given model and batch.
         batch: inputs and labels.
     """
@@ -68,7 +69,7 @@ def calls_of(
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(model):
             loss(model, batch)
     finally:
         for handle in handles:

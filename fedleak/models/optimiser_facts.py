@@ -7,27 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedleak.errors import BadInput
 from fedleak.updates.local_training import PER_PARAMETER, LocalTraining, OptimizerName
-
-
-def local_learning_rate(model: nn.Module) -> float:
-    """The learning rate of a module's own optimiser (the first one, if it has several).
-
-    Raises:
-        BadInput: if ``configure_optimizers`` returns no optimiser.
-    """
-    configure: Any = model.configure_optimizers
-    found: Any = configure()
-    while isinstance(found, list | tuple | dict):
-        found = found["optimizer"] if isinstance(found, dict) else found[0]
-    if not isinstance(found, torch.optim.Optimizer):
-        raise BadInput(
-            f"Expected `configure_optimizers` of {type(model).__name__} to return an optimiser, "
-            f"got {found!r}."
-        )
-    return float(found.param_groups[0]["lr"])
-
 
 # Class -> name, and torch's name of a setting -> that of LocalTraining.
 _NAMES: dict[type, OptimizerName] = {
@@ -72,6 +52,8 @@ def optimizer_facts(
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     found = {_SETTINGS.get(name, name): value for name, value in group.items()}
+    if "initial_lr" in group:  # which a schedule has changed already
+        found["learning_rate"] = group["initial_lr"]
     settings = {name: value for name, value in found.items() if name in PER_PARAMETER}
     if "betas" in settings:
         settings["betas"] = tuple(map(float, settings["betas"]))
@@ -79,24 +61,3 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
         name: float(value) if isinstance(value, Tensor) else value
         for name, value in settings.items()
     }
-
-
-def local_training(model: nn.Module) -> LocalTraining:
-    """The facts of a module's own optimiser, from ``configure_optimizers``.
-
-    Several optimisers, or a schedule, make it unknown.
-
-    Args:
-        model: a LightningModule.
-    """
-    configure: Any = model.configure_optimizers
-    found: Any = configure()
-    if isinstance(found, tuple) and len(found) == 2 and not found[1]:
-        found = found[0]  # no schedules
-    if isinstance(found, list | tuple) and len(found) == 1:
-        found = found[0]
-    if isinstance(found, dict) and found.get("lr_scheduler") is None:
-        found = found["optimizer"]
-    if not isinstance(found, torch.optim.Optimizer):
-        return LocalTraining(optimizer="unknown", learning_rate=local_learning_rate(model))
-    return optimizer_facts(found, model.named_parameters())

@@ -4,7 +4,6 @@ Each test is of the update alone, or of the update against the model and the kno
 finding only where an honest update that was made as told could not look so, up to rounding.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
 # Tests of the distribution of a tensor's entries need some.
@@ -372,7 +372,7 @@ def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
     Args:
         knowledge: gives model, loss, and number and shape of the samples.
     """
-    model = copy.deepcopy(knowledge.model).cpu()
+    model = private_copy(knowledge.model).cpu()
     like = next(model.parameters())
     counts: dict[str, int] = {}
     handles = []

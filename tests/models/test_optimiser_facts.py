@@ -4,36 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from fedleak.models import SMLP
-from fedleak.models.optimiser_facts import local_learning_rate, plain_sgd
-
-
-class Scheduled(SMLP):
-    def configure_optimizers(self) -> Any:
-        found = torch.optim.SGD(self.parameters(), lr=0.03)
-        return {"optimizer": found, "lr_scheduler": torch.optim.lr_scheduler.StepLR(found, 1)}
+from fedleak.models.optimiser_facts import optimizer_facts
 
 
-class Several(SMLP):
-    def configure_optimizers(self) -> Any:
-        rates = (0.02, 0.5)
-        return [torch.optim.SGD(self.parameters(), lr=rate) for rate in rates], []
-
-
-@pytest.mark.parametrize(("kind", "expected"), [(SMLP, 0.07), (Scheduled, 0.03), (Several, 0.02)])
-def test_learning_rate_of_the_modules_own_optimizer(kind: type[SMLP], expected: float) -> None:
-    model = kind(input_shape=(1, 2, 2), num_classes=2, width=2, learning_rate=0.07)
-    assert local_learning_rate(model) == expected
-
-
-# What Lightning takes for one optimiser without a schedule.
-WRAPPINGS = (
-    lambda optimizer: optimizer,
-    lambda optimizer: [optimizer],
-    lambda optimizer: ([optimizer], []),
-    lambda optimizer: {"optimizer": optimizer, "lr_scheduler": None},
-)
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
 
 
 @pytest.mark.parametrize(
@@ -46,32 +23,60 @@ WRAPPINGS = (
     ],
     ids=str,
 )
-@pytest.mark.parametrize("wrapped", WRAPPINGS)
-def test_plain_sgd(settings: dict[str, Any], expected: bool, wrapped: Any) -> None:
-    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
+def test_plain_sgd(settings: dict[str, Any], expected: bool) -> None:
+    model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **settings)
-    model.configure_optimizers = lambda: wrapped(optimizer)
-    assert plain_sgd(model) is expected
+    facts = optimizer_facts(optimizer, model.named_parameters())
+    assert facts.is_plain_sgd is expected
+    assert facts.rate == 0.1
+    for name, value in settings.items():
+        assert getattr(facts, name) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "name", "own"),
+    [
+        (torch.optim.Adam, {"betas": (0.8, 0.9)}, "adam", {"betas": (0.8, 0.9), "epsilon": 1e-8}),
+        (torch.optim.AdamW, {"eps": 1e-3}, "adamw", {"weight_decay": 0.01, "epsilon": 1e-3}),
+        (torch.optim.RMSprop, {"alpha": 0.8}, "rmsprop", {"alpha": 0.8}),
+        (torch.optim.Adagrad, {"lr_decay": 0.1}, "adagrad", {"lr_decay": 0.1, "epsilon": 1e-10}),
+    ],
+)
+def test_optimisers_that_have_a_name(
+    kind: Any, settings: dict[str, Any], name: str, own: dict[str, Any]
+) -> None:
+    model = net()
+    facts = optimizer_facts(kind(model.parameters(), lr=0.02, **settings), model.named_parameters())
+    assert (facts.optimizer, facts.rate) == (name, 0.02)
+    for setting, value in own.items():
+        assert getattr(facts, setting) == value
 
 
 class OwnStep(torch.optim.SGD):
     """Another optimiser under SGD's name."""
 
 
-def test_sgd_of_a_part_or_of_another_kind_is_not_plain() -> None:
-    model = SMLP(input_shape=(1, 2, 2), num_classes=2, width=2)
-    model.configure_optimizers = lambda: OwnStep(model.parameters(), lr=0.1)
-    assert not plain_sgd(model)
-    model.configure_optimizers = lambda: torch.optim.SGD(model.classifier.parameters(), lr=0.1)
-    assert not plain_sgd(model)
-    model.features.requires_grad_(False)
-    assert plain_sgd(model)
+def test_a_subclass_is_unknown() -> None:
+    model = net()
+    facts = optimizer_facts(OwnStep(model.parameters(), lr=0.1), model.named_parameters())
+    assert (facts.optimizer, facts.rate) == ("unknown", 0.1)
 
 
-@pytest.mark.parametrize("kind", [Scheduled, Several])
-def test_a_schedule_or_several_optimizers_are_no_plain_sgd(kind: type[SMLP]) -> None:
-    assert not plain_sgd(kind(input_shape=(1, 2, 2), num_classes=2, width=2))
+def test_settings_of_groups() -> None:
+    model = net()
+    first, second = model
+    groups = [{"params": first.parameters()}, {"params": second.parameters(), "lr": 0.5}]
+    facts = optimizer_facts(torch.optim.SGD(groups, lr=0.1, momentum=0.9), model.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    assert {name: group.rate for name, group in facts.groups(names).items()} == {
+        "0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.5, "1.bias": 0.5,
+    }  # fmt: skip
+    assert facts.of("1.bias").momentum == 0.9
 
 
-def test_adam_is_no_plain_sgd() -> None:
-    assert not plain_sgd(SMLP(input_shape=(1, 2, 2), num_classes=2, width=2, optimizer="adam"))
+def test_the_rate_is_that_before_the_schedule() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.025
+    assert optimizer_facts(optimizer, model.named_parameters()).rate == 0.1

@@ -1,7 +1,7 @@
 """Trace one iteration with torch.fx and replay its graph without Python overhead."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class TracedStep:
     def _trace(self, free: Tensors, fixed: Tensors, target: dict[str, Any]) -> Step:
         try:
             graph = make_fx(self._step)(free, fixed, target)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        except Exception:  # of the user's own model as well
             return self._step
         graph.graph.eliminate_dead_code()
         graph.recompile()
@@ -58,11 +58,23 @@ class TracedStep:
             return self._step
         compiled: Any = graph
         if self._compiler == "inductor":
-            compiled = torch.compile(graph)
+            compiled = _compiling(torch.compile(graph))
         elif self._compiler == "cuda_graphs":
-            compiled = torch.compile(graph, mode="reduce-overhead")
+            compiled = _compiling(torch.compile(graph, mode="reduce-overhead"))
         chosen: Step = compiled
         return chosen
+
+
+def _compiling(compiled: Step) -> Step:
+    """A compiled step, also where functions that the model compiles are run by Python."""
+
+    def call(
+        free: Tensors, fixed: Tensors, target: dict[str, Any]
+    ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+        with cast(Any, torch.compiler).set_stance("default"):
+            return compiled(free, fixed, target)
+
+    return call
 
 
 def _agree(step: Step, graph: Step, point: tuple[Tensors, Tensors, dict[str, Any]]) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 from fedleak.attacks.matching.costs import Products
+from fedleak.attacks.matching.differentiation import gradients
 from fedleak.attacks.matching.hooks import (
     BatchNormHooks,
     InputHooks,
@@ -207,14 +208,12 @@ class DummyGradient:
             layer: [batch[0].new_zeros(shape) for shape in shapes[layer]]
             for layer in self._factored
         }
-        (leaving, gradients), (entering, seen) = grad(loss_of, argnums=(0, 1), has_aux=True)(
-            probes, free
-        )
+        (leaving, found), (entering, seen) = gradients(loss_of, (0, 1), probes, free)
         self._linear.stop()
         self._batch_norm.stop()
         self._inputs.stop()
         layers = {layer: (_rows(entering[layer]), _rows(leaving[layer])) for layer in leaving}
-        return gradients, layers, seen
+        return found, layers, seen
 
     def _built_parameters(self) -> Tensors:
         factored = {name for layer in self._factored for name in self._linear.parameters(layer)}

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -27,6 +27,7 @@ from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching.best_iterate import BestIterate, BestIterates, cost_rounding
 from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
 from fedleak.attacks.matching.costs import COSTS, layer_weights
+from fedleak.attacks.matching.differentiation import Road, ordinary_autograd
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.local_steps import (
     DummyUpdate,
@@ -38,10 +39,12 @@ from fedleak.attacks.matching.objective import NOISE, Objective, as_target, nois
 from fedleak.attacks.matching.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
 from fedleak.attacks.matching.priors import expected_statistics, has_statistics
 from fedleak.attacks.module_calls import calls_of
-from fedleak.errors import BadInput, require, unknown_name
+from fedleak.attacks.second_derivative import differentiate_twice, not_differentiable
+from fedleak.errors import BadInput, ModelFailed, require, unknown_name
 from fedleak.models.noise import noise_slots
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.private_model import private_copy
 
 # The learning rate is divided by 10 at these shares of the iterations (Geiping 2020, appendix A).
 DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
@@ -254,12 +257,13 @@ class GradientMatching(JointAttack):
 
     def _weights(self, problem: Problem) -> dict[str, float]:
         """Weight of each parameter that is compared; those that were left out are not."""
-        names = [name for name in self.compared(problem) if name not in problem.left_out]
+        weights = layer_weights(self.compared(problem), self.layers)
+        weights = {name: weight for name, weight in weights.items() if name not in problem.left_out}
         require(
-            bool(names),
+            bool(weights),
             f"Expected a gradient of parameters that {self.name} compares, but none of them moved.",
         )
-        return layer_weights(names, self.layers)
+        return weights
 
     def labels_of(self, problem: Problem) -> Tensor:
         """The labels ``(num_samples,)`` that the server knows or recovers.
@@ -283,7 +287,7 @@ class GradientMatching(JointAttack):
         injected = {NOISE + slot for slot in known[0].noise}
         free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in injected}
         fixed = {n: v for n, v in state.items() if n not in free}
-        step, target = self._step(problems, known, state, free)
+        step, target, found = self._step(problems, known, state, free)
 
         def evaluate_row(row: int) -> tuple[Tensors, Tensor]:
             found, (objectives, _) = step(*(_row(values, row) for values in (free, fixed, target)))
@@ -320,10 +324,13 @@ class GradientMatching(JointAttack):
             if self.box:
                 torch.clamp(state["inputs"], low, high, out=state["inputs"])
         return [
-            self._reconstruction(kept, first) for kept in best.per_update(self.restarts, iteration)
+            self._reconstruction(kept, first, found)
+            for kept in best.per_update(self.restarts, iteration)
         ]
 
-    def _reconstruction(self, kept: BestIterate, problem: Problem) -> Reconstruction:
+    def _reconstruction(
+        self, kept: BestIterate, problem: Problem, found: tuple[str, ...]
+    ) -> Reconstruction:
         like = next(iter(problem.gradient.values()))
         labels = kept.variables["labels"]
         noise = {
@@ -335,7 +342,7 @@ class GradientMatching(JointAttack):
             noise={name: value.to(like) for name, value in noise.items()},
             costs=kept.costs,
             iterations=kept.iterations,
-            findings=step_findings(problem, self._reason_to_average(problem)),
+            findings=(*step_findings(problem, self._reason_to_average(problem)), *found),
         )
 
     def _is_optimised(self, name: str) -> bool:
@@ -415,13 +422,49 @@ class GradientMatching(JointAttack):
         known: Sequence[Known],
         state: Tensors,
         free: Tensors,
-    ) -> tuple[Step, dict[str, Any]]:
-        """The computation of one iteration, and its targets ``(rows, ...)``."""
+    ) -> tuple[Step, dict[str, Any], tuple[str, ...]]:
+        """The computation of one iteration, its targets ``(rows, ...)``, and findings about it.
+
+        The first road on which the model can be differentiated is taken.
+        """
+        fixed = {name: value for name, value in state.items() if name not in free}
+        roads: list[Road] = ["by row", "ordinary"]
+        if len(state["inputs"]) > 1:
+            roads.insert(0, "batched")
+        failures: list[Exception] = []
+        for road in roads:
+            random_state = torch.get_rng_state()
+            try:
+                with ordinary_autograd() if road == "ordinary" else nullcontext():
+                    objective, target = self._objective(problems, known, state)
+                step = objective.step(road)
+                step(free, fixed, target)
+                if road == "ordinary":
+                    first = problems[0]
+                    differentiate_twice(private_copy(first.model), first.knowledge)
+            except Exception as error:  # of the user's own model as well
+                if isinstance(error, BadInput) and not isinstance(error, ModelFailed):
+                    raise
+                failures.append(error)
+                # So that every road draws the same, whatever was tried before.
+                torch.set_rng_state(random_state)
+                continue
+            evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
+            if self.compile != "off" and evaluations >= TRACE_FROM and road != "ordinary":
+                step = TracedStep(step, self.compile)
+            return _told(step, problems[0]), target, _TAKEN[road] if failures else ()
+        raise not_differentiable(
+            problems[0].model, problems[0].knowledge, failures[-1]
+        ) from failures[-1]
+
+    def _objective(
+        self, problems: Sequence[Problem], known: Sequence[Known], state: Tensors
+    ) -> tuple[Objective, dict[str, Any]]:
+        """The objective of one row, and the targets of all."""
         first = problems[0]
         kind = self._dtype(first)
         features = [facts.features for facts in known]
-        with _differentiable(first):
-            dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
+        dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
         gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
         # Those of a gradient that is the client's own still, and was not changed on the way.
         factors = [
@@ -448,7 +491,7 @@ class GradientMatching(JointAttack):
             for name in features[0]
         }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
-        step = Objective(
+        objective = Objective(
             dummy=dummy,
             cost=COSTS[self.cost],
             weights=self._weights(first),
@@ -456,14 +499,8 @@ class GradientMatching(JointAttack):
             batch_norm=self.batch_norm,
             features=self.features,
             soft_labels=self.restores_labels,
-        ).step()
-        fixed = {name: value for name, value in state.items() if name not in free}
-        with _differentiable(first):
-            step(free, fixed, target)
-        evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
-        if self.compile != "off" and evaluations >= TRACE_FROM:
-            step = TracedStep(step, self.compile)
-        return step, target
+        )
+        return objective, target
 
     def _dummy(
         self, problem: Problem, example: Tensors, known: Known
@@ -482,18 +519,29 @@ class GradientMatching(JointAttack):
         return next(iter(problem.gradient.values())).dtype
 
 
-@contextmanager
-def _differentiable(problem: Problem) -> Iterator[None]:
-    """Turn an error within the block into a sentence about what models are expected."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise BadInput(
-            f"Expected a model that torch.func can differentiate twice and batch, but "
-            f"{type(problem.model).__name__} fails there: {str(error).splitlines()[0]}"
-        ) from error
+# Findings where another road failed before.
+_TAKEN: dict[Road, tuple[str, ...]] = {
+    "by row": ("differentiated update by update, as torch.func.vmap does not take the model",),
+    "ordinary": (
+        "differentiated by torch.autograd, update by update, as torch.func does not take the model",
+    ),
+}
+
+
+def _told(step: Step, problem: Problem) -> Step:
+    """A step whose errors, as of a branch that is taken late, are sentences."""
+
+    def told(
+        free: Tensors, fixed: Tensors, target: dict[str, Any]
+    ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+        try:
+            return step(free, fixed, target)
+        except BadInput:
+            raise
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            raise not_differentiable(problem.model, problem.knowledge, error) from error
+
+    return told
 
 
 def _row(values: Any, row: int) -> Any:

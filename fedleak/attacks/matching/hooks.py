@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fedleak.attacks.matching.differentiation import is_ordinary
 from fedleak.attacks.matching.priors import Statistics
 from fedleak.attacks.module_facts import sharing_layers
 from fedleak.models.module_inputs import module_input
 from fedleak.updates.files import Tensors
+from fedleak.updates.module_state import ModuleState
 
 # By linear layer: its inputs ``(rows, in)`` and the gradients of its outputs ``(rows, out)``. The
 # weight's gradient is ``outputs^T inputs``.
@@ -18,28 +21,44 @@ Rows = dict[str, tuple[Tensor, Tensor]]
 
 
 def drop_running_statistics(model: nn.Module) -> None:
-    """Remove the running statistics of batch-norm layers in train mode, which do not use them.
+    """Remove the running statistics of norm layers in train mode, which do not use them.
 
     Args:
-        model: the model, changed in place.
+        model: the model, changed in place; layers that compute otherwise than torch's are left.
     """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.training:
+    each: Iterator[Any] = iter(model.modules())
+    for module in each:
+        own = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        own = own or type(module).forward is _InstanceNorm.forward
+        if own and module.training:
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
 class LossModule(nn.Module):
-    """The loss as a module's forward pass, for ``torch.func.functional_call``."""
+    """The loss as a module's forward pass, for ``torch.func.functional_call``.
+
+    The model's state is put back after each pass, and the batch is not changed in place.
+    """
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         super().__init__()
         self.model = model
         self._loss = loss
+        self._state = ModuleState(model)
+        self._changes_inputs: bool | None = None
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss of a batch."""
-        return self._loss(self.model, batch)
+        inputs, labels = batch
+        if self._changes_inputs is not False:
+            inputs = inputs.clone()
+        version = inputs._version
+        with self._state.kept(copies=is_ordinary()):
+            loss = self._loss(self.model, (inputs, labels))
+        if self._changes_inputs is None:
+            self._changes_inputs = inputs._version != version
+        return loss
 
 
 class LinearHooks:
@@ -58,8 +77,13 @@ class LinearHooks:
         self._moves: Rows = {}
         self._shapes: dict[str, list[tuple[int, ...]]] | None = None
         for name, module in model.named_modules():
-            # Subclasses may compute something else than x W^T + b.
-            if type(module) is nn.Linear and name not in shared:
+            # Subclasses may compute something else than x W^T + b, and so do hooks that compute the
+            # weight from others, as those of ``weight_norm`` do.
+            own = [part for part, _ in module.named_parameters()]
+            plain = (
+                type(module) is nn.Linear and own[:1] == ["weight"] and own[1:] in ([], ["bias"])
+            )
+            if plain and name not in shared:
                 self._layers[name] = module
                 module.register_forward_hook(self._hook(name), with_kwargs=True)
 

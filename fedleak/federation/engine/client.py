@@ -1,7 +1,6 @@
 """The client: a Flower ClientApp that trains and evaluates with Lightning."""
 
 import copy
-import logging
 import signal
 import threading
 import warnings
@@ -30,6 +29,7 @@ from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.federation.engine.linear_factors import linear_factors
 from fedleak.federation.engine.shared_weights import received_weights
 from fedleak.federation.engine.virtual_clients import client_number
+from fedleak.models.lightning import lightning_of, quiet_trainer
 from fedleak.models.noise import record
 from fedleak.runtime.seeds import derive_seed
 from fedleak.runtime.threads import cap_threads
@@ -123,27 +123,6 @@ def _without_exit(
         raise RuntimeError(f"its code called sys.exit({error.code!r:.60})") from error
 
 
-def quiet_trainer(**settings: Any) -> pl.Trainer:
-    """A Trainer without logger, progress bar, checkpoints and model summary.
-
-    Args:
-        settings: further arguments of the Trainer.
-    """
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pl.Trainer(
-            accelerator="auto" if torch.cuda.is_available() else "cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            **settings,
-        )
-
-
 def evaluate_model(
     model: pl.LightningModule,
     samples: Dataset[tuple[Tensor, Tensor]],
@@ -159,13 +138,14 @@ def evaluate_model(
     Returns:
         Metric by name; empty if the module has neither method.
     """
+    lightning = lightning_of(model)
     overridden = {
-        name: getattr(type(model), name) is not getattr(pl.LightningModule, name)
+        name: getattr(type(model), name) is not getattr(lightning.LightningModule, name)
         for name in ("test_step", "validation_step")
     }
     if not any(overridden.values()):
         return {}
-    trainer = quiet_trainer()
+    trainer = quiet_trainer(model)
     loader = DataLoader(samples, batch_size=256)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
@@ -175,8 +155,8 @@ def evaluate_model(
     return {name: float(value) for name, value in metrics.items()}
 
 
-class _Capture(pl.Callback):
-    """Records the batches of a training's first epoch and the gradient of a single step."""
+class _Capture:
+    """A callback that records the first epoch's batches and the gradient of a single step."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
@@ -200,6 +180,11 @@ class _Capture(pl.Callback):
             module.zero_grad(set_to_none=True)
 
 
+def _capture(model: pl.LightningModule) -> Any:
+    """A callback of the package of Lightning that the model comes from."""
+    return type("Capture", (_Capture, lightning_of(model).Callback), {})()
+
+
 def _train(
     config: RunConfig,
     sent: Tensors,
@@ -220,13 +205,13 @@ def _train(
     )
     one_step = federation.protocol == "fedsgd"
     limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
-    capture = _Capture()
+    capture = _capture(model)
     factors: dict[str, Factors] = {}
     with record(model) as noise, ExitStack() as stack, warnings.catch_warnings():
         if one_step:
             factors = stack.enter_context(linear_factors(model))
         warnings.simplefilter("ignore")
-        trainer = quiet_trainer(callbacks=[capture], **limit)
+        trainer = quiet_trainer(model, callbacks=[capture], **limit)
         trainer.fit(model, train_dataloaders=loader)
     trainer.optimizers = []  # frees their moments, which the trainer would keep
     gradient, capture.gradient = capture.gradient, {}

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedleak.attacks.base import Attack, Progress
-from fedleak.build import most_examples
+from fedleak.build import first_batch_of, most_examples
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require, unknown_name
@@ -27,7 +27,6 @@ from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import VirtualClientGrid, num_supernodes
 from fedleak.federation.strategy import AttackFilter, MaliciousStrategy, OnAttacked, Stopped
 from fedleak.models import LightningModule
-from fedleak.models.optimiser_facts import local_learning_rate
 from fedleak.registry import load_class
 from fedleak.runs.observer import Observer
 from fedleak.runtime.quiet import quiet
@@ -233,11 +232,13 @@ class FederationServer:
         )
 
     def _malicious_strategy(self, clients: Mapping[int, int]) -> MaliciousStrategy:
+        training = first_batch_of(self.config, self.data, self.model).training
         return MaliciousStrategy(
             self.inner,
             attacks=self.interception.attacks,
             knowledge=self.interception.knowledge,
-            learning_rate=local_learning_rate(self.model),
+            # A schedule may begin with 0, by which nothing would be learnt.
+            learning_rate=training.rate_at(0) or training.rate,
             victims=self.config.victims,
             folder=self.interception.folder,
             model=self._name,
