@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Family, Problem, Reconstruction, Report
-from fedleak.attacks.closed_form.linear import linear_input
+from fedleak.attacks.closed_form.linear import input_of
+from fedleak.attacks.gradient_origin import adds_up, origin_findings
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.module_facts import enters_unchanged, first_linear
 from fedleak.updates.files import Tensors
@@ -27,8 +28,10 @@ class Analytic(Attack):
     gradient of the layer's output, so the input h follows by weighted least squares over the rows
     (Phong et al. 2018, section III; :func:`fedleak.attacks.closed_form.linear.linear_input`). The
     layers behind do not matter, nor does the noise of a bottleneck. If the layer's input is the
-    sample itself, h is the sample; steps of plain SGD on one sample add up to ``(sum of d) h^T``,
-    so that their mean gradient gives it too, for any number of steps.
+    sample itself, h is the sample; steps of SGD on one sample add up to ``(sum of d) h^T``, with
+    momentum in other shares, so that their update gives it too, for any number of steps. One step
+    of Adam and its kin tells small entries of the gradient up to a bound, and each row's are
+    weighted by it (:func:`fedleak.attacks.closed_form.linear.bounded_linear_input`).
 
     A recommender scales a user's vector ``(items,)`` to unit length and may apply dropout. The
     user's items are those whose entry of h is not 0 and, if the gradient of the output's bias sums
@@ -57,12 +60,18 @@ class Analytic(Attack):
         reason = super().refuses(knowledge)
         if reason is not None:
             return reason
-        if knowledge.steps > 1 and not knowledge.local.is_plain_sgd:
-            return (
-                f"{self.name} needs a sum of gradients, and {knowledge.steps} local steps of "
-                "another optimiser than plain SGD do not send one"
-            )
         layer = first_linear(knowledge)
+        if knowledge.steps > 1 and layer is not None and not adds_up(knowledge.local, layer):
+            local = knowledge.local
+            names = {
+                "unknown": "an unknown optimiser",
+                "sgd": "sgd with its bias treated otherwise",
+            }
+            what = names.get(local.optimizer, local.optimizer)
+            return (
+                f"{self.name} needs a sum of the gradients of {layer}, and {knowledge.steps} local "
+                f"steps of {what} do not send one"
+            )
         # A recommender scales a user's vector and drops entries, which keeps its zeros.
         images = len(knowledge.input_shape) == 3
         if layer is None or (images and not enters_unchanged(knowledge, layer)):
@@ -76,8 +85,9 @@ class Analytic(Attack):
         """See :meth:`Attack.run`."""
         facts, gradient = problem.knowledge, problem.gradient
         layer = first_linear(facts)
+        assert layer is not None  # by :meth:`refuses`
         weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
-        entering, error = linear_input(weight, bias)
+        entering, error = input_of(layer, gradient, problem.deviation)
         unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
         if len(facts.input_shape) == 1:
             found = self._items(facts, gradient, entering)
@@ -87,11 +97,12 @@ class Analytic(Attack):
         labels = facts.labels
         if labels is None:
             labels = recover_labels(problem.model, gradient, facts)
+        origins = origin_findings(problem) if facts.steps == 1 else ()
         return Reconstruction(
             inputs=found[None].to(gradient[f"{layer}.weight"].dtype),
             labels=labels,
             costs=[(0, float(unexplained))],
-            findings=(f"input of {layer} in closed form, error {error:.1e}",),
+            findings=(*origins, f"input of {layer} in closed form, error {error:.1e}"),
         )
 
     def _items(self, facts: Knowledge, gradient: Tensors, entering: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class Attack(ABC):
     local_steps: ClassVar[LocalSteps] = "averaged"
     """How an update of several local steps is attacked: ``averaged`` takes the mean gradient of
     the steps for the gradient of one; ``simulated`` differentiates through the steps, where the
-    client's optimiser is plain SGD and the steps are known and few, and else averages."""
+    client's optimiser and steps are known and few, and else averages."""
     noise: ClassVar[NoiseUse] = "allowed"
     """Whether the model may draw noise (own noise slots), must, or must not."""
     restores_noise: ClassVar[bool] = False

@@ -18,8 +18,9 @@ from fedleak.attacks.base import (
     Reconstruction,
     Report,
 )
-from fedleak.attacks.closed_form.linear import linear_input
+from fedleak.attacks.closed_form.linear import input_of
 from fedleak.attacks.closed_form.reader import Reader, within
+from fedleak.attacks.gradient_origin import adds_up, origin_findings
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching.engine import GradientMatching, Known
 from fedleak.attacks.matching.local_steps import MOST_STEPS, ORDER_UNKNOWN, cannot_simulate
@@ -71,9 +72,11 @@ class ExactNRA(JointAttack):
 
     The closed form attacks updates one by one; those that fall back to NRA are attacked together.
 
-    For several local steps of plain SGD on one image, the closed form gives the image if the first
-    layer is linear with bias. Otherwise images and the noise of every step are optimised together
-    through all steps, if they are no more than 32, with NRA as fallback.
+    For several local steps of SGD on one image, and for one step of Adam and its kin, the closed
+    form gives the image if the first layer is linear with bias. Otherwise one such step is left to
+    NRA, which knows the bounds of the gradient's entries. Of several steps, images and the noise of
+    every step are optimised together through all steps, if they are no more than 32, with NRA as
+    fallback.
 
     The cost is the mean over the parameters of the relative squared error of the reconstruction's
     gradient, up to one common factor. That of the fallback is NRA's (cosine distance), that of
@@ -163,12 +166,16 @@ class ExactNRA(JointAttack):
             problem = replace(problem, knowledge=replace(facts, labels=labels))
         if facts.steps > 1:
             return self._attack_local_steps(problem, report, recovered=recovered)
+        origins = origin_findings(problem)
+        if problem.deviation:
+            return self._attack_inverted_step(problem, list(origins))
         reading = Reader(
             problem,
             solver_iterations=self.solver_iterations,
             image_iterations=self.image_iterations,
             soft_gates=self.soft_gates,
         )
+        reading.findings += origins
         layer = reading.known_layer()
         if layer is None:
             return _Unresolved(problem, Known(), reading.findings)
@@ -200,31 +207,48 @@ class ExactNRA(JointAttack):
             return _Unresolved(problem, known, found.findings)
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
 
-    def _attack_local_steps(
-        self, problem: Problem, report: Report, *, recovered: bool
+    def _attack_inverted_step(
+        self, problem: Problem, findings: list[str]
     ) -> "Reconstruction | _Unresolved":
+        """An update that tells the gradient's entries only up to a bound, some only by sign."""
+        image = self._first_input(problem, findings)
+        if image is not None:
+            return _reconstruction(problem, image, {}, findings, 0)
+        findings.append("the equations of the layers need the gradient itself")
+        return _Unresolved(problem, Known(), findings)
+
+    def _first_input(self, problem: Problem, findings: list[str]) -> Tensor | None:
+        """The image in closed form, if the first layer takes it; what was found is added."""
         facts = problem.knowledge
-        findings = [f"the update is of {facts.steps} local steps"]
         layer = first_linear(facts)
         if facts.num_samples > 1:
             findings.append(f"on {facts.num_samples} images")
         elif layer is None or not enters_unchanged(facts, layer):
             findings.append("the first layer is not a linear layer with bias that takes the image")
-        elif facts.local.is_plain_sgd:
-            weight, bias = (problem.gradient[f"{layer}.{name}"] for name in ("weight", "bias"))
-            entering = linear_input(weight, bias)
+        elif facts.steps == 1 or adds_up(facts.local, layer):
+            entering = input_of(layer, problem.gradient, problem.deviation)
             findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
             if entering.trusted:
                 # Every step's weight gradient is an outer product with the image; so is their sum.
                 noise = "; the noise of the steps is not recovered" if problem.noise_shapes else ""
                 findings.append(f"image recovered in closed form (no optimisation){noise}")
-                image = within(entering.value.cpu(), facts)
-                return _reconstruction(problem, image, {}, findings, 0)
+                return within(entering.value.cpu(), facts)
+        return None
+
+    def _attack_local_steps(
+        self, problem: Problem, report: Report, *, recovered: bool
+    ) -> "Reconstruction | _Unresolved":
+        facts = problem.knowledge
+        findings = [f"the update is of {facts.steps} local steps"]
+        image = self._first_input(problem, findings)
+        if image is not None:
+            return _reconstruction(problem, image, {}, findings, 0)
         reason = cannot_simulate(facts, problem.noise_shapes)
         if reason is None and facts.steps > MOST_STEPS:
             reason = f"more than {MOST_STEPS} are too many to simulate"
         if reason is not None:
-            findings.append(f"their mean gradient is attacked, as {reason}")
+            what = "mean gradient" if facts.local.is_linear else "change of weights, no gradient,"
+            findings.append(f"their {what} is attacked, as {reason}")
             return _Unresolved(problem, Known(), findings)
         if recovered and len(facts.local_batches) > 1:
             findings.append(ORDER_UNKNOWN)
@@ -313,8 +337,10 @@ def _reconstruction(
     like = next(iter(problem.gradient.values()))
     labels = problem.knowledge.labels
     assert labels is not None
-    # Without the noise, or with several steps, the gradient cannot be computed for comparison.
-    comparable = set(noise) == set(problem.noise_shapes) and problem.knowledge.steps == 1
+    # Without the noise, with several steps, or of a gradient that is known only up to bounds, there
+    # is none to compare.
+    exact = problem.knowledge.steps == 1 and not problem.deviation
+    comparable = exact and set(noise) == set(problem.noise_shapes)
     costs = [(iterations, _relative_error(problem, image, noise))] if comparable else []
     if costs and costs[0][1] > FAILED_ABOVE:
         findings.append(

@@ -23,6 +23,7 @@ def optimizer_step(
     gradients: Mapping[str, Tensor],
     state: State,
     step: int,
+    smoothing: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensors, State]:
     """One step of a client's optimiser.
 
@@ -32,6 +33,8 @@ def optimizer_step(
         gradients: their gradients.
         state: what the last step returned; empty before the first.
         step: number of the step, from 0.
+        smoothing: by parameter, what is added to ``eps``, at least 0: the larger, the less is the
+            step of adam and its kin a mere sign of the gradient. If None, nothing.
 
     Returns:
         The change of each parameter (new minus old), and the state for the next step.
@@ -44,8 +47,9 @@ def optimizer_step(
     changes: Tensors = {}
     after: State = {}
     for name, own in facts.groups(list(weights)).items():
+        more = 0.0 if smoothing is None else smoothing[name]
         changes[name], after[name] = _STEPS[own.optimizer](
-            own, weights[name], gradients[name], state.get(name, {}), step
+            own, weights[name], gradients[name], state.get(name, {}), step, own.epsilon + more
         )
     return changes, after
 
@@ -56,7 +60,12 @@ def _decayed(facts: LocalTraining, weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _sgd(
-    facts: LocalTraining, weight: Tensor, gradient: Tensor, state: Tensors, step: int
+    facts: LocalTraining,
+    weight: Tensor,
+    gradient: Tensor,
+    state: Tensors,
+    step: int,
+    _eps: float | Tensor,
 ) -> tuple[Tensor, Tensors]:
     gradient, after = _decayed(facts, weight, gradient), dict[str, Tensor]()
     if facts.momentum:
@@ -72,7 +81,12 @@ def _sgd(
 
 
 def _adam(
-    facts: LocalTraining, weight: Tensor, gradient: Tensor, state: Tensors, step: int
+    facts: LocalTraining,
+    weight: Tensor,
+    gradient: Tensor,
+    state: Tensors,
+    step: int,
+    eps: float | Tensor,
 ) -> tuple[Tensor, Tensors]:
     rate, decoupled = facts.rate_at(step), facts.optimizer == "adamw"
     if decoupled:
@@ -88,12 +102,17 @@ def _adam(
         after["highest"] = square = torch.maximum(state.get("highest", zero), square)
     scale = (1 - second ** (step + 1)) ** 0.5
     root = root_of(square) / scale
-    change = -rate / (1 - first ** (step + 1)) * mean / (root + facts.epsilon)
+    change = -rate / (1 - first ** (step + 1)) * mean / (root + eps)
     return change - rate * facts.weight_decay * weight if decoupled else change, after
 
 
 def _rmsprop(
-    facts: LocalTraining, weight: Tensor, gradient: Tensor, state: Tensors, step: int
+    facts: LocalTraining,
+    weight: Tensor,
+    gradient: Tensor,
+    state: Tensors,
+    step: int,
+    eps: float | Tensor,
 ) -> tuple[Tensor, Tensors]:
     gradient = _decayed(facts, weight, gradient)
     zero = torch.zeros_like(gradient)
@@ -102,7 +121,7 @@ def _rmsprop(
     if facts.centered:
         after["mean"] = facts.alpha * state.get("mean", zero) + (1 - facts.alpha) * gradient
         square = (square - after["mean"].square()).clamp_min(0)
-    direction = gradient / (root_of(square) + facts.epsilon)
+    direction = gradient / (root_of(square) + eps)
     if facts.momentum:
         direction = facts.momentum * state.get("momentum", zero) + direction
         after["momentum"] = direction
@@ -110,13 +129,18 @@ def _rmsprop(
 
 
 def _adagrad(
-    facts: LocalTraining, weight: Tensor, gradient: Tensor, state: Tensors, step: int
+    facts: LocalTraining,
+    weight: Tensor,
+    gradient: Tensor,
+    state: Tensors,
+    step: int,
+    eps: float | Tensor,
 ) -> tuple[Tensor, Tensors]:
     gradient = _decayed(facts, weight, gradient)
     start = torch.full_like(gradient, facts.initial_accumulator)
     total = state.get("total", start) + gradient.square()
     rate = facts.rate_at(step) / (1 + step * facts.lr_decay)
-    return -rate * gradient / (root_of(total) + facts.epsilon), {"total": total}
+    return -rate * gradient / (root_of(total) + eps), {"total": total}
 
 
 def root_of(square: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_noise_in_some_rows_spoils_little_and_the_error_tells_how_much() -> None
     signal = victim.update.received[bias]
     plain = (value.T @ signal / signal.square().sum()).reshape(victim.truth.inputs.shape)
     assert missed < 0.01 * float((plain - victim.truth.inputs).square().mean().sqrt())
-    (finding,) = result.findings
+    finding = result.findings[-1]
     told = float(finding.rpartition(" ")[2])
     size = float(victim.truth.inputs.square().mean().sqrt())
     assert 0.2 * missed < told * size < 5 * missed
@@ -201,7 +201,6 @@ def test_another_loss_says_nothing_by_its_signs() -> None:
     ("changes", "case", "reason"),
     [
         ({"num_samples": 2}, SMLP, "analytic takes one sample and the update is of 2"),
-        ({"local_steps": 3, "plain_sgd": False}, SMLP, "3 local steps of another optimiser than"),
         ({}, LENET, "takes the sample first and LeNet has none"),
     ],
 )

@@ -115,15 +115,19 @@ def test_weights_instead_of_a_gradient() -> None:
     ("settings", "says"),
     [
         ({"num_samples": 5}, "the gradient of classifier does not have rank 5"),
-        ({"local_steps": 3, "plain_sgd": False}, "3 local steps"),
+        ({"steps": 3, "optimizer": "unknown", "learning_rate": 0.1}, "3 local steps"),
     ],
 )
 def test_falls_back_on_nra(settings: dict[str, Any], says: str) -> None:
     victim = victim_of(LeNet, batch=settings.get("num_samples", 1))
-    facts = type(victim.knowledge)(**vars(victim.knowledge) | settings)
-    (found,) = ExactNRA(nra_iterations=3)([victim.update], facts)
-    assert says in found.findings[0]
-    assert "fallback to nra" in found.findings[-1]
+    facts, update = victim.knowledge, victim.update
+    if "num_samples" in settings:
+        facts = replace(facts, **settings)
+    else:
+        facts, update = facts.with_training(**settings), replace(update, protocol="delta")
+    (found,) = ExactNRA(nra_iterations=3)([update], facts)
+    assert any(says in finding for finding in found.findings)
+    assert "fallback to nra" in found.findings
     assert found.iterations == 3
     assert found.inputs.shape == victim.truth.inputs.shape
 
@@ -134,7 +138,7 @@ def test_image_of_several_steps(kind: Any) -> None:
     (found,) = ExactNRA()([victim.update], victim.knowledge)
     assert missed(victim, found.inputs) < 1e-2
     assert found.findings[0] == "the update is of 3 local steps"
-    assert "image recovered in closed form (no optimisation)" in found.findings[-1]
+    assert any("in closed form (no optimisation)" in finding for finding in found.findings)
     assert found.noise == {}
     assert math.isnan(found.cost)
 

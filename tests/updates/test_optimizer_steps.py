@@ -124,3 +124,18 @@ def test_an_unknown_optimiser_is_refused() -> None:
         optimizer_step(LocalTraining(optimizer="unknown", learning_rate=1.0), one, one, {}, 0)
     with pytest.raises(BadInput, match="learning_rate"):
         optimizer_step(LocalTraining(), one, one, {}, 0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "adagrad"])
+def test_smoothing_is_added_to_eps(name: Any) -> None:
+    torch.manual_seed(0)
+    weights, gradients = ({"a": torch.randn(5), "b": torch.randn(2, 3)} for _ in range(2))
+    more = {"a": torch.tensor(0.5), "b": torch.tensor(0.25)}
+    facts = LocalTraining(optimizer=name, learning_rate=0.1)
+    found, _ = optimizer_step(facts, weights, gradients, {}, 0, more)
+    for parameter, value in found.items():
+        other = LocalTraining(
+            optimizer=name, learning_rate=0.1, eps=facts.epsilon + float(more[parameter])
+        )
+        expected, _ = optimizer_step(other, weights, gradients, {}, 0)
+        torch.testing.assert_close(value, expected[parameter])

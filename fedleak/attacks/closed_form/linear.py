@@ -7,12 +7,13 @@ section III).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.gradient_origin import TYPICAL
 from fedleak.attacks.module_calls import Call
 from fedleak.attacks.module_facts import sharing_layers
 from fedleak.updates.files import Tensors
@@ -96,6 +97,54 @@ def linear_input(weight_gradient: Tensor, output_gradient: Tensor) -> KnownInput
     return KnownInput(found, error if unexplained < 1 else float("inf"))
 
 
+def bounded_linear_input(
+    weight_gradient: Tensor,
+    output_gradient: Tensor,
+    weight_deviation: Tensor,
+    output_deviation: Tensor,
+) -> KnownInput:
+    """The same where each entry of the gradients is known up to a bound, as of a step of Adam.
+
+    Every row gives an estimate ``G_ij / d_i`` of an entry j of the input; they are averaged with
+    weights that are inverse to the squares of their errors, entry by entry.
+
+    Args:
+        weight_gradient: see :func:`linear_input`.
+        output_gradient: see :func:`linear_input`.
+        weight_deviation: bound on the error of each entry, infinite where its size is not known.
+        output_deviation: the same of the output's gradient.
+
+    Returns:
+        The input, ``(in,)``; an entry of which nothing is known is 0. The error is infinite if
+        there is such an entry, or if all are 0.
+    """
+    weight, output = weight_gradient.double(), output_gradient.double()
+    spread, own = weight_deviation.double(), output_deviation.double()
+    # A row whose output's gradient may be 0 gives no ratio.
+    rows = (own < output.abs()) & output.isfinite()
+    size = weight.shape[1]
+    if not bool(rows.any()):
+        return KnownInput(torch.zeros(size, dtype=weight.dtype, device=weight.device), float("inf"))
+    weight, spread = weight[rows], spread[rows]
+    output, own = output[rows, None], own[rows, None]
+    tiny = torch.finfo(weight.dtype).tiny
+    ratio = weight / output
+    found = torch.zeros_like(ratio[0])
+    precision = found
+    for _ in range(1 + REWEIGHTING_STEPS):
+        # The first pass takes the error of the weight's gradient alone.
+        error = (spread.square() + (found * own).square()).sqrt() / (output.abs() - own)
+        share = error.clamp_min(tiny**0.5).square().reciprocal()
+        precision = share.sum(dim=0)
+        found = torch.where(
+            precision > 0, (share * ratio).sum(dim=0) / precision.clamp_min(tiny), 0
+        )
+    rms = found.square().mean().sqrt()
+    if not bool(precision.all()) or not bool(rms > 0):
+        return KnownInput(found, float("inf"))
+    return KnownInput(found, TYPICAL * float(precision.reciprocal().mean().sqrt() / rms))
+
+
 def _are_signs(entries: Tensor) -> bool:
     sizes = entries.abs()
     return float(sizes.mean().square() / sizes.square().mean()) > SIGN_UNIFORMITY
@@ -125,19 +174,39 @@ def invertible_linear(gradient: Tensors, calls: Sequence[Call], samples: int) ->
     ]
 
 
-def known_inputs(gradient: Tensors, calls: Sequence[Call]) -> dict[str, KnownInput]:
+def input_of(
+    layer: str, gradient: Tensors, deviation: Mapping[str, Tensor] | None = None
+) -> KnownInput:
+    """Input of a linear layer with bias, for one sample.
+
+    Args:
+        layer: the layer's name.
+        gradient: gradient by parameter name.
+        deviation: see :func:`known_inputs`.
+    """
+    names = [f"{layer}.{name}" for name in ("weight", "bias")]
+    weight, bias = (gradient[name] for name in names)
+    if not deviation:
+        return linear_input(weight, bias)
+    return bounded_linear_input(weight, bias, *(deviation[name] for name in names))
+
+
+def known_inputs(
+    gradient: Tensors, calls: Sequence[Call], deviation: Mapping[str, Tensor] | None = None
+) -> dict[str, KnownInput]:
     """Inputs of all linear layers that :func:`invertible_linear` lists, for one sample.
 
     Args:
         gradient: gradient of one sample, by parameter name.
         calls: the calls of a forward pass.
+        deviation: bound on the error of each entry, see :func:`bounded_linear_input`. If None or
+            empty, the gradient is exact.
 
     Returns:
         Layer name -> input ``(1, in)``, in call order.
     """
     found: dict[str, KnownInput] = {}
     for call in invertible_linear(gradient, calls, 1):
-        weight, bias = (gradient[f"{call.name}.{name}"] for name in ("weight", "bias"))
-        known = linear_input(weight, bias)
+        known = input_of(call.name, gradient, deviation)
         found[call.name] = known._replace(value=known.value[None])
     return found

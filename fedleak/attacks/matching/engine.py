@@ -29,10 +29,13 @@ from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
 from fedleak.attacks.matching.costs import COSTS, layer_weights
 from fedleak.attacks.matching.differentiation import Road, ordinary_autograd
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
+from fedleak.attacks.matching.inverted_step import BoundedGradient
 from fedleak.attacks.matching.local_steps import (
     DummyUpdate,
     cannot_simulate,
+    compared_update,
     reason_to_average,
+    smoothing_at,
     step_findings,
 )
 from fedleak.attacks.matching.objective import NOISE, Objective, as_target, noise_of
@@ -114,8 +117,9 @@ class GradientMatching(JointAttack):
             all slots if the attack restores noise, and otherwise none.
         simulate_steps: whether several local steps are simulated on the dummy inputs, each with its
             own noise, see :mod:`fedleak.attacks.matching.local_steps`; if false, their mean
-            gradient is attacked as the gradient of one step. If None, up to 32 steps are simulated
-            where the client's local training allows it.
+            gradient is attacked as the gradient of one step, which is no gradient where the
+            optimiser is not SGD. If None, up to 32 steps are simulated where the client's local
+            training allows it.
 
     Raises:
         BadInput: if a value is out of its range or two values contradict each other.
@@ -307,6 +311,8 @@ class GradientMatching(JointAttack):
                     # Noise that is not restored is drawn in every iteration.
                     drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
+            if "smoothing" in target:
+                target["smoothing"].fill_(smoothing_at(iteration / self.iterations))
             gradients, (_, costs) = step(free, fixed, target)
             best.update(iteration, costs, state)
             if iteration % REPORT_EVERY == 0 or iteration == self.iterations:
@@ -363,7 +369,7 @@ class GradientMatching(JointAttack):
         # A forward pass in train mode updates batch-norm statistics.
         model = copy.deepcopy(problem.model)
         calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
-        found = known_inputs(problem.gradient, calls)
+        found = known_inputs(problem.gradient, calls, problem.deviation)
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
     def _simulates(self, problem: Problem) -> bool:
@@ -465,7 +471,9 @@ class GradientMatching(JointAttack):
         kind = self._dtype(first)
         features = [facts.features for facts in known]
         dummy = self._dummy(first, {name: value[0] for name, value in state.items()}, known[0])
-        gradients = [{n: g.to(kind) for n, g in p.gradient.items()} for p in problems]
+        simulated = self._simulates(first)
+        compared = [compared_update(p) if simulated else p.gradient for p in problems]
+        gradients = [{n: g.to(kind) for n, g in own.items()} for own in compared]
         # Those of a gradient that is the client's own still, and was not changed on the way.
         factors = [
             {
@@ -476,7 +484,9 @@ class GradientMatching(JointAttack):
             for problem in problems
         ]
         target: dict[str, Any] = {
-            "gradient": dummy.targets(gradients, first.knowledge.num_samples, factors)
+            "gradient": dummy.bounded_targets(gradients, [p.deviation for p in problems])
+            if isinstance(dummy, BoundedGradient)
+            else dummy.targets(gradients, first.knowledge.num_samples, factors)
         }
         if self.batch_norm:
             found = [expected_statistics(problem, problem.model) for problem in problems]
@@ -491,6 +501,9 @@ class GradientMatching(JointAttack):
             for name in features[0]
         }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
+        if simulated and not first.knowledge.local.is_linear:
+            rows = len(state["inputs"])
+            target["smoothing"] = state["inputs"].new_full((rows,), smoothing_at(0.0))
         objective = Objective(
             dummy=dummy,
             cost=COSTS[self.cost],
@@ -510,8 +523,12 @@ class GradientMatching(JointAttack):
         batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
         facts, noise = problem.knowledge, noise_of(example)
         if self._simulates(problem):
-            return DummyUpdate(model, facts, batch, noise)
-        return DummyGradient(model, facts.loss, batch, noise, list(known.features))
+            return DummyUpdate(model, facts, batch, noise, problem.left_out)
+        watched = list(known.features)
+        if problem.deviation:
+            names = [name for name, _ in model.named_modules()]
+            return BoundedGradient(model, facts.loss, batch, noise, watched, dense=names)
+        return DummyGradient(model, facts.loss, batch, noise, watched)
 
     def _dtype(self, problem: Problem) -> torch.dtype:
         if self.precision is not None:

@@ -16,7 +16,7 @@ from fedleak.attacks.matching.costs import Cost
 from fedleak.attacks.matching.differentiation import Road, gradients, ordinary_autograd
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.local_steps import DummyUpdate
-from fedleak.attacks.matching.priors import batch_norm_distance, total_variation
+from fedleak.attacks.matching.priors import Statistics, batch_norm_distance, total_variation
 from fedleak.updates.files import Tensors
 
 # Prefix of the noise slots among the names of the variables.
@@ -53,29 +53,43 @@ class Objective:
         Args:
             free: variables that are optimised, by name.
             fixed: the other variables, by name.
-            target: the targets ``gradient``, ``features`` and ``statistics``.
+            target: the targets ``gradient``, ``features`` and ``statistics``, and ``smoothing``
+                where steps of Adam and its kin are simulated, see :class:`DummyUpdate`.
 
         Returns:
             The objective, a scalar, and as auxiliary output (objective, cost).
         """
         values = fixed | free
-        products, statistics, entered = self.dummy.evaluate(
-            values["inputs"],
-            as_target(values["labels"], soft=self.soft_labels),
-            noise_of(values),
-            target["gradient"],
-        )
-        cost = self.cost({name: products[name] for name in self.weights}, self.weights)
+        smoothing = target.get("smoothing")
+        total, statistics, entered = self._distance(values, target, smoothing)
+        cost = total
+        if smoothing is not None:
+            # The cost that iterates are chosen by is that of the client's own optimiser.
+            cost, _, _ = self._distance(tree_map(Tensor.detach, values), target, None)
         for layer, wanted in target["features"].items():
             missed = (entered[layer] - wanted).square().sum() / wanted.square().sum()
-            cost = cost + self.features / len(target["features"]) * missed
-        total = cost
+            total = cost = cost + self.features / len(target["features"]) * missed
         if self.total_variation:
             total = total + self.total_variation * total_variation(values["inputs"])
         if self.batch_norm:
             distance = batch_norm_distance(statistics, target["statistics"])
             total = total + self.batch_norm * distance
         return total, (total, cost)
+
+    def _distance(
+        self, values: Tensors, target: dict[str, Any], smoothing: Tensor | None
+    ) -> tuple[Tensor, Statistics, Tensors]:
+        """Distance of the gradients, batch-norm statistics, and the watched modules' inputs."""
+        more = () if smoothing is None else (smoothing,)
+        products, statistics, entered = self.dummy.evaluate(
+            values["inputs"],
+            as_target(values["labels"], soft=self.soft_labels),
+            noise_of(values),
+            target["gradient"],
+            *more,
+        )
+        cost = self.cost({name: products[name] for name in self.weights}, self.weights)
+        return cost, statistics, entered
 
     def step(self, road: Road = "batched") -> Step:
         """A function of rows: gradients in the free variables and (objectives, costs).

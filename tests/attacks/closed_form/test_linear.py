@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.closed_form.linear import invertible_linear, known_inputs, linear_input
+from fedleak.attacks.closed_form.linear import (
+    bounded_linear_input,
+    invertible_linear,
+    known_inputs,
+    linear_input,
+)
 from fedleak.attacks.module_calls import calls_of
 
 
@@ -162,3 +167,50 @@ def test_a_weight_shared_with_another_type_of_layer_is_left_out(tied: bool) -> N
     assert list(found) == ([] if tied else ["head"])
     if not tied:
         torch.testing.assert_close(found["head"].value, model.table(batch[0]).double())
+
+
+# --------------------------------------------------------------------- gradients up to a bound
+
+
+def bounded_case() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """An input, and gradients of which some rows and entries are known only by their sign."""
+    torch.manual_seed(0)
+    value, output = torch.rand(30, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    weight = torch.outer(output, value)
+    spread, own = 1e-3 * torch.rand_like(weight) + 1e-4, 1e-3 * torch.rand_like(output) + 1e-4
+    spread[:3] = own[3:5] = torch.inf
+    spread[6, :10] = torch.inf
+    unit = 0.3 * torch.randn_like(weight).clamp(-3, 3)
+    given = torch.where(spread.isinf(), weight.sign() * 1e-3, weight + spread * unit)
+    other = torch.where(own.isinf(), 1e-3 * output.sign(), output + own * unit[:, 0])
+    return value, given, other, spread, own
+
+
+def test_bounded_gradients_give_the_input_and_its_error() -> None:
+    value, weight, output, spread, own = bounded_case()
+    found = bounded_linear_input(weight, output, spread, own)
+    missed = float((found.value - value).square().mean().sqrt() / value.square().mean().sqrt())
+    assert missed < 3e-3
+    assert missed / 5 < found.error < 5 * missed
+    # Without the bounds, the entries of which the sign alone is known spoil it.
+    plain = linear_input(weight, output)
+    assert float((plain.value - value).norm()) > 10 * float((found.value - value).norm())
+
+
+def test_exact_bounds_give_the_exact_input() -> None:
+    value, output = torch.rand(7, dtype=torch.float64), torch.tensor([1.0, -2, 0.5])
+    weight = torch.outer(output.double(), value)
+    found = bounded_linear_input(weight, output, torch.zeros(3, 7), torch.zeros(3))
+    torch.testing.assert_close(found.value, value)
+    assert found.error < 1e-12
+
+
+def test_an_entry_of_which_nothing_is_known_makes_the_input_unknown() -> None:
+    _, weight, output, spread, own = bounded_case()
+    spread[:, 4] = torch.inf
+    found = bounded_linear_input(weight, output, spread, own)
+    assert found.error == float("inf")
+    assert float(found.value[4]) == 0
+    nothing = bounded_linear_input(weight, output, spread, torch.full_like(own, torch.inf))
+    assert nothing.error == float("inf")
+    assert not bool(nothing.value.any())

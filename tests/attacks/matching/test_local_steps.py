@@ -1,6 +1,7 @@
 """Several local steps: what a client would send, against a client that takes them with torch."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,22 @@ from torch.func import grad, vmap
 from torch.nn import functional
 
 from fedleak.attacks import DLG, IGA, NRA
+from fedleak.attacks.base import _prepare
 from fedleak.attacks.matching import engine as matching
 from fedleak.attacks.matching.costs import COSTS
-from fedleak.attacks.matching.local_steps import DummyUpdate, cannot_simulate, reason_to_average
+from fedleak.attacks.matching.local_steps import (
+    DummyUpdate,
+    cannot_simulate,
+    compared_update,
+    reason_to_average,
+    smoothing_at,
+)
 from fedleak.errors import BadInput
 from fedleak.models import inject
 from fedleak.models.noise import NormalNoise
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.local_training import LocalTraining, OptimizerName
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 from tests.cases import (
@@ -91,10 +100,10 @@ def literal_mean(victim: Victim, inputs: Tensor, noise: Tensors) -> Tensors:
             found = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
             total = {n: total[n] + g for n, g in zip(weights, found, strict=True)}
             weights = {
-                n: w - facts.learning_rate * g
+                n: w - facts.local.rate * g
                 for (n, w), g in zip(weights.items(), found, strict=True)
             }
-    return {name: value / facts.local_steps for name, value in total.items()}
+    return {name: value / facts.steps for name, value in total.items()}
 
 
 class _Loss(nn.Module):
@@ -150,6 +159,8 @@ def test_derivatives_go_through_all_steps(batch_size: int, epochs: int) -> None:
 
 def test_one_step_is_the_gradient() -> None:
     victim = case_victim(LIGHT_MODELS[0], precode=True, batch=2, dtype=torch.float64)
+    facts = victim.knowledge.with_training(learning_rate=RATE)
+    victim = victim._replace(knowledge=facts)
     assert_is_gradient(victim, dense_gradient(victim.model, *_truth(victim)))
 
 
@@ -190,7 +201,14 @@ def test_batch_norm_sees_the_batches_own_statistics() -> None:
     received = {n: v.detach().clone() for n, v in model.state_dict().items()}
     model.load_state_dict(sent)
     facts = Knowledge(
-        model, (1, 6, 6), 3, num_samples=4, learning_rate=RATE, local_steps=2, batch_size=2
+        model,
+        (1, 6, 6),
+        3,
+        num_samples=4,
+        protocol="fedavg",
+        learning_rate=RATE,
+        local_steps=2,
+        batch_size=2,
     )
     update = InterceptedUpdate(1, 0, "fedavg", 4, "toy", sent, received)
     victim = Victim(update, facts, GroundTruth(inputs, labels))
@@ -225,7 +243,7 @@ def test_noise_of_every_epoch_is_restored(batch_size: int, epochs: int) -> None:
     (slot,) = result.noise
     shape = (2, epochs, 5) if epochs > 1 else (2, 5)
     assert tuple(result.noise[slot].shape) == shape == tuple(victim.truth.noise[slot].shape)
-    (found,) = result.findings
+    found = result.findings[0]
     assert found.startswith(f"{victim.knowledge.local_steps} local steps simulated: {epochs} epoch")
     # The cost that is told is that of what was found.
     dummy = dummy_of(victim)
@@ -239,13 +257,15 @@ def test_averaged_if_asked_or_not_to_be_simulated() -> None:
         case_victim(LIGHT_MODELS[0], precode=True, batch=2), batch_size=1, epochs=1
     )
     off = NRA(iterations=2, simulate_steps=False)([victim.update], victim.knowledge)[0]
-    assert off.findings == ("mean gradient of 2 local steps attacked, as `simulate_steps` is off",)
-    other = replace(victim.knowledge, plain_sgd=False)
-    adam = NRA(iterations=2)([victim.update], other)[0]
-    assert adam.findings == (
-        "mean gradient of 2 local steps attacked, as the clients' optimiser is not plain SGD",
+    assert off.findings[0] == "mean gradient of 2 local steps attacked, as `simulate_steps` is off"
+    other = victim.knowledge.with_training(optimizer="unknown")
+    unknown = NRA(iterations=2)([victim.update], other)[0]
+    assert unknown.findings[0] == (
+        "change of weights by 2 local steps attacked as a gradient, which it is not, as the "
+        "clients' optimiser is not known"
     )
-    assert torch.equal(off.inputs, adam.inputs)
+    assert math.isnan(unknown.explained)
+    assert torch.equal(off.inputs, unknown.inputs)
     with pytest.raises(BadInput, match="is not available, as the clients' optimiser is"):
         NRA(iterations=2, simulate_steps=True)([victim.update], other)
 
@@ -253,16 +273,16 @@ def test_averaged_if_asked_or_not_to_be_simulated() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"local_steps": 3}, "3 local steps are no whole epochs of 2 batches"),
+        ({"steps": 3}, "3 local steps are no whole epochs of 2 batches"),
         ({"batch_size": None}, "`batch_size`, the samples of a local step, is not known"),
-        ({"plain_sgd": False}, "the clients' optimiser is not plain SGD"),
+        ({"optimizer": "unknown"}, "the clients' optimiser is not known"),
     ],
 )
 def test_what_cannot_be_simulated(changes: dict[str, Any], reason: str) -> None:
     victim = case_victim(LIGHT_MODELS[0], precode=False, batch=2)
-    facts = replace(victim.knowledge, local_steps=2, batch_size=1)
+    facts = replace(victim.knowledge, protocol="fedavg").with_training(steps=2, batch_size=1)
     assert cannot_simulate(facts) is None
-    assert cannot_simulate(replace(facts, **changes)) == reason
+    assert cannot_simulate(facts.with_training(**changes)) == reason
     slots = {"drawer": (6, 5)}
     assert cannot_simulate(facts, slots) == "drawer draws 6 rows for 2 samples"
 
@@ -282,29 +302,32 @@ class Drawer(nn.Module):
 def test_noise_that_cannot_be_simulated_is_refused_if_asked_for() -> None:
     torch.manual_seed(0)
     victim = make_victim(Drawer(), (3, 8, 8), batch=2)
-    facts = replace(victim.knowledge, local_steps=2, batch_size=2)
+    facts = victim.knowledge.with_training(learning_rate=RATE, steps=2, batch_size=2)
+    victim = victim._replace(update=replace(victim.update, protocol="delta"))
     with pytest.raises(BadInput, match="but drawer draws 1 rows for 2 samples: leave"):
         NRA(iterations=2, simulate_steps=True)([victim.update], facts)
     (found,) = NRA(iterations=2)([victim.update], facts)
-    assert found.findings == (
-        "mean gradient of 2 local steps attacked, as drawer draws 1 rows for 2 samples",
+    assert (
+        "mean gradient of 2 local steps attacked, as drawer draws 1 rows for 2 samples"
+        in found.findings
     )
 
 
 def test_many_steps_are_simulated_only_if_asked() -> None:
-    facts = replace(case_victim(LIGHT_MODELS[0], precode=False).knowledge, local_steps=33)
+    facts = replace(case_victim(LIGHT_MODELS[0], precode=False).knowledge, protocol="fedavg")
+    facts = facts.with_training(steps=33)
     assert "more than 32 are simulated only with `simulate_steps: true`" in reason_to_average(
         facts, {}
     )
     assert reason_to_average(facts, {}, True) is None
-    assert reason_to_average(replace(facts, local_steps=32), {}) is None
+    assert reason_to_average(facts.with_training(steps=32), {}) is None
 
 
 def test_one_step_is_not_simulated_whatever_is_asked() -> None:
     victim = case_victim(LIGHT_MODELS[0], precode=False, batch=2)
-    facts = replace(victim.knowledge, plain_sgd=False)
+    facts = victim.knowledge.with_training(optimizer="unknown")
     (result,) = IGA(iterations=2, simulate_steps=True)([victim.update], facts)
-    assert result.findings == ()
+    assert not any("step" in finding for finding in result.findings)
 
 
 def test_updates_of_other_steps_are_attacked_as_if_alone() -> None:
@@ -420,3 +443,154 @@ def _truth(victim: Victim) -> tuple[Tensor, Tensor, Tensors]:
 
 def _twice(noise: Tensors) -> Tensors:
     return {name: torch.stack([value, value]) for name, value in noise.items()}
+
+
+# ------------------------------------------------------------------------- every optimiser
+
+
+OPTIMISERS: list[tuple[OptimizerName, Any, dict[str, Any]]] = [
+    ("sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    ("sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "maximize": True}),
+    ("sgd", torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    ("adam", torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.01}),
+    ("adam", torch.optim.Adam, {"lr": 1e-2, "amsgrad": True}),
+    ("adamw", torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+    ("rmsprop", torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.5, "centered": True}),
+    ("adagrad", torch.optim.Adagrad, {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.01}),
+]
+
+
+def trained_by(
+    name: OptimizerName, kind: Any, settings: dict[str, Any], dtype: torch.dtype, frozen: str = ""
+) -> Victim:
+    """A client who took ten steps of torch's optimiser: five epochs of batches of 3 and 2 samples.
+
+    The rate falls from step to step, and biases have a rate of their own.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 3)
+    ).to(dtype)
+    inputs, labels = torch.randn(5, 1, 6, 6, dtype=dtype), torch.tensor([0, 2, 1, 1, 0])
+    own = copy.deepcopy(model)
+    groups = {
+        biased: [v for n, v in own.named_parameters() if n.endswith("bias") is biased]
+        for biased in (False, True)
+    }
+    if frozen:
+        own.get_parameter(frozen).requires_grad_(False)
+    optimizer = kind(
+        [{"params": groups[False]}, {"params": groups[True], "lr": settings["lr"] / 2}], **settings
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for _ in range(5):
+        for part in (slice(0, 3), slice(3, 5)):
+            optimizer.zero_grad()
+            functional.cross_entropy(own(inputs[part]), labels[part]).backward()
+            optimizer.step()
+            schedule.step()
+    told = {"learning_rate" if n == "lr" else n: value for n, value in settings.items()}
+    local = LocalTraining(
+        optimizer=name, steps=10, batch_size=3, schedule=lambda step: 1 / (1 + step),
+        per_parameter={"*.bias": {"learning_rate": settings["lr"] / 2}}, **told,
+    )  # fmt: skip
+    facts = Knowledge(
+        model, (1, 6, 6), 3, num_samples=5, labels=labels, protocol="fedavg", local_training=local,
+        loss=lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1]),
+    )  # fmt: skip
+    sent, received = (
+        {n: value.detach().clone() for n, value in net.state_dict().items()} for net in (model, own)
+    )
+    update = InterceptedUpdate(1, 0, "fedavg", 5, "toy", sent, received)
+    return Victim(update, facts, GroundTruth(inputs, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "kind", "settings"), OPTIMISERS, ids=str)
+def test_ten_steps_of_every_optimiser(
+    name: OptimizerName, kind: Any, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    victim = trained_by(name, kind, settings, dtype)
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    wanted = compared_update(problem)
+    dummy = dummy_of(victim)
+    target = target_of(dummy, wanted)
+    products, _, _ = dummy.evaluate(*_truth(victim), target)
+    assert float(1 - COSTS["cosine"](products)) > 0.9999
+    rounding = 3e-3 if dtype == torch.float32 else 1e-7
+    for name, (inner, ours, theirs) in products.items():
+        assert float(ours - 2 * inner + theirs) <= rounding**2 * float(theirs), name
+    # Costs are compared by vmap's rows, and differentiated, as one at a time.
+    torch.manual_seed(1)
+    inputs = torch.randn_like(victim.truth.inputs)
+    costs = vmap(lambda x: COSTS["cosine"](dummy.evaluate(x, _truth(victim)[1], {}, target)[0]))
+    both = costs(torch.stack([inputs, victim.truth.inputs]))
+    assert float(both[1]) < 1e-4 < float(both[0])
+
+
+@pytest.mark.parametrize(("name", "kind", "settings"), [OPTIMISERS[2], OPTIMISERS[5]], ids=str)
+def test_derivatives_go_through_the_optimisers_state(
+    name: OptimizerName, kind: Any, settings: dict[str, Any]
+) -> None:
+    victim = trained_by(name, kind, settings, torch.float64)
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    dummy = dummy_of(victim)
+    target = target_of(dummy, compared_update(problem))
+    torch.manual_seed(1)
+    inputs, direction = torch.randn(2, 5, 1, 6, 6, dtype=torch.float64).unbind()
+
+    def cost(x: Tensor) -> Tensor:
+        return COSTS["cosine"](dummy.evaluate(x, victim.truth.labels, {}, target)[0])
+
+    slope = float((grad(cost)(inputs) * direction).sum())
+    step = 1e-6
+    literal = float(cost(inputs + step * direction) - cost(inputs - step * direction)) / (2 * step)
+    assert slope == pytest.approx(literal, rel=1e-5)
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_parameter_that_did_not_move_is_not_moved(left_out: bool) -> None:
+    """The client froze a layer, which the model does not tell; the update does."""
+    victim = trained_by(*OPTIMISERS[3], torch.float64, frozen="0.weight")
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    assert problem.left_out == {"0.weight"}
+    model = copy.deepcopy(victim.model).requires_grad_(False)
+    truth = victim.truth
+    dummy = DummyUpdate(
+        model, victim.knowledge, (truth.inputs, truth.labels), {},
+        problem.left_out if left_out else (),
+    )  # fmt: skip
+    products, _, _ = dummy.evaluate(*_truth(victim), target_of(dummy, compared_update(problem)))
+    del products["0.weight"]
+    assert (float(COSTS["cosine"](products)) < 1e-12) is left_out
+
+
+def test_smoothing_vanishes_before_the_end() -> None:
+    assert smoothing_at(0.0) == 1
+    assert smoothing_at(0.375) == pytest.approx(1e-2)
+    assert smoothing_at(0.75) == smoothing_at(1.0) == 0
+
+
+def test_the_cost_of_smoothed_steps_is_that_of_the_clients_own() -> None:
+    victim = trained_by(*OPTIMISERS[5], torch.float64)
+    attack = IGA(iterations=4, learning_rate=0.05, simulate_steps=True)
+    (result,) = attack([victim.update], victim.knowledge)
+    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    dummy = dummy_of(victim)
+    target = target_of(dummy, compared_update(problem))
+    products, _, _ = dummy.evaluate(result.inputs, result.labels, {}, target)
+    assert result.cost == pytest.approx(float(COSTS["cosine"](products)), rel=1e-9)
+    smoothed, _, _ = dummy.evaluate(
+        result.inputs, result.labels, {}, target, torch.tensor(smoothing_at(0.5))
+    )
+    assert float(COSTS["cosine"](smoothed)) != pytest.approx(result.cost, rel=1e-3)
+    assert result.findings[0] == "10 local steps simulated: 5 epochs of 2 batches"
+
+
+def test_several_steps_of_adam_that_are_not_simulated_are_no_gradient() -> None:
+    victim = trained_by(*OPTIMISERS[5], torch.float64)
+    (result,) = IGA(iterations=1, simulate_steps=False)([victim.update], victim.knowledge)
+    assert result.findings[0] == (
+        "change of weights by 10 steps of adamw attacked as a gradient, which it is not, as "
+        "`simulate_steps` is off"
+    )
