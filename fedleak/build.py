@@ -232,4 +232,5 @@ def knowledge_of(
         local_training=training,
         training=federation.mode == "train",
         label_recovery=config.victims.label_recovery,
+        value_range=(0.0, 1.0),
     )

@@ -122,6 +122,8 @@ def _compare(
     u = torch.cat([target[name].double().flatten() for name in names])
     if inputs.is_floating_point():
         inputs = inputs.to(kind)
+    if labels.is_floating_point():
+        labels = labels.to(kind)
     noise = {slot: value.to(kind) for slot, value in noise.items()}
     dimensions = _dimensions(model, knowledge, (inputs, labels))
     random = [*drawing_layers(model), *(slot for slot in dimensions if slot not in noise)]
@@ -131,7 +133,13 @@ def _compare(
     for guess in (False, True):
         batch = torch.zeros_like(inputs) if guess else inputs
         found = _update_of(
-            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol, dimensions
+            copy.deepcopy(model),
+            knowledge,
+            (batch, labels),
+            noise,
+            names,
+            update.protocol,
+            dimensions,
         )
         v = torch.cat([found[name].double().flatten() for name in names])
         if not bool(v.isfinite().all()):

@@ -181,11 +181,12 @@ class InterceptedUpdate:
         """The name of the update's files, such as ``r0001-c0003``."""
         return update_key(self.round, self.client)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, *, part: bool = False) -> None:
         """Check that the update is complete, finite and fits a model.
 
         Args:
             model: the architecture.
+            part: whether a gradient may lack parameters, as weights always may.
 
         Raises:
             BadInput: if names or shapes differ from the model's, a parameter is not floating point,
@@ -195,7 +196,7 @@ class InterceptedUpdate:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for title, tensors in (("sent", self.sent), ("received", self.received)):
             # A client may return part of the weights, such as adapters.
-            whole = title == "sent" or self.protocol == "fedsgd"
+            whole = title == "sent" or (self.protocol == "fedsgd" and not part)
             names = set(expected) if title == "sent" else set(dict(model.named_parameters()))
             missing = sorted(names - set(tensors)) if whole else []
             strange = sorted(set(tensors) - set(expected))
@@ -269,7 +270,9 @@ class InterceptedUpdate:
         names = [name for name, _ in model.named_parameters()]
         if self.protocol == "fedsgd":
             return GradientEstimate({n: self.received[n] for n in names if n in self.received})
-        return estimate_gradient(self.sent, self.change(names), knowledge.local, knowledge.steps)
+        # The number of steps is that of weights, whatever the knowledge was made for.
+        steps = replace(knowledge, protocol=self.protocol).steps
+        return estimate_gradient(self.sent, self.change(names), knowledge.local, steps)
 
     def factors(self) -> dict[str, Factors]:
         """Name of a parameter -> two vectors whose outer product is its gradient.

@@ -50,7 +50,13 @@ def test_values_are_copies_of_the_models_type() -> None:
 
 
 def test_none_stands_for_an_unused_parameter() -> None:
-    assert by_name(VALUES | {"0.bias": None}, "gradient", PARAMETERS, SENT)["0.bias"] is None
+    found = by_name(VALUES | {"0.bias": None}, "gradient", PARAMETERS, SENT)
+    assert list(found) == [name for name in VALUES if name != "0.bias"]
+
+
+def test_a_part_of_the_parameters_is_enough() -> None:
+    part = {"0.bias": VALUES["0.bias"]}
+    assert list(by_name(part, "gradient", PARAMETERS, SENT)) == ["0.bias"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +69,7 @@ def test_none_stands_for_an_unused_parameter() -> None:
         (VALUES | {"0.bais": torch.zeros(3)}, "Unknown parameter in the gradient `0.bais`: .*bias"),
         (VALUES | {"0.bias": np.zeros(2)}, r"`0.bias` of shape \(3,\) in the gradient, got \(2,\)"),
         (VALUES | {"0.bias": "text"}, "a tensor for `0.bias`, got str"),
-        ({"0.bias": VALUES["0.bias"]}, "every parameter, got nothing for 0.weight, 1.weight"),
+        (dict.fromkeys(VALUES), "gradient of the model's parameters, got none of them"),
     ],
 )
 def test_what_does_not_fit(values: object, sentence: str) -> None:
