@@ -140,7 +140,7 @@ def attack(
     *,
     input_shape: Sequence[int],
     method: str | type[Attack] | Attack | None = None,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[Any] | None = None,
     num_samples: int = 1,
     num_classes: int | None = None,
     loss: Loss | None = None,
@@ -149,6 +149,7 @@ def attack(
     weights_after: Gradient | None = None,
     learning_rate: float | None = None,
     local_steps: int = 1,
+    value_range: tuple[float, float] | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> Found:
@@ -162,18 +163,23 @@ def attack(
         input_shape: shape of one sample, such as ``(3, 32, 32)``.
         method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
             noise slots, else ``rgap``; both fall back to gradient matching.
-        labels: the labels ``(num_samples,)``. If None, they are recovered from the gradient.
+        labels: the labels as the loss takes them, ``(num_samples, ...)``: classes, or numbers such
+            as the targets of a regression. If None, they are recovered from the gradient, or
+            searched together with the inputs.
         num_samples: number of samples; with ``labels``, their number.
         num_classes: number of classes. If None, the number of outputs of the last linear layer.
-        loss: the loss of logits and labels. If None, the model's own ``batch_loss(batch)`` or
-            ``training_step(batch, batch_idx)`` if it has one, else cross entropy. A loss with
-            further terms, such as a bottleneck's, must be one of those methods.
+        loss: the loss of outputs and labels, such as ``torch.nn.functional.mse_loss`` or
+            ``nn.CrossEntropyLoss(weight=..., reduction="sum")``. If None, the model's own
+            ``batch_loss(batch)`` or ``training_step(batch, batch_idx)`` if it has one, else cross
+            entropy. A loss with further terms, such as a bottleneck's, must be one of those
+            methods.
         mean: mean of each channel with which the inputs were normalised. Valid pixels are in
             [0, 1].
         std: standard deviation of each channel.
         weights_after: instead of a gradient, the weights after the client's local steps.
         learning_rate: learning rate of the local steps.
         local_steps: number of local steps, all on the same samples.
+        value_range: see :class:`fedleak.updates.knowledge.Knowledge`.
         seed: seed of every random draw.
         device: where to compute, such as ``cuda``. If None, the model's device.
 
@@ -215,7 +221,7 @@ def attack(
         knowledge = Knowledge(
             model=model,
             input_shape=shape,
-            num_classes=_classes_of(model) if num_classes is None else num_classes,
+            num_classes=num_classes,
             mean=_by_channel(mean),
             std=_by_channel(std),
             num_samples=num_samples,
@@ -224,6 +230,7 @@ def attack(
             learning_rate=learning_rate,
             local_steps=local_steps,
             loss=_batch_loss(model, loss),
+            value_range=value_range,
         )
         chosen = _method(method, model)
         where = device or str(next(model.parameters()).device)
@@ -339,14 +346,10 @@ def _checked_labels(labels: Any) -> Tensor | None:
     if labels is None:
         return None
     try:
-        known = torch.as_tensor(labels).detach().cpu().flatten()
+        known = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise BadInput(f"Expected labels as whole numbers, got {labels!r:.60}.") from error
-    require(
-        torch.as_tensor(labels).dim() <= 1,
-        f"Expected a label for each sample, got shape {tuple(torch.as_tensor(labels).shape)}: of "
-        "one-hot labels, give `argmax(dim=1)`.",
-    )
+        raise BadInput(f"Expected labels as numbers, got {labels!r:.60}.") from error
+    known = known[None] if known.dim() == 0 else known
     require(len(known) >= 1, "Expected the label of at least one sample, got none.")
     return known
 
@@ -375,15 +378,6 @@ def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any
         return criterion(module(batch[0]), batch[1])
 
     return of_batch
-
-
-def _classes_of(model: nn.Module) -> int:
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    require(
-        bool(linear),
-        f"Expected `num_classes`, as {type(model).__name__} has no linear layer to infer it from.",
-    )
-    return linear[-1].out_features
 
 
 def _by_channel(scale: Scale) -> tuple[float, ...]:

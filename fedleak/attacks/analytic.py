@@ -39,7 +39,8 @@ class Analytic(Attack):
     whose entry of that gradient is negative. Entries count from 5 standard deviations of the
     noise, which is estimated from all entries, since most items are not the user's.
 
-    Images are clamped to the valid range; vectors are 0 or 1. The cost is the share of the weight
+    A sample that enters the layer unchanged is returned in its own shape, within its valid range if
+    it has one; a recommender's vector is 0 or 1. The cost is the share of the weight
     gradient's norm that ``d h^T`` does not explain: 0 up to rounding if the update is the gradient
     of one sample.
     """
@@ -73,8 +74,8 @@ class Analytic(Attack):
                 f"steps of {what} do not send one"
             )
         # A recommender scales a user's vector and drops entries, which keeps its zeros.
-        images = len(knowledge.input_shape) == 3
-        if layer is None or (images and not enters_unchanged(knowledge, layer)):
+        others = len(knowledge.input_shape) != 1
+        if layer is None or (others and not enters_unchanged(knowledge, layer)):
             return (
                 f"{self.name} needs a linear layer with bias that takes the sample first and "
                 f"{type(knowledge.model).__name__} has none"
@@ -89,14 +90,14 @@ class Analytic(Attack):
         weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
         entering, error = input_of(layer, gradient, problem.deviation)
         unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
-        if len(facts.input_shape) == 1:
-            found = self._items(facts, gradient, entering)
-        else:
+        if layer is not None and enters_unchanged(facts, layer):
             low, high = (bound.to(entering) for bound in facts.bounds)
             found = entering.reshape(facts.input_shape).clamp(low, high)
+        else:
+            found = self._items(facts, gradient, entering)
         labels = facts.labels
         if labels is None:
-            labels = recover_labels(problem.model, gradient, facts)
+            labels = recover_labels(problem.model, gradient, facts, problem.loss)
         origins = origin_findings(problem) if facts.steps == 1 else ()
         return Reconstruction(
             inputs=found[None].to(gradient[f"{layer}.weight"].dtype),

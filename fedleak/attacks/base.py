@@ -29,6 +29,7 @@ from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.evidence import examine
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.loss_probe import LossProbe, in_own_precision
 from fedleak.updates.update import InterceptedUpdate
 
 # Clients of a simulation are seeded from seed, round and client as well: without this salt, an
@@ -59,6 +60,7 @@ class Problem:
         deviation: of an inverted step of Adam and its kin, a bound on the error of each entry of
             ``gradient``, see :class:`fedleak.updates.gradient_estimate.GradientEstimate`.
         change: of weights, the change of each parameter, new minus old, in float64.
+        loss: what the loss does with labels; of the problem that an attack is given it is known.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class Problem:
     left_out: frozenset[str] = frozenset()
     deviation: Tensors = field(default_factory=dict)
     change: Tensors = field(default_factory=dict)
+    loss: LossProbe | None = None
 
     def __repr__(self) -> str:
         return f"<Problem {self.name} of {type(self.model).__name__}, inputs {self.batch_shape}>"
@@ -118,7 +121,7 @@ class Reconstruction:
 
     Args:
         inputs: reconstructed inputs, normalised, ``(num_samples, ...)``.
-        labels: the labels it used or recovered, ``(num_samples,)``.
+        labels: the labels it used or recovered, ``(num_samples, ...)`` as the loss takes them.
         noise: noise slot -> restored noise ``(num_samples, ...)``, of local epochs that were
             simulated ``(num_samples, epochs, ...)``; empty where none is restored.
         costs: the course of the cost, as pairs of iteration and cost.
@@ -411,7 +414,9 @@ def _prepare(
     notes += (told,) if (told := mixed_modes(knowledge)) else ()
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
-    evidence = examine(update, knowledge)
+    loaded = loaded_model(update, knowledge, device, models)
+    model, loss = loaded.model, loaded.loss(knowledge)
+    evidence = examine(update, knowledge, loss)
     require(
         not evidence.is_zero,
         f"Expected update {update.key} to change the weights, but {evidence.findings[0]}."
@@ -419,26 +424,23 @@ def _prepare(
         else "",
     )
     notes += tuple(map(str, evidence.findings))
-    labels = knowledge.labels
-    if labels is not None:
-        require(
-            tuple(labels.shape) == (knowledge.num_samples,),
-            f"Expected {knowledge.num_samples} known labels, got shape {tuple(labels.shape)}.",
-        )
-        require(
-            not labels.is_floating_point()
-            and not labels.is_complex()
-            and labels.dtype != torch.bool,
-            f"Expected labels as whole numbers, got {labels.dtype}.",
-        )
-        require(
-            bool(((labels >= 0) & (labels < knowledge.num_classes)).all()),
-            f"Expected labels from 0 to {knowledge.num_classes - 1}, got {labels.tolist()!s:.60}.",
-        )
-        knowledge = replace(knowledge, labels=labels.to(device))
-    model = loaded_model(update, knowledge, device, models)
-    # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
+    if knowledge.labels is not None:
+        knowledge = replace(knowledge, labels=_checked_labels(knowledge, loss))
     parameters = dict(model.named_parameters())
+    like = next(iter(parameters.values()))
+    if knowledge.labels is not None:
+        kind = like.dtype if knowledge.labels.is_floating_point() else knowledge.labels.dtype
+        knowledge = replace(knowledge, labels=knowledge.labels.to(device, kind))
+    elif loss.kind != "other":
+        example = loss.labels(1)
+        kind = like.dtype if example.is_floating_point() else example.dtype
+        knowledge = replace(knowledge, label_example=example.to(device, kind))
+    if not loss.in_float64 and like.dtype != torch.float64:
+        # Attacks compute in float64 as well.
+        knowledge = replace(knowledge, loss=in_own_precision(knowledge.loss, like.dtype))
+    if knowledge.num_classes is None and loss.outputs:
+        knowledge = replace(knowledge, num_classes=loss.outputs)
+    # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     estimate = update.estimate(model, knowledge)
     gradient = {
         name: estimate.gradient[name].to(value, copy=True)
@@ -465,7 +467,40 @@ def _prepare(
         evidence.left_out,
         {name: value.to(parameters[name]) for name, value in estimate.deviation.items()},
         {} if update.protocol == "fedsgd" else update.change(parameters),
+        loss,
     )
+
+
+def _checked_labels(knowledge: Knowledge, loss: LossProbe) -> Tensor:
+    """The known labels; those that are classes are checked to be so."""
+    labels = knowledge.labels
+    assert labels is not None
+    kind, classes = loss.kind, knowledge.num_classes or loss.outputs
+    if kind == "other":
+        # Of these labels the loss takes none: does it take classes?
+        blind = LossProbe(loss.model, replace(knowledge, labels=None))
+        kind, classes = blind.kind, knowledge.num_classes or blind.outputs
+    samples, shape = knowledge.num_samples, tuple(labels.shape)
+    alone = kind == "classes"
+    require(
+        shape == (samples,) if alone else shape[:1] == (samples,),
+        f"Expected {samples} known labels, got shape {shape}"
+        + (": of one-hot labels, give `argmax(dim=1)`." if alone and len(shape) == 2 else "."),
+    )
+    require(
+        not labels.is_complex()
+        and not (alone and (labels.is_floating_point() or labels.dtype == torch.bool)),
+        f"Expected labels as whole numbers, got {labels.dtype}.",
+    )
+    require(
+        not alone or bool(((labels >= 0) & (labels < classes)).all()),
+        f"Expected labels from 0 to {classes - 1}, got {labels.tolist()!s:.60}.",
+    )
+    require(
+        not labels.is_floating_point() or bool(labels.isfinite().all()),
+        "Expected labels that are finite numbers, got NaN or infinity.",
+    )
+    return labels
 
 
 def _with_samples(

@@ -17,9 +17,10 @@ class DLG(GradientMatching):
     """L-BFGS on the squared distance of gradients, over dummy inputs and dummy labels together.
 
     Zhu et al. 2019, algorithm 1 and eq. 4. The labels are the softmax of logits
-    ``(num_samples, num_classes)`` that start from N(0, 1); known labels are not used. There is no
-    prior and inputs are not clamped. The paper's victims have sigmoid activations and weights drawn
-    uniformly from (-0.5, 0.5).
+    ``(num_samples, num_classes)`` that start from N(0, 1); known labels are not used. Labels
+    that are no classes are searched as numbers, those of a binary cross entropy as sigmoids of
+    logits. There is no prior and inputs are not clamped. The paper's victims have sigmoid
+    activations and weights drawn uniformly from (-0.5, 0.5).
 
     Args:
         iterations: number of L-BFGS steps, of up to 20 evaluations each, at least 1.
@@ -68,7 +69,8 @@ class IDLG(DLG):
 
     The label of one sample is recovered (Zhao et al. 2020, eq. 3), even if the server knows it; the
     labels of a batch are counted in the gradient of the classifier's bias
-    (:func:`fedleak.attacks.labels.bias_counts`).
+    (:func:`fedleak.attacks.labels.bias_counts`). Labels that are no classes are those that are
+    known, or follow from the gradient, or are searched.
     """
 
     name: ClassVar[str] = "idlg"
@@ -76,8 +78,10 @@ class IDLG(DLG):
     needs: ClassVar[str] = "a gradient or weights; smooth activations; small batches"
     restores_labels: ClassVar[bool] = False
 
-    def labels_of(self, problem: Problem) -> Tensor:
+    def labels_of(self, problem: Problem) -> Tensor | None:
         """See :meth:`GradientMatching.labels_of`."""
-        alone = problem.knowledge.num_samples == 1
+        alone, loss = problem.knowledge.num_samples == 1, problem.loss
+        if loss is not None and loss.kind != "classes":
+            return super().labels_of(problem)
         facts = replace(problem.knowledge, label_recovery="idlg" if alone else "bias_counts")
-        return recover_labels(problem.model, problem.gradient, facts)
+        return recover_labels(problem.model, problem.gradient, facts, loss)

@@ -162,7 +162,7 @@ class ExactNRA(JointAttack):
         facts = problem.knowledge
         recovered = facts.labels is None
         if recovered:
-            labels = recover_labels(problem.model, problem.gradient, facts)
+            labels = recover_labels(problem.model, problem.gradient, facts, problem.loss)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
         if facts.steps > 1:
             return self._attack_local_steps(problem, report, recovered=recovered)

@@ -129,6 +129,8 @@ def _compare(
     u = torch.cat([target[name].double().flatten() for name in names])
     if inputs.is_floating_point():
         inputs = inputs.to(kind)
+    if labels.is_floating_point():
+        labels = labels.to(kind)
     noise = {slot: value.to(kind) for slot, value in noise.items()}
     dimensions = _dimensions(model, knowledge, (inputs, labels))
     random = [*drawing_layers(model), *(slot for slot in dimensions if slot not in noise)]

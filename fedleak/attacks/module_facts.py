@@ -57,7 +57,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     # Where the number of samples is not told, the layers are the same for one.
     samples = max(1, knowledge.num_samples)
     inputs = torch.zeros(samples, *knowledge.input_shape).to(like)
-    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    labels = knowledge.dummy_labels(len(inputs)).to(inputs.device)
     with torch.random.fork_rng():  # a bottleneck draws
         calls = calls_of(model, knowledge.loss, (inputs, labels))
     chain = chain_to(calls, layer, inputs)

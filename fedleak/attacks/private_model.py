@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from unittest import mock
 
@@ -18,6 +18,7 @@ from fedleak.errors import BadInput, ModelFailed, first_line, require
 from fedleak.models.noise import record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.loss_probe import LossProbe
 from fedleak.updates.module_state import entries, state_kept, state_places
 from fedleak.updates.private_model import ABSENT, private_copy
 from fedleak.updates.update import InterceptedUpdate
@@ -31,6 +32,23 @@ class Loaded:
     original: nn.Module
     training: bool | None
     sent: Tensors
+    probes: dict[tuple[object, ...], LossProbe] = field(default_factory=dict)
+
+    def loss(self, knowledge: Knowledge) -> LossProbe:
+        """What the loss does with labels.
+
+        Args:
+            knowledge: gives the loss, and number and shape of the samples.
+        """
+        told = knowledge.labels if knowledge.labels is not None else knowledge.label_example
+        like = None if told is None else (told.dtype, told.shape[1:])
+        key = (
+            knowledge.num_samples, knowledge.batch_size, knowledge.steps, knowledge.num_classes,
+            tuple(knowledge.input_shape), id(knowledge.loss), like,
+        )  # fmt: skip
+        if key not in self.probes:
+            self.probes[key] = LossProbe(self.model, knowledge)
+        return self.probes[key]
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def guarded(known: Sequence[Knowledge]) -> list[Knowledge]:
 
 def loaded_model(
     update: InterceptedUpdate, knowledge: Knowledge, device: str, models: list[Loaded]
-) -> nn.Module:
+) -> Loaded:
     """The private model of an update: the sent weights, no gradients, in the client's modes.
 
     Args:
@@ -81,7 +99,7 @@ def loaded_model(
         if (known.original, known.training) == (knowledge.model, knowledge.training) and all(
             torch.equal(known.sent[name], value) for name, value in update.sent.items()
         ):
-            return known.model
+            return known
     model = private_copy(knowledge.model).to(device)
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters()):
         model = model.float()  # gradients of gradients are lost in half precision
@@ -91,7 +109,7 @@ def loaded_model(
         model.train(knowledge.training)
     quieten_metrics(model, knowledge)
     models.append(Loaded(model, knowledge.model, knowledge.training, update.sent))
-    return model
+    return models[-1]
 
 
 def mixed_modes(knowledge: Knowledge) -> str | None:
@@ -120,7 +138,7 @@ def zero_batch(model: nn.Module, knowledge: Knowledge) -> tuple[Tensor, Tensor]:
     inputs = torch.zeros(number, *knowledge.input_shape, dtype=like.dtype, device=like.device)
     if takes_numbers(knowledge) is not None:
         inputs = inputs.long()
-    return inputs, torch.zeros(number, dtype=torch.long, device=like.device)
+    return inputs, knowledge.dummy_labels(number).to(like.device)
 
 
 def noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
@@ -133,13 +151,15 @@ def noise_shapes(model: nn.Module, knowledge: Knowledge) -> dict[str, tuple[int,
     Raises:
         BadInput: if the model fails on them, or the loss is no scalar.
     """
+    inputs, labels = zero_batch(model, knowledge)
     try:
         with record(model) as notes, torch.no_grad(), state_kept(model):
-            loss: Any = knowledge.loss(model, zero_batch(model, knowledge))
+            loss: Any = knowledge.loss(model, (inputs, labels))
     except ModelFailed as error:
         raise ModelFailed(
-            f"Expected a model that takes inputs of shape {tuple(knowledge.input_shape)}, but "
-            f"{type(model).__name__} fails on them: {first_line(_cause(error))}"
+            f"Expected a model that takes inputs of shape {tuple(knowledge.input_shape)} and "
+            f"labels of shape {tuple(labels.shape[1:])}, as a pair (inputs, labels) unless `loss` "
+            f"does otherwise, but {type(model).__name__} fails on them: {first_line(_cause(error))}"
         ) from error
     require(
         isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point(),

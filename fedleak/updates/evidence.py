@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.loss_probe import CrossEntropyForm, LossProbe
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
@@ -29,6 +30,8 @@ PARALLEL = 1e-4
 ABOVE_ROUNDING = 30.0
 # Larger layers are not examined for their rank.
 LARGEST_RANK = 256
+# Share by which a gradient may be larger than exact arithmetic allows, as of half precision.
+LARGER = 0.02
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,15 @@ def check(model: nn.Module, update: InterceptedUpdate, knowledge: Knowledge) -> 
     return list(examine(update, knowledge).findings)
 
 
-def examine(update: InterceptedUpdate, knowledge: Knowledge) -> Evidence:
+def examine(
+    update: InterceptedUpdate, knowledge: Knowledge, loss: LossProbe | None = None
+) -> Evidence:
     """Examine an update.
 
     Args:
         update: the update, by the model's names and checked against it.
         knowledge: what the server knows; its number of samples is at least 1.
+        loss: the loss of the model with the sent weights. If None, it is made.
     """
     model = knowledge.model
     names = [name for name, _ in model.named_parameters()]
@@ -125,6 +131,7 @@ def examine(update: InterceptedUpdate, knowledge: Knowledge) -> Evidence:
     findings += _about_entries(update, knowledge, received, live)
     if update.protocol != "fedsgd":
         findings += _about_decay(update, knowledge, live)
+    findings += _about_bias(update, knowledge, live, loss)
     if not findings or {finding.kind for finding in findings} <= {"frozen", "missing"}:
         findings += _about_rank(update, knowledge, live)
     return Evidence(tuple(findings), frozenset(left_out))
@@ -319,6 +326,96 @@ def _about_decay(
         )
 
 
+def _about_bias(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, loss: LossProbe | None
+) -> Iterator[Finding]:
+    """The gradient of the classifier's bias, whose size a cross entropy limits."""
+    local = knowledge.local
+    weights = update.protocol != "fedsgd"
+    if weights and not (local.is_linear and local.learning_rate):
+        return
+    if loss is None:
+        loss = LossProbe(_sent_model(update, knowledge), knowledge)
+    name = f"{loss.layer}.bias"
+    if loss.kind not in ("classes", "binary") or name not in live or not loss.bias_is_alone:
+        return
+    gradient = update.gradient(knowledge.model, knowledge)[name].double().cpu()
+    rounding = 30 * torch.finfo(update.received[name].dtype).eps
+    noise = rounding * float(gradient.abs().max())
+    if weights:
+        kept = torch.finfo(update.sent[name].dtype).eps
+        largest = float((update.sent[name].double().abs() + live[name].double().abs()).max())
+        noise += 30 * kept * largest / (local.of(name).rate * knowledge.steps)
+    form = loss.cross_entropy
+    limit = loss.binary_limit if form is None else form.limit
+    if limit is None:
+        return
+    # Of confident predictions p - y is a difference of nearly equal numbers.
+    noise += rounding * limit
+    size = float(gradient.abs().max() if form is None else gradient.clamp_min(0).sum())
+    if size > (1 + LARGER) * limit + noise * len(gradient):
+        yield Finding(
+            "rate",
+            f"the gradient of `{name}` is {size / limit:.2g} times as large as the loss allows: "
+            "learning rate, steps or loss are not those told, or the client scales what it sends",
+        )
+        return
+    if form is None or not form.is_even:
+        return
+    rest = abs(float(gradient.sum()))
+    if rest > LARGER * float(gradient.abs().sum()) + noise * len(gradient):
+        yield Finding(
+            "loss",
+            f"the gradient of `{name}` does not sum to 0 as that of a cross entropy: another loss, "
+            "weight decay, or noise or pruning by the client",
+        )
+        return
+    yield from _about_counts(knowledge, name, gradient, form, noise)
+
+
+def _about_counts(
+    knowledge: Knowledge, name: str, gradient: Tensor, form: CrossEntropyForm, noise: float
+) -> Iterator[Finding]:
+    """Numbers of labels: an entry is at least minus the share of its label in the samples."""
+    samples, steps = knowledge.num_samples, knowledge.steps
+    sizes = {len(range(samples)[part]) for part in knowledge.local_batches}
+    one_by_one = steps == 1 or (
+        knowledge.local.is_plain_sgd
+        and len(sizes) == 1
+        and steps % len(knowledge.local_batches) == 0
+        and (knowledge.batch_size is not None or samples == 1)
+    )
+    if not one_by_one or form.is_smoothed:
+        return
+    shares = -gradient / form.step
+    certain = (samples * ((1 - LARGER) * shares - noise) - LARGER).ceil().clamp_min(0)
+    least = int(certain.sum())
+    if least > samples:
+        yield Finding(
+            "counts",
+            f"the gradient of `{name}` takes at least {least} samples, where {samples} "
+            f"{'is' if samples == 1 else 'are'} told: more samples, another learning rate, other "
+            "steps, or noise that the client added",
+        )
+        return
+    if knowledge.labels is not None and knowledge.labels.dim() == 1:
+        told = torch.bincount(knowledge.labels.cpu().long(), minlength=len(gradient))
+        wrong = (certain > told[: len(gradient)]).nonzero().flatten().tolist()
+        if wrong:
+            yield Finding(
+                "labels",
+                f"the gradient of `{name}` takes at least {int(certain[wrong[0]])} of label "
+                f"{wrong[0]}, where {int(told[wrong[0]])} are told: other labels or loss, or noise "
+                "that the client added",
+            )
+
+
+def _sent_model(update: InterceptedUpdate, knowledge: Knowledge) -> nn.Module:
+    model = private_copy(knowledge.model).cpu()
+    model.load_state_dict(update.sent)
+    return model if knowledge.training is None else model.train(knowledge.training)
+
+
 def _about_rank(
     update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
 ) -> Iterator[Finding]:
@@ -390,8 +487,7 @@ def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
             handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
     samples = knowledge.num_samples
     inputs = torch.zeros(samples, *knowledge.input_shape, dtype=like.dtype)
-    labels = knowledge.labels
-    labels = torch.zeros(samples, dtype=torch.long) if labels is None else labels.cpu()
+    labels = knowledge.dummy_labels(samples).cpu()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             knowledge.loss(model, (inputs, labels))

@@ -58,13 +58,14 @@ class Knowledge:
     Args:
         model: the architecture; an attack loads the sent weights into a copy of it.
         input_shape: shape of one sample, such as ``(C, H, W)``.
-        num_classes: number of classes.
+        num_classes: number of classes. If None, the number of outputs of the last linear layer;
+            not used where the labels are no classes.
         mean: mean of each channel with which the clients normalise their data.
         std: standard deviation of each channel.
         num_samples: number of samples that the gradient was computed from. If 0, it is the number
             of ``labels``, or else taken from the update; the findings then say which number it is.
-        labels: the samples' labels ``(num_samples,)``, a tensor or a list. If None, they are not
-            known.
+        labels: the samples' labels as the loss takes them, ``(num_samples, ...)``, a tensor or a
+            list: classes, or any other targets. If None, they are not known.
         protocol: ``fedsgd`` (the update is a gradient), ``fedavg`` (it is weights) or ``delta`` (it
             is a change of weights, new minus old).
         local_training: the client's local training. If None, it is plain SGD with the three
@@ -81,6 +82,8 @@ class Knowledge:
         value_range: lowest and highest value of the samples before normalisation, which an attack
             keeps to; either may be infinite. If None, 0 and 1 of images ``(C, H, W)``, and no
             limits of other samples.
+        label_example: labels ``(1, ...)`` of the type and shape that the loss takes. If None, and
+            the labels are not known, an attack finds it out by calling the loss.
 
     Raises:
         BadInput: if a value is out of its range, the protocol is none of the three, or a fact of
@@ -89,7 +92,7 @@ class Knowledge:
 
     model: nn.Module
     input_shape: tuple[int, ...]
-    num_classes: int
+    num_classes: int | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     num_samples: int = 0
@@ -103,6 +106,7 @@ class Knowledge:
     loss: Callable[[nn.Module, Any], Tensor] = field(default=batch_loss)
     label_recovery: LabelRecovery = "bias_counts"
     value_range: tuple[float, float] | None = None
+    label_example: Tensor | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -127,6 +131,17 @@ class Knowledge:
             and all(0 < value < math.inf for value in self.std),
             f"Expected a finite mean and a positive standard deviation for each of {shape[0]} "
             f"channels, got {self.mean} and {self.std}.",
+        )
+        if self.value_range is not None:
+            low, high = self.value_range
+            require(
+                low < high and (len(shape) != 3 or (math.isfinite(low) and math.isfinite(high))),
+                "Expected the lowest and the highest value as `value_range`, finite ones of "
+                f"images, got {low} and {high}.",
+            )
+        require(
+            self.num_classes is None or self.num_classes >= 1,
+            f"Expected `num_classes` to be at least 1, got {self.num_classes}.",
         )
         self._settle_local_training()
 
@@ -205,3 +220,20 @@ class Knowledge:
         images = len(self.input_shape) == 3
         low, high = self.value_range or ((0.0, 1.0) if images else (-math.inf, math.inf))
         return (low - mean) / std, (high - mean) / std
+
+    def dummy_labels(self, number: int) -> Tensor:
+        """Labels of the type and shape that the loss takes.
+
+        Args:
+            number: number of samples.
+        """
+        if self.labels is not None and len(self.labels) >= 1:
+            shape = (number, *[-1] * (self.labels.dim() - 1))
+            return (
+                self.labels[:number]
+                if len(self.labels) >= number
+                else self.labels[:1].expand(shape)
+            )
+        if self.label_example is not None:
+            return self.label_example[:1].expand(number, *[-1] * (self.label_example.dim() - 1))
+        return torch.zeros(number, dtype=torch.long)

@@ -268,7 +268,9 @@ class InterceptedUpdate:
         names = [name for name, _ in model.named_parameters()]
         if self.protocol == "fedsgd":
             return GradientEstimate({n: self.received[n] for n in names if n in self.received})
-        return estimate_gradient(self.sent, self.change(names), knowledge.local, knowledge.steps)
+        # The number of steps is that of weights, whatever the knowledge was made for.
+        steps = replace(knowledge, protocol=self.protocol).steps
+        return estimate_gradient(self.sent, self.change(names), knowledge.local, steps)
 
     def factors(self) -> dict[str, Factors]:
         """Name of a parameter -> two vectors whose outer product is its gradient.

@@ -1,19 +1,21 @@
+from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from fedleak.attacks import IGA
-from fedleak.attacks.labels import METHODS, recover_labels, refusal
+from fedleak.attacks import IDLG, IGA
+from fedleak.attacks.labels import METHODS, NotDetermined, recover_labels, refusal
 from fedleak.data.photos import Photos
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
 from fedleak.models import SMLP, LeNet, Precode
 from fedleak.updates.knowledge import Knowledge, LabelRecovery
+from fedleak.updates.update import InterceptedUpdate
 from tests.cases import (
     ATTACKS,
     CLASSES,
@@ -31,16 +33,34 @@ def recovered(victim) -> list[int]:
     return recover_labels(victim.model, victim.update.received, knowledge).tolist()
 
 
+class Head(nn.Module):
+    """A classifier alone."""
+
+    def __init__(self, features: int, classes: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes, bias=bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs)
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return cross_entropy(self(batch[0]), batch[1])
+
+
+def headed(features: int, samples: int, **settings: Any) -> Knowledge:
+    """What is known of a classifier of three classes alone."""
+    model = Head(features, 3, bias=settings.pop("bias", True))
+    return Knowledge(model, (features,), 3, num_samples=samples, **settings)
+
+
 def test_by_hand() -> None:
     """Three samples of classes 0, 0 and 2, all given the probabilities 0.5, 0.3 and 0.2."""
     gradient = {"head.bias": torch.tensor([0.5 - 2 / 3, 0.3, 0.2 - 1 / 3])}
     # -0.167 is the lowest and raised by 1/3 to 0.167; then -0.133, to 0.2; then 0.167, to 0.5.
-    victim = case_victim(MODELS[0], precode=False)
-    holder = nn.ModuleDict({"head": nn.Linear(4, 3)})
     for samples, expected in ((1, [0]), (2, [0, 2]), (3, [0, 0, 2])):
         # Raised by 1 or by 1/2 instead of 1/3, no entry is taken twice.
-        knowledge = replace(victim.knowledge, num_classes=3, num_samples=samples)
-        assert recover_labels(holder, gradient, knowledge).tolist() == expected
+        knowledge = headed(4, samples)
+        assert recover_labels(knowledge.model, gradient, knowledge).tolist() == expected
 
 
 @pytest.mark.parametrize("label", range(CLASSES))
@@ -94,20 +114,25 @@ def test_gradient_stays_as_it_was() -> None:
     assert torch.equal(before, victim.update.received["classifier.bias"])
 
 
+def of_logits(criterion: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """A loss of logits and labels as one of a batch."""
+    return lambda model, batch: criterion(model(batch[0]), batch[1])
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        nn.Sequential(nn.Linear(3, 5)),
-        nn.Sequential(nn.Linear(3, 4, bias=False)),
-        nn.Conv2d(1, 4, 3),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 5)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False)),
+        nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten()),
     ],
     ids=["other size", "no bias", "no linear layer"],
 )
 def test_no_classifier(model: nn.Module) -> None:
-    knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, labels=None)
-    name = type(model).__name__
-    with pytest.raises(BadInput, match=f"bias and 4 outputs .* found none in {name}: give the"):
-        recover_labels(model, {}, knowledge)
+    knowledge = Knowledge(model, (1, 8, 8), 4, num_samples=1, loss=of_logits(cross_entropy))
+    gradient = {"1.weight": torch.ones(4, 64)}
+    with pytest.raises(BadInput, match=r"bias and 4 outputs .* found none in Sequential: give the"):
+        recover_labels(model, gradient, knowledge)
 
 
 # ---------------------------------------------------------------------------- the methods by name
@@ -180,6 +205,109 @@ def test_counts_are_lost_where_predictions_are_confident() -> None:
     assert found_by("bias_counts", confident) != [0, 0, 1]
 
 
+BATCH = torch.tensor([0, 2, 2, 3, 2, 1])
+CRITERIA = {
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "factor": lambda outputs, labels: -3 * cross_entropy(outputs, labels),
+    "smoothing": nn.CrossEntropyLoss(label_smoothing=0.3),
+    "weights": nn.CrossEntropyLoss(torch.tensor([1.0, 0.5, 3.0, 2.0])),
+    "weights, sum": nn.CrossEntropyLoss(torch.tensor([1.0, 0.5, 3.0, 2.0]), reduction="sum"),
+    "all": nn.CrossEntropyLoss(torch.tensor([1.0, 0.5, 3.0, 2.0]), label_smoothing=0.2),
+}
+
+
+def of_network(
+    criterion: Callable[[Tensor, Tensor], Tensor], labels: Tensor, outputs: int = 4
+) -> tuple[Knowledge, dict[str, Tensor]]:
+    """What is known of a client with that loss, and its gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.Sigmoid(), nn.Linear(32, outputs))
+    inputs = torch.randn(len(labels), 20)
+    loss = criterion(model(inputs), labels)
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    facts = Knowledge(model, (20,), num_samples=len(labels), loss=of_logits(criterion))
+    return facts, dict(zip(dict(model.named_parameters()), gradient, strict=True))
+
+
+@pytest.mark.parametrize("labels", [BATCH, *BATCH[1:].split(1)], ids=str)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_other_cross_entropies(name: str, labels: Tensor) -> None:
+    facts, gradient = of_network(CRITERIA[name], labels)
+    found = recover_labels(facts.model, gradient, facts)
+    assert found.tolist() == sorted(labels.tolist())
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_a_loss_that_is_no_cross_entropy(label: int) -> None:
+    facts, gradient = of_network(nn.MultiMarginLoss(), torch.tensor([label]))
+    assert recover_labels(facts.model, gradient, facts).tolist() == [label]
+    facts, gradient = of_network(nn.MultiMarginLoss(), torch.tensor([label, 1]))
+    with pytest.raises(BadInput, match=r"cross entropy .* recover the labels of 2 samples"):
+        recover_labels(facts.model, gradient, facts)
+
+
+def test_a_confident_sample_under_label_smoothing() -> None:
+    """Its own entry is not the lowest: the sign rule would be wrong."""
+    facts, gradient = of_network(CRITERIA["smoothing"], torch.tensor([2]))
+    with torch.no_grad():
+        facts.model[2].bias[2] += 5
+    inputs = torch.ones(1, 20)
+    loss = facts.loss(facts.model, (inputs, torch.tensor([2])))
+    values = torch.autograd.grad(loss, list(facts.model.parameters()))
+    gradient = dict(zip(gradient, values, strict=True))
+    assert int(gradient["2.bias"].argmin()) != 2
+    assert recover_labels(facts.model, gradient, facts).tolist() == [2]
+
+
+def test_labels_of_zero_and_one() -> None:
+    for many in ([0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1], [1], [0]):
+        labels = torch.tensor(many)
+        facts, gradient = of_network(
+            lambda z, y: binary_cross_entropy_with_logits(z.squeeze(1), y.to(z)), labels, 1
+        )
+        found = recover_labels(facts.model, gradient, facts)
+        assert (found.tolist(), found.dtype) == (sorted(many), torch.long)
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    facts, gradient = of_network(binary_cross_entropy_with_logits, labels, 3)
+    assert torch.equal(recover_labels(facts.model, gradient, facts), labels)
+    facts, gradient = of_network(binary_cross_entropy_with_logits, labels.repeat(2, 1), 3)
+    with pytest.raises(NotDetermined, match="of 2 samples that the gradient determines"):
+        recover_labels(facts.model, gradient, facts)
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_targets_of_a_regression(outputs: int) -> None:
+    labels = torch.linspace(-2, 3, outputs)[None]
+    facts, gradient = of_network(mse_loss, labels, outputs)
+    found = recover_labels(facts.model, gradient, facts)
+    torch.testing.assert_close(found, labels, rtol=1e-4, atol=1e-4)
+
+
+def test_searched_targets_of_a_batch() -> None:
+    """Two samples have more numbers than one gradient of the bias."""
+    labels = torch.tensor([[0.3, -1.0], [2.0, 0.4]])
+    facts, gradient = of_network(mse_loss, labels, 2)
+    sent = {name: value.detach() for name, value in facts.model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 2, "case", sent, gradient)
+    attack = IDLG(iterations=60)
+    (found,) = attack([update], facts)
+    assert found.explained > 0.999
+    assert "the labels were searched together with the inputs" in found.findings
+    assert {tuple(row) for row in found.labels.round(decimals=1).tolist()} == {
+        tuple(row) for row in labels.round(decimals=1).tolist()
+    }
+
+
+@pytest.mark.parametrize("left", ["2.bias", "2.weight"])
+def test_labels_are_never_read_from_what_did_not_move(left: str) -> None:
+    facts, gradient = of_network(cross_entropy, torch.tensor([3]))
+    part = gradient | {left: torch.zeros_like(gradient[left])}
+    if left == "2.weight":
+        facts = replace(facts, label_recovery="row_minima")
+    with pytest.raises(BadInput, match=f"the update to tell of `{left}`, .* did not move"):
+        recover_labels(facts.model, part, facts)
+
+
 @pytest.mark.parametrize("label", range(4))
 def test_without_a_bias(label: int) -> None:
     relu = headless_victim(nn.ReLU(), [label])
@@ -206,23 +334,19 @@ def test_two_classes_without_a_bias(label: int) -> None:
 def test_rows_by_hand() -> None:
     """Features (1, 4) of class 1 and (2, 1) of class 2, predictions 0.5, 0.3 and 0.2 of both."""
     rows = torch.tensor([[1.5, 2.5], [-0.7 + 0.6, -2.8 + 0.3], [0.2 - 1.6, 0.8 - 0.8]]) / 2
-    holder = nn.ModuleDict({"head": nn.Linear(2, 3, bias=False)})
-    knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, num_classes=3)
     # The minima are 0.75, -1.25 and -0.7.
     for samples, expected in ((1, [1]), (2, [1, 2]), (3, [0, 1, 2])):
-        facts = replace(knowledge, num_samples=samples, label_recovery="row_minima")
-        assert recover_labels(holder, {"head.weight": rows}, facts).tolist() == expected
+        facts = headed(2, samples, bias=False, label_recovery="row_minima")
+        assert recover_labels(facts.model, {"head.weight": rows}, facts).tolist() == expected
 
 
 def test_features_of_both_signs_mislead_the_minima() -> None:
     """One sample of class 1 with features (-9, 1), as a bottleneck may give them."""
     rows = torch.tensor([0.3, -0.7, 0.4]).outer(torch.tensor([-9.0, 1.0]))
-    holder = nn.ModuleDict({"head": nn.Linear(2, 3, bias=False)})
-    knowledge = replace(case_victim(MODELS[0], precode=False).knowledge, num_classes=3)
     found = {}
     for method in ("idlg", "row_minima"):
-        facts = replace(knowledge, label_recovery=method)
-        found[method] = recover_labels(holder, {"head.weight": rows}, facts).tolist()
+        facts = headed(2, 1, bias=False, label_recovery=method)
+        found[method] = recover_labels(facts.model, {"head.weight": rows}, facts).tolist()
     assert found == {"idlg": [1], "row_minima": [2]}
 
 

@@ -1,5 +1,8 @@
 """The server's prior knowledge."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +23,33 @@ def test_bounds_by_default_and_of_vectors() -> None:
     low, high = Knowledge(nn.Identity(), (3, 4, 5), 2).bounds
     assert (low.tolist(), high.tolist()) == ([[[0.0]]], [[[1.0]]])
     low, high = Knowledge(nn.Identity(), (7,), 2, mean=(0.5,), std=(0.5,)).bounds
-    assert (low.tolist(), high.tolist()) == ([-1.0], [1.0])
+    assert (low.tolist(), high.tolist()) == ([-math.inf], [math.inf])
+
+
+def test_bounds_that_are_told() -> None:
+    facts = Knowledge(nn.Identity(), (2,), mean=(1.0, 3.0), std=(2.0, 4.0), value_range=(-1, 7))
+    low, high = facts.bounds
+    assert (low.tolist(), high.tolist()) == ([-1.0, -1.0], [3.0, 1.0])
+    low, high = Knowledge(nn.Identity(), (2,), value_range=(0, math.inf)).bounds
+    assert (low.tolist(), high.tolist()) == ([0.0], [math.inf])
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [((2,), (1.0, 1.0)), ((2,), (2.0, 1.0)), ((3, 4, 4), (0.0, math.inf))]
+)
+def test_a_range_that_is_none(shape: tuple[int, ...], told: tuple[float, float]) -> None:
+    with pytest.raises(BadInput, match="lowest and the highest value as `value_range`, finite"):
+        Knowledge(nn.Identity(), shape, value_range=told)
+
+
+def test_dummy_labels_are_of_the_kind_that_is_known() -> None:
+    facts = Knowledge(nn.Identity(), (2,))
+    assert torch.equal(facts.dummy_labels(3), torch.zeros(3, dtype=torch.long))
+    known = replace(facts, labels=torch.tensor([[0.5, 1.0], [2.0, 3.0]]))
+    assert known.dummy_labels(2).tolist() == [[0.5, 1.0], [2.0, 3.0]]
+    assert known.dummy_labels(3).tolist() == [[0.5, 1.0]] * 3
+    alike = replace(facts, label_example=torch.zeros(1, 4))
+    assert (alike.dummy_labels(3).shape, alike.dummy_labels(3).dtype) == ((3, 4), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +57,8 @@ def test_bounds_by_default_and_of_vectors() -> None:
     [("num_samples", -1), ("local_steps", 0), ("local_steps", -1), ("batch_size", 0)],
 )
 def test_numbers_of_knowledge_are_checked(name: str, value: int) -> None:
-    with pytest.raises(BadInput, match=f"`{name}` to be at least 1, got {value}"):
+    own = name.removeprefix("local_")
+    with pytest.raises(BadInput, match=f"`{own}` to be at least 1, got {value}"):
         Knowledge(torch.nn.Linear(1, 1), (1, 6, 6), 3, **{name: value})
 
 

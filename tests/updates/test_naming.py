@@ -69,6 +69,11 @@ def test_positions_as_names_are_those_of_the_state_dict() -> None:
     assert torch.equal(by_name({"0": torch.zeros(2)}, "delta", ["1", "0"], own)["0"], own["0"])
 
 
+def test_a_part_of_the_parameters_is_enough() -> None:
+    part = {"0.bias": VALUES["0.bias"]}
+    assert list(by_name(part, "gradient", PARAMETERS, SENT)) == ["0.bias"]
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -80,6 +85,7 @@ def test_positions_as_names_are_those_of_the_state_dict() -> None:
         (VALUES | {"0.bias": np.zeros(2)}, r"`0.bias` of shape \(3,\) in the gradient, got \(2,\)"),
         (VALUES | {"0.bias": "text"}, "a tensor for `0.bias`, got str"),
         ({"1.running_mean": SENT["1.running_mean"]}, "of the model's parameters, got none of them"),
+        (dict.fromkeys(VALUES), "gradient of the model's parameters, got none of them"),
     ],
 )
 def test_what_does_not_fit(values: object, sentence: str) -> None:

@@ -16,14 +16,23 @@ from fedleak.metrics import score_images
 from fedleak.models import SMLP
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import NAME, Tensors, remove_round, update_files, update_key
+from fedleak.updates.gradient_estimate import change_of, estimate_gradient
 from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.truth import GroundTruth
-from fedleak.updates.update import InterceptedUpdate, gradient_to_weights, weights_to_gradient
+from fedleak.updates.update import InterceptedUpdate, gradient_to_weights
 from tests.cases import MODELS, Victim, case_victim, make_victim
 from tests.reference import dense_gradient, shared_values
 from tests.toys import Linear, Normalised
 
 # ------------------------------------------------------------------------- gradients and weights
+
+
+def weights_to_gradient(
+    sent: Tensors, received: Tensors, *, learning_rate: float, steps: int
+) -> Tensors:
+    facts = LocalTraining(learning_rate=learning_rate)
+    return estimate_gradient(sent, change_of(sent, received), facts, steps).gradient
 
 
 def test_weights_to_gradient_by_hand() -> None:
@@ -316,7 +325,7 @@ HEADER = {
         ({"num_examples": "-8"}, "complete header in"),
         ({"client": "3"}, r"the header of .*r0001-c0002.safetensors to be .*, got r0001-c0003"),
         ({"model": "../../x"}, r"the name of the model in .* to consist of .*, got '../../x'"),
-        ({"protocol": "gossip"}, "protocol fedsgd or fedavg in .*, got 'gossip'"),
+        ({"protocol": "gossip"}, "protocol fedsgd, fedavg, delta in .*, got 'gossip'"),
     ],
 )
 def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) -> None:

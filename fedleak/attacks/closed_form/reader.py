@@ -96,6 +96,7 @@ class Reader:
         self._seed = int(torch.randint(2**31, (), generator=problem.generator))
         assert problem.knowledge.labels is not None
         labels = problem.knowledge.labels.cpu()
+        labels = labels.double() if labels.is_floating_point() else labels
         self._batch = torch.zeros(problem.batch_shape, dtype=torch.float64), labels
         self.findings: list[str] = []
         # A forward pass in training mode updates batch-norm statistics.

@@ -23,7 +23,7 @@ from fedleak.attacks.base import (
     Report,
 )
 from fedleak.attacks.closed_form.linear import known_inputs
-from fedleak.attacks.labels import recover_labels
+from fedleak.attacks.labels import NotDetermined, recover_labels
 from fedleak.attacks.matching.best_iterate import BestIterate, BestIterates, cost_rounding
 from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
 from fedleak.attacks.matching.costs import COSTS, layer_weights
@@ -38,7 +38,7 @@ from fedleak.attacks.matching.local_steps import (
     smoothing_at,
     step_findings,
 )
-from fedleak.attacks.matching.objective import NOISE, Objective, as_target, noise_of
+from fedleak.attacks.matching.objective import NOISE, LabelForm, Objective, as_target, noise_of
 from fedleak.attacks.matching.optimizers import LBFGS_EVALUATIONS, OPTIMIZERS, OptimizerName
 from fedleak.attacks.matching.priors import expected_statistics, has_statistics
 from fedleak.attacks.module_calls import calls_of
@@ -65,11 +65,13 @@ class Known:
         features: module's path -> its known input, see the hyperparameter ``features``.
         begin: inputs ``(batch, ...)`` that every restart begins with. If None, it begins with
             normal random numbers.
+        labels: the labels ``(batch, ...)``. If None, they are searched together with the inputs.
     """
 
     noise: Tensors = field(default_factory=dict)
     features: Tensors = field(default_factory=dict)
     begin: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -193,16 +195,19 @@ class GradientMatching(JointAttack):
                 "`simulate_steps` out.",
             )
         groups: dict[tuple[object, ...], list[int]] = {}
-        known = [self.known(problem) for problem in problems]
+        known = [
+            replace(self.known(problem), labels=self.labels_of(problem)) for problem in problems
+        ]
         for index, problem in enumerate(problems):
             shapes = tuple(problem.noise_shapes.items())
             found = known[index]
             names = (tuple(found.noise), tuple(found.features), found.begin is None)
+            given = None if found.labels is None else (found.labels.dtype, found.labels.shape)
             facts = problem.knowledge
             # Updates are attacked together if they were trained alike and tell of the same.
             training = (facts.steps, facts.batch_size, str(facts.local), id(facts.local.schedule))
             left = problem.left_out
-            kind = (id(problem.model), problem.batch_shape, shapes, names, training, left)
+            kind = (id(problem.model), problem.batch_shape, shapes, names, given, training, left)
             groups.setdefault(kind, []).append(index)
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
@@ -269,19 +274,29 @@ class GradientMatching(JointAttack):
         )
         return weights
 
-    def labels_of(self, problem: Problem) -> Tensor:
-        """The labels ``(num_samples,)`` that the server knows or recovers.
+    def labels_of(self, problem: Problem) -> Tensor | None:
+        """The labels ``(num_samples, ...)`` that the server knows or recovers.
 
         Args:
             problem: the update.
 
+        Returns:
+            The labels. None if they are searched together with the inputs: by the attacks that do
+            so, and where they are no classes and the gradient does not determine them.
+
         Raises:
             BadInput: if they cannot be recovered.
         """
-        known = problem.knowledge.labels
+        known, loss = problem.knowledge.labels, problem.loss
+        fixed = loss is not None and loss.kind in ("none", "other")
+        if self.restores_labels and not fixed:
+            return None
         if known is not None:
             return known
-        return recover_labels(problem.model, problem.gradient, problem.knowledge)
+        try:
+            return recover_labels(problem.model, problem.gradient, problem.knowledge, loss)
+        except NotDetermined:
+            return None
 
     def _match(
         self, problems: Sequence[Problem], known: Sequence[Known], report: Report
@@ -290,6 +305,8 @@ class GradientMatching(JointAttack):
         state = self._state(problems, known)
         injected = {NOISE + slot for slot in known[0].noise}
         free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in injected}
+        if known[0].labels is None:
+            free["labels"] = state["labels"]
         fixed = {n: v for n, v in state.items() if n not in free}
         step, target, found = self._step(problems, known, state, free)
 
@@ -329,31 +346,43 @@ class GradientMatching(JointAttack):
             optimizer.step(gradients, evaluate_row)
             if self.box:
                 torch.clamp(state["inputs"], low, high, out=state["inputs"])
+        searched = known[0].labels is None
         return [
-            self._reconstruction(kept, first, found)
+            self._reconstruction(kept, first, found, searched=searched)
             for kept in best.per_update(self.restarts, iteration)
         ]
 
     def _reconstruction(
-        self, kept: BestIterate, problem: Problem, found: tuple[str, ...]
+        self, kept: BestIterate, problem: Problem, found: tuple[str, ...], *, searched: bool
     ) -> Reconstruction:
         like = next(iter(problem.gradient.values()))
         labels = kept.variables["labels"]
         noise = {
             slot: value for slot, value in noise_of(kept.variables).items() if self._restores(slot)
         }
+        form = _label_form(problem, searched=searched)
+        if form == "classes":
+            labels = labels.argmax(dim=-1)
+        elif form == "binary":
+            labels = (labels > 0).to(problem.knowledge.dummy_labels(1).dtype)
+        elif labels.is_floating_point():
+            labels = labels.to(like)
         return Reconstruction(
             inputs=kept.variables["inputs"].to(like),
-            labels=labels.argmax(dim=-1) if self.restores_labels else labels,
+            labels=labels,
             noise={name: value.to(like) for name, value in noise.items()},
             costs=kept.costs,
             iterations=kept.iterations,
-            findings=(*step_findings(problem, self._reason_to_average(problem)), *found),
+            findings=(
+                *step_findings(problem, self._reason_to_average(problem)),
+                *found,
+                *(_SEARCHED if searched and not self.restores_labels else ()),
+            ),
         )
 
     def _is_optimised(self, name: str) -> bool:
         if name == "labels":
-            return self.restores_labels
+            return False  # see Known
         return name == "inputs" or self._restores(name.removeprefix(NOISE))
 
     def known(self, problem: Problem) -> Known:
@@ -365,7 +394,7 @@ class GradientMatching(JointAttack):
         if not self.features:
             return Known()
         inputs = torch.zeros(problem.batch_shape).to(next(iter(problem.gradient.values())))
-        labels = torch.zeros(1, dtype=torch.long, device=inputs.device)
+        labels = problem.knowledge.dummy_labels(1).to(inputs.device)
         # A forward pass in train mode updates batch-norm statistics.
         model = copy.deepcopy(problem.model)
         calls = calls_of(model, problem.knowledge.loss, (inputs, labels))
@@ -399,12 +428,12 @@ class GradientMatching(JointAttack):
         if begin:
             inputs = torch.stack(begin).repeat_interleave(starts, dim=0)
             state["inputs"] = inputs.to(state["inputs"])
-        if self.restores_labels:
-            logits = (first.knowledge.num_samples, first.knowledge.num_classes)
-            state["labels"] = _starts(problems, logits, starts).to(kind)
+        given = [facts.labels for facts in known if facts.labels is not None]
+        if given:
+            labels = torch.stack(given).repeat_interleave(starts, dim=0)
+            state["labels"] = labels.to(kind) if labels.is_floating_point() else labels
         else:
-            labels = torch.stack([self.labels_of(problem) for problem in problems])
-            state["labels"] = labels.repeat_interleave(starts, dim=0)
+            state["labels"] = _starts(problems, _label_shape(first), starts).to(kind)
         for slot in first.noise_shapes:
             if slot in known[0].noise:
                 noise = torch.stack([facts.noise[slot] for facts in known])
@@ -511,7 +540,7 @@ class GradientMatching(JointAttack):
             total_variation=self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0,
             batch_norm=self.batch_norm,
             features=self.features,
-            soft_labels=self.restores_labels,
+            labels=_label_form(first, searched=known[0].labels is None),
         )
         return objective, target
 
@@ -520,7 +549,8 @@ class GradientMatching(JointAttack):
     ) -> DummyGradient | DummyUpdate:
         # On a copy, since both remove running statistics.
         model = copy.deepcopy(problem.model).to(self._dtype(problem))
-        batch = example["inputs"], as_target(example["labels"], soft=self.restores_labels)
+        form = _label_form(problem, searched=known.labels is None)
+        batch = example["inputs"], as_target(example["labels"], form)
         facts, noise = problem.knowledge, noise_of(example)
         if self._simulates(problem):
             return DummyUpdate(model, facts, batch, noise, problem.left_out)
@@ -536,6 +566,7 @@ class GradientMatching(JointAttack):
         return next(iter(problem.gradient.values())).dtype
 
 
+_SEARCHED = ("the labels were searched together with the inputs",)
 # Findings where another road failed before.
 _TAKEN: dict[Road, tuple[str, ...]] = {
     "by row": ("differentiated update by update, as torch.func.vmap does not take the model",),
@@ -559,6 +590,23 @@ def _told(step: Step, problem: Problem) -> Step:
             raise not_differentiable(problem.model, problem.knowledge, error) from error
 
     return told
+
+
+def _label_form(problem: Problem, *, searched: bool) -> LabelForm:
+    """How the labels follow from the variable that is searched for them."""
+    kind = "classes" if problem.loss is None else problem.loss.kind
+    if not searched or kind not in ("classes", "binary"):
+        return "given"
+    return "classes" if kind == "classes" else "binary"
+
+
+def _label_shape(problem: Problem) -> tuple[int, ...]:
+    """Shape of the variable that is searched for the labels."""
+    facts, loss = problem.knowledge, problem.loss
+    if loss is not None and loss.kind != "classes":
+        return (facts.num_samples, *loss.shape)
+    assert facts.num_classes is not None  # set when the problem was prepared
+    return (facts.num_samples, facts.num_classes)
 
 
 def _row(values: Any, row: int) -> Any:

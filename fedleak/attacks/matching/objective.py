@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.local_steps import DummyUpdate
 from fedleak.attacks.matching.priors import Statistics, batch_norm_distance, total_variation
 from fedleak.updates.files import Tensors
+
+LabelForm = Literal["classes", "binary", "given"]
 
 # Prefix of the noise slots among the names of the variables.
 NOISE = "noise/"
@@ -34,7 +36,7 @@ class Objective:
         total_variation: weight of the inputs' total variation; not computed if 0.
         batch_norm: weight of the distance of the batch-norm statistics; not computed if 0.
         features: weight of the known features in the cost.
-        soft_labels: whether the labels are logits ``(num_samples, num_classes)``.
+        labels: how the labels follow from their variable, see :func:`as_target`.
     """
 
     dummy: DummyGradient | DummyUpdate
@@ -43,7 +45,7 @@ class Objective:
     total_variation: float
     batch_norm: float
     features: float
-    soft_labels: bool
+    labels: LabelForm
 
     def __call__(
         self, free: Tensors, fixed: Tensors, target: dict[str, Any]
@@ -83,7 +85,7 @@ class Objective:
         more = () if smoothing is None else (smoothing,)
         products, statistics, entered = self.dummy.evaluate(
             values["inputs"],
-            as_target(values["labels"], soft=self.soft_labels),
+            as_target(values["labels"], self.labels),
             noise_of(values),
             target["gradient"],
             *more,
@@ -134,6 +136,14 @@ def noise_of(values: Mapping[str, Tensor]) -> Tensors:
     return {n.removeprefix(NOISE): v for n, v in values.items() if n.startswith(NOISE)}
 
 
-def as_target(labels: Tensor, *, soft: bool) -> Tensor:
-    """Labels as the loss takes them: classes ``(batch,)``, or probabilities of soft labels."""
-    return labels.softmax(dim=-1) if soft else labels
+def as_target(labels: Tensor, form: LabelForm) -> Tensor:
+    """Labels as the loss takes them.
+
+    Args:
+        labels: the variable ``(batch, ...)``.
+        form: classes are logits of soft labels, binary are logits of numbers from 0 to 1; others
+            are the labels themselves.
+    """
+    if form == "classes":
+        return labels.softmax(dim=-1)
+    return labels.sigmoid() if form == "binary" else labels
