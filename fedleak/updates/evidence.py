@@ -398,8 +398,9 @@ def _about_counts(
             "steps, or noise that the client added",
         )
         return
-    if knowledge.labels is not None and knowledge.labels.dim() == 1:
-        told = torch.bincount(knowledge.labels.cpu().long(), minlength=len(gradient))
+    labels = knowledge.labels
+    if labels is not None and labels.dim() == 1 and bool((labels >= 0).all()):
+        told = torch.bincount(labels.cpu().long(), minlength=len(gradient))
         wrong = (certain > told[: len(gradient)]).nonzero().flatten().tolist()
         if wrong:
             yield Finding(
