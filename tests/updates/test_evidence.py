@@ -117,6 +117,20 @@ def test_nothing_is_amiss_where_all_is_as_told(settings_: dict[str, Any]) -> Non
     assert check(*trained(**settings_)) == []
 
 
+@pytest.mark.parametrize("protocol", ["fedavg", "delta"])
+def test_steps_of_adam_with_rounded_weights_are_not_quantised(protocol: str) -> None:
+    """The differences take few values where the weights' rounding is coarse beside the rate."""
+    net = network()
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(10.0)
+    made = trained(
+        torch.optim.Adam, protocol=protocol, net=net,
+        told={"optimizer": "adam", "learning_rate": RATE},
+    )  # fmt: skip
+    assert "levels" not in kinds(made)
+
+
 @pytest.mark.parametrize("precode", [False, True], ids=["plain", "precode"])
 @pytest.mark.parametrize("case", LIGHT_MODELS, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
