@@ -17,6 +17,7 @@ from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
 from fedleak.schema import check_value
 from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
@@ -147,8 +148,10 @@ def attack(
     mean: Scale = 0.0,
     std: Scale = 1.0,
     weights_after: Gradient | None = None,
+    delta: Gradient | None = None,
     learning_rate: float | None = None,
-    local_steps: int = 1,
+    local_steps: int | None = None,
+    local_training: LocalTraining | None = None,
     value_range: tuple[float, float] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -177,8 +180,12 @@ def attack(
             [0, 1].
         std: standard deviation of each channel.
         weights_after: instead of a gradient, the weights after the client's local steps.
+        delta: instead of a gradient, the change of the weights, new minus old.
         learning_rate: learning rate of the local steps.
-        local_steps: number of local steps, all on the same samples.
+        local_steps: number of local steps, all on the same samples. If None, 1, or as
+            ``local_training`` says.
+        local_training: the local training, if it is another than steps of plain SGD on all
+            samples.
         value_range: see :class:`fedleak.updates.knowledge.Knowledge`.
         seed: seed of every random draw.
         device: where to compute, such as ``cuda``. If None, the model's device.
@@ -192,31 +199,39 @@ def attack(
     require(
         isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
     )
+    if local_steps is not None:
+        check_value("local_steps", local_steps, int)
     require(
-        weights_after is not None or local_steps == 1,
+        gradient is None or local_steps in (None, 1),
         f"Expected `weights_after` with {local_steps} local steps, got a gradient, that of one.",
     )
     check_value("num_samples", num_samples, int)
-    check_value("local_steps", local_steps, int)
     shape = _checked_shape(input_shape)
     known = _checked_labels(labels)
     if known is not None and num_samples == 1:
         num_samples = len(known)
     require(num_samples >= 1, f"Expected at least 1 sample, got {num_samples}.")
+    given = {"a gradient": gradient, "`weights_after`": weights_after, "`delta`": delta}
+    names = [name for name, value in given.items() if value is not None]
     require(
-        (gradient is None) != (weights_after is None),
-        "Expected a gradient or `weights_after`, got "
-        + ("neither." if gradient is None else "both."),
+        len(names) == 1,
+        f"Expected a gradient or `weights_after` or `delta`, got {' and '.join(names) or 'none'}.",
     )
     require(
-        weights_after is None or learning_rate is not None,
-        "Expected `learning_rate` with `weights_after`, to compute the gradient from the change of "
-        "the weights.",
+        gradient is not None
+        or learning_rate is not None
+        or (local_training is not None and local_training.learning_rate is not None),
+        "Expected `learning_rate` with `weights_after` or `delta`, to compute the gradient from "
+        "the change of the weights.",
     )
     # A user may call it where gradients are turned off.
     with torch.inference_mode(False), torch.enable_grad():
         update = InterceptedUpdate.of(
-            model, gradient=gradient, weights=weights_after, num_examples=num_samples
+            model,
+            gradient=gradient,
+            weights=weights_after,
+            delta=delta,
+            num_examples=num_samples,
         )
         knowledge = Knowledge(
             model=model,
@@ -227,6 +242,7 @@ def attack(
             num_samples=num_samples,
             labels=known,
             protocol=update.protocol,
+            local_training=local_training,
             learning_rate=learning_rate,
             local_steps=local_steps,
             loss=_batch_loss(model, loss),

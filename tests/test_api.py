@@ -1,5 +1,6 @@
 """The front door: five lines on a plain module, in every form that people have a gradient in."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedleak.attacks import IGA, RGAP
 from fedleak.errors import BadInput
 from fedleak.models.bottleneck import VariationalBottleneck
 from fedleak.runs.results import append_rows
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 from tests.spies import Spy
@@ -101,6 +103,31 @@ def test_forms_of_a_gradient(form: str, batch: tuple[Tensor, Tensor]) -> None:
     for name, value in zip(names(model), gradient_of(model, batch), strict=True):
         assert torch.equal(update.received[name], value)
     assert list(update.sent) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("sends", ["weights_after", "delta"])
+def test_the_facts_of_the_local_training(sends: str, batch: tuple[Tensor, Tensor]) -> None:
+    """Three steps of SGD with momentum and weight decay on one image, by torch's own optimiser."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Sigmoid(), nn.Linear(32, 5))
+    images, labels = batch
+    own = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(own.parameters(), 0.05, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(own(images), labels).backward()
+        optimizer.step()
+    before, after = model.state_dict(), own.state_dict()
+    sent: Any = {n: v - before[n] if sends == "delta" else v for n, v in after.items()}
+    facts = LocalTraining(learning_rate=0.05, momentum=0.9, weight_decay=0.01, steps=3)
+    found = attack(model, input_shape=SHAPE, local_training=facts, **{sends: sent})
+    assert float((found.inputs - images).square().mean()) < 1e-3
+    assert found.explained > 0.9
+    short = RGAP(nra_iterations=5, joint_steps=20)
+    wrong = attack(
+        model, input_shape=SHAPE, learning_rate=0.001, local_steps=3, method=short, **{sends: sent}
+    )
+    assert wrong.findings
 
 
 def test_an_unused_parameter_has_no_gradient(batch: tuple[Tensor, Tensor]) -> None:
@@ -221,8 +248,8 @@ def test_another_loss(batch: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"gradient": None}, "Expected a gradient or `weights_after`, got neither"),
-        ({"weights_after": {}}, "Expected a gradient or `weights_after`, got both"),
+        ({"gradient": None}, "Expected a gradient or `weights_after` or `delta`, got none"),
+        ({"weights_after": {}}, "or `delta`, got a gradient and `weights_after`"),
         ({"gradient": None, "weights_after": {}}, "Expected `learning_rate` with `weights_after`"),
         ({"gradient": [torch.ones(2)]}, "the gradient of 4 parameters, got 1 tensors"),
         ({"gradient": torch.ones(2)}, "a mapping or a sequence of tensors, got Tensor"),
