@@ -50,6 +50,8 @@ def write_all(docs: Path) -> None:
             write(docs / "reference" / folder / f"{module}.rst", page)
     copy_studies(docs / "experiments")
     write(target / "closed-form.md", closed_form())
+    federations = STUDIES / "federations" / "results" / "summary.csv"
+    write(target / "federations.rst", tables.federations(federations))
     for notebook in sorted(STUDIES.glob("*.ipynb")):
         picture = target / "thumbnails" / f"{notebook.stem}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)

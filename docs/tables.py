@@ -1,5 +1,6 @@
 """Tables of the reference, in reStructuredText: plugins with their facts, settings, help texts."""
 
+import csv
 import inspect
 import io
 import re
@@ -8,6 +9,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -157,6 +159,29 @@ def type_text(annotation: Any) -> str:
         type(None): "null", Any: "any value",
     }  # fmt: skip
     return known.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+
+
+def federations(summary: Path) -> str:
+    """The table of the study of federations, from its summary.csv.
+
+    Args:
+        summary: the file.
+    """
+    with summary.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    rows = []
+    for entry in found:
+        spread = f" ± {entry['spread']}" if entry["spread"] else ""
+        score = f"{entry['score']}{spread}" if entry["score"] else "refused"
+        rows.append([
+            escape(entry["group"]), escape(entry["setting"]), f"``{entry['attack']}``",
+            escape(entry["metric"]), score, entry["guess"], entry["explained"] or "not checked",
+            entry["labels"] or "known", entry["n"],
+        ])  # fmt: skip
+    header = [
+        "group", "setting", "attack", "score", "attack's", "guess", "explained", "labels right", "n",
+    ]  # fmt: skip
+    return list_table(header, rows)
 
 
 def list_table(header: Sequence[str], rows: Iterable[Sequence[str]], widths: Any = "auto") -> str:
