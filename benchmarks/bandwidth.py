@@ -81,7 +81,8 @@ def product_bandwidth(model: nn.Module, total: int = LARGE_BYTES) -> float:
         model: its linear layers' weights are multiplied by vectors from both sides, in turn.
         total: number of bytes that are read between two looks at the clock, at least.
     """
-    weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = [layer.weight.detach() for layer in layers]
     pairs = [(w, torch.ones(w.shape[1]), torch.ones(w.shape[0])) for w in weights]
     size = 2 * sum(w.numel() * w.element_size() for w in weights)
     rounds = max(1, total // size)

@@ -76,7 +76,12 @@ def _users(count: int, small: bool) -> _Users:
         updates.append(InterceptedUpdate(1, user, "fedsgd", 1, "fedvae", sent, received))
         truths.append(GroundTruth(inputs, labels, {n: values[0] for n, values in drawn.items()}))
     return _Users(
-        updates, truths, Knowledge(model, data.input_shape, 1, labels=truths[0].labels), name
+        updates,
+        truths,
+        Knowledge(
+            model, data.input_shape, 1, labels=truths[0].labels, value_range=data.value_range
+        ),
+        name,
     )
 
 

@@ -47,7 +47,7 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
     "precode": ("model.precode.", Precode),
 }
 """Page's section -> prefix of its settings and their dataclass."""
-COMMANDS = ("run", "attack", "sweep", "report", "list")
+COMMANDS = ("run", "attack", "import", "sweep", "report", "list")
 
 
 def overview(kind: str) -> str:
@@ -179,7 +179,8 @@ def federations(summary: Path) -> str:
             entry["labels"] or "known", entry["n"],
         ])  # fmt: skip
     header = [
-        "group", "setting", "attack", "score", "attack's", "guess", "explained", "labels right", "n",
+        "group", "setting", "attack", "score", "of the attack", "of a guess", "explained",
+        "labels right", "n",
     ]  # fmt: skip
     return list_table(header, rows)
 

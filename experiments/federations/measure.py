@@ -175,7 +175,7 @@ def main(output: Path, seeds: int, only: str | None = None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only")
     arguments = parser.parse_args()
     main(arguments.output, arguments.seeds, arguments.only)

@@ -1,4 +1,4 @@
-"""The settings of measure.py: clients that train in every way, and what the server knows of them."""
+"""The settings of measure.py: clients that train in every way, and what the server knows."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ class Setting:
     group: str
     name: str
     make: Callable[[int], Victim]
-    attack: Callable[[], Attack] = field(default=lambda: IGA(iterations=1500))
+    attack: Callable[[], Attack] = field(default=lambda: IGA(iterations=600))
     metric: str = "SSIM"
     most: int = 5
 

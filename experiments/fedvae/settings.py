@@ -108,8 +108,9 @@ def measure(output: Path, users: int, chosen: list[str]) -> None:
                 continue
             made, model = victims(data, users), model_for(data)
             knowledge = Knowledge(
-                model, data.input_shape, 1, num_samples=1, labels=torch.zeros(1, dtype=torch.long)
-            )
+                model, data.input_shape, 1, num_samples=1, labels=torch.zeros(1, dtype=torch.long),
+                value_range=data.value_range,
+            )  # fmt: skip
             for setting in wanted:
                 attack = NRA(**BASE | SETTINGS[setting])
                 found = attack([update for update, _ in made], knowledge)

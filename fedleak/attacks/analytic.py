@@ -90,7 +90,7 @@ class Analytic(Attack):
         weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
         entering, error = input_of(layer, gradient, problem.deviation)
         unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
-        if layer is not None and enters_unchanged(facts, layer):
+        if enters_unchanged(facts, layer):
             low, high = (bound.to(entering) for bound in facts.bounds)
             found = entering.reshape(facts.input_shape).clamp(low, high)
         else:

@@ -297,11 +297,8 @@ def _numbers(model: nn.Module, gradient: Tensors, knowledge: Knowledge, probe: L
 def _binary_counts(entry: float, knowledge: Knowledge, probe: LossProbe) -> Tensor:
     """Labels of 0 and 1 of a batch, sorted, by the number that gives the gradient of the bias."""
     outputs = probe.output_of(_dummies(knowledge, probe))[: probe.size]
-    kind = {"dtype": outputs.dtype, "device": outputs.device}
-    zero, one = (
-        float(probe.gradient(outputs, torch.full((probe.size, *probe.shape), y, **kind)).mean())
-        for y in (0.0, 1.0)
-    )
+    zeros = torch.zeros(probe.size, *probe.shape, dtype=outputs.dtype, device=outputs.device)
+    zero, one = (float(probe.gradient(outputs, zeros + y).mean()) for y in (0.0, 1.0))
     samples = knowledge.num_samples
     # A step's gradient is of its samples, and the update's is the mean over the steps.
     mean = entry / probe.per_step

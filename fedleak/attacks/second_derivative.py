@@ -86,9 +86,9 @@ def differentiate_twice(model: nn.Module, knowledge: Knowledge) -> None:
     if not loss.requires_grad:
         return
     found = torch.autograd.grad(
-        loss, list(model.parameters()), create_graph=True, allow_unused=True
+        loss, list(model.parameters()), create_graph=True, allow_unused=True, materialize_grads=True
     )
-    total = sum((v.square().sum() for v in found if v is not None), torch.zeros(()).to(loss))
+    total = sum((v.square().sum() for v in found), torch.zeros(()).to(loss))
     if total.requires_grad:
         # `torch.autograd.grad` passes over what is marked as differentiable once.
         total.backward()
@@ -114,8 +114,10 @@ def _module_that_fails(model: nn.Module, knowledge: Knowledge) -> str | None:
                 total = given.sin().sum() if isinstance(given, Tensor) else None
                 if total is not None and total.requires_grad:
                     inner = (entering, *module.parameters())
-                    found = torch.autograd.grad(total, inner, create_graph=True, allow_unused=True)
-                    again = [v.sin().sum() for v in found if v is not None and v.requires_grad]
+                    found = torch.autograd.grad(
+                        total, inner, create_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    again = [v.sin().sum() for v in found if v.requires_grad]
                     if again:
                         torch.stack(again).sum().backward()
             except (RuntimeError, NotImplementedError):

@@ -112,7 +112,10 @@ class Tokens(GradientMatching):
         found = self._search_embeddings(problem, uses, choices, report)
         if found is None:
             start = _random_numbers(choices, problem.generator).reshape(problem.batch_shape)
-            found = Reconstruction(inputs=start, labels=self.labels_of(problem))
+            labels = self.labels_of(problem)
+            if labels is None:  # not determined by the gradient
+                labels = problem.knowledge.dummy_labels(len(start))
+            found = Reconstruction(inputs=start, labels=labels)
         search = _Search(problem, choices, found.labels.cpu())
         random = [*problem.noise_shapes, *drawing_layers(problem.model)]
         numbers = found.inputs.cpu()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -313,7 +313,7 @@ class LossProbe:
                     takes_whole = False
                     continue
                 self.kind, self.whole = "numbers", False
-                if self.layer is not None and self._is_binary():
+                if cast("str | None", self.layer) is not None and self._is_binary():
                     self.kind, self.whole = "binary", takes_whole
                 return
             free = shape if acts is False and free is None else free
@@ -344,7 +344,7 @@ class LossProbe:
                 return None
             if not loss.requires_grad:
                 return False
-            (found,) = torch.autograd.grad(loss, labels, allow_unused=True)
+            (found,) = _gradients(loss, labels)
         except Exception:  # a loss of a user's own may raise anything
             return None
         return found is not None and bool(found.any())
@@ -358,7 +358,7 @@ class LossProbe:
         _, found = self._gradient(outputs.reshape(self.size, -1), labels, graph=True)
         if not found.requires_grad:
             return True
-        (moved,) = torch.autograd.grad(found[0].sum(), labels, allow_unused=True)
+        (moved,) = _gradients(found[0].sum(), labels)
         return moved is None or not bool(moved[1:].any())
 
     def _widths(self) -> list[int]:
@@ -492,7 +492,7 @@ class LossProbe:
         loss = self._loss(labels, outputs=leaf, graph=True)
         if not loss.requires_grad:
             return loss, torch.zeros_like(leaf)
-        (found,) = torch.autograd.grad(loss, leaf, create_graph=graph, allow_unused=True)
+        (found,) = _gradients(loss, leaf, graph=graph)
         return loss, torch.zeros_like(leaf) if found is None else found
 
     def _loss(
@@ -534,6 +534,12 @@ class LossProbe:
         if any(BROADCASTS in str(item.message) for item in said):
             raise ValueError("the loss broadcasts its labels")
         return loss
+
+
+def _gradients(output: Tensor, inputs: Tensor, *, graph: bool = False) -> tuple[Tensor | None, ...]:
+    """Gradient of a scalar; None where it does not depend on the input."""
+    found = torch.autograd.grad(output, inputs, create_graph=graph, allow_unused=True)
+    return cast("tuple[Tensor | None, ...]", found)
 
 
 def in_own_precision(loss: Loss, kind: torch.dtype) -> Loss:

@@ -176,7 +176,9 @@ def test_the_noise_restoring_attack_reads_a_users_items(dropout: float) -> None:
     update = InterceptedUpdate(
         1, 0, "fedsgd", 1, "fedvae", sent, dict(zip(names, gradient, strict=True))
     )
-    knowledge = Knowledge(model=model, input_shape=(ITEMS,), num_classes=1, labels=labels)
+    knowledge = Knowledge(
+        model=model, input_shape=(ITEMS,), num_classes=1, labels=labels, value_range=(0.0, 1.0)
+    )
     (found,) = NRA(iterations=300, learning_rate=0.03, restarts=4)([update], knowledge)
     assert torch.equal((found.inputs >= 0.6).float(), inputs)
     assert set(found.noise) == ({"dropout", "noise"} if dropout else {"noise"})
@@ -198,7 +200,9 @@ def test_the_slots_that_are_restored_can_be_chosen() -> None:
         1, 0, "fedsgd", 1, "fedvae", dict(model.state_dict()),
         dict(zip(names, gradient, strict=True)),
     )  # fmt: skip
-    knowledge = Knowledge(model=model, input_shape=(ITEMS,), num_classes=1, labels=labels)
+    knowledge = Knowledge(
+        model=model, input_shape=(ITEMS,), num_classes=1, labels=labels, value_range=(0.0, 1.0)
+    )
     (every,), (chosen,), (one,) = (
         attack([update], knowledge)
         for attack in (
