@@ -227,7 +227,7 @@ class Knowledge:
         Args:
             number: number of samples.
         """
-        if self.labels is not None and len(self.labels) >= 1:
+        if self.labels is not None and self.labels.dim() and len(self.labels):
             shape = (number, *[-1] * (self.labels.dim() - 1))
             return (
                 self.labels[:number]

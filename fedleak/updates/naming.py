@@ -19,6 +19,19 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def known_names(values: Mapping[str, Any], state: Mapping[str, Any]) -> int:
+    """How many of the names are a model's, with or without prefixes of wrappers, or positions.
+
+    Args:
+        values: by the names to be looked up.
+        state: the model's state.
+    """
+    if _is_listed(values):
+        return len(values)
+    own = {_unwrapped(name) for name in state}
+    return sum(_unwrapped(str(name)) in own for name in values)
+
+
 def _is_listed(values: Mapping[Any, Any]) -> bool:
     """Whether the names are positions."""
     return list(values) == [str(position) for position in range(len(values))]

@@ -24,7 +24,7 @@ from fedleak.updates.files import (
 )
 from fedleak.updates.gradient_estimate import GradientEstimate, change_of, estimate_gradient
 from fedleak.updates.knowledge import Knowledge, Protocol
-from fedleak.updates.naming import by_name
+from fedleak.updates.naming import by_name, known_names
 
 # What is given -> protocol.
 PROTOCOLS: dict[str, Protocol] = {"gradient": "fedsgd", "weights": "fedavg", "delta": "delta"}
@@ -161,6 +161,8 @@ class InterceptedUpdate:
         parameters = [name for name, _ in model.named_parameters()]
         given: Any = self.sent
         sent, received = self.sent, self.received
+        if _is_of_another(given, state):
+            return self  # :meth:`check` says so
         if not (_is_by_name(given, state) and len(given) == len(state)):
             own = {name: value.detach().cpu().clone() for name, value in state.items()}
             sent = own | by_name(given, "sent weights", parameters, own)
@@ -360,6 +362,13 @@ class InterceptedUpdate:
             round_, client, cast(Protocol, protocol), examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,
         )  # fmt: skip
+
+
+def _is_of_another(values: Any, state: Mapping[str, Any]) -> bool:
+    """Whether these are tensors by names of which most are not a model's."""
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        return False
+    return bool(values) and 2 * known_names(values, state) < len(values)
 
 
 def _is_by_name(values: Any, state: Mapping[str, Any]) -> bool:

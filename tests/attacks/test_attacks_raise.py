@@ -119,7 +119,7 @@ def test_one_bad_update_among_good_ones_starts_nothing(case: AttackCase, victim:
 
 @every_kind
 def test_inputs_that_the_model_does_not_take(case: AttackCase, victim: Victim) -> None:
-    with pytest.raises(BadInput, match=r"inputs of shape \(1, 9, 9\), but SMLP fails"):
+    with pytest.raises(BadInput, match=r"inputs of shape \(1, 9, 9\) and .*, but SMLP fails"):
         case.make()([victim.update], replace(victim.knowledge, input_shape=(1, 9, 9)))
 
 
@@ -199,7 +199,7 @@ def test_known_labels_tell_the_number_of_samples() -> None:
     update, facts = of_eight()
     (found,) = IGA(iterations=2)([update], replace(facts, labels=torch.arange(8) % 4))
     assert len(found.inputs) == 8
-    assert found.findings == ()
+    assert all(finding.startswith("not supported") for finding in found.findings)
 
 
 def test_what_was_told_of_the_samples_holds_and_a_contradiction_is_said() -> None:
