@@ -14,7 +14,7 @@ from fedleak.errors import BadInput, require, unknown_name
 from fedleak.registry import Plugin, load_class, load_plugin, plugin_entry, read_plugin, short_name
 from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.schema import check_keys, check_value, check_values, parameters_of, shown
-from fedleak.updates.knowledge import LabelRecovery, Protocol
+from fedleak.updates.knowledge import LabelRecovery
 
 Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]
@@ -68,7 +68,7 @@ class Federation:
     clients: int = 8
     clients_per_round: int | None = None
     rounds: int = 1
-    protocol: Protocol = "fedsgd"
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
     batch_size: int = 1
     local_epochs: int = 1
     mode: Literal["train", "eval"] = "train"
