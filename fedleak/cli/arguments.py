@@ -314,8 +314,7 @@ COMMANDS = {
     ),
     "import": _Command(
         "Make a run's folder of a file with an update.",
-        "Make the folder of a run, for `fedleak attack`, from a file with a gradient, weights or a "
-        "delta.",
+        "Make a folder for `fedleak attack` from a file of a gradient, weights or delta.",
         " FILE",
         _fill_import,
     ),
