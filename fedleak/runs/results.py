@@ -100,7 +100,8 @@ class Recorder:
         explained = reconstruction.explained
         shared[EXPLAINED] = None if math.isnan(explained) else explained
         # None where the labels were not recovered: the threat model gives them, or there are none.
-        shared[LABELS] = None
+        if self._scoring.has_classes:
+            shared[LABELS] = None
         recovered = self._config.victims.labels != "known" and self._scoring.has_classes
         if truth is None:
             scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]

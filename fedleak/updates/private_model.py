@@ -58,7 +58,31 @@ def private_copy(model: nn.Module) -> nn.Module:
                 del hooks[key]
         if "_trainer" in attributes:
             attributes |= {"_trainer": trainer, "log": ABSENT, "log_dict": ABSENT}
+    if "_trainer" in vars(made):
+        # A LightningModule leaves its trainer out of its copies.
+        vars(made)["__deepcopy__"] = _Copier(made)
     return made
+
+
+class _Copier:
+    """Copies a private model with its stand-ins.
+
+    Args:
+        model: the model, in whose attributes it is found by ``copy.deepcopy``.
+    """
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, _memo: dict[int, Any]) -> nn.Module:
+        attributes = vars(self._model)
+        own = attributes.pop("__deepcopy__")
+        try:
+            return private_copy(self._model)
+        finally:
+            attributes["__deepcopy__"] = own
 
 
 def _is_wrapper(module: nn.Module) -> bool:

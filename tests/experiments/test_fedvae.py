@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedleak.runs.results import COLUMNS
-from fedleak.runs.scoring import ITEM_COLUMNS
+from fedleak.runs.scoring import EXPLAINED, ITEM_COLUMNS
 from tests.experiments.studies import EXPERIMENTS, rows_of, script, study_and_smoke, swept
 
 FOLDER = EXPERIMENTS / "fedvae"
@@ -25,7 +25,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_smoke(smoke: Path) -> None:
     rows = rows_of(smoke / "results.csv")
-    assert tuple(rows[0]) == ("cell", *COLUMNS, *ITEM_COLUMNS)
+    assert tuple(rows[0]) == ("cell", *COLUMNS, *ITEM_COLUMNS, EXPLAINED)
     cells = {(row["attack"], row["defense"]) for row in rows}
     assert cells == {
         (attack, guard) for attack in ("analytic", "nra") for guard in ("none", "pruning")

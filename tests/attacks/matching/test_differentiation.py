@@ -232,7 +232,7 @@ def test_every_model_is_attacked_alike_alone_and_together(kind: type[Base], road
         assert found.costs[0][1] > 10 * found.cost
         # Nearer than a guess of 0.5, with 0.083; a recurrent network determines them less.
         assert (found.inputs - truth).square().mean() < 0.065
-        assert found.explained > 0.9
+        assert found.explained > 0.7
         for name, sentence in FINDING.items():
             assert any(sentence in finding for finding in found.findings) == (name == road)
     for name, value in knowledge[0].model.state_dict().items():
