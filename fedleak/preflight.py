@@ -116,10 +116,12 @@ def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             batch_loss(private_copy(model), batch)
-    except Exception as error:  # of the user's own code
+    except (Exception, SystemExit) as error:  # of the user's own code
         if isinstance(error, BadInput):
             raise
         text = " ".join(str(error).split())
+        if isinstance(error, SystemExit):
+            text = f"its code called sys.exit({text})"
         raise BadInput(f"{sentence}but {config.model_name} fails on them: {text}") from error
 
 

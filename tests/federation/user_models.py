@@ -37,7 +37,7 @@ class FailingByClass(OnlyTrainingStep):
     """Fails for clients whose samples are of certain classes."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self._trainer is not None:  # in a client, not in an attack
+        if isinstance(self._trainer, pl.Trainer):  # in a client, not in an attack
             label = int(batch[1][0])
             if label == RAISES:
                 raise RuntimeError("the camera is broken")
@@ -56,7 +56,7 @@ class DyingByClass(OnlyTrainingStep):
         self.how = how
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self._trainer is not None and int(batch[1][0]) == RAISES:
+        if isinstance(self._trainer, pl.Trainer) and int(batch[1][0]) == RAISES:
             if self.how == "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
             elif self.how == "sys.exit":
@@ -69,7 +69,7 @@ class Broken(OnlyTrainingStep):
     """Raises an exception for one client."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self._trainer is not None and int(batch[1][0]) == RAISES:
+        if isinstance(self._trainer, pl.Trainer) and int(batch[1][0]) == RAISES:
             raise RuntimeError("the camera is broken")
         return super().training_step(batch, batch_idx)
 
@@ -79,7 +79,7 @@ class Diverging(OnlyTrainingStep):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if self._trainer is not None and int(batch[1][0]) == RAISES:
+        if isinstance(self._trainer, pl.Trainer) and int(batch[1][0]) == RAISES:
             return loss * float("nan")
         return loss
 
@@ -95,7 +95,7 @@ class Slow(OnlyTrainingStep):
     """Sleeps in every step."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self._trainer is not None:
+        if isinstance(self._trainer, pl.Trainer):
             time.sleep(0.3)
         return super().training_step(batch, batch_idx)
 

@@ -52,6 +52,7 @@ from tests.federation.runs import Finished, attack_plugin, finished_run
 from tests.federation.runs import Recorder as Events
 
 ALL = (*COLUMNS, "lpips")
+RECORDED = (*ALL, "label_accuracy", "explained")
 FILE = "alexnet-owt-7be5be79.pth"
 
 
@@ -290,7 +291,7 @@ def test_a_file_truncated_anywhere_keeps_its_columns(tmp_path: Path) -> None:
 def test_mean_of_the_summary() -> None:
     (entry,) = summarise([row(lpips=0.5), row(1, lpips=0.25), row(2, lpips=None)])
     assert entry["lpips"] == pytest.approx(0.375)
-    assert list(entry)[-2:] == ["seconds", "lpips"]
+    assert list(entry)[-3:] == ["seconds", "lpips", "unsupported"]
     assert summarise([row(lpips=None)])[0]["lpips"] is None
     (entry,) = summarise([row(lpips=math.nan)])
     json.dumps(entry, allow_nan=False)
@@ -318,7 +319,7 @@ def test_rows_of_an_update(known: bool, tmp_path: Path, weights: Path) -> None:
     recorder = Recorder(folder, settings, ImageScoring(settings.metrics, (0.0,) * 3, (1.0,) * 3))
     truth = GroundTruth(images, labels) if known else None
     rows = recorder.record("iga", update, truth, Reconstruction(rough, labels))
-    assert read_columns(folder.results) == ALL
+    assert read_columns(folder.results) == RECORDED
     found = [item["lpips"] for item in read_rows(folder.results)]
     assert found == [item["lpips"] for item in rows]
     if known:
@@ -344,12 +345,16 @@ def test_a_whole_attack(finished: Finished, tmp_path: Path, weights: Path) -> No
     settings = again(finished, tmp_path / "out")
     summary = experiment.attack_run(finished.folder.path, settings)
     rows = read_rows(tmp_path / "out" / "results.csv")
-    assert read_columns(tmp_path / "out" / "results.csv") == ALL
+    assert read_columns(tmp_path / "out" / "results.csv") == RECORDED
     assert all(item["lpips"] > 0 for item in rows)
     bare = experiment.attack_run(
         finished.folder.path, replace(settings, metrics=Metrics(), output=str(tmp_path / "bare"))
     )
-    assert read_columns(tmp_path / "bare" / "results.csv") == COLUMNS
+    assert read_columns(tmp_path / "bare" / "results.csv") == (
+        *COLUMNS,
+        "label_accuracy",
+        "explained",
+    )
     # The other columns do not notice.
     same = [name for name in COLUMNS if name not in ("seconds", "noise_mse")]
     for left, right in zip(rows, read_rows(tmp_path / "bare" / "results.csv"), strict=True):
@@ -404,7 +409,7 @@ def test_an_interrupted_attack_continues(finished: Finished, tmp_path: Path, wei
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     (tmp_path / "out" / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}))
     experiment.attack_run(finished.folder.path, settings, resume=True)
-    assert read_columns(results) == ALL
+    assert read_columns(results) == RECORDED
     assert [item["lpips"] for item in read_rows(results)] == [item["lpips"] for item in before]
 
 
