@@ -75,7 +75,9 @@ def measure(setting: Setting, seed: int) -> dict[str, Any]:
         (found,) = attack([victim.update], victim.knowledge, seed=seed)
     except BadInput as refusal:
         return row | {"findings": f"refused: {refusal}"}
-    if victim.knowledge.labels is None and victim.labels is not None:
+    known = victim.knowledge.labels is not None or victim.labels is None
+    # Targets that are numbers are not right or wrong.
+    if not known and not victim.labels.is_floating_point():
         same = victim.labels.sort().values == found.labels.sort().values
         row["labels"] = f"{float(same.double().mean()):.3f}"
     return row | {
