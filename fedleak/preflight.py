@@ -81,7 +81,7 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
                 "`model` or other `defenses`"
                 + (", or leave `baseline` out." if variant == "baseline" else "."),
             )
-    if trains and any(attack.family == "optimisation-based" for attack in attacks):
+    if trains and any(getattr(attack, "family", "") == "optimisation-based" for attack in attacks):
         for model in models.values():
             refused = second_derivative.refusal(knowledge_of(config, data, model, labels=None))
             if refused is not None:

@@ -84,6 +84,7 @@ def test_a_run_leaves_exactly_these_files(finished: Finished) -> None:
     keys = [f"r000{r}-c000{c}" for r in (1, 2) for c in range(4)]
     updates = [*keys, "r0001-global", "r0002-global"]
     expected = {"config.yaml", "results.csv", "summary.json", "figures/reconstructions.png"}
+    expected |= {"diagnostics.jsonl"}
     for variant in ("", "baseline/"):
         expected |= {f"updates/{variant}{name}.safetensors" for name in updates}
         expected |= {f"truth/{variant}{key}.safetensors" for key in keys}
@@ -105,9 +106,9 @@ def test_results_have_a_row_for_every_sample(finished: Finished) -> None:
     header, *lines = finished.folder.results.read_text().splitlines()
     assert header == (
         "round,client,sample,attack,defense,model,dataset,batch_size,mse,psnr,ssim,success,"
-        "noise_mse,cost,iterations,seconds"
+        "noise_mse,cost,iterations,seconds,label_accuracy,explained"
     )
-    assert tuple(header.split(",")) == COLUMNS
+    assert tuple(header.split(",")) == (*COLUMNS, "label_accuracy", "explained")
     rows = read_rows(finished.folder.results)
     assert len(rows) == len(lines) == 3 * 2 * 4 * 2
     places = {
@@ -138,6 +139,7 @@ def test_summary_has_exactly_these_keys(finished: Finished) -> None:
     for entry in summary["attacks"]:
         assert list(entry) == [
             "attack", "defense", "model", "dataset", "n", "mse", "psnr", "ssim", "asr", "seconds",
+            "label_accuracy", "explained", "unsupported",
         ]  # fmt: skip
         mine = [r for r in rows if (r["attack"], r["model"]) == (entry["attack"], entry["model"])]
         assert entry["n"] == len(mine) == 16
@@ -248,6 +250,7 @@ def test_diagnostics_are_kept_in_the_run_folder(data: Path, tmp_path: Path) -> N
     run(config)
     lines = RunFolder(Path(config.output)).diagnostics.read_text().splitlines()
     found = [json.loads(line) for line in lines]
+    found = [line for line in found if line["attack"] == "exact_nra"]
     assert [(line["attack"], line["client"]) for line in found] == [
         ("exact_nra", 0), ("exact_nra", 2)
     ]  # fmt: skip
@@ -577,7 +580,8 @@ def test_an_attack_on_a_runs_folder(finished: Finished, tmp_path: Path) -> None:
     assert summary["federation"] == finished.summary["federation"]
     names = {path.name for path in (tmp_path / "again").iterdir()}
     assert names == {
-        "config.yaml", "figures", "results.csv", "summary.json", "tensorboard", "truth", "updates",
+        "config.yaml", "diagnostics.jsonl", "figures", "results.csv", "summary.json", "tensorboard",
+        "truth", "updates",
     }  # fmt: skip
     # The updates are there as well, so that the folder can be attacked in its turn.
     other = attack_config(finished, tmp_path / "third", "iga")

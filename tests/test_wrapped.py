@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.errors import BadInput
-from fedleak.models.optimiser_facts import local_training
+from fedleak.models.first_batch import first_batch
 from fedleak.registry import Untrusted, known_classes_only
 from fedleak.wrapped import Wrapped
 
@@ -49,7 +49,9 @@ def test_the_loss_is_the_modules_own_or_cross_entropy() -> None:
 
 
 def test_it_is_trained_by_plain_sgd() -> None:
-    facts = local_training(wrapped(width=5))
+    facts = first_batch(
+        wrapped(width=5), tuple(IMAGES.shape[1:]), train=True, samples=1, batch_size=1, epochs=None
+    ).training
     assert facts.is_plain_sgd
     assert facts.learning_rate == 0.5
     assert dict(wrapped(width=5).named_parameters())["module.layer.weight"].shape == (5, 4)
