@@ -231,6 +231,7 @@ def test_scripts_say_so_where_nothing_has_ended(script, sweeps, tmp_path, capsys
 # ------------------------------------------------------------------------------------ in small
 
 
+@pytest.mark.slow
 def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path):
     results = tmp_path / "results"
     for folder in (ACCURACY, LEVELS):

@@ -37,6 +37,7 @@ def by_machine(file: str, model: str, seconds: float) -> str:
     return " | ".join(cells[::-1] if model in ON_EPYC[file] else cells)
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = swept(FOLDER / "smoke.yaml")

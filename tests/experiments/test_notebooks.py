@@ -11,13 +11,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "experiments").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SLOW = {"precode"}
 
 
 def test_all_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["exact", "fedvae", "nra", "precode"]
 
 
-@every_notebook
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in NOTEBOOKS
+    ],
+)
 def test_it_runs(path: Path) -> None:
     command = [
         sys.executable,

@@ -17,6 +17,8 @@ from typing import Any, cast
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# An engine's thread that outlives its Ray would otherwise start another one.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 import psutil
 import ray
@@ -189,8 +191,9 @@ def run_on_ray(
             if control.started.is_set():
                 control.ended.wait(STOP_SECONDS)
             thread.join(timeout)
-            # SIGALRM makes a client raise an exception; a client that ignores it is killed.
-            for number in (signal.SIGALRM, signal.SIGKILL):
+            # SIGALRM makes a client raise an exception; a client that ignores it is killed, and
+            # once more when Ray has started its worker anew and repeated the task.
+            for number in (signal.SIGALRM, signal.SIGKILL, signal.SIGKILL):
                 if thread.is_alive():
                     _signal_clients(number)
                     thread.join(NOTICE_SECONDS)
