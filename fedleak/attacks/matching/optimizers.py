@@ -123,7 +123,8 @@ class LBFGS(RowOptimizer):
             def closure(number: int = number, variables: Tensors = variables) -> float:
                 found, objective = evaluate(number)
                 for name, value in variables.items():
-                    value.grad = found[name][0]
+                    # torch's L-BFGS takes views of it; attention, say, leaves it in another order.
+                    value.grad = found[name][0].contiguous()
                 return float(objective)
 
             optimizer.step(closure)
