@@ -252,6 +252,10 @@ class RunConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        require(
+            bool(self.output.strip()),
+            "Expected a folder as `output`, got an empty text: write `.` for this one.",
+        )
         require(self.seed >= 0, f"Expected `seed` to be at least 0, got {self.seed}.")
         require(self.seed < 2**63, f"Expected `seed` to be below 2^63, got {shown(self.seed)}.")
         federation, victims = self.federation, self.victims

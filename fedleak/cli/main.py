@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from fedleak.cli.arguments import parse
-from fedleak.errors import BadInput, RunFailed
+from fedleak.errors import BadInput, RunFailed, require
 from fedleak.extras import extras_explained
 from fedleak.registry import (
     KINDS,
@@ -183,7 +183,7 @@ def _sweep(chosen: Namespace, console: Console) -> None:
             return []
         return [*write_tables(output), write_rounds(output), write_picture(output)]
 
-    study, output = load_study(Path(chosen.study)), Path(chosen.output)
+    study, output = load_study(Path(chosen.study)), _folder(chosen.output)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     try:
         with SweepDisplay(console) as display:
@@ -199,6 +199,15 @@ def _sweep(chosen: Namespace, console: Console) -> None:
     failed = [cell["name"] for cell in summary["cells"] if cell["status"] == "failed"]
     if failed:
         raise RunFailed(f"{len(failed)} cell(s) failed, the first is {failed[0]}.")
+
+
+def _folder(text: str) -> Path:
+    """The folder of an option; an empty text would be this folder."""
+    require(
+        bool(text.strip()),
+        "Expected a folder as `--output`, got an empty text: write `.` for this one.",
+    )
+    return Path(text)
 
 
 def _import(chosen: Namespace, console: Console) -> None:
@@ -221,7 +230,7 @@ def _import(chosen: Namespace, console: Console) -> None:
         mean=numbers("mean", float),
         std=numbers("std", float),
     )
-    output = Path(chosen.output)
+    output = _folder(chosen.output)
     findings = import_update(Path(chosen.file), facts, output, overwrite=chosen.overwrite)
     for finding in findings:
         console.print(f"Note: {finding}.", style="yellow", highlight=False, soft_wrap=True)
@@ -260,7 +269,8 @@ def _attack_config(chosen: Namespace) -> "RunConfig":
     values = _as_dict(chosen)
     attack = Plugin(values["attack"]["class_path"], values["attack"].get("init_args") or {})
     path = folder.path if folder.path.name else folder.path.resolve()
-    output = chosen.output or f"{path}-{short_name('attacks', attack.class_path)}"
+    default = f"{path}-{short_name('attacks', attack.class_path)}"
+    output = default if chosen.output is None else chosen.output
     victims = replace(config.victims, when="after")
     metrics = {name: value for name, value in values["metrics"].items() if value is not None}
     return replace(

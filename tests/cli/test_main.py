@@ -373,6 +373,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--seed", r"Expected a value after `--seed`, got nothing\.$"),
     ("--model --seed 3", r"Expected a value after `--model`, got nothing\.$"),
     ("--resume=3", r"Expected no value after `--resume`, got `3`\.$"),
+    ("--output=", r"Expected a folder as `output`, got an empty text: write `\.` for this one\.$"),
     ("stray", r"Expected options, such as `--seed 1`, got `stray`\.$"),
     ("--resume --overwrite", r"Expected one of `--resume` and `--overwrite`, got both\.$"),
     ("--attacks [iga", r"Expected YAML in the value of `--attacks`, got a mistake in line 1: "),
