@@ -317,7 +317,8 @@ def _ridge(x: Tensor, y: Tensor, penalty: float) -> Tensor:
     full = _with_ones(x)
     damping = penalty * torch.eye(full.shape[1], dtype=x.dtype)
     damping[-1, -1] = 0
-    return torch.linalg.solve(full.T @ full + damping, full.T @ y)
+    found: Tensor = torch.linalg.solve(full.T @ full + damping, full.T @ y)
+    return found
 
 
 def _softmax_regression(x: Tensor, y: Tensor, penalty: float) -> Tensor:
