@@ -1,0 +1,278 @@
+"""What an audit concludes: a row for each question, beside a guess without the update."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from fedleak.errors import BadInput, require, unknown_name
+
+# Threat models of Carletti et al., SoK: Gradient Inversion Attacks in Federated Learning, USENIX
+# Security 2025, by what the attacker knows and does.
+THREAT_MODELS = {
+    "A": "sees updates",
+    "B": "sees updates; knows the model",
+    "C": "sees updates; knows the model and the local training",
+    "D": "sees updates; knows the model, the local training and data like the clients'",
+    "E": "as D; knows the distribution of the clients' data",
+    "F": "as C; changes what it sends",
+    "G": "as D; changes what it sends",
+    "H": "as G; chooses the clients",
+}
+RUNGS = {
+    0: "sees only the sum over clients",
+    1: "reads what messages say",
+    2: "infers properties of the data",
+    3: "reconstructs inputs",
+    4: "chooses hyperparameters",
+    5: "chooses parameters",
+}
+Status = Literal["leaks", "not shown", "not tried"]
+Overall = Literal["leaks", "not proven", "nothing found"]
+# Bootstrap of means.
+RESAMPLES = 2000
+LEVEL = 0.95
+EXIT_ABOVE = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval.
+
+    Args:
+        mean: the mean; NaN if there is nothing to take it of.
+        low: lower end of the interval.
+        high: upper end.
+        n: number of values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], seed: int = 0) -> "Estimate":
+        """The mean of values, with the interval of a bootstrap (bias-corrected, accelerated).
+
+        Args:
+            values: finite numbers, one for each victim. Of a single one, or of equal ones, the
+                interval is not known: it is NaN for one value, and the value for equal ones.
+            seed: seed of the resampling.
+        """
+        found = np.asarray(values, dtype=float)
+        if len(found) == 0:
+            return cls(math.nan, math.nan, math.nan, 0)
+        mean = float(found.mean())
+        if len(found) == 1:
+            return cls(mean, math.nan, math.nan, 1)
+        if float(np.ptp(found)) == 0.0:
+            return cls(mean, mean, mean, len(found))
+        interval = bootstrap(
+            (found,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+        return cls(mean, float(interval.low), float(interval.high), len(found))
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "-"
+        if math.isnan(self.low):
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question of an audit, with its answer beside a guess without the update.
+
+    Args:
+        rung: what the server does, a key of ``RUNGS``.
+        question: what is asked, such as ``inputs``: short, the same in every audit.
+        measure: what the numbers are, with their unit or range, such as ``SSIM, 0 to 1``.
+        answer: what the attacker reaches, over victims.
+        guess: the same measure of a guess without the update, of the same victims.
+        gains: of each victim, by how much the answer is better than the guess, in the measure;
+            above 0 is better, whichever way the measure goes.
+        perfect: the measure's value where the answer is exact.
+        threat_model: a key of ``THREAT_MODELS``.
+        attack: how the answer was found.
+        setting: round, batch, steps, optimiser, modes, labels known or not.
+        tried: False if the question was not tried.
+        note: what else must be said, such as why it was not tried.
+
+    Raises:
+        BadInput: if ``rung`` or ``threat_model`` is none of those.
+    """
+
+    rung: int
+    question: str
+    measure: str
+    answer: Estimate
+    guess: Estimate
+    gains: tuple[float, ...]
+    perfect: float
+    threat_model: str
+    attack: str
+    setting: str
+    tried: bool = True
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        require(
+            self.rung in RUNGS,
+            f"Expected `rung` to be one of {', '.join(map(str, RUNGS))}, got {self.rung}.",
+        )
+        if self.threat_model not in THREAT_MODELS:
+            raise unknown_name("threat model", self.threat_model, list(THREAT_MODELS))
+
+    @property
+    def status(self) -> Status:
+        """``leaks`` if the answers beat the guess: the interval of the gains lies above 0."""
+        if not self.tried or not self.gains:
+            return "not tried"
+        gain = Estimate.of(self.gains)
+        low = gain.mean if math.isnan(gain.low) and self.answer.mean == self.perfect else gain.low
+        return "leaks" if low > 0 else "not shown"
+
+    @property
+    def share(self) -> float:
+        """Share of the way from the guess to the exact answer, at most 1; NaN if not tried."""
+        way = abs(self.perfect - self.guess.mean)
+        if self.status == "not tried":
+            return math.nan
+        gain = float(np.mean(self.gains))
+        return min(1.0, gain / way) if way > 0 else 0.0
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        if self.status == "not tried":
+            return f"{self.question}: not tried{': ' if self.note else ''}{self.note}."
+        verb = {"leaks": "leak", "not shown": "were not shown to leak"}[self.status]
+        text = (
+            f"{self.question} {verb}: {self.measure} {self.answer} where a guess without the "
+            f"update has {self.guess}, n = {self.answer.n}"
+        )
+        return f"{text}; {self.note}." if self.note else f"{text}."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All answers of an audit.
+
+    Args:
+        answers: in the order of the rungs.
+        canary: whether the client whose data the audit owns was reconstructed. None if there was
+            none.
+        canary_note: how well, or why there was none.
+    """
+
+    answers: tuple[Answer, ...]
+    canary: bool | None
+    canary_note: str = ""
+
+    @property
+    def overall(self) -> Overall:
+        """``leaks`` if an answer above metadata does; ``nothing found`` needs a canary as well."""
+        if any(answer.status == "leaks" for answer in self.answers if answer.rung != 1):
+            return "leaks"
+        return "nothing found" if self.canary else "not proven"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        leaking = [a.question for a in self.answers if a.status == "leaks" and a.rung != 1]
+        if leaking:
+            return f"Leaks: {', '.join(dict.fromkeys(leaking))}."
+        if self.overall == "nothing found":
+            return "Nothing found by these attackers in this setting; another attacker may."
+        why = self.canary_note or "no client of known data was reconstructed"
+        return f"Not proven: {why}, so that nothing follows from what was not found."
+
+    def above(self, limits: Mapping[str, float]) -> list[Answer]:
+        """The answers whose share exceeds a limit.
+
+        Args:
+            limits: question -> largest share, 0 to 1; ``*`` stands for all other questions.
+
+        Raises:
+            BadInput: if a question is none of the audit's, or a limit is not in [0, 1].
+        """
+        questions = [answer.question for answer in self.answers]
+        for question, limit in limits.items():
+            if question != "*" and question not in questions:
+                raise unknown_name("question", question, [*dict.fromkeys(questions), "*"])
+            require(
+                0 <= limit <= 1, f"Expected a limit from 0 to 1 for `{question}`, got {limit:g}."
+            )
+        return [
+            answer
+            for answer in self.answers
+            if answer.share > limits.get(answer.question, limits.get("*", math.inf))
+        ]
+
+    def exit_code(self, limits: Mapping[str, float]) -> int:
+        """0, or 3 if an answer exceeds a limit or, where there are limits, nothing is proven.
+
+        Args:
+            limits: see :meth:`above`.
+        """
+        if not limits:
+            return 0
+        failed = bool(self.above(limits)) or self.overall == "not proven"
+        return EXIT_ABOVE if failed else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain values for ``summary.json``; NaN is None."""
+        rows = []
+        for answer in self.answers:
+            values = asdict(answer) | {"status": answer.status, "share": answer.share}
+            rows.append(values | {"sentence": answer.sentence, "gains": list(answer.gains)})
+        plain: dict[str, Any] = _without_nan({
+            "overall": self.overall, "sentence": self.sentence, "canary": self.canary,
+            "canary_note": self.canary_note, "answers": rows,
+        })  # fmt: skip
+        return plain
+
+    def write(self, path: Path) -> None:
+        """Write ``to_dict`` as JSON.
+
+        Args:
+            path: the file.
+        """
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_limits(texts: Sequence[str]) -> dict[str, float]:
+    """Limits from a command line.
+
+    Args:
+        texts: ``0.1``, for all questions, or ``QUESTION=0.1``.
+
+    Raises:
+        BadInput: if one is neither.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        question, _, number = text.rpartition("=")
+        try:
+            found[question.strip() or "*"] = float(number)
+        except ValueError:
+            raise BadInput(
+                f"Expected a share such as 0.1, or QUESTION=0.1, as `--fail-above`, got {text}."
+            ) from None
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

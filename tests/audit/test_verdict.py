@@ -1,0 +1,119 @@
+"""What an audit concludes, from answers made by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedleak.audit.verdict import Answer, Estimate, Verdict, read_limits
+from fedleak.errors import BadInput
+
+
+def answer(values: list[float], guesses: list[float], **change: Any) -> Answer:
+    """SSIM of images beside that of a guess."""
+    settings: dict[str, Any] = {
+        "rung": 3, "question": "inputs", "measure": "SSIM", "answer": Estimate.of(values),
+        "guess": Estimate.of(guesses), "perfect": 1.0, "threat_model": "C", "attack": "iga",
+        "gains": tuple(a - b for a, b in zip(values, guesses, strict=True)),
+        "setting": "round 1, 1 sample, 1 step of sgd",
+    }  # fmt: skip
+    return Answer(**settings | change)
+
+
+GOOD = answer([0.9, 0.8, 0.95, 0.85], [0.1, 0.2, 0.15, 0.1])
+POOR = answer([0.12, 0.1, 0.2, 0.1], [0.1, 0.2, 0.15, 0.1])
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(150):
+        interval = Estimate.of(list(random.exponential(size=30)), seed)
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.86 < covered / 150 <= 1.0
+
+
+def test_intervals_of_few_and_equal_values() -> None:
+    assert math.isnan(Estimate.of([]).mean)
+    assert math.isnan(Estimate.of([0.5]).low)
+    assert Estimate.of([0.5] * 3) == Estimate(0.5, 0.5, 0.5, 3)
+    assert str(Estimate.of([])) == "-"
+    assert str(Estimate.of([0.25])) == "0.25"
+
+
+def test_an_answer_leaks_if_it_beats_the_guess_of_the_same_victims() -> None:
+    assert GOOD.status == "leaks"
+    assert POOR.status == "not shown"
+    assert answer([], [], note="no time was left").status == "not tried"
+    assert (
+        "inputs: not tried: no time was left." in answer([], [], note="no time was left").sentence
+    )
+    # 0.74 of the way from 0.1375 to 1 is 0.7375 / 0.8625.
+    assert GOOD.share == pytest.approx(0.7375 / 0.8625)
+    # Of one victim there is no interval, and so no leak unless the answer is exact.
+    assert answer([0.9], [0.1]).status == "not shown"
+    assert answer([1.0], [0.1]).status == "leaks"
+
+
+def test_a_distance_is_better_if_it_is_smaller() -> None:
+    distances, guesses = [0.1, 0.08, 0.12], [0.4, 0.5, 0.45]
+    found = answer(
+        distances, guesses, perfect=0.0, question="label shares",
+        gains=tuple(b - a for a, b in zip(distances, guesses, strict=True)),
+    )  # fmt: skip
+    assert found.status == "leaks"
+    assert found.share == pytest.approx(0.35 / 0.45)
+
+
+@pytest.mark.parametrize(
+    ("answers", "canary", "overall", "begins"),
+    [
+        ((GOOD,), None, "leaks", "Leaks: inputs."),
+        ((POOR,), True, "nothing found", "Nothing found by these attackers"),
+        ((POOR,), False, "not proven", "Not proven"),
+        ((POOR,), None, "not proven", "Not proven"),
+        # What messages say in clear is no finding about the data.
+        ((answer([1.0, 1.0], [0.0, 0.0], rung=1, question="number of samples"),), True,
+         "nothing found", "Nothing found"),
+    ],
+)  # fmt: skip
+def test_overall(
+    answers: tuple[Answer, ...], canary: bool | None, overall: str, begins: str
+) -> None:
+    verdict = Verdict(answers, canary)
+    assert verdict.overall == overall
+    assert verdict.sentence.startswith(begins)
+
+
+def test_limits_and_exit_codes() -> None:
+    verdict = Verdict((GOOD, POOR), True)
+    assert verdict.exit_code({}) == 0
+    assert verdict.exit_code(read_limits(["0.5"])) == 3
+    assert verdict.exit_code(read_limits(["inputs=0.9"])) == 0
+    assert verdict.exit_code(read_limits(["inputs=0.9", "0.1"])) == 0
+    # What is not proven holds no limit.
+    assert Verdict((POOR,), False).exit_code({"*": 0.5}) == 3
+    with pytest.raises(BadInput, match=r"Did you mean `inputs`"):
+        verdict.exit_code(read_limits(["imputs=0.5"]))
+    with pytest.raises(BadInput, match="from 0 to 1"):
+        verdict.exit_code({"*": 2.0})
+    with pytest.raises(BadInput, match=r"QUESTION=0\.1"):
+        read_limits(["inputs"])
+
+
+def test_the_file_holds_what_was_concluded(tmp_path: Path) -> None:
+    Verdict((GOOD, answer([], [])), True, "SSIM 0.99").write(tmp_path / "verdict.json")
+    read = json.loads((tmp_path / "verdict.json").read_text())
+    assert read["overall"] == "leaks"
+    assert [row["status"] for row in read["answers"]] == ["leaks", "not tried"]
+    assert read["answers"][0]["answer"]["n"] == 4
+    assert read["answers"][1]["share"] is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("rung", 7), ("threat_model", "Z")])
+def test_what_is_no_rung_or_threat_model(name: str, value: Any) -> None:
+    with pytest.raises(BadInput):
+        answer([0.5, 0.6], [0.1, 0.2], **{name: value})
