@@ -24,8 +24,8 @@ from fedleak.errors import BadInput
 from fedleak.federation import client_app, records, simulate
 from fedleak.federation.engine.checkpoint import Outcome, restore
 from fedleak.federation.engine.grid import OrderedGrid
+from fedleak.federation.engine.ray_engine import run_on_ray
 from fedleak.federation.engine.server import Interception, ServerControl, make_strategy
-from fedleak.federation.engine.simulation import run_on_ray
 from fedleak.registry import Plugin
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer
@@ -204,8 +204,8 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.federation.engine.simulation.GRACE_SECONDS", 10.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.SHUTDOWN_SECONDS", 1.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.NOTICE_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.ray_engine.SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.ray_engine.NOTICE_SECONDS", 1.0)
     config = tiny_config(
         tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.FailingByClass", model_args={},
         partition="shards", shards_per_client=1, client_timeout=2.0, cpus_per_client=0.5,
