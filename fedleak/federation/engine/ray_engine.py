@@ -2,11 +2,14 @@
 
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -20,14 +23,14 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 import psutil
 import ray
 import ray._private.worker
+import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 from flwr.supercore import telemetry
 
-from fedleak.config import RunConfig
+from fedleak.errors import BadInput, require
 from fedleak.federation.engine.server import ServerControl
-from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.runtime.memory_pages import LARGE_PAGES, use_large_pages
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.threads import available_cores
@@ -40,6 +43,7 @@ telemetry.FLWR_TELEMETRY_ENABLED = "0"
 # starts would be lost.
 RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
 POLL_SECONDS = 0.1
+CONNECT_SECONDS = 5.0
 # Time limits in seconds: for the engine to shut down after the last round,
 SHUTDOWN_SECONDS = 5.0
 # for the server to notice that it was told to stop,
@@ -48,8 +52,57 @@ STOP_SECONDS = 5.0
 NOTICE_SECONDS = 3.0
 
 
-def run_on_ray(
-    config: RunConfig, server: ServerApp, client: ClientApp, control: ServerControl
+@dataclass(frozen=True)
+class Resources:
+    """What a simulation runs on.
+
+    Args:
+        supernodes: number of Flower's SuperNodes.
+        cpus_per_client: CPUs that one client occupies; a share lets several use one CPU.
+        gpus_per_client: GPUs that one client occupies.
+        ray_address: address of a Ray cluster. If None, a private instance of Ray is started.
+    """
+
+    supernodes: int
+    cpus_per_client: float = 1.0
+    gpus_per_client: float = 0.0
+    ray_address: str | None = None
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of the private Ray instance: those of this process, but enough for one client."""
+        return max(available_cores(), ceil(self.cpus_per_client))
+
+    def check(self, prefix: str = "") -> None:
+        """Check that they suffice for one client.
+
+        Args:
+            prefix: what stands before the settings' names in messages.
+
+        Raises:
+            BadInput: if a client needs more GPUs than this machine has, or there is no Ray cluster
+                at the address.
+        """
+        gpus = torch.cuda.device_count()
+        if self.ray_address is None:
+            require(
+                self.gpus_per_client <= gpus,
+                f"Expected `{prefix}gpus_per_client` to be at most the number of GPUs here, {gpus},"
+                f" got {self.gpus_per_client:g}.",
+            )
+        elif found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", self.ray_address):
+            # Ray itself would retry for many minutes.
+            try:
+                socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
+            except (OSError, OverflowError) as error:
+                raise BadInput(
+                    f"Expected a Ray cluster at `{prefix}ray_address` {self.ray_address}, "
+                    f"found none ({error}): start one by `ray start --head`, or leave it out."
+                ) from error
+
+
+def run_engine(
+    resources: Resources, server: ServerApp, client: ClientApp, control: ServerControl
 ) -> None:
     """Run a ServerApp with clients in Ray's workers, then shut Ray down.
 
@@ -57,23 +110,23 @@ def run_on_ray(
     in a thread of its own, and clients that no one waits for any more are killed.
 
     Args:
-        config: number of clients and the resources of each.
+        resources: number of SuperNodes and the resources of each client.
         server: the server, which shares ``control``.
         client: the client.
         control: stops the server, and reports when it needs no client any more.
     """
-    federation, errors = config.federation, list[Exception]()
+    errors: list[Exception] = []
 
     def engine() -> None:
         try:
             run_simulation(
                 server_app=server,
                 client_app=client,
-                num_supernodes=num_supernodes(config),
+                num_supernodes=resources.supernodes,
                 backend_config={
                     "client_resources": {
-                        "num_cpus": federation.cpus_per_client,
-                        "num_gpus": federation.gpus_per_client,
+                        "num_cpus": resources.cpus_per_client,
+                        "num_gpus": resources.gpus_per_client,
                         **RESTARTS,
                     },
                 },
@@ -81,7 +134,7 @@ def run_on_ray(
         except Exception as error:
             errors.append(error)
 
-    with quiet(), ray_running(config):
+    with quiet(), _ray_running(resources):
         thread = threading.Thread(target=engine, daemon=True)
         thread.start()
         timeout = NOTICE_SECONDS
@@ -105,18 +158,17 @@ def run_on_ray(
 
 
 @contextmanager
-def ray_running(config: RunConfig) -> Iterator[None]:
-    """Within the block, Ray runs: a private instance, or the cluster of the configuration."""
-    federation = config.federation
+def _ray_running(resources: Resources) -> Iterator[None]:
+    """Within the block, Ray runs: a private instance, or the cluster at the address."""
     settings: dict[str, Any] = {
         "include_dashboard": False,
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,
     }
-    if federation.ray_address is None:
-        settings |= {"address": "local", "num_cpus": cpus_of(config)}
+    if resources.ray_address is None:
+        settings |= {"address": "local", "num_cpus": resources.cpus}
     else:
-        settings["address"] = federation.ray_address
+        settings["address"] = resources.ray_address
     use_large_pages()
     # Workers import a user's own modules from the same folders as this process.
     workers = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -158,11 +210,6 @@ def _restore_sigterm_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-
-
-def cpus_of(config: RunConfig) -> int:
-    """CPUs of the private Ray instance: those of this process, but enough for one client."""
-    return max(available_cores(), ceil(config.federation.cpus_per_client))
 
 
 def _signal_clients(number: signal.Signals) -> None:

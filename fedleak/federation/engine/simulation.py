@@ -1,21 +1,20 @@
 """Simulation of a federation on Flower's Ray engine, which is shut down at the end."""
 
-import re
-import socket
 from math import ceil
 from pathlib import Path
 from typing import cast
 
-import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
-from fedleak.errors import BadInput, require
+from fedleak.errors import BadInput
 from fedleak.federation.engine.checkpoint import Outcome, client_state_folder, read_outcome
 from fedleak.federation.engine.client import TruthFolder, client_app
-from fedleak.federation.engine.ray_engine import cpus_of, run_on_ray
+from fedleak.federation.engine.ray_engine import Resources, run_engine
 from fedleak.federation.engine.server import (
     GRACE_SECONDS,
     FederationServer,
@@ -24,11 +23,10 @@ from fedleak.federation.engine.server import (
     server_app,
 )
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
+from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
 from fedleak.runtime.threads import available_cores, cap_threads
-
-CONNECT_SECONDS = 5.0
 
 
 class FederationError(RuntimeError):
@@ -104,8 +102,15 @@ def _round_timeout(config: RunConfig) -> float:
     federation = config.federation
     sampled = federation.clients_per_round or federation.clients
     asked = federation.clients if federation.client_evaluation else sampled
-    slots = max(1, int(cpus_of(config) / federation.cpus_per_client))
+    slots = max(1, int(_resources(config).cpus / federation.cpus_per_client))
     return ceil(asked / slots) * federation.client_timeout + GRACE_SECONDS
+
+
+def run_on_ray(
+    config: RunConfig, server: ServerApp, client: ClientApp, control: ServerControl
+) -> None:
+    """Run a ServerApp with the clients of a configuration; see :func:`ray_engine.run_engine`."""
+    run_engine(_resources(config), server, client, control)
 
 
 def check_resources(config: RunConfig) -> None:
@@ -115,22 +120,17 @@ def check_resources(config: RunConfig) -> None:
         BadInput: if a client needs more GPUs than this machine has, or there is no Ray cluster at
             the address.
     """
-    federation, gpus = config.federation, torch.cuda.device_count()
-    if federation.ray_address is None:
-        require(
-            federation.gpus_per_client <= gpus,
-            f"Expected `federation.gpus_per_client` to be at most the number of GPUs here, {gpus},"
-            f" got {federation.gpus_per_client:g}.",
-        )
-    elif found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", federation.ray_address):
-        # Ray itself would retry for many minutes.
-        try:
-            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise BadInput(
-                f"Expected a Ray cluster at `federation.ray_address` {federation.ray_address}, "
-                f"found none ({error}): start one by `ray start --head`, or leave it out."
-            ) from error
+    _resources(config).check("federation.")
+
+
+def _resources(config: RunConfig) -> Resources:
+    federation = config.federation
+    return Resources(
+        num_supernodes(config),
+        federation.cpus_per_client,
+        federation.gpus_per_client,
+        federation.ray_address,
+    )
 
 
 def _root_cause(error: BaseException | None) -> str:
