@@ -107,7 +107,7 @@ def test_what_the_grid_has_besides_is_reached() -> None:
     inner = FakeGrid(NODES, answer)
     inner.extra = "more"  # type: ignore[attr-defined]
     grid = ListeningGrid(inner, Hears())
-    assert (grid.extra, grid.run, grid.get_node_ids()) == ("more", "the run", NODES)
+    assert (grid.extra, grid.run, grid.get_node_ids()) == ("more", inner.run, NODES)
     assert [node.node_id for node in grid.get_nodes()] == NODES
     with pytest.raises(AttributeError, match="nothing"):
         _ = grid.nothing
