@@ -2,12 +2,16 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from fedleak.updates.naming import unwrapped
+
+State = tuple[tuple[str, tuple[int, ...], str], ...]
+"""Name, shape and type of each tensor of a module's state, in its order."""
 METHODS = ("state_dict", "load_state_dict")
 
 
@@ -97,7 +101,7 @@ def _replacement(
     return method
 
 
-def state_of(module: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+def state_of(module: nn.Module) -> State:
     """Name, shape and type of each tensor of a module's state, in its order."""
     # Not by its `state_dict`, which may do more than list tensors, such as gather shards.
     tensors: dict[str, Tensor] = {}
@@ -111,3 +115,29 @@ def state_of(module: nn.Module) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in tensors.items()
     )
+
+
+def fit(state: State, sent: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    """How well arrays fit a module's state.
+
+    Args:
+        state: see :func:`state_of`.
+        sent: name and shape of each array; the shape is empty where it is not known.
+
+    Returns:
+        3 if they are the whole state, 2 if a part of it, 1 if they are but for prefixes of
+        wrappers, 0 if they are not.
+    """
+    if not sent:
+        return 0
+    if [name for name, _ in sent] == [str(at) for at in range(len(sent))]:
+        shapes = [shape for _, shape, _ in state]
+        fits = len(sent) == len(state) and all(
+            not shape or shape == own for (_, shape), own in zip(sent, shapes, strict=True)
+        )
+        return 3 if fits else 0
+    own = {name: shape for name, shape, _ in state}
+    if all(own.get(name) == shape for name, shape in sent):
+        return 3 if len(sent) == len(own) else 2
+    bare = {unwrapped(name): shape for name, shape in own.items()}
+    return int(all(bare.get(unwrapped(name)) == shape for name, shape in sent))

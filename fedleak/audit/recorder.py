@@ -42,9 +42,8 @@ from fedleak.audit.facts import (
     TensorFacts,
     TrainingFacts,
 )
-from fedleak.audit.module_watch import WatchedModules, state_of, watched_modules
+from fedleak.audit.module_watch import WatchedModules, fit, state_of, watched_modules
 from fedleak.errors import first_line
-from fedleak.updates.naming import unwrapped
 
 # Bounds on what is kept of one training: batches and bytes of truth, steps whose size is listed,
 # numbers of a tensor that is an argument of a loss, and calls that wait for their backward pass.
@@ -540,7 +539,7 @@ class TrainingRecorder:
             calls = any(id(c) in parts for c in self._called.values()) or any(
                 part is module for c in self._called.values() for part in c.modules()
             )
-            return _fit(state, sent), calls, any(module is m for m in loaded)
+            return fit(state, sent), calls, any(module is m for m in loaded)
 
         found = max(candidates.values(), key=rank, default=None)
         return None if found is None or not _has_parameters(found) else found
@@ -723,22 +722,3 @@ def _is_lightning(module: nn.Module) -> bool:
         kind.__name__ == "LightningModule" and kind.__module__.startswith(LIGHTNING)
         for kind in type(module).__mro__
     )
-
-
-def _fit(
-    state: Sequence[tuple[str, tuple[int, ...], str]], sent: Sequence[tuple[str, tuple[int, ...]]]
-) -> int:
-    """How well arrays fit a module's state: 3 as a whole, 2 in part, 1 but for prefixes, 0 not."""
-    if not sent:
-        return 0
-    if [name for name, _ in sent] == [str(at) for at in range(len(sent))]:
-        shapes = [shape for _, shape, _ in state]
-        fits = len(sent) == len(state) and all(
-            not shape or shape == own for (_, shape), own in zip(sent, shapes, strict=True)
-        )
-        return 3 if fits else 0
-    own = {name: shape for name, shape, _ in state}
-    if all(own.get(name) == shape for name, shape in sent):
-        return 3 if len(sent) == len(own) else 2
-    bare = {unwrapped(name): shape for name, shape in own.items()}
-    return int(all(bare.get(unwrapped(name)) == shape for name, shape in sent))
