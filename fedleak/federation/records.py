@@ -50,6 +50,22 @@ def is_finite(record: ArrayRecord) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays if array.dtype.kind == "f")
 
 
+def received_arrays(
+    content: RecordDict, main: Tensors | CompactTensors
+) -> Tensors | CompactTensors:
+    """What a reply says of the client's training: its main arrays and its buffers, if it has any.
+
+    Args:
+        content: the reply.
+        main: the tensors of its main record: weights, or a gradient.
+    """
+    encoded = main.encoded if isinstance(main, CompactTensors) else main
+    received = dict(encoded)
+    if BUFFERS in content.array_records:
+        received |= to_tensors(content.array_records[BUFFERS])
+    return CompactTensors(received) if isinstance(main, CompactTensors) else received
+
+
 def sends_gradient(content: RecordDict) -> bool:
     """Whether a client's reply follows the protocol fedsgd."""
     return GRADIENT in content.array_records

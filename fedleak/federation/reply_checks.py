@@ -25,6 +25,8 @@ from fedleak.updates.files import Tensors, short
 
 MOST_EXAMPLES = 10**9 - 1
 """Largest number of examples that a client can report."""
+# The array that Flower sends in place of an empty list of arrays from before the Message API.
+EMPTY = "_empty"
 # A reply may be this many times as large as what was sent, beside a few large records.
 SEVERAL = 16
 FREE_BYTES = 2**26
@@ -137,7 +139,7 @@ def check_arrays(
         return f"it is of {size:,} bytes where at most {limit:,} make sense", {}
     found: Tensors | CompactTensors = {}
     for key, record in content.array_records.items():
-        tensors, fault = _decoded(record)
+        tensors, fault = decoded(record)
         if fault is not None:
             return fault, {}
         if key == records.GRADIENT:
@@ -216,13 +218,20 @@ def _array(name: str, whole: bool) -> str:
     return f"array {name}{' of whole numbers' if whole else ''}"
 
 
-def _decoded(record: ArrayRecord) -> tuple[Tensors, str | None]:
-    """The tensors of a record, or what is wrong with the bytes of one."""
+def decoded(record: ArrayRecord) -> tuple[Tensors, str | None]:
+    """The tensors of a record, or what is wrong with the bytes of one.
+
+    Args:
+        record: the record. Arrays from before Flower's Message API say neither type nor shape.
+    """
     tensors: Tensors = {}
     for name, array in record.items():
+        if name == EMPTY:
+            continue
         try:
             value = array.numpy()
-            if (str(value.dtype), value.shape) != (array.dtype, tuple(array.shape)):
+            legacy = not array.dtype and not array.shape
+            if not legacy and (str(value.dtype), value.shape) != (array.dtype, tuple(array.shape)):
                 return {}, (
                     f"its array {short(name)} is of type {value.dtype} and shape {value.shape}, "
                     f"not {short(array.dtype)} and {short(tuple(array.shape))} as it says"

@@ -425,23 +425,19 @@ class MaliciousStrategy(Strategy):
     def _intercept(
         self, round_: int, client: int, reply: Message, tensors: Tensors | CompactTensors
     ) -> None:
-        arrays = reply.content.array_records
-        gradient = isinstance(tensors, CompactTensors)
-        received = dict(tensors.encoded) if isinstance(tensors, CompactTensors) else dict(tensors)
-        if records.BUFFERS in arrays:
-            received |= records.to_tensors(arrays[records.BUFFERS])
+        received = records.received_arrays(reply.content, tensors)
         sent = self._start(round_, client, reply.metadata.src_node_id)
-        if not gradient and not is_listed(sent):
+        if not isinstance(received, CompactTensors) and not is_listed(sent):
             # Of layers whose start is not known, what came tells nothing.
             received = {name: value for name, value in received.items() if name in sent}
         update = InterceptedUpdate(
             round=round_,
             client=client,
-            protocol="fedsgd" if gradient else self.protocol,
+            protocol="fedsgd" if isinstance(received, CompactTensors) else self.protocol,
             num_examples=int(examples_of(reply.content, self.keys) or 0),
             model=self.model,
             sent=sent,
-            received=CompactTensors(received) if gradient else received,
+            received=received,
         )
         # The sent weights of a round are one file.
         on_disk = self.folder is not None and sent is self._sent

@@ -13,7 +13,8 @@ WRAPPERS = ("module.", "_orig_mod.", "_module.")
 """Prefixes that DataParallel, torch.compile and Opacus add to the names of parameters."""
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers."""
     while name.startswith(WRAPPERS):
         name = name.partition(".")[2]
     return name
@@ -28,8 +29,8 @@ def known_names(values: Mapping[str, Any], state: Mapping[str, Any]) -> int:
     """
     if _is_listed(values):
         return len(values)
-    own = {_unwrapped(name) for name in state}
-    return sum(_unwrapped(str(name)) in own for name in values)
+    own = {unwrapped(name) for name in state}
+    return sum(unwrapped(str(name)) in own for name in values)
 
 
 def _is_listed(values: Mapping[Any, Any]) -> bool:
@@ -59,7 +60,7 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
             f"Expected the {kind} as a mapping or a sequence of tensors, got "
             f"{type(values).__name__}."
         )
-    own = {_unwrapped(name): name for name in sent}
+    own = {unwrapped(name): name for name in sent}
     if isinstance(values, Mapping) and _is_listed(values) and not all(n in own for n in values):
         values = list(values.values())
     if not isinstance(values, Mapping):
@@ -71,7 +72,7 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
         values = dict(zip(names, values, strict=True))
     found: Tensors = {}
     for given, value in values.items():
-        name = own.get(_unwrapped(str(given)))
+        name = own.get(unwrapped(str(given)))
         if name is None:
             raise unknown_name(f"parameter in the {kind}", str(given), own)
         if value is None:

@@ -283,13 +283,15 @@ class InterceptedUpdate:
             return {}
         return self.received.factors()
 
-    def save(self, folder: Path | str, *, compare: bool = True) -> Path:
+    def save(self, folder: Path | str, *, compare: bool = True, own: bool = False) -> Path:
         """Write the update to ``folder``; the sent weights go to one file per round.
 
         Args:
             folder: an existing folder.
             compare: whether to compare the sent weights with those in a file of the round that is
                 there already, as another federation may have written it.
+            own: whether the sent weights are this client's own; they then go to a file of their
+                own.
 
         Returns:
             The path of the update's file.
@@ -301,8 +303,9 @@ class InterceptedUpdate:
         check_name("the model", self.model)
         folder = Path(folder)
         require(folder.is_dir(), f"Expected a folder for updates at {folder}, found none.")
-        shared = folder / f"r{self.round:04d}-global.safetensors"
-        if shared.exists() and compare:
+        shared = folder / f"{self.key}-sent" if own else folder / f"r{self.round:04d}-global"
+        shared = shared.with_suffix(".safetensors")
+        if shared.exists() and compare and not own:
             found, _ = read_tensors(shared, GLOBAL_FORMAT)
             require(
                 found.keys() == self.sent.keys()
@@ -310,7 +313,7 @@ class InterceptedUpdate:
                 f"Expected the weights that were sent in round {self.round} in {shared}, found "
                 "others, as of another federation: choose another folder.",
             )
-        if not shared.exists():
+        if own or not shared.exists():
             header = {"format": GLOBAL_FORMAT, "round": str(self.round), "model": self.model}
             write_tensors(self.sent, shared, header)
         path = folder / f"{self.key}.safetensors"
@@ -333,7 +336,8 @@ class InterceptedUpdate:
         """Read an update and the weights that the server sent in its round.
 
         Args:
-            path: a file that :meth:`save` wrote; the round's file of sent weights lies beside it.
+            path: a file that :meth:`save` wrote; the file of sent weights lies beside it, of the
+                client or of the round.
 
         Raises:
             BadInput: if a file is missing, truncated or of another format, if the header has no
@@ -357,7 +361,9 @@ class InterceptedUpdate:
         model = check_name(f"the model in {path}", header["model"])
         if protocol == "fedsgd":
             check_encoded(received, path)
-        sent, _ = read_tensors(path.with_name(f"r{round_:04d}-global.safetensors"), GLOBAL_FORMAT)
+        own = path.with_name(f"{key}-sent.safetensors")
+        shared = path.with_name(f"r{round_:04d}-global.safetensors")
+        sent, _ = read_tensors(own if own.is_file() else shared, GLOBAL_FORMAT)
         return cls(
             round_, client, cast(Protocol, protocol), examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,

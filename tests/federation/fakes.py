@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -124,6 +125,8 @@ class FakeGrid(Grid):
     def __init__(self, nodes: Sequence[int], answer: Callable[[Message], Message | None]) -> None:
         self.nodes = list(nodes)
         self.pushed: list[Message] = []
+        self._run = SimpleNamespace(run_id=1)
+        self._lock = threading.Lock()  # strategies of before the Message API ask in threads
         self._answer = answer
         self._waiting: dict[str, Message | None] = {}
 
@@ -132,7 +135,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return "the run"
+        return self._run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
@@ -146,13 +149,16 @@ class FakeGrid(Grid):
             self.pushed.append(message)
             ids.append(str(uuid4()))
             message.metadata.__dict__["_message_id"] = ids[-1]
-            self._waiting[ids[-1]] = message
+            with self._lock:
+                self._waiting[ids[-1]] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         replies = []
-        for number in reversed([n for n in self._waiting if n in set(message_ids)]):
-            question = self._waiting.pop(number)
+        with self._lock:
+            wanted = [n for n in self._waiting if n in set(message_ids)]
+            questions = [self._waiting.pop(number) for number in reversed(wanted)]
+        for question in questions:
             reply = None if question is None else self._answer(question)
             if reply is not None:
                 replies.append(reply)

@@ -146,7 +146,7 @@ def test_clients_that_never_connect_end_the_run(monkeypatch: pytest.MonkeyPatch)
 
 def test_everything_else_is_the_inner_grid() -> None:
     grid, _ = ordered(FakeGrid(list(NUMBERS), echo))
-    assert grid.run == "the run"
+    assert grid.run.run_id == 1
     assert grid.nodes == list(NUMBERS)
     ids = list(grid.push_messages(questions(11)))
     assert [m.metadata.src_node_id for m in grid.pull_messages(ids)] == [11]

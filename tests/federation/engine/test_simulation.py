@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,23 +106,6 @@ def plain_flower(config: RunConfig, engine: Any) -> Tensors:
     return records.to_tensors(found[0])
 
 
-def test_no_simulation_sends_telemetry_whatever_was_imported_before() -> None:
-    """Flower reads its variable once, and may have been imported for the strategy alone."""
-    code = (
-        "import flwr.supercore.telemetry as telemetry\n"
-        "assert telemetry.FLWR_TELEMETRY_ENABLED == '1'\n"
-        "import fedleak.federation.engine.simulation\n"
-        "import os\n"
-        "names = ('FLWR_TELEMETRY_ENABLED', 'RAY_USAGE_STATS_ENABLED')\n"
-        "print(telemetry.FLWR_TELEMETRY_ENABLED, *(os.environ[name] for name in names))\n"
-    )
-    environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert found.stdout.split() == ["0", "0", "0"], found.stderr
-
-
 @contextmanager
 def sigterm_handler_restored() -> Iterator[None]:
     """The handler of SIGTERM from before the block handles it again afterwards."""
@@ -204,8 +185,8 @@ def test_clients_that_raise_or_never_answer_do_not_stop_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.federation.engine.simulation.GRACE_SECONDS", 10.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.SHUTDOWN_SECONDS", 1.0)
-    monkeypatch.setattr("fedleak.federation.engine.simulation.NOTICE_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.ray_engine.SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("fedleak.federation.engine.ray_engine.NOTICE_SECONDS", 1.0)
     config = tiny_config(
         tiny_data(tmp_path), tmp_path / "run", path=f"{MODULES}.FailingByClass", model_args={},
         partition="shards", shards_per_client=1, client_timeout=2.0, cpus_per_client=0.5,

@@ -55,7 +55,7 @@ def test_waiting_is_left_to_the_ordered_grid() -> None:
     grid = VirtualClientGrid(FakeGrid([7], echo), 3)
     with pytest.raises(TypeError, match="Expected an OrderedGrid around VirtualClientGrid"):
         grid.send_and_receive(questions(1))
-    assert grid.run == "the run"
+    assert grid.run.run_id == 1
 
 
 def test_without_a_virtual_client_the_node_has_its_own_number() -> None:

@@ -1,0 +1,138 @@
+"""The app's ClientApp in a simulation, recorded in the worker that runs it."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedleak.audit.app import FlowerApp
+from fedleak.audit.batches import save_batches
+from fedleak.audit.recorder import TrainingRecorder
+from fedleak.errors import require
+
+logger = logging.getLogger(__name__)
+
+PARTITION = "partition-id"
+MESSAGE_ID = re.compile(r"[\w-]{1,200}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RecordFolder:
+    """Where the workers leave what they have recorded: facts and truth in separate folders.
+
+    A worker does not know the round, so its files have the message's id as their name at first.
+
+    Args:
+        path: an existing folder that all workers can access.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        for folder in (self.facts, self.truth, self.nodes):
+            folder.mkdir(exist_ok=True)
+
+    @property
+    def facts(self) -> Path:
+        """The folder of the facts."""
+        return self.path / "facts"
+
+    @property
+    def truth(self) -> Path:
+        """The folder of the batches, for the scorer alone."""
+        return self.path / "truth"
+
+    @property
+    def nodes(self) -> Path:
+        """The folder of the clients' numbers: a file for each node."""
+        return self.path / "nodes"
+
+    def write(self, message: str, recorder: TrainingRecorder, reply: Message, client: int) -> None:
+        """Write what was recorded of one training.
+
+        Args:
+            message: the id of the server's message.
+            recorder: what was recorded.
+            reply: the client's reply.
+            client: number of the client.
+
+        Raises:
+            BadInput: if the id cannot be a file's name.
+        """
+        require(
+            MESSAGE_ID.fullmatch(message) is not None,
+            f"Expected a message id of letters and digits, got {message!r:.100}.",
+        )
+        # The facts come last: where they are, the truth is.
+        save_batches(recorder.batches, self.truth / f"{message}.safetensors")
+        sent = _arrays(reply.content) if reply.has_content() else []
+        recorder.facts(client, sent).save(self.facts / f"{message}.json")
+
+    def note_client(self, node: int, client: int) -> None:
+        """Note the number of the client at a node."""
+        path = self.nodes / str(node)
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_text(str(client))
+            part.replace(path)
+
+    def client_of(self, node: int) -> int | None:
+        """The number of the client at a node; None if no worker has noted it."""
+        path = self.nodes / str(node)
+        return int(path.read_text()) if path.is_file() else None
+
+    def rename(self, message: str, key: str) -> None:
+        """Give the files of a message the name of its update; where there are none, nothing."""
+        for folder, suffix in ((self.facts, ".json"), (self.truth, ".safetensors")):
+            path = folder / f"{message}{suffix}"
+            if MESSAGE_ID.fullmatch(message) and path.is_file():
+                path.replace(folder / f"{key}{suffix}")
+
+
+class RecordedClientApp(ClientApp):
+    """Calls the ClientApp of an app, with its run config, and records its trainings.
+
+    It is loaded in the worker, from the app's folder. Messages and replies are not changed, and an
+    error of the recorder is logged and goes no further.
+
+    Args:
+        app: the app.
+        folder: where to write what was recorded.
+    """
+
+    def __init__(self, app: FlowerApp, folder: RecordFolder) -> None:
+        super().__init__()
+        self._app = app
+        self._folder = folder
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """See flwr.clientapp.ClientApp."""
+        context.run_config = dict(self._app.run_config)
+        client_app = self._app.client_app()
+        number = context.node_config.get(PARTITION)
+        client = number if isinstance(number, int) else None
+        try:
+            if client is not None:
+                self._folder.note_client(message.metadata.dst_node_id, client)
+        except OSError as error:
+            logger.warning("the client's number is not noted: %s", error)
+        if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
+            return client_app(message, context)
+        recorder = TrainingRecorder()
+        with recorder.recording():
+            reply = client_app(message, context)
+        try:
+            if client is not None:
+                self._folder.write(message.metadata.message_id, recorder, reply, client)
+        except Exception as error:  # whatever it is, the training goes on
+            logger.warning("what was recorded is lost: %s", error)
+        return reply
+
+
+def _arrays(content: RecordDict) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each array of a reply's largest record."""
+    found = max(content.array_records.values(), key=len, default=None)
+    return [] if found is None else [(n, tuple(array.shape)) for n, array in found.items()]

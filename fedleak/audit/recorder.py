@@ -1,0 +1,724 @@
+"""Notes what the training in this thread does, with no line of its code changed.
+
+Facts and truth are kept apart: facts are what an attacker knows who has read the app's code; the
+truth, the batches themselves, is for the scorer alone.
+
+Everything is seen through torch's own hooks for all modules and optimisers, and through a
+``TorchFunctionMode``, which sees loss functions and ``Tensor.backward``. They only look on:
+results, random numbers and weights are the same to the last bit.
+"""
+
+import inspect
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fedleak.audit.batches import Batch
+from fedleak.audit.facts import (
+    LossFacts,
+    ModelFacts,
+    OptimizerFacts,
+    Place,
+    TensorFacts,
+    TrainingFacts,
+)
+from fedleak.audit.module_watch import WatchedModules, fit, state_of, watched_modules
+from fedleak.errors import first_line
+
+# Bounds on what is kept of one training: batches and bytes of truth, steps whose size is listed,
+# numbers of a tensor that is an argument of a loss, and calls that wait for their backward pass.
+MOST_BATCHES = 256
+MOST_BYTES = 256 * 2**20
+MOST_STEPS = 100_000
+MOST_NUMBERS = 10_000
+MOST_WAITING = 16
+MOST_FAULTS = 10
+
+LOSSES = {
+    getattr(F, name): name
+    for name in (
+        "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss",
+        "kl_div", "l1_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss",
+        "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "smooth_l1_loss",
+        "soft_margin_loss",
+    )
+}  # fmt: skip
+# Torch's own default arguments that say nothing.
+OLD_ARGUMENTS = ("size_average", "reduce")
+LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
+WRAPPED_AS = ("module", "_module", "_orig_mod")
+
+
+def _functions(*names: str) -> list[Any]:
+    """The functions of torch, and methods of tensors, of these names."""
+    owners = (torch, Tensor, F)
+    return [getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)]
+
+
+RESHAPES = frozenset(
+    _functions("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "ravel")
+)
+TRANSPOSES = frozenset(_functions("permute", "transpose", "movedim", "swapaxes", "t"))
+APPLIED = {
+    function: name
+    for name in ("sigmoid", "softmax", "log_softmax", "tanh")
+    for function in _functions(name)
+}
+BACKWARD: Any = Tensor.backward
+CASTS = frozenset(_functions("float", "double", "half"))
+MEANS = {function: name for name in ("mean", "sum") for function in _functions(name)}
+SCALES = {
+    **dict.fromkeys(_functions("mul", "multiply", "__mul__", "__rmul__"), False),
+    **dict.fromkeys(_functions("div", "divide", "true_divide", "__truediv__"), True),
+}
+
+
+@dataclass
+class _Call:
+    """A call of a model, or of a LightningModule's ``training_step``."""
+
+    module: nn.Module
+    inputs: dict[Place, Tensor]
+    positional: int
+    changed: bool = False
+
+    @property
+    def samples(self) -> int:
+        """The size of its batch."""
+        sizes = [value.shape[0] for value in self.inputs.values() if value.dim()]
+        return int(sizes[0]) if sizes else 1
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A tensor in a model's output, or one made from it by changes that are known."""
+
+    call: _Call
+    place: Place
+    changes: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What a loss function returned; ``target`` is the client's data."""
+
+    call: _Call | None
+    facts: LossFacts
+    target: Tensor | None = None
+
+
+@dataclass
+class TrainingRecorder:
+    """What was seen within :meth:`recording`."""
+
+    batches: list[Batch] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._mode = _Watch(self)
+        self._paused = False
+        self._inside: list[nn.Module] = []
+        self._versions: list[tuple[Tensor, int]] = []
+        self._step_call: _Call | None = None
+        self._waiting: deque[_Call] = deque(maxlen=MOST_WAITING)
+        self._outputs: Any = WeakTensorKeyDictionary()
+        self._losses: Any = WeakTensorKeyDictionary()
+        self._in_backward = False
+        self._used: list[_Call] = []
+        # Modules that were called with gradients, and those that a backward pass went through.
+        self._forwarded: dict[int, nn.Module] = {}
+        self._called: dict[int, nn.Module] = {}
+        self._modes: dict[int, dict[str, bool]] = {}
+        self._frozen: dict[int, list[str]] = {}
+        self._gradients: dict[int, tuple[int, int, int]] = {}
+        self._watched = WatchedModules()
+        self._optimizers: dict[int, Optimizer] = {}
+        self._groups: list[dict[str, Any]] = []
+        self._carried = False
+        self._rates: list[float] = []
+        self._sizes: list[int] = []
+        self._passes = 0
+        self._changed = False
+        self._inputs: tuple[TensorFacts, ...] = ()
+        self._loss: LossFacts | None = None
+        self._bytes = 0
+        self._notes: dict[str, None] = {}
+        self._patched: set[Any] = set()
+        self._stack = ExitStack()
+
+    # ------------------------------------------------------------------ what sees, and its end
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within the block, the training in this thread is noted; afterwards no hook is left."""
+        with ExitStack() as self._stack:
+            self._watched = self._stack.enter_context(watched_modules())
+            for handle in (
+                register_module_forward_pre_hook(self._before_call),
+                register_module_forward_hook(self._after_call, with_kwargs=True, always_call=True),
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+            ):
+                self._stack.callback(handle.remove)
+                # Torch leaves a number behind in it.
+                self._stack.callback(_global_forward_hooks_with_kwargs.pop, handle.id, None)
+            self._watch_lightning()
+            with self._mode:
+                try:
+                    yield
+                finally:
+                    self._resume()
+
+    def _safely(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the recorder, whose errors never reach the client."""
+        try:
+            return function(*args)
+        except Exception as error:
+            text = f"{function.__name__.strip('_')}: {type(error).__name__}: {first_line(error)}"
+            if text not in self.faults and len(self.faults) < MOST_FAULTS:
+                self.faults.append(text)
+            return None
+
+    @property
+    def _is_off(self) -> bool:
+        """Whether what happens now is not the training itself: another thread, a backward pass."""
+        return self._in_backward or threading.get_ident() != self._thread
+
+    # ------------------------------------------------------------------ calls of the model
+
+    def _before_call(self, module: nn.Module, args: Any) -> None:
+        if not self._is_off:
+            self._safely(self._enter_call, module, args)
+
+    def _after_call(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        # After an error in the call, torch gives no keyword arguments.
+        kwargs, output = rest if len(rest) == 2 else ({}, None)
+        if not self._is_off:
+            self._safely(self._leave_call, module, args, kwargs, output)
+
+    def _enter_call(self, module: nn.Module, args: Any) -> None:
+        if not self._inside and not torch.is_grad_enabled():
+            # Torch has faster kernels for transformers in evaluation, which it does not use while
+            # a mode looks on; they differ in the last bit.
+            self._pause()
+        if not self._inside:
+            self._versions = [(value, value._version) for value in _tensors(args).values()]
+        self._inside.append(module)
+
+    def _leave_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        while self._inside and self._inside.pop() is not module:
+            pass  # calls that an error has ended without a word
+        if self._inside:
+            return
+        self._resume()
+        changed = any(value._version != version for value, version in self._versions)
+        self._versions = []
+        if output is None or not torch.is_grad_enabled() or not _has_parameters(module):
+            return
+        found = {p: v for p, v in _tensors(output).items() if v.requires_grad}
+        if not found:
+            return
+        self._forwarded[id(module)] = module
+        call = _Call(module, _tensors((*args, dict(kwargs))), len(args), changed)
+        if kwargs:
+            call.inputs = {
+                (place[1:] if place[0] == len(args) else place): value
+                for place, value in call.inputs.items()
+            }
+        self._waiting.append(call)
+        for place, value in found.items():
+            self._outputs[value] = _Output(call, place)
+
+    def _pause(self) -> None:
+        depth = torch._C._len_torch_function_stack()
+        # A mode that the client has entered in between stays where it is.
+        if depth and torch._C._get_function_stack_at(depth - 1) is self._mode:
+            self._mode.__exit__(None, None, None)
+            self._paused = True
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------------ losses
+
+    def reshaped(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after a change of shape or type; notes it if it is one of a model's output."""
+        if not args or not isinstance(args[0], Tensor) or not isinstance(result, Tensor):
+            return
+        source: _Output | None = self._outputs.get(args[0])
+        if source is None or result is args[0]:
+            return
+        change = _change(function, args, kwargs, result, source.call.samples)
+        if change is not None:
+            changes = source.changes if not change else (*source.changes, change)
+            self._outputs[result] = replace(source, changes=changes)
+
+    def loss_called(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after a loss function."""
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            return
+        if self._inside and _has_parameters(self._inside[0]):
+            return  # it is a part of the model
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        prediction, target = given.pop("input"), given.pop("target")
+        source: _Output | None = self._outputs.get(prediction)
+        large = [n for n, v in given.items() if isinstance(v, Tensor) and v.numel() > MOST_NUMBERS]
+        reason = ""
+        if source is None:
+            reason = f"the input of {LOSSES[function]} is not the model's output as it is"
+        elif large:
+            reason = f"the argument `{large[0]}` of {LOSSES[function]} is too large to be noted"
+        if source is None or reason:
+            self._losses[result] = _Loss(None, LossFacts("unknown", reason=reason), target)
+            return
+        arguments = {n: _plain(v) for n, v in given.items() if n not in OLD_ARGUMENTS}
+        facts = LossFacts(
+            "function",
+            function=LOSSES[function],
+            arguments=arguments,
+            output=source.place,
+            changes=source.changes,
+            target=(_name(target.dtype), tuple(target.shape[1:])),
+            target_input=next(
+                (place for place, v in source.call.inputs.items() if _is_same(v, target)), None
+            ),
+        )
+        self._losses[result] = _Loss(source.call, facts, target)
+
+    def loss_changed(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after a mean, a sum or a scaling; notes it if it is one of a loss."""
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        known: _Loss | None = self._losses.get(tensors[0]) if len(tensors) == 1 else None
+        if known is None or known.facts.kind != "function" or not isinstance(result, Tensor):
+            return
+        facts = known.facts
+        if function in MEANS:
+            if len(args) > 1 or kwargs or result.dim() or facts.reduction is not None:
+                return
+            facts = replace(facts, reduction=MEANS[function])
+        else:
+            number = next((arg for arg in args[1:] if isinstance(arg, int | float)), None)
+            if number is None or kwargs:
+                return
+            if SCALES[function] and not isinstance(args[0], Tensor):
+                return  # a number divided by a loss
+            factor = 1 / number if SCALES[function] else float(number)
+            facts = replace(facts, scale=facts.scale * factor)
+        self._losses[result] = replace(known, facts=facts)
+
+    # ------------------------------------------------------------------ backward passes
+
+    def before_backward(self, scalar: Any) -> None:
+        """Called before a backward pass."""
+        self._passes += 1
+        loss: _Loss | None = self._losses.get(scalar)
+        output: _Output | None = self._outputs.get(scalar)
+        call, target = (self._waiting[-1] if self._waiting else None), None
+        if self._step_call is not None:
+            facts, call = LossFacts("training_step"), self._step_call
+        elif loss is not None:
+            facts, call, target = loss.facts, loss.call or call, loss.target
+        elif output is not None and not output.changes and scalar.dim() == 0:
+            facts, call = LossFacts("output", output=output.place), output.call
+        else:
+            facts = LossFacts(
+                "unknown",
+                reason="the scalar that is differentiated is neither the result of a loss function "
+                "of torch nor an output of the model, such as a sum of several terms",
+            )
+        if self._step_call is None and len(self._waiting) > 1:
+            self._notes["the model is called several times before a backward pass"] = None
+        self._waiting.clear()
+        if self._loss is None:
+            self._loss = facts
+        elif self._loss != facts and self._loss.kind != "unknown":
+            self._loss = LossFacts("unknown", reason="it is not the same in all steps")
+        if call is not None:
+            self._note_call(call, target)
+
+    def after_backward(self) -> None:
+        """Called after a backward pass: the gradients as they are now."""
+        self._gradients = {}
+        for module in self._called.values():
+            for value in module.parameters():
+                if value.grad is not None:
+                    self._gradients[id(value)] = _identity(value.grad)
+
+    def _note_call(self, call: _Call, target: Tensor | None) -> None:
+        module = call.module
+        if id(module) not in self._called:
+            self._called[id(module)] = module
+            self._note_modes(module)
+        facts = tuple(
+            TensorFacts(place, tuple(value.shape), _name(value.dtype))
+            for place, value in call.inputs.items()
+        )
+        known = self._inputs[0].shape[:1] if self._inputs else (0,)
+        if not self._inputs or (facts and facts[0].shape[:1] > known):
+            self._inputs = facts
+        self._used.append(call)
+        if call.changed:
+            self._notes["the model changes its inputs in place, so the truth is not known"] = None
+            return
+        tensors = [*call.inputs.values(), *([] if target is None else [target])]
+        size = sum(value.nbytes for value in tensors)
+        if len(self.batches) >= MOST_BATCHES or self._bytes + size > MOST_BYTES:
+            self._notes[f"the truth holds the first {len(self.batches)} batches alone"] = None
+            self._bytes = MOST_BYTES  # a smaller batch later would leave a gap
+            return
+        self._bytes += size
+        self.batches.append(
+            Batch(
+                {place: _copy(value) for place, value in call.inputs.items()},
+                None if target is None else _copy(target),
+            )
+        )
+
+    def _note_modes(self, module: nn.Module) -> None:
+        for owner in self._owners(module):
+            self._modes[id(owner)] = {n: part.training for n, part in owner.named_modules()}
+            self._frozen[id(owner)] = [
+                name for name, value in owner.named_parameters() if not value.requires_grad
+            ]
+
+    def _owners(self, module: nn.Module) -> list[nn.Module]:
+        """The modules that may be the one whose weights are sent: itself, or one around it."""
+        known = self._watched.modules()
+        around = [m for m in known if m is not module and any(p is module for p in m.modules())]
+        inside = [m for m in known if m is not module and any(p is m for p in module.modules())]
+        return [module, *around, *inside]
+
+    # ------------------------------------------------------------------ optimiser steps
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._is_off:
+            self._safely(self._note_optimizer, optimizer)
+            self._safely(self._compare_gradients, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._is_off:
+            self._safely(self._note_step, optimizer)
+
+    def _note_optimizer(self, optimizer: Optimizer) -> None:
+        if id(optimizer) in self._optimizers:
+            return
+        if not self._optimizers:
+            self._carried = bool(optimizer.state)
+            self._groups = [
+                {name: _plain(value) for name, value in group.items() if name != "params"}
+                for group in optimizer.param_groups
+            ]
+        self._optimizers[id(optimizer)] = optimizer
+
+    def _compare_gradients(self, optimizer: Optimizer) -> None:
+        """Note whether gradients are others than the backward pass has left."""
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                known = self._gradients.get(id(value))
+                if known is not None and value.grad is not None:
+                    self._changed |= _identity(value.grad) != known
+
+    def _note_step(self, optimizer: Optimizer) -> None:
+        if self._used:  # the backward pass may have come within the step, as a closure
+            self._compare_gradients(optimizer)
+        self._gradients = {}
+        if next(iter(self._optimizers.values())) is not optimizer:
+            return
+        if len(self._sizes) >= MOST_STEPS:
+            self._notes[f"of its steps the first {MOST_STEPS:,} alone are listed"] = None
+            return
+        self._sizes.append(sum(call.samples for call in self._used))
+        self._used, self._step_call = [], None
+        rate = optimizer.param_groups[0].get("lr")
+        self._rates.append(float(rate) if rate is not None else float("nan"))
+
+    # ------------------------------------------------------------------ Lightning
+
+    def _watch_lightning(self) -> None:
+        """Within the recording, note the batches of ``training_step``, which is called directly."""
+        for package in LIGHTNING:
+            strategies = sys.modules.get(f"{package}.strategies")
+            kind = getattr(strategies, "Strategy", None)
+            if kind is None or kind in self._patched:
+                continue
+            self._patched.add(kind)
+            original = kind.training_step
+            kind.training_step = _replaced_step(self, original)
+            self._stack.callback(setattr, kind, "training_step", original)
+
+    def enter_training_step(self, module: nn.Module, args: Any) -> None:
+        """Called before a LightningModule's ``training_step`` with its arguments."""
+        batch = _tensors(args[:1])
+        self._forwarded[id(module)] = module
+        self._step_call = _Call(module, {place[1:]: v for place, v in batch.items()}, 1)
+        self._inside.append(module)
+
+    def leave_training_step(self) -> None:
+        """Called after ``training_step``; its backward pass comes later."""
+        self._inside.clear()
+
+    # ------------------------------------------------------------------ the facts
+
+    def facts(
+        self, partition: int | None, sent: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> TrainingFacts:
+        """What was seen.
+
+        Args:
+            partition: number of the client.
+            sent: name and shape of each array that the client returns; the shape may be empty where
+                it is not known.
+        """
+        owner = self._safely(self._owner, sent)
+        model = None if owner is None else self._safely(self._model_facts, owner)
+        notes = list(self._notes)
+        if not self._forwarded and not self._optimizers:
+            notes.append(
+                "no call of a torch model with gradients and no step of a torch optimiser was "
+                "seen: the app trains without torch, or in another process or thread"
+            )
+        elif not self._optimizers:
+            notes.append(
+                "no step of a torch optimiser was seen: the app changes the weights itself"
+            )
+        elif not self._passes:
+            notes.append("no call of `Tensor.backward` was seen")
+        if self._mode.saw_grad:
+            notes.append("`torch.autograd.grad` was called")
+        if any(type(module).__module__.startswith("opacus") for module in self._called.values()):
+            notes.append("the model is wrapped by Opacus: its gradients are clipped and noisy")
+        return TrainingFacts(
+            partition=partition,
+            model=model,
+            inputs=self._inputs,
+            loss=self._loss,
+            optimizer=self._safely(self._optimizer_facts, owner) if self._optimizers else None,
+            batch_sizes=tuple(self._sizes),
+            backward_passes=self._passes,
+            gradients_changed=self._changed,
+            batches_kept=len(self.batches),
+            notes=tuple(notes),
+            faults=tuple(self.faults),
+        )
+
+    def _owner(self, sent: Sequence[tuple[str, tuple[int, ...]]]) -> nn.Module | None:
+        """The module whose weights are sent."""
+        loaded = self._watched.modules("load_state_dict")
+        candidates = {
+            id(m): m for m in (*loaded, *self._watched.modules(), *self._forwarded.values())
+        }
+
+        def rank(module: nn.Module) -> tuple[int, bool, bool]:
+            state = state_of(module)
+            parts = {id(part) for part in module.modules()}
+            calls = any(id(c) in parts for c in self._called.values()) or any(
+                part is module for c in self._called.values() for part in c.modules()
+            )
+            return fit(state, sent), calls, any(module is m for m in loaded)
+
+        found = max(candidates.values(), key=rank, default=None)
+        return None if found is None or not _has_parameters(found) else found
+
+    def _model_facts(self, owner: nn.Module) -> ModelFacts:
+        lightning = _is_lightning(owner)
+        called = self._called.values()
+        how = "never"
+        if any(module is owner for module in called):
+            how = "itself"
+        elif any(getattr(module, name, None) is owner for module in called for name in WRAPPED_AS):
+            how = "wrapped"
+        elif any(part is module for part in owner.modules() for module in called):
+            how = "parts"
+        modes = self._modes.get(id(owner), {name: p.training for name, p in owner.named_modules()})
+        # A container has no mode of its own that would matter, but its parts have.
+        eval_ = tuple(name for name, training in modes.items() if not training)
+        training = None if 0 < len(eval_) < len(modes) else not eval_
+        return ModelFacts(
+            _reference(type(owner)),
+            state_of(owner),
+            lightning=lightning,
+            called=cast(Any, how),
+            training=training,
+            in_eval_mode=eval_ if training is None else (),
+            frozen=tuple(self._frozen.get(id(owner), ())),
+        )
+
+    def _optimizer_facts(self, owner: nn.Module | None) -> OptimizerFacts:
+        first, *others = self._optimizers.values()
+        names = {id(v): n for n, v in owner.named_parameters()} if owner is not None else {}
+        groups = []
+        for settings, group in zip(self._groups, first.param_groups, strict=False):
+            own = [names.get(id(value)) for value in group["params"]]
+            groups.append(settings | {"names": None if None in own else own})
+        rates = self._rates if len(set(self._rates)) > 1 else []
+        return OptimizerFacts(
+            _reference(type(first)),
+            tuple(groups),
+            rates=tuple(rates),
+            carried_over=self._carried,
+            others=tuple(_reference(type(other)) for other in others),
+        )
+
+
+class _Watch(TorchFunctionMode):
+    """Sees the functions of torch that the client calls; it changes no result."""
+
+    def __init__(self, recorder: TrainingRecorder) -> None:
+        self._recorder = recorder
+        self.saw_grad = False
+        self._seen: dict[Any, Callable[..., None]] = {
+            **dict.fromkeys(LOSSES, recorder.loss_called),
+            **dict.fromkeys((*MEANS, *SCALES), recorder.loss_changed),
+            **dict.fromkeys((*RESHAPES, *TRANSPOSES, *APPLIED, *CASTS), recorder.reshaped),
+        }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self._recorder
+        if func is BACKWARD and not recorder._in_backward:
+            recorder._safely(recorder.before_backward, args[0])
+            recorder._in_backward = True
+            try:
+                result = func(*args, **kwargs)
+            finally:
+                recorder._in_backward = False
+            recorder._safely(recorder.after_backward)
+            return result
+        result = func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.saw_grad = True
+        hook = self._seen.get(func)
+        if hook is not None and not recorder._is_off:
+            recorder._safely(hook, func, args, kwargs, result)
+        return result
+
+
+def _replaced_step(recorder: TrainingRecorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder._is_off:
+            return original(self, *args, **kwargs)
+        recorder._safely(recorder.enter_training_step, self.lightning_module, args)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            recorder._safely(recorder.leave_training_step)
+
+    return training_step
+
+
+def _tensors(value: Any, place: Place = (), depth: int = 4) -> dict[Place, Tensor]:
+    """The tensors in arguments or an output, by place."""
+    if isinstance(value, Tensor):
+        return {place: value}
+    items: list[tuple[Any, Any]] = []
+    if depth and isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif depth and isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    elif depth and hasattr(value, "__dataclass_fields__"):
+        items = list(vars(value).items())
+    return {
+        inner: tensor
+        for key, item in items
+        for inner, tensor in _tensors(item, (*place, key), depth - 1).items()
+    }
+
+
+def _change(
+    function: Any, args: Any, kwargs: Any, result: Tensor, samples: int
+) -> dict[str, Any] | None:
+    """A change of shape or type so that it can be made again with another number of samples.
+
+    Returns:
+        The change, empty if it has no effect; None if it cannot be made again.
+    """
+    source: Tensor = args[0]
+    if function in CASTS:
+        return {"dtype": _name(result.dtype)}
+    if function in APPLIED:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        return {"apply": APPLIED[function], "dim": dim}
+    if result.shape == source.shape and function in RESHAPES:
+        return {}
+    if function in TRANSPOSES:
+        probe = torch.empty(tuple(range(2, 2 + source.dim())), device="meta")
+        return {"permute": [size - 2 for size in function(probe, *args[1:], **kwargs).shape]}
+    if not result.dim() or result.shape[0] % samples or (samples == 1 and result.shape[0] != 1):
+        return None
+    return {"reshape": [-1, *result.shape[1:]]}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a value of JSON."""
+    if isinstance(value, Tensor):
+        if not value.dim():
+            return value.item()
+        return {"tensor": value.detach().cpu().tolist(), "dtype": _name(value.dtype)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _reference(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone()
+
+
+def _identity(gradient: Tensor) -> tuple[int, int, int]:
+    """What changes when a gradient is replaced or changed in place."""
+    place = gradient.data_ptr() if gradient.layout == torch.strided else 0
+    return id(gradient), place, gradient._version
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are the same numbers in memory, in whatever shape."""
+    return (
+        left.numel() == right.numel() > 0
+        and left.dtype == right.dtype
+        and left.data_ptr() == right.data_ptr()
+    )
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _is_lightning(module: nn.Module) -> bool:
+    return any(
+        kind.__name__ == "LightningModule" and kind.__module__.startswith(LIGHTNING)
+        for kind in type(module).__mro__
+    )
