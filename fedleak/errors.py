@@ -1,4 +1,4 @@
-"""The errors of fedleak: unusable input and failed runs."""
+"""The errors of fedleak: unusable input, failed runs, exceeded limits."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,6 +20,10 @@ class ModelFailed(BadInput):
 
 class RunFailed(RuntimeError):
     """A run failed for another reason than its configuration; it can be resumed."""
+
+
+class AboveLimit(RuntimeError):
+    """An audit found more than its limits allow; the command line exits with code 3."""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> BadInput:

@@ -42,6 +42,7 @@ EXAMPLES = {
         "fedleak attack runs/first --attack iga --attack.iterations 500",
         "--output runs/first-iga",
     ),
+    "audit": ("fedleak audit path/to/app --clients 4 --rounds 1 --output runs/audit",),
     "import": (
         "fedleak import gradient.pt --model net:Net --sent weights.pt --kind gradient",
         "--input_shape 3,32,32 --classes 10 --output runs/theirs",
@@ -268,6 +269,40 @@ def _fill_import(imports: ArgumentParser, _plugins: bool) -> None:
     imports.add_argument("--overwrite", action="store_true", help="Replace the run at the output.")
 
 
+def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
+    audit.add_argument(
+        "app", type=str, metavar="APP",
+        help="Folder of a Flower app, with its pyproject.toml. Its code is run.",
+    )  # fmt: skip
+    audit.add_argument("--clients", type=int, default=10, help="Number of simulated clients.")
+    audit.add_argument(
+        "--rounds", type=int | None, default=None, help="Default: as the app's run config says."
+    )
+    audit.add_argument(
+        "--run-config", type=str | None, default=None,
+        help="Other values of the app's run config, as `flwr run` takes them: 'key=1 other=2'.",
+    )  # fmt: skip
+    audit.add_argument("--output", type=str, default="runs/audit", help="The audit's folder.")
+    audit.add_argument(
+        "--budget", type=str, default="10m", help="Time for the attacks: 90s, 10m, 1h."
+    )
+    audit.add_argument(
+        "--public", type=str | None, default=None,
+        help="An .npz file with `inputs` and `labels` like the clients'. Default: made-up ones.",
+    )  # fmt: skip
+    audit.add_argument(
+        "--fail-above", type=str, action="append", default=[], metavar="[QUESTION=]SHARE",
+        help="Exit with 3 if an answer goes further from the guess to the exact answer.",
+    )  # fmt: skip
+    audit.add_argument("--seed", type=int, default=0, help="Seed of the attacks.")
+    audit.add_argument("--cpus-per-client", type=float, default=1.0, help="CPUs of a client.")
+    audit.add_argument("--gpus-per-client", type=float, default=0.0, help="GPUs of a client.")
+    audit.add_argument(
+        "--ray-address", type=str | None, default=None,
+        help="A Ray cluster. Default: a private instance of Ray on this machine.",
+    )  # fmt: skip
+
+
 def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
     sweep.add_argument("study", type=str, metavar="STUDY", help="The study's YAML file.")
     sweep.add_argument("--output", type=str, default="runs/sweep", help="The sweep's folder.")
@@ -317,6 +352,12 @@ COMMANDS = {
         "Make a folder for `fedleak attack` from a file of a gradient, weights or delta.",
         " FILE",
         _fill_import,
+    ),
+    "audit": _Command(
+        "What the server of a Flower app could learn.",
+        "Run a Flower app as it is, attack what its server sees, and conclude.",
+        " APP",
+        _fill_audit,
     ),
     "sweep": _Command(
         "The runs of a study's file.",

@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from fedleak.cli.arguments import parse
-from fedleak.errors import BadInput, RunFailed, require
+from fedleak.errors import AboveLimit, BadInput, RunFailed, require
 from fedleak.extras import extras_explained
 from fedleak.registry import (
     KINDS,
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script ``fedleak``.
 
-    The exit code is 0, 1 if a run failed, 2 for bad input, or 130 if interrupted.
+    The exit code is 0, 1 if a run failed, 2 for bad input, 3 if an audit exceeds its limits, or
+    130 if interrupted.
 
     Args:
         argv: the arguments. If None, those of the process.
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BadInput as error:
         print_error(str(error))
         code = 2
+    except AboveLimit as error:
+        print_error(str(error))
+        code = 3
     except RunFailed as error:
         print_error(f"{error} The results so far are kept: continue with `--resume`.")
         code = 1
@@ -124,6 +128,11 @@ def _command(settings: Namespace, console: Console) -> None:
         return
     if command == "import":
         _import(chosen, console)
+        return
+    if command == "audit":
+        from fedleak.cli.audit import run_audit
+
+        run_audit(chosen, console)
         return
     from fedleak import experiment
     from fedleak.preflight import prepare

@@ -1,0 +1,147 @@
+"""The canary: a client whose data the audit owns. If it is not reconstructed, nothing is proven.
+
+It trains one step on one sample, with the model, the modes, the loss and the optimiser that were
+seen, from the weights that the server sent; the same attacks are run on its update as on the
+clients'. And what was seen is tested against a client: the recorded batches, trained again by it,
+must give the update that the client sent.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedleak.attacks.explained import simulated_update
+from fedleak.audit.ladder import Report, Victim, best_result
+from fedleak.audit.truth_scores import Samples, measure_of, score
+from fedleak.errors import BadInput, first_line
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.private_model import private_copy
+from fedleak.updates.update import InterceptedUpdate
+
+# From these values on, the canary counts as reconstructed: SSIM or share of tokens, relative error.
+REACHED, WITHIN = 0.95, 0.05
+# Squared cosine from which the recorded batches, trained again, give the client's update.
+AGREES = 0.99
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Whether the audit's own client was reconstructed.
+
+    Args:
+        reconstructed: whether it was.
+        note: how well, or why not.
+        value: the measure of its sample; NaN if there is none.
+    """
+
+    reconstructed: bool
+    note: str
+    value: float = math.nan
+
+
+def make_sample(knowledge: Knowledge, whole: int | None, seed: int = 0) -> Tensor:
+    """A made-up sample ``(1, ...)``: a smooth image, normal random numbers, or whole numbers.
+
+    Args:
+        knowledge: gives shape and range.
+        whole: of whole numbers, the number that they stay below; None of others.
+        seed: its seed.
+    """
+    generator, shape = torch.Generator().manual_seed(seed), knowledge.input_shape
+    if whole is not None:
+        return torch.randint(whole, (1, *shape), generator=generator)
+    if len(shape) != 3:
+        return torch.randn(1, *shape, generator=generator)
+    coarse = torch.rand(1, shape[0], 4, 4, generator=generator)
+    image = functional.interpolate(coarse, size=shape[1:], mode="bicubic").clamp(0, 1)
+    low, high = knowledge.bounds
+    return low + (high - low) * image
+
+
+def run_canary(
+    victim: Victim, *, seconds: float, seed: int = 0, report: Report = lambda text: None
+) -> Canary:
+    """Train and attack the canary.
+
+    Args:
+        victim: a client, whose model, weights, loss and optimiser the canary takes over.
+        seconds: time for the attacks.
+        seed: seed of its sample and of the attacks.
+        report: told what is being done.
+    """
+    facts = victim.known.knowledge
+    alone = replace(
+        facts.with_training(steps=1, epochs=None, batch_size=1), num_samples=1, labels=None,
+        protocol="delta",
+    )  # fmt: skip
+    sample = make_sample(alone, victim.whole, seed)
+    try:
+        labels = alone.dummy_labels(1).clone()
+        change = _update(alone, victim.update, sample, labels)
+        update = replace(
+            victim.update, protocol="delta", num_examples=1, received=change, client=0, round=1
+        )
+        client = replace(
+            victim, key="canary", update=update, known=replace(victim.known, knowledge=alone)
+        )
+        found, name, reason = best_result(client, seconds, seed, report)
+    except BadInput as error:
+        return Canary(False, f"the audit's own client could not be trained: {error}".rstrip("."))
+    except Exception as error:  # of the app's own code
+        return Canary(False, f"the audit's own client could not be trained: {first_line(error)}")
+    if found is None:
+        return Canary(False, f"the audit's own client was not reconstructed: {reason}".rstrip("."))
+    truth = Samples(sample, labels)
+    value = score("canary", name, truth, found, torch.zeros_like(sample), alone).value
+    measure, perfect = measure_of(truth)
+    reached = value >= REACHED if perfect == 1.0 else value <= WITHIN
+    state = "was" if reached else "was not"
+    return Canary(
+        reached,
+        f"the audit's own client {state} reconstructed by {name} ({measure}: {value:.3g})",
+        value,
+    )
+
+
+def replay(victim: Victim, truth: Samples) -> float:
+    """Squared cosine of a client's update and that of its recorded batches, trained again.
+
+    Args:
+        victim: the client.
+        truth: its samples; this is the scorer's test of what the recorder saw, and no attack's.
+
+    Returns:
+        0 to 1; NaN if the batches cannot be trained again.
+    """
+    facts = victim.known.knowledge
+    labels = truth.labels if truth.labels is not None else facts.dummy_labels(len(truth.inputs))
+    try:
+        found = _update(
+            replace(facts, num_samples=len(truth.inputs)), victim.update, truth.inputs, labels
+        )
+        sent = victim.update.change(list(found))
+    except Exception:  # of the app's own code
+        return math.nan
+    one = torch.cat([found[name].double().flatten() for name in found])
+    two = torch.cat([sent[name].double().flatten() for name in found])
+    size = float(one @ one) * float(two @ two)
+    return float(one @ two) ** 2 / size if size else math.nan
+
+
+def _update(
+    facts: Knowledge, update: InterceptedUpdate, inputs: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The change of weights by training on samples in their order."""
+    model = private_copy(facts.model)
+    model.load_state_dict(update.sent, strict=False)
+    if facts.training is not None:
+        model.train(facts.training)
+    names = [
+        name for name, value in model.named_parameters()
+        if value.requires_grad and name in update.sent
+    ]  # fmt: skip
+    with torch.enable_grad():
+        return simulated_update(model, facts, (inputs, labels), {}, names, "delta", {})

@@ -1,0 +1,505 @@
+"""The ladder of attackers: what each reads from an app's updates, beside a guess without them."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks import IGA, NRA, RGAP, Analytic, Attack, ExactNRA, Rows, Tokens
+from fedleak.attacks.attack_updates import attack_updates
+from fedleak.attacks.base import Progress, Reconstruction
+from fedleak.audit.app import FlowerApp
+from fedleak.audit.batches import Batch, load_batches
+from fedleak.audit.facts import TrainingFacts
+from fedleak.audit.knowledge import Known, find_model, knowledge_of
+from fedleak.audit.shadow_clients import LabelShares, total_variation_distance, train_shadows
+from fedleak.audit.simulation import REPLIES, Observed
+from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
+from fedleak.audit.verdict import Answer, Estimate
+from fedleak.errors import BadInput
+from fedleak.models.noise import noise_slots
+from fedleak.updates.update import InterceptedUpdate
+
+# Shadow clients: as many as the time allows, within these numbers.
+FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
+# Share of the budget for shadow clients; the rest is for reconstructing inputs.
+SHADOW_SHARE = 0.3
+# Samples of an update above which no attack here reconstructs single inputs in a useful time.
+MOST_SAMPLES = 64
+MADE_UP = "made-up inputs"
+# Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
+# the most that are run.
+TRIAL = (5, 25)
+FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
+# Share of an update from which no other attack is tried.
+EXPLAINS_ALL = 0.999
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """An update with what the attacker knows of it. It holds no sample of the client.
+
+    Args:
+        key: the update's key, such as ``r0001-c0003``.
+        update: the update.
+        known: what the attacker is told.
+        whole: of samples that are whole numbers, such as tokens, the number that they stay below:
+            the size of the embedding; None of others.
+    """
+
+    key: str
+    update: InterceptedUpdate
+    known: Known
+    whole: int | None = None
+
+    @property
+    def setting(self) -> str:
+        """Samples, steps and optimiser, in a few words."""
+        facts = self.known.knowledge
+        samples = f"{facts.num_samples} sample{'s' * (facts.num_samples != 1)}"
+        return f"{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
+
+
+@dataclass(frozen=True, eq=False)
+class Public:
+    """Samples like the clients' that the server has.
+
+    Args:
+        inputs: as the clients' models take them, ``(N, ...)``.
+        labels: their classes ``(N,)``.
+        name: what they are, for the answers.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    name: str
+
+
+def find_victims(app: FlowerApp, observed: Observed) -> tuple[list[Victim], list[str]]:
+    """The updates that can be attacked, and why the others cannot.
+
+    Args:
+        app: the app.
+        observed: what its run has left.
+
+    Returns:
+        The victims in the order of rounds and clients, and sentences about the others.
+    """
+    found: list[Victim] = []
+    reasons: list[str] = []
+    model: nn.Module | None = None
+    for path in observed.updates:
+        try:
+            update = InterceptedUpdate.load(path)
+            facts = observed.facts(update.key)
+            if model is None:
+                model = find_model(app, facts, update, observed.models)
+            known = knowledge_of(app, facts, model, update)
+        except BadInput as error:
+            reasons.append(f"{path.stem}: {error}")
+            continue
+        found.append(Victim(update.key, update, known, _whole(model, facts, known)))
+    return found, reasons
+
+
+def _whole(model: nn.Module, facts: TrainingFacts, known: Known) -> int | None:
+    """The size of the embedding that takes samples of whole numbers; None of other samples."""
+    types = {item.path: item.dtype for item in facts.inputs}
+    sizes = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
+    return min(sizes) if types.get(known.inputs, "").startswith("int") and sizes else None
+
+
+def truth_of(observed: Observed, victim: Victim) -> Samples:
+    """A victim's samples and labels, for the scorer alone.
+
+    Args:
+        observed: what the app's run has left.
+        victim: the victim.
+
+    Raises:
+        BadInput: if they were not kept.
+    """
+    batches = load_batches(observed.truth(victim.key))
+    known = victim.known
+    number = known.knowledge.num_samples
+    inputs = torch.cat([batch.inputs[known.inputs] for batch in batches])[:number]
+    labels = [_labels(batch, known) for batch in batches]
+    if len(inputs) < number:
+        raise BadInput(f"Expected {number} samples of {victim.key}, got {len(inputs)}.")
+    if any(value is None for value in labels):
+        return Samples(inputs, None)
+    return Samples(inputs, torch.cat([value for value in labels if value is not None])[:number])
+
+
+def _labels(batch: Batch, known: Known) -> Tensor | None:
+    return batch.targets if known.labels is None else batch.inputs.get(known.labels)
+
+
+# ------------------------------------------------------------------------------ rung 1: messages
+
+
+def told_numbers(observed: Observed, victims: Sequence[Victim]) -> Answer:
+    """Whether messages tell each client's number of samples.
+
+    Args:
+        observed: what the app's run has left.
+        victims: the victims.
+    """
+    told = {
+        (row["round"], row["client"]): row["examples"]
+        for row in _replies(observed)
+        if row["kind"] == "train" and row["examples"] is not None
+    }
+    numbers = {victim.key: victim.known.knowledge.num_samples for victim in victims}
+    right, guessed = [], []
+    for victim in victims:
+        own = numbers[victim.key]
+        others = [n for key, n in numbers.items() if key != victim.key]
+        right.append(float(told.get((victim.update.round, victim.update.client)) == own))
+        guessed.append(float(bool(others) and round(sum(others) / len(others)) == own))
+    names = sorted({name for row in _replies(observed) for name in row["metrics"]})
+    return Answer(
+        rung=1, question="number of samples", measure="share of clients whose number is told",
+        answer=Estimate.of(right), guess=Estimate.of(guessed), perfect=1.0,
+        gains=tuple(a - b for a, b in zip(right, guessed, strict=True)), threat_model="A",
+        attack="reads messages", setting=_setting(victims),
+        note=f"replies tell {', '.join(names)} too" if names else "",
+    )  # fmt: skip
+
+
+def _replies(observed: Observed) -> Iterator[dict[str, Any]]:
+    path = observed.folder / REPLIES
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        yield json.loads(line)
+
+
+# ---------------------------------------------------------------------------- rung 2: properties
+
+
+def label_shares(
+    observed: Observed,
+    victims: Sequence[Victim],
+    public: Public | None,
+    *,
+    seconds: float,
+    seed: int = 0,
+    report: Report = lambda text: None,
+) -> Answer | None:
+    """Shares of labels in each client's data, by shadow clients.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        victims: the victims; those of the first round are attacked.
+        public: samples like the clients'. If None, they are made up: normal random numbers.
+        seconds: time for the shadow clients.
+        seed: seed of the shadow clients.
+        report: told what is being done.
+
+    Returns:
+        The answer; None where the clients' labels are no classes.
+    """
+    victims = [v for v in victims if v.update.round == victims[0].update.round]
+    facts = victims[0].known.knowledge
+    layer, classes = _head(facts.model)
+    example = facts.label_example
+    if layer is None or example is None or example.is_floating_point() or example.dim() != 1:
+        return None
+    empty: dict[str, Any] = {
+        "rung": 2, "question": "shares of labels", "perfect": 0.0,
+        "measure": "total variation distance of the shares, 0 is exact",
+        "threat_model": "C" if public is None else "D", "attack": "shadow clients",
+        "setting": _setting(victims),
+    }  # fmt: skip
+    nothing = Estimate.of([])
+    if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
+        note = "the clients' optimiser cannot be followed"
+        return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
+    if public is None:
+        generator = torch.Generator().manual_seed(seed)
+        number = 20 * classes
+        shape = (number, *facts.input_shape)
+        made = (
+            torch.randn(shape, generator=generator) if victims[0].whole is None
+            else torch.randint(victims[0].whole, shape, generator=generator)
+        )  # fmt: skip
+        public = Public(made, torch.arange(number) % classes, MADE_UP)
+    begun, shadows = time.monotonic(), []
+    samples = round(sum(v.known.knowledge.num_samples for v in victims) / len(victims))
+    model = facts.model if facts.training is None else facts.model.train(facts.training)
+    for shadow in train_shadows(
+        model, victims[0].update.sent, facts.loss, facts.local,
+        public.inputs, public.labels, samples=samples, classes=classes, number=MOST_SHADOWS,
+        seed=seed,
+    ):  # fmt: skip
+        shadows.append(shadow)
+        report(f"shadow client {len(shadows)} of at most {MOST_SHADOWS}")
+        if len(shadows) >= FEWEST_SHADOWS and time.monotonic() - begun > seconds:
+            break
+    fitted = LabelShares.fit(shadows, layer)
+    found = fitted([v.update.change(list(v.update.sent)) for v in victims])
+    truth = torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
+    distances = total_variation_distance(found, truth)
+    others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
+    guess = others if len(truth) > 1 else torch.full_like(truth, 1 / classes)
+    guesses = total_variation_distance(guess, truth)
+    uniform = total_variation_distance(torch.full_like(truth, 1 / classes), truth)
+    return Answer(
+        **empty,
+        answer=Estimate.of(distances.tolist()),
+        guess=Estimate.of(guesses.tolist()),
+        gains=tuple((guesses - distances).tolist()),
+        note=(
+            f"{len(shadows)} shadow clients on {public.name}; the guess is the mean of the other "
+            f"clients, and equal shares have {float(uniform.mean()):.3g}"
+        ),
+    )
+
+
+def _shares(labels: Tensor | None, classes: int) -> Tensor:
+    assert labels is not None
+    return torch.bincount(labels.flatten(), minlength=classes)[:classes].double() / labels.numel()
+
+
+def touched_rows(
+    observed: Observed, victims: Sequence[Victim], *, report: Report = lambda text: None
+) -> Answer | None:
+    """The set of tokens, items or users in each client's data, from the rows of an embedding.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        victims: the victims.
+        report: told what is being done.
+
+    Returns:
+        The answer; None where the clients' inputs are no whole numbers.
+    """
+    if victims[0].whole is None:
+        return None
+    values, guesses, refused = [], [], []
+    for victim in victims:
+        report(f"rows of embeddings, {victim.key}")
+        results, reason = _run(Rows(), victim, seed=0)
+        if results is None or not results.rows:
+            refused.append(reason)
+            continue
+        truth = truth_of(observed, victim)
+        has = set(truth.inputs.flatten().tolist())
+        name, rows = max(results.rows.items(), key=lambda item: len(item[1]))
+        found = set(rows.tolist())
+        total = victim.known.knowledge.model.get_submodule(name).num_embeddings
+        assert isinstance(total, int)
+        values.append(2 * len(has & found) / (len(has) + len(found)))
+        guesses.append(2 * len(has) / (len(has) + total))
+    return Answer(
+        rung=2, question="set of tokens", measure="F1 of the set, 0 to 1",
+        answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0,
+        gains=tuple(a - b for a, b in zip(values, guesses, strict=True)), threat_model="C",
+        attack="rows", setting=_setting(victims), tried=bool(values),
+        note=refused[0].rstrip(".") if refused else "the guess is the whole vocabulary",
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- rung 3: inputs
+
+
+def inputs(
+    observed: Observed,
+    victims: Sequence[Victim],
+    *,
+    seconds: float,
+    seed: int = 0,
+    report: Report = lambda text: None,
+) -> tuple[Answer, list[Score]]:
+    """What the attacks reconstruct of the inputs, victim by victim while there is time.
+
+    Of several attacks' results the one that explains most of the update counts; the truth decides
+    nothing.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        victims: the victims.
+        seconds: time for all of them; an attack that has begun is ended where it takes longer.
+        seed: seed of the attacks.
+        report: told what is being done.
+
+    Returns:
+        The answer, and the score of each victim that was attacked.
+    """
+    scores: list[Score] = []
+    notes: list[str] = []
+    end = time.monotonic() + seconds
+    truths = {victim.key: truth_of(observed, victim) for victim in victims}
+    tried = 0
+    for position, victim in enumerate(victims):
+        left = end - time.monotonic()
+        number = victim.known.knowledge.num_samples
+        if number > MOST_SAMPLES:
+            notes.append(f"updates of more than {MOST_SAMPLES} samples are not searched for inputs")
+            continue
+        if left <= 0:
+            notes.append(f"no time was left for {len(victims) - position} of {len(victims)}")
+            break
+        share = left / (len(victims) - position)
+        best, name, reason = best_result(victim, share, seed, report)
+        if best is None:
+            notes.append(reason.rstrip("."))
+            continue
+        tried += 1
+        truth, facts = truths[victim.key], victim.known.knowledge
+        guess = mean_guess([truths[v.key].inputs for v in victims if v is not victim], truth)
+        scores.append(score(victim.key, name, truth, best, guess, facts))
+    sample = next(iter(truths.values()))
+    measure, perfect = measure_of(sample)
+    values, guesses = [s.value for s in scores], [s.guess for s in scores]
+    sign = 1 if perfect == 1.0 else -1
+    unsupported = sum(not s.supported for s in scores)
+    if unsupported:
+        notes.append(
+            f"{unsupported} of {len(scores)} results are not supported by the update, so nothing "
+            "follows from those"
+        )
+    answer = Answer(
+        rung=3, question="inputs", measure=measure, answer=Estimate.of(values),
+        guess=Estimate.of(guesses), perfect=perfect,
+        gains=tuple(sign * (a - b) for a, b in zip(values, guesses, strict=True)),
+        threat_model="C", attack=", ".join(dict.fromkeys(s.attack for s in scores)) or "none",
+        setting=_setting(victims), tried=bool(tried), note="; ".join(dict.fromkeys(notes)),
+    )  # fmt: skip
+    return answer, scores
+
+
+def closed_forms(victim: Victim) -> list[Attack]:
+    """The attacks in closed form on an update's inputs.
+
+    Args:
+        victim: the victim.
+    """
+    facts = victim.known.knowledge
+    if victim.whole is not None:
+        return []
+    if facts.steps > 1 or facts.num_samples > 1:
+        # Layer by layer they would hand over to a search of their own.
+        return [Analytic()]
+    layers = ExactNRA(nra_iterations=1) if noise_slots(facts.model) else RGAP(nra_iterations=1)
+    return [Analytic(), layers]
+
+
+def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str]:
+    """Gradient matching with as many iterations as fit into the time, or why it is left out.
+
+    Args:
+        victim: the victim.
+        seconds: time for it.
+        seed: seed of the attack.
+    """
+    kind: Callable[..., Attack] = Tokens if victim.whole is not None else IGA
+    if noise_slots(victim.known.knowledge.model):
+        kind = NRA
+    spans = []
+    for iterations in TRIAL:
+        begun = time.monotonic()
+        found, reason = _run(kind(iterations=iterations), victim, seed)
+        if found is None:
+            return None, reason
+        spans.append(time.monotonic() - begun)
+    each = max(1e-6, (spans[1] - spans[0]) / (TRIAL[1] - TRIAL[0]))
+    fitting = int((seconds - sum(spans) - spans[0]) / each)
+    if fitting < FEWEST_ITERATIONS:
+        needed = FEWEST_ITERATIONS * each + sum(spans) + spans[0]
+        return (
+            None,
+            f"gradient matching needs about {needed:.0f} s a client, more than the budget allows",
+        )
+    return kind(iterations=min(fitting, MOST_ITERATIONS)), ""
+
+
+class _OutOfTime(Exception):
+    """The time for a victim has passed."""
+
+
+def best_result(
+    victim: Victim, seconds: float, seed: int, report: Report
+) -> tuple[Reconstruction | None, str, str]:
+    """Run the attacks on an update in turn, until one explains it.
+
+    Args:
+        victim: the victim.
+        seconds: time for all of them.
+        seed: seed of the attacks.
+        report: told what is being done.
+
+    Returns:
+        The result that explains most of the update, or None; the attack's name; and why an attack
+        gave none.
+    """
+    end = time.monotonic() + seconds
+    best: Reconstruction | None = None
+    name, reason = "", ""
+
+    def attempt(attack: Attack) -> None:
+        nonlocal best, name, reason
+        report(f"{attack.name} on {victim.key}")
+        found, why = _run(attack, victim, seed, 2 * seconds + time.monotonic())
+        reason = why or reason
+        if found is not None and (best is None or _explains(found) > _explains(best)):
+            best, name = found, attack.name
+
+    for attack in closed_forms(victim):
+        attempt(attack)
+        if best is not None and _explains(best) >= EXPLAINS_ALL:
+            return best, name, reason
+    left = end - time.monotonic()
+    if left > 0:
+        chosen, why = matching(victim, left, seed)
+        reason = why or reason
+        if chosen is not None:
+            attempt(chosen)
+    return best, name, reason
+
+
+def _explains(found: Reconstruction) -> float:
+    return found.explained if found.explained == found.explained else -1.0
+
+
+def _run(
+    attack: Attack, victim: Victim, seed: int, end: float | None = None
+) -> tuple[Reconstruction | None, str]:
+    """One attack on one update: its result, or why there is none."""
+    found: list[Reconstruction] = []
+
+    def watch(progress: Progress) -> None:
+        if end is not None and time.monotonic() > end:
+            raise _OutOfTime
+
+    try:
+        refused = attack_updates(
+            attack, [victim.update], lambda _: victim.known.knowledge,
+            finished=lambda _, result: found.append(result), seed=seed, report=watch,
+            ends=(_OutOfTime,),
+        )  # fmt: skip
+    except _OutOfTime:
+        return None, f"{attack.name} took more than its share of the time"
+    if refused:
+        return None, refused[0].reason
+    return found[0], ""
+
+
+def _head(model: nn.Module) -> tuple[str | None, int]:
+    """The last linear layer and its number of outputs."""
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        return None, 0
+    name, last = linear[-1]
+    return name, last.out_features
+
+
+def _setting(victims: Sequence[Victim]) -> str:
+    rounds = sorted({victim.update.round for victim in victims})
+    where = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+    return f"{where}; {victims[0].setting}; labels not known"

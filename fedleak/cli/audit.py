@@ -1,0 +1,75 @@
+"""The command ``fedleak audit``."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+
+from fedleak.audit.app import read_app
+from fedleak.audit.run import VERDICT, Audit, audit, read_public, read_span
+from fedleak.audit.verdict import RUNGS, THREAT_MODELS, read_limits
+from fedleak.errors import AboveLimit, require
+
+
+def run_audit(chosen: Namespace, console: Console) -> None:
+    """Audit an app and print what was found.
+
+    Args:
+        chosen: the arguments.
+        console: where to print.
+
+    Raises:
+        BadInput: if an argument or the app is wrong.
+        AboveLimit: if an answer exceeds a limit of ``--fail-above``.
+    """
+    limits = read_limits(chosen.fail_above)
+    budget = read_span(chosen.budget)
+    require(
+        bool(chosen.output.strip()),
+        "Expected a folder as `--output`, got an empty text: write `.` for this one.",
+    )
+    public = None if chosen.public is None else read_public(Path(chosen.public))
+    app = read_app(Path(chosen.app), [] if chosen.run_config is None else [chosen.run_config])
+    output = Path(chosen.output)
+    with console.status("") as status:
+        found = audit(
+            app, output, clients=chosen.clients, rounds=chosen.rounds, budget=budget,
+            public=public, seed=chosen.seed, cpus_per_client=chosen.cpus_per_client,
+            gpus_per_client=chosen.gpus_per_client, ray_address=chosen.ray_address,
+            report=status.update,
+        )  # fmt: skip
+    print_audit(found, console)
+    console.print(f"Look at {output / VERDICT}", highlight=False, soft_wrap=True)
+    above = found.verdict.above(limits)
+    if above:
+        names = ", ".join(f"{answer.question} {answer.share:.2f}" for answer in above)
+        raise AboveLimit(f"Above the limits of `--fail-above`: {names}.")
+    if found.verdict.exit_code(limits):
+        raise AboveLimit(f"Not below the limits of `--fail-above`: {found.verdict.sentence}")
+
+
+def print_audit(found: Audit, console: Console) -> None:
+    """Print an audit's table, its sentences and its verdict.
+
+    Args:
+        found: what was found.
+        console: where to print.
+    """
+    table = Table(title="What the server could learn", title_justify="left")
+    for name in ("the server", "question", "answer", "guess", "n", "", "threat model"):
+        table.add_column(name, overflow="fold")
+    for answer in found.verdict.answers:
+        table.add_row(
+            RUNGS[answer.rung], f"{answer.question}\n{answer.measure}", str(answer.answer),
+            str(answer.guess), str(answer.answer.n), answer.status,
+            f"{answer.threat_model}: {THREAT_MODELS[answer.threat_model]}",
+        )  # fmt: skip
+    console.print(table, highlight=False)
+    for answer in found.verdict.answers:
+        console.print(f"- {answer.sentence}", highlight=False, markup=False)
+    for note in found.notes:
+        console.print(f"Note: {note}", style="yellow", highlight=False, markup=False)
+    if found.verdict.canary_note:
+        console.print(f"Canary: {found.verdict.canary_note}.", highlight=False, markup=False)
+    console.print(found.verdict.sentence, style="bold", highlight=False, markup=False)
