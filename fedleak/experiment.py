@@ -63,8 +63,9 @@ def run(
     # Attacks on saved updates work where Flower is not installed, so it is imported here.
     with extras_explained():
         from fedleak.federation.engine.checkpoint import remove_checkpoint
+        from fedleak.federation.engine.ray_engine import FederationError
         from fedleak.federation.engine.server import make_strategy
-        from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
+        from fedleak.federation.engine.simulation import check_resources, simulate
 
     parts = parts or prepare(config)
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}

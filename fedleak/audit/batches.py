@@ -61,7 +61,10 @@ def load_batches(path: Path) -> list[Batch]:
             if place == TARGETS:
                 found[int(number)] = Batch(batch.inputs, value)
             else:
-                batch.inputs[tuple(json.loads(place))] = value
+                keys = json.loads(place)
+                if not isinstance(keys, list):
+                    raise ValueError(place)
+                batch.inputs[tuple(keys)] = value
         except (ValueError, IndexError, TypeError) as error:
             raise BadInput(f"Expected a tensor of a batch in {path}, got {short(name)}.") from error
     return found

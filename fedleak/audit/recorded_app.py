@@ -12,6 +12,7 @@ from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import save_batches
 from fedleak.audit.recorder import TrainingRecorder
 from fedleak.errors import require
+from fedleak.updates.files import KEY
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,13 @@ class RecordFolder:
             if MESSAGE_ID.fullmatch(message) and path.is_file():
                 path.replace(folder / f"{key}{suffix}")
 
+    def remove_unnamed(self) -> None:
+        """Remove the files of messages whose updates were not kept."""
+        for folder in (self.facts, self.truth):
+            for path in folder.iterdir():
+                if KEY.fullmatch(path.stem) is None:
+                    path.unlink()
+
 
 class RecordedClientApp(ClientApp):
     """Calls the ClientApp of an app, with its run config, and records its trainings.
@@ -110,8 +118,13 @@ class RecordedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """See flwr.clientapp.ClientApp."""
-        context.run_config = dict(self._app.run_config)
-        client_app = self._app.client_app()
+        config, context.run_config = context.run_config, dict(self._app.run_config)
+        try:
+            return self._recorded(self._app.client_app(), message, context)
+        finally:
+            context.run_config = config  # Flower refuses a context whose config was changed
+
+    def _recorded(self, client_app: ClientApp, message: Message, context: Context) -> Message:
         number = context.node_config.get(PARTITION)
         client = number if isinstance(number, int) else None
         try:

@@ -138,7 +138,10 @@ def read_tensors(path: Path, expected: str) -> tuple[Tensors, dict[str, str]]:
                 f"Expected a file of format {expected} at {path}, got "
                 f"{'a safetensors file without a format' if found is None else short(found)}."
             )
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        names = list(file.keys())
+        if set(names) == {str(position) for position in range(len(names))}:
+            names.sort(key=int)  # a list of arrays; the file has the names in the order of text
+        return {name: file.get_tensor(name) for name in names}, header
 
 
 @contextmanager

@@ -1,5 +1,4 @@
 import pickle
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from flwr.serverapp import ServerApp
 
 from fedleak.audit.app import AuditSettings, read_app
 from fedleak.errors import BadInput
-from tests.audit.apps import write_app
+from tests.audit.apps import imports_undone, write_app
 
 SERVER = """
 from flwr.serverapp import ServerApp
@@ -24,13 +23,8 @@ app = ClientApp()
 
 @pytest.fixture(autouse=True)
 def _imports() -> Iterator[None]:
-    """The folders and modules of the apps are not importable any more after a test."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.partition(".")[0].startswith("app_"):
-            del sys.modules[name]
+    with imports_undone():
+        yield
 
 
 def test_an_app_is_read_with_its_run_config_overrides_and_settings(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedleak.audit.facts import TrainingFacts
-from fedleak.audit.module_watch import state_of
 from fedleak.audit.recorder import TrainingRecorder
 from fedleak.models.lightning import quiet_trainer
 from tests.federation.fakes import same_tensors
@@ -474,15 +473,3 @@ def test_training_that_goes_on_with_an_optimiser_says_so() -> None:
         _, facts, _ = recorded(lambda: loop(model, optimizer, F.cross_entropy, epochs=1))
         assert facts.optimizer is not None
         assert facts.optimizer.carried_over == carried
-
-
-def test_the_order_of_a_state_is_that_of_torch() -> None:
-    """With shared tensors and buffers that are not kept."""
-    model = nn.Sequential(Net(), nn.Linear(3, 3), nn.BatchNorm1d(3))
-    model.extra = model[1]
-    model[1].register_buffer("hidden", torch.ones(2), persistent=False)
-    model[1].register_buffer("shown", torch.ones(2, dtype=torch.int64))
-    expected = [
-        (n, tuple(v.shape), str(v.dtype).partition(".")[2]) for n, v in model.state_dict().items()
-    ]
-    assert list(state_of(model)) == expected

@@ -446,3 +446,19 @@ def test_another_federations_folder_is_not_written_to(tmp_path: Path) -> None:
         InterceptedUpdate.of(one, gradient=gradient).save(tmp_path / "nowhere")
     remove_round(tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_of_arrays_keeps_its_order_and_a_client_its_own_sent_weights(tmp_path: Path) -> None:
+    """More than ten: as text, "10" comes before "2"."""
+    arrays = {str(at): torch.full((2,), float(at)) for at in range(13)}
+    for client, own in ((0, False), (1, True), (2, False)):
+        sent = {name: value + client for name, value in arrays.items()} if own else arrays
+        InterceptedUpdate(3, client, "fedavg", 1, "net", sent, sent).save(tmp_path, own=own)
+    for client, own in ((0, 0), (1, 1), (2, 0)):
+        update = InterceptedUpdate.load(tmp_path / f"r0003-c{client:04d}.safetensors")
+        for tensors in (update.sent, update.received):
+            assert list(tensors) == list(arrays)
+        assert all(torch.equal(update.sent[n], arrays[n] + own) for n in arrays)
+    assert len(update_files(tmp_path)) == 3
+    remove_round(tmp_path, 3)
+    assert list(tmp_path.iterdir()) == []

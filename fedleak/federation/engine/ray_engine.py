@@ -52,6 +52,10 @@ STOP_SECONDS = 5.0
 NOTICE_SECONDS = 3.0
 
 
+class FederationError(RuntimeError):
+    """The server or the engine of a federation failed, as opposed to one of its clients."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a simulation runs on.
@@ -218,3 +222,11 @@ def _signal_clients(number: signal.Signals) -> None:
         with suppress(psutil.Error):
             if "".join(process.cmdline()[:1]).startswith("ray::ClientAppActor"):
                 process.send_signal(number)
+
+
+def root_cause(error: BaseException | None) -> str:
+    """The message of the first exception in a chain of causes, in one line."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".")

@@ -14,7 +14,7 @@ from fedleak.data import PrivateData
 from fedleak.errors import BadInput
 from fedleak.federation.engine.checkpoint import Outcome, client_state_folder, read_outcome
 from fedleak.federation.engine.client import TruthFolder, client_app
-from fedleak.federation.engine.ray_engine import Resources, run_engine
+from fedleak.federation.engine.ray_engine import FederationError, Resources, root_cause, run_engine
 from fedleak.federation.engine.server import (
     GRACE_SECONDS,
     FederationServer,
@@ -27,10 +27,6 @@ from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
 from fedleak.runtime.threads import available_cores, cap_threads
-
-
-class FederationError(RuntimeError):
-    """The server or the engine of a federation failed, as opposed to one of its clients."""
 
 
 def simulate(
@@ -93,7 +89,7 @@ def simulate(
         raise control.error
     if outcome.rounds < federation.rounds:
         reason = control.error or engine_error
-        raise FederationError(f"The federation failed: {_root_cause(reason)}.") from reason
+        raise FederationError(f"The federation failed: {root_cause(reason)}.") from reason
     return outcome
 
 
@@ -131,11 +127,3 @@ def _resources(config: RunConfig) -> Resources:
         federation.gpus_per_client,
         federation.ray_address,
     )
-
-
-def _root_cause(error: BaseException | None) -> str:
-    """The message of the first exception in a chain of causes, in one line."""
-    while error is not None and error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".")

@@ -1,0 +1,184 @@
+"""Runs an app on Flower's Ray engine as it is, listens to its server and records its clients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedleak.audit.app import ROUNDS_KEYS, FlowerApp
+from fedleak.audit.facts import TrainingFacts
+from fedleak.audit.listening_grid import ListeningGrid
+from fedleak.audit.module_watch import watched_modules
+from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
+from fedleak.audit.update_listener import UpdateListener
+from fedleak.errors import BadInput, require
+from fedleak.federation.engine.ray_engine import (
+    FederationError,
+    Resources,
+    root_cause,
+    run_engine,
+)
+from fedleak.federation.engine.server import ServerControl
+from fedleak.updates.files import update_files
+
+REPLIES = "replies.jsonl"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an app's run has left.
+
+    Args:
+        folder: ``updates/``, ``facts/``, ``truth/`` and ``replies.jsonl``; the files of the first
+            three have the update's key as their name, such as ``r0001-c0003``.
+        models: the modules whose weights the ServerApp was seen to take, the first of each kind.
+        failures: what went wrong in listening; the updates concerned are missing.
+    """
+
+    folder: Path
+    models: list[nn.Module] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def updates(self) -> list[Path]:
+        """The files of the updates, in the order of rounds and clients."""
+        return update_files(self.folder / "updates")
+
+    def facts(self, key: str) -> TrainingFacts:
+        """What was seen of the training behind an update.
+
+        Args:
+            key: the update's key.
+
+        Raises:
+            BadInput: if nothing was, or the file is damaged.
+        """
+        return TrainingFacts.load(self.folder / "facts" / f"{key}.json")
+
+    def truth(self, key: str) -> Path:
+        """The file of the batches behind an update, for :func:`fedleak.audit.batches.load_batches`.
+
+        Args:
+            key: the update's key.
+        """
+        return self.folder / "truth" / f"{key}.safetensors"
+
+
+def with_rounds(app: FlowerApp, rounds: int) -> FlowerApp:
+    """The app with another number of rounds.
+
+    Args:
+        app: the app.
+        rounds: number of rounds, at least 1.
+
+    Raises:
+        BadInput: if its run config has no key for it.
+    """
+    require(rounds >= 1, f"Expected at least 1 round, got {rounds}.")
+    key = app.rounds_key
+    if key is None:
+        raise BadInput(
+            f"Expected a number of rounds in the app's run config, such as `{ROUNDS_KEYS[0]}`, got "
+            f"{', '.join(app.run_config) or 'an empty one'}: leave the number of rounds to the app."
+        )
+    return replace(app, run_config=app.run_config | {key: rounds})
+
+
+def run_app(
+    app: FlowerApp,
+    folder: Path,
+    *,
+    clients: int,
+    rounds: int | None = None,
+    cpus_per_client: float = 1.0,
+    gpus_per_client: float = 0.0,
+    ray_address: str | None = None,
+    engine: Callable[[Resources, ServerApp, Any, ServerControl], None] = run_engine,
+) -> Observed:
+    """Run an app, keep every update, and record every client's training.
+
+    Args:
+        app: the app.
+        folder: where to write; it is made if it does not exist, and must be empty.
+        clients: number of simulated clients, at least 1.
+        rounds: number of rounds. If None, as the app's run config says.
+        cpus_per_client: CPUs that one client occupies.
+        gpus_per_client: GPUs that one client occupies.
+        ray_address: address of a Ray cluster, whose workers can access the folder. If None, a
+            private instance of Ray is started.
+        engine: runs ServerApp and ClientApp.
+
+    Raises:
+        BadInput: if an argument is wrong, or the resources do not suffice for one client.
+        FederationError: if the app's ServerApp, or the engine, failed.
+        KeyboardInterrupt: if it was interrupted; what was kept so far stays.
+    """
+    require(clients >= 1, f"Expected at least 1 client, got {clients}.")
+    app = app if rounds is None else with_rounds(app, rounds)
+    resources = Resources(clients, cpus_per_client, gpus_per_client, ray_address)
+    resources.check()
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    require(
+        not any(folder.iterdir()),
+        f"Expected an empty folder at {folder}, found files: choose another one.",
+    )
+    observed, control = Observed(folder), ServerControl()
+    records = RecordFolder(folder)
+
+    def kept(question: Message, path: Path) -> None:
+        records.rename(question.metadata.message_id, path.stem)
+
+    listener = UpdateListener(
+        folder / "updates",
+        folder / REPLIES,
+        settings=app.settings,
+        client_of=records.client_of,
+        on_update=kept,
+    )
+    server = _server_app(app, listener, control, observed)
+    error: Exception | None = None
+    try:
+        engine(resources, server, RecordedClientApp(app, records), control)
+    except Exception as raised:
+        # A client that hangs is killed after the last round, of which the engine complains.
+        error = raised
+    records.remove_unnamed()
+    if control.error is not None:
+        raise FederationError(
+            f"The app's ServerApp failed: {root_cause(control.error)}."
+        ) from control.error
+    if not control.ended.is_set():
+        raise FederationError(f"The simulation failed: {root_cause(error)}.") from error
+    return observed
+
+
+def _server_app(
+    app: FlowerApp, listener: UpdateListener, control: ServerControl, observed: Observed
+) -> ServerApp:
+    """A ServerApp that calls the app's own, with its run config, and listens to its messages."""
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        control.started.set()
+        listening = ListeningGrid(grid, listener, stop=control.stop)
+        try:
+            context.run_config = dict(app.run_config)
+            with watched_modules(once_per_kind=True) as watched:
+                try:
+                    app.server_app()(listening, context)
+                finally:
+                    observed.models.extend(watched.modules())
+        except BaseException as error:
+            control.error = error
+            raise
+        finally:
+            observed.failures.extend(str(failure) for failure in listening.failures)
+            control.ended.set()
+
+    return server

@@ -1,0 +1,193 @@
+"""Whole runs of apps: on Flower's own engine, and without it."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.config import get_fused_config_from_dir
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation.run_simulation import _run_simulation
+from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.telemetry import EventType
+
+from fedleak.audit.app import FlowerApp, read_app
+from fedleak.audit.simulation import run_app, with_rounds
+from fedleak.errors import BadInput
+from fedleak.federation.engine.ray_engine import FederationError, Resources
+from fedleak.federation.engine.server import ServerControl
+from fedleak.updates.update import InterceptedUpdate
+from tests.audit.apps import TEXT, imports_undone, in_process, write_app, write_kind
+from tests.federation.fakes import same_tensors
+from tests.federation.runs import nothing_left_running
+
+
+@pytest.fixture(autouse=True)
+def _imports() -> Iterator[None]:
+    with imports_undone():
+        yield
+
+
+def saving(app: FlowerApp, path: Path) -> FlowerApp:
+    """The app, which writes the final weights to a file."""
+    return read_app(app.folder, [f"save='{path}'"])
+
+
+def test_an_app_ends_as_without_the_audit(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images")
+    alone, audited = tmp_path / "alone.pt", tmp_path / "audited.pt"
+    random.seed(3)  # strategies sample by it
+    plain(saving(app, alone), in_process, clients=3)
+    random.seed(3)
+    found = run_app(saving(app, audited), tmp_path / "audit", clients=3, engine=in_process)
+    assert same_tensors(torch.load(alone), torch.load(audited))
+    assert [p.stem for p in found.updates] == [
+        f"r{r:04d}-c{c:04d}" for r in (1, 2) for c in range(3)
+    ]
+    names = {folder.name for folder in found.folder.iterdir()}
+    assert names == {"updates", "facts", "truth", "nodes", "replies.jsonl"}
+    for path in found.updates:
+        assert found.facts(path.stem).steps == 2
+        assert found.truth(path.stem).is_file()
+    lines = [json.loads(line) for line in (found.folder / "replies.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert all(line["metrics"]["train_loss"] > 0 and line["examples"] == 6 for line in lines)
+
+
+def plain(app: FlowerApp, engine: Any, *, clients: int) -> None:
+    """The app's own ServerApp and ClientApp, without the audit."""
+
+    class Client(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            context.run_config = dict(app.run_config)
+            return app.client_app()(message, context)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        context.run_config = dict(app.run_config)
+        app.server_app()(grid, context)
+
+    engine(Resources(clients), server, Client(), ServerControl())
+
+
+def flower_alone(app: FlowerApp, overrides: dict[str, Any], clients: int) -> None:
+    """The app as ``flwr run`` runs it, on Flower's own engine."""
+    config = get_fused_config_from_dir(app.folder, overrides)
+    run = Run.create_empty(run_id=7)
+    run.primary_task_id, run.federation_id, run.override_config = 8, NOOP_FEDERATION_ID, overrides
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, SUPERLINK_NODE_ID
+    try:
+        _run_simulation(
+            num_supernodes=clients,
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+            client_app_attr=app.client,
+            server_app_attr=app.server,
+            server_app_context=Context(7, 0, {}, RecordDict(), config),
+            app_dir=str(app.folder),
+            run=run,
+            is_app=True,
+        )
+    finally:
+        ray.shutdown()
+
+
+def test_an_app_on_ray_ends_as_flower_alone(tmp_path: Path) -> None:
+    """Two clients: the sum of their weights does not depend on which one answers first."""
+    app = write_kind(tmp_path / "app", "images")
+    alone, audited = tmp_path / "alone.pt", tmp_path / "audited.pt"
+    with nothing_left_running():
+        found = run_app(saving(app, audited), tmp_path / "audit", clients=2)
+        flower_alone(app, {"save": str(alone)}, 2)
+    assert same_tensors(torch.load(alone), torch.load(audited))
+    assert found.failures == []
+    assert [path.stem for path in found.updates] == [
+        "r0001-c0000", "r0001-c0001", "r0002-c0000", "r0002-c0001",
+    ]  # fmt: skip
+    # The clients ran in other processes: only the server's model was seen in this one.
+    assert [type(model).__name__ for model in found.models] == ["Net"]
+    facts = found.facts("r0002-c0001")
+    assert (facts.partition, facts.batch_sizes, facts.faults) == (1, (4, 2), ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lightning", "old"])
+def test_other_apps_on_ray(kind: str, tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", kind)
+    with nothing_left_running():
+        found = run_app(app, tmp_path / "audit", clients=2, rounds=1)
+    assert [path.stem for path in found.updates] == ["r0001-c0000", "r0001-c0001"]
+    for path in found.updates:
+        facts = found.facts(path.stem)
+        assert facts.model is not None
+        assert (facts.model.lightning, facts.model.called) == (kind == "lightning", "itself")
+        assert facts.faults == ()
+
+
+IDLE = """
+from flwr.clientapp import ClientApp
+app = ClientApp()
+"""
+RAISES = """
+from flwr.serverapp import ServerApp
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    raise KeyError("weights.pt")
+"""
+
+
+def test_what_fails_is_said(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "table")
+    for options, sentence in (
+        ({"clients": 0}, "Expected at least 1 client, got 0"),
+        ({"clients": 1, "rounds": 0}, "Expected at least 1 round, got 0"),
+        ({"clients": 1, "gpus_per_client": 99}, "Expected `gpus_per_client` to be at most"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            run_app(app, tmp_path / "audit", engine=in_process, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "audit").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(BadInput, match="Expected an empty folder at"):
+        run_app(app, tmp_path / "full", clients=1, engine=in_process)
+    assert with_rounds(app, 7).run_config["num-server-rounds"] == 7
+    config = FlowerApp(app.folder, app.server, app.client, {"epochs": 1})
+    with pytest.raises(BadInput, match=r"such as `num-server-rounds`, got epochs: leave the"):
+        with_rounds(config, 2)
+    broken = read_app(write_app(tmp_path / "b", "app_broken", server_app=RAISES, client_app=IDLE))
+    with pytest.raises(FederationError, match=r"The app's ServerApp failed: 'weights.pt'"):
+        run_app(broken, tmp_path / "broken", clients=1, engine=in_process)
+
+
+def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TEXT.replace("def data(number):", "def data(number):\n    assert number != 2, 'no data'")
+    app = write_kind(tmp_path / "app", "text", task=task)
+    saved = InterceptedUpdate.save
+
+    def full(self: InterceptedUpdate, *args: Any, **kwargs: Any) -> Path:
+        if self.client == 1:
+            raise OSError("no space left")
+        return saved(self, *args, **kwargs)
+
+    monkeypatch.setattr(InterceptedUpdate, "save", full)
+    found = run_app(app, tmp_path / "audit", clients=3, rounds=1, engine=in_process)
+    assert [path.stem for path in found.updates] == ["r0001-c0000"]
+    assert found.failures == ["no space left"]
+    assert [path.stem for path in (found.folder / "truth").iterdir()] == ["r0001-c0000"]
+    lines = [json.loads(line) for line in (found.folder / "replies.jsonl").read_text().splitlines()]
+    reasons = {line["client"]: line["reason"] for line in lines}
+    assert reasons == {0: None, 1: "it could not be kept: no space left", 2: "no data"}
