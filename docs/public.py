@@ -12,6 +12,7 @@ PACKAGES = (
     "fedleak.models",
     "fedleak.data",
     "fedleak.federation",
+    "fedleak.audit",
     "fedleak.metrics",
     "fedleak.sweep",
     "fedleak.reporting",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.facts import LossFacts, OptimizerFacts, Place, TensorFacts, TrainingFacts
-from fedleak.audit.module_watch import fit, state_of
+from fedleak.audit.module_watch import fit
 from fedleak.errors import BadInput, first_line, require
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.local_training import LocalTraining
@@ -113,7 +113,7 @@ class RecordedLoss:
         if self.facts.kind == "output":
             return self.scale * found
         for change in self.facts.changes:
-            found = _changed(found, change)
+            found = changed_again(found, change)
         if self.facts.target_input is not None:
             labels = samples.reshape(found.shape)
         arguments = {n: _argument(v, found) for n, v in self.facts.arguments.items()}
@@ -167,13 +167,13 @@ def find_model(
             f"Expected `{told}`, {what}, to make a torch module, got {type(made).__name__}.",
         )
         require(
-            fit(state_of(made), sent) > 0,
+            fit(made, sent) > 0,
             f"Expected `{told}`, {what}, to make the model whose weights are sent, got "
             f"{type(made).__name__} with other names or shapes than {_listed(sent)}.",
         )
         return copy.deepcopy(made)
     path = facts.model.path if facts is not None and facts.model is not None else None
-    fitting = [module for module in seen if fit(state_of(module), sent) > 0]
+    fitting = [module for module in seen if fit(module, sent) > 0]
     for module in fitting:
         if path in (None, f"{type(module).__module__}:{type(module).__qualname__}"):
             return copy.deepcopy(module)
@@ -182,7 +182,7 @@ def find_model(
             made = app.load(path, "the class that the clients train")()
         except Exception:  # it needs arguments, or its module is none that can be imported
             made = None
-        if isinstance(made, nn.Module) and fit(state_of(made), sent) > 0:
+        if isinstance(made, nn.Module) and fit(made, sent) > 0:
             return made
     if fitting:
         return copy.deepcopy(fitting[0])
@@ -444,8 +444,13 @@ def _at(output: Any, place: Place) -> Any:
     return output
 
 
-def _changed(value: Tensor, change: Mapping[str, Any]) -> Tensor:
-    """A model's output after one change of shape or type; see :class:`LossFacts`."""
+def changed_again(value: Tensor, change: Mapping[str, Any]) -> Tensor:
+    """A model's output after one change of shape or type.
+
+    Args:
+        value: the output.
+        change: see :class:`fedleak.audit.facts.LossFacts`.
+    """
     if "reshape" in change:
         return value.reshape(change["reshape"])
     if "permute" in change:

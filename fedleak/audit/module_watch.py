@@ -117,27 +117,32 @@ def state_of(module: nn.Module) -> State:
     )
 
 
-def fit(state: State, sent: Sequence[tuple[str, tuple[int, ...]]]) -> int:
-    """How well arrays fit a module's state.
+def fit(module: nn.Module, sent: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    """How well arrays that are sent fit a module's state.
 
     Args:
-        state: see :func:`state_of`.
+        module: the module.
         sent: name and shape of each array; the shape is empty where it is not known.
 
     Returns:
-        3 if they are the whole state, 2 if a part of it, 1 if they are but for prefixes of
-        wrappers, 0 if they are not.
+        3 if they are the whole state, 2 if a part of it, such as its parameters as a list, 1 if
+        they are but for prefixes of wrappers, 0 if they are not.
     """
     if not sent:
         return 0
+    own = {name: shape for name, shape, _ in state_of(module)}
     if [name for name, _ in sent] == [str(at) for at in range(len(sent))]:
-        shapes = [shape for _, shape, _ in state]
-        fits = len(sent) == len(state) and all(
-            not shape or shape == own for (_, shape), own in zip(sent, shapes, strict=True)
-        )
-        return 3 if fits else 0
-    own = {name: shape for name, shape, _ in state}
+        shapes = [shape for _, shape in sent]
+        if _alike(shapes, list(own.values())):
+            return 3
+        return 2 if _alike(shapes, [tuple(v.shape) for v in module.parameters()]) else 0
     if all(own.get(name) == shape for name, shape in sent):
         return 3 if len(sent) == len(own) else 2
     bare = {unwrapped(name): shape for name, shape in own.items()}
     return int(all(bare.get(unwrapped(name)) == shape for name, shape in sent))
+
+
+def _alike(sent: Sequence[tuple[int, ...]], own: Sequence[tuple[int, ...]]) -> bool:
+    return len(sent) == len(own) and all(
+        not shape or shape == expected for shape, expected in zip(sent, own, strict=True)
+    )

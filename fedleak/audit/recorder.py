@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -43,6 +42,28 @@ from fedleak.audit.facts import (
     TrainingFacts,
 )
 from fedleak.audit.module_watch import WatchedModules, fit, state_of, watched_modules
+from fedleak.audit.torch_calls import (
+    APPLIED,
+    BACKWARD,
+    CASTS,
+    LIGHTNING,
+    LOSSES,
+    MEANS,
+    RESHAPES,
+    SCALES,
+    TRANSPOSES,
+    change_of,
+    copied,
+    dtype_name,
+    has_parameters,
+    identity_of,
+    is_lightning,
+    is_same,
+    plain,
+    reference,
+    size_of,
+    tensors_in,
+)
 from fedleak.errors import first_line
 
 # Bounds on what is kept of one training: batches and bytes of truth, steps whose size is listed,
@@ -54,43 +75,9 @@ MOST_NUMBERS = 10_000
 MOST_WAITING = 16
 MOST_FAULTS = 10
 
-LOSSES = {
-    getattr(F, name): name
-    for name in (
-        "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "huber_loss",
-        "kl_div", "l1_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss",
-        "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "smooth_l1_loss",
-        "soft_margin_loss",
-    )
-}  # fmt: skip
 # Torch's own default arguments that say nothing.
 OLD_ARGUMENTS = ("size_average", "reduce")
-LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
 WRAPPED_AS = ("module", "_module", "_orig_mod")
-
-
-def _functions(*names: str) -> list[Any]:
-    """The functions of torch, and methods of tensors, of these names."""
-    owners = (torch, Tensor, F)
-    return [getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)]
-
-
-RESHAPES = frozenset(
-    _functions("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "ravel")
-)
-TRANSPOSES = frozenset(_functions("permute", "transpose", "movedim", "swapaxes", "t"))
-APPLIED = {
-    function: name
-    for name in ("sigmoid", "softmax", "log_softmax", "tanh")
-    for function in _functions(name)
-}
-BACKWARD: Any = Tensor.backward
-CASTS = frozenset(_functions("float", "double", "half"))
-MEANS = {function: name for name in ("mean", "sum") for function in _functions(name)}
-SCALES = {
-    **dict.fromkeys(_functions("mul", "multiply", "__mul__", "__rmul__"), False),
-    **dict.fromkeys(_functions("div", "divide", "true_divide", "__truediv__"), True),
-}
 
 
 @dataclass
@@ -151,7 +138,7 @@ class TrainingRecorder:
         self._called: dict[int, nn.Module] = {}
         self._modes: dict[int, dict[str, bool]] = {}
         self._frozen: dict[int, list[str]] = {}
-        self._gradients: dict[int, tuple[int, int, int]] = {}
+        self._gradients: dict[int, tuple[tuple[int, int, int], Tensor]] = {}
         self._watched = WatchedModules()
         self._optimizers: dict[int, Optimizer] = {}
         self._groups: list[dict[str, Any]] = []
@@ -223,7 +210,7 @@ class TrainingRecorder:
             # a mode looks on; they differ in the last bit.
             self._pause()
         if not self._inside:
-            self._versions = [(value, value._version) for value in _tensors(args).values()]
+            self._versions = [(value, value._version) for value in tensors_in(args).values()]
         self._inside.append(module)
 
     def _leave_call(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -234,13 +221,17 @@ class TrainingRecorder:
         self._resume()
         changed = any(value._version != version for value, version in self._versions)
         self._versions = []
-        if output is None or not torch.is_grad_enabled() or not _has_parameters(module):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self._notes["the model runs under autocast, which an attack does not account for"] = (
+                None
+            )
+        if output is None or not torch.is_grad_enabled() or not has_parameters(module):
             return
-        found = {p: v for p, v in _tensors(output).items() if v.requires_grad}
+        found = {p: v for p, v in tensors_in(output).items() if v.requires_grad}
         if not found:
             return
         self._forwarded[id(module)] = module
-        call = _Call(module, _tensors((*args, dict(kwargs))), len(args), changed)
+        call = _Call(module, tensors_in((*args, dict(kwargs))), len(args), changed)
         if kwargs:
             call.inputs = {
                 (place[1:] if place[0] == len(args) else place): value
@@ -271,7 +262,7 @@ class TrainingRecorder:
         source: _Output | None = self._outputs.get(args[0])
         if source is None or result is args[0]:
             return
-        change = _change(function, args, kwargs, result, source.call.samples)
+        change = change_of(function, args, kwargs, result, source.call.samples)
         if change is not None:
             changes = source.changes if not change else (*source.changes, change)
             self._outputs[result] = replace(source, changes=changes)
@@ -280,7 +271,7 @@ class TrainingRecorder:
         """Called after a loss function."""
         if not isinstance(result, Tensor) or not result.requires_grad:
             return
-        if self._inside and _has_parameters(self._inside[0]):
+        if self._inside and has_parameters(self._inside[0]):
             return  # it is a part of the model
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -296,16 +287,16 @@ class TrainingRecorder:
         if source is None or reason:
             self._losses[result] = _Loss(None, LossFacts("unknown", reason=reason), target)
             return
-        arguments = {n: _plain(v) for n, v in given.items() if n not in OLD_ARGUMENTS}
+        arguments = {n: plain(v) for n, v in given.items() if n not in OLD_ARGUMENTS}
         facts = LossFacts(
             "function",
             function=LOSSES[function],
             arguments=arguments,
             output=source.place,
             changes=source.changes,
-            target=(_name(target.dtype), tuple(target.shape[1:])),
+            target=(dtype_name(target.dtype), tuple(target.shape[1:])),
             target_input=next(
-                (place for place, v in source.call.inputs.items() if _is_same(v, target)), None
+                (place for place, v in source.call.inputs.items() if is_same(v, target)), None
             ),
         )
         self._losses[result] = _Loss(source.call, facts, target)
@@ -351,8 +342,8 @@ class TrainingRecorder:
                 reason="the scalar that is differentiated is neither the result of a loss function "
                 "of torch nor an output of the model, such as a sum of several terms",
             )
-        if self._step_call is None and len(self._waiting) > 1:
-            self._notes["the model is called several times before a backward pass"] = None
+        if call is not None and any(value.grad_fn is not None for value in call.inputs.values()):
+            self._notes["what the model is called with was itself computed with gradients"] = None
         self._waiting.clear()
         if self._loss is None:
             self._loss = facts
@@ -367,7 +358,7 @@ class TrainingRecorder:
         for module in self._called.values():
             for value in module.parameters():
                 if value.grad is not None:
-                    self._gradients[id(value)] = _identity(value.grad)
+                    self._gradients[id(value)] = identity_of(value.grad), size_of(value.grad)
 
     def _note_call(self, call: _Call, target: Tensor | None) -> None:
         module = call.module
@@ -375,7 +366,7 @@ class TrainingRecorder:
             self._called[id(module)] = module
             self._note_modes(module)
         facts = tuple(
-            TensorFacts(place, tuple(value.shape), _name(value.dtype))
+            TensorFacts(place, tuple(value.shape), dtype_name(value.dtype))
             for place, value in call.inputs.items()
         )
         known = self._inputs[0].shape[:1] if self._inputs else (0,)
@@ -394,8 +385,8 @@ class TrainingRecorder:
         self._bytes += size
         self.batches.append(
             Batch(
-                {place: _copy(value) for place, value in call.inputs.items()},
-                None if target is None else _copy(target),
+                {place: copied(value) for place, value in call.inputs.items()},
+                None if target is None else copied(target),
             )
         )
 
@@ -430,7 +421,7 @@ class TrainingRecorder:
         if not self._optimizers:
             self._carried = bool(optimizer.state)
             self._groups = [
-                {name: _plain(value) for name, value in group.items() if name != "params"}
+                {name: plain(value) for name, value in group.items() if name != "params"}
                 for group in optimizer.param_groups
             ]
         self._optimizers[id(optimizer)] = optimizer
@@ -440,8 +431,10 @@ class TrainingRecorder:
         for group in optimizer.param_groups:
             for value in group["params"]:
                 known = self._gradients.get(id(value))
-                if known is not None and value.grad is not None:
-                    self._changed |= _identity(value.grad) != known
+                if known is not None and value.grad is not None and not self._changed:
+                    # Clipping that clips nothing writes the same numbers again.
+                    same = identity_of(value.grad) == known[0]
+                    self._changed = not (same or torch.equal(size_of(value.grad), known[1]))
 
     def _note_step(self, optimizer: Optimizer) -> None:
         if self._used:  # the backward pass may have come within the step, as a closure
@@ -473,7 +466,7 @@ class TrainingRecorder:
 
     def enter_training_step(self, module: nn.Module, args: Any) -> None:
         """Called before a LightningModule's ``training_step`` with its arguments."""
-        batch = _tensors(args[:1])
+        batch = tensors_in(args[:1])
         self._forwarded[id(module)] = module
         self._step_call = _Call(module, {place[1:]: v for place, v in batch.items()}, 1)
         self._inside.append(module)
@@ -497,6 +490,8 @@ class TrainingRecorder:
         owner = self._safely(self._owner, sent)
         model = None if owner is None else self._safely(self._model_facts, owner)
         notes = list(self._notes)
+        if model is None and self._forwarded:
+            notes.append("no module was seen whose weights are those that the client sends")
         if not self._forwarded and not self._optimizers:
             notes.append(
                 "no call of a torch model with gradients and no step of a torch optimiser was "
@@ -534,18 +529,18 @@ class TrainingRecorder:
         }
 
         def rank(module: nn.Module) -> tuple[int, bool, bool]:
-            state = state_of(module)
             parts = {id(part) for part in module.modules()}
             calls = any(id(c) in parts for c in self._called.values()) or any(
                 part is module for c in self._called.values() for part in c.modules()
             )
-            return fit(state, sent), calls, any(module is m for m in loaded)
+            return fit(module, sent), calls, any(module is m for m in loaded)
 
         found = max(candidates.values(), key=rank, default=None)
-        return None if found is None or not _has_parameters(found) else found
+        fits = found is not None and has_parameters(found) and (not sent or fit(found, sent) > 0)
+        return found if fits else None
 
     def _model_facts(self, owner: nn.Module) -> ModelFacts:
-        lightning = _is_lightning(owner)
+        lightning = is_lightning(owner)
         called = self._called.values()
         how = "never"
         if any(module is owner for module in called):
@@ -559,7 +554,7 @@ class TrainingRecorder:
         eval_ = tuple(name for name, training in modes.items() if not training)
         training = None if 0 < len(eval_) < len(modes) else not eval_
         return ModelFacts(
-            _reference(type(owner)),
+            reference(type(owner)),
             state_of(owner),
             lightning=lightning,
             called=cast(Any, how),
@@ -577,11 +572,11 @@ class TrainingRecorder:
             groups.append(settings | {"names": None if None in own else own})
         rates = self._rates if len(set(self._rates)) > 1 else []
         return OptimizerFacts(
-            _reference(type(first)),
+            reference(type(first)),
             tuple(groups),
             rates=tuple(rates),
             carried_over=self._carried,
-            others=tuple(_reference(type(other)) for other in others),
+            others=tuple(reference(type(other)) for other in others),
         )
 
 
@@ -631,94 +626,3 @@ def _replaced_step(recorder: TrainingRecorder, original: Callable[..., Any]) -> 
             recorder._safely(recorder.leave_training_step)
 
     return training_step
-
-
-def _tensors(value: Any, place: Place = (), depth: int = 4) -> dict[Place, Tensor]:
-    """The tensors in arguments or an output, by place."""
-    if isinstance(value, Tensor):
-        return {place: value}
-    items: list[tuple[Any, Any]] = []
-    if depth and isinstance(value, Mapping):
-        items = [(str(key), item) for key, item in value.items()]
-    elif depth and isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    elif depth and hasattr(value, "__dataclass_fields__"):
-        items = list(vars(value).items())
-    return {
-        inner: tensor
-        for key, item in items
-        for inner, tensor in _tensors(item, (*place, key), depth - 1).items()
-    }
-
-
-def _change(
-    function: Any, args: Any, kwargs: Any, result: Tensor, samples: int
-) -> dict[str, Any] | None:
-    """A change of shape or type so that it can be made again with another number of samples.
-
-    Returns:
-        The change, empty if it has no effect; None if it cannot be made again.
-    """
-    source: Tensor = args[0]
-    if function in CASTS:
-        return {"dtype": _name(result.dtype)}
-    if function in APPLIED:
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        return {"apply": APPLIED[function], "dim": dim}
-    if result.shape == source.shape and function in RESHAPES:
-        return {}
-    if function in TRANSPOSES:
-        probe = torch.empty(tuple(range(2, 2 + source.dim())), device="meta")
-        return {"permute": [size - 2 for size in function(probe, *args[1:], **kwargs).shape]}
-    if not result.dim() or result.shape[0] % samples or (samples == 1 and result.shape[0] != 1):
-        return None
-    return {"reshape": [-1, *result.shape[1:]]}
-
-
-def _plain(value: Any) -> Any:
-    """A setting as a value of JSON."""
-    if isinstance(value, Tensor):
-        if not value.dim():
-            return value.item()
-        return {"tensor": value.detach().cpu().tolist(), "dtype": _name(value.dtype)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _reference(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().cpu().clone()
-
-
-def _identity(gradient: Tensor) -> tuple[int, int, int]:
-    """What changes when a gradient is replaced or changed in place."""
-    place = gradient.data_ptr() if gradient.layout == torch.strided else 0
-    return id(gradient), place, gradient._version
-
-
-def _is_same(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are the same numbers in memory, in whatever shape."""
-    return (
-        left.numel() == right.numel() > 0
-        and left.dtype == right.dtype
-        and left.data_ptr() == right.data_ptr()
-    )
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _is_lightning(module: nn.Module) -> bool:
-    return any(
-        kind.__name__ == "LightningModule" and kind.__module__.startswith(LIGHTNING)
-        for kind in type(module).__mro__
-    )

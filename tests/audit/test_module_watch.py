@@ -59,8 +59,8 @@ def test_the_order_of_a_state_is_that_of_torch() -> None:
 
 
 def test_how_arrays_fit_a_state() -> None:
-    state = state_of(small())
-    whole = [(name, shape) for name, shape, _ in state]
+    model = small()
+    whole = [(name, shape) for name, shape, _ in state_of(model)]
     listed = [(str(at), shape) for at, (_, shape) in enumerate(whole)]
     for sent, expected in (
         (whole, 3),
@@ -68,10 +68,11 @@ def test_how_arrays_fit_a_state() -> None:
         (listed, 3),
         ([(name, ()) for name, _ in listed], 3),
         (listed[:-1], 0),
+        (listed[:4], 2),  # the parameters without the buffers
         ([(str(at), (9,)) for at in range(len(whole))], 0),
         ([(f"module.{name}", shape) for name, shape in whole], 1),
         ([("0.weight", (3, 3))], 0),
         ([("nowhere", (3, 2))], 0),
         ([], 0),
     ):
-        assert fit(state, sent) == expected
+        assert fit(model, sent) == expected

@@ -212,7 +212,7 @@ class OldClient(NumPyClient):
         self.number = number
 
     def fit(self, parameters: list[Any], config: dict[str, Any]) -> Any:
-        return [value + 1 + self.number for value in parameters], 20 + self.number, {"loss": 0.25}
+        return [value + (1 + self.number) for value in parameters], 20 + self.number, {"loss": 0.25}
 
     def evaluate(self, parameters: list[Any], config: dict[str, Any]) -> Any:
         return 1.0, 3, {"accuracy": 0.5}
