@@ -245,10 +245,11 @@ def knowledge_of(
     """
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
+    clients = 1 if update is None else update.clients
     if data.num_classes == 1 and not data.train_set.labels.is_floating_point():
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
-    first = first_batch_of(config, data, model, samples)
+    first = first_batch_of(config, data, model, samples // clients)
     first.set_on(model)
     return Knowledge(
         model=model,
@@ -262,4 +263,6 @@ def knowledge_of(
         local_training=first.training,
         label_recovery=config.victims.label_recovery,
         value_range=data.value_range,
+        clients=clients,
+        aggregation="weighted_mean" if update is None else update.aggregation,
     )

@@ -214,7 +214,7 @@ def _import(chosen: Namespace, console: Console) -> None:
 
     values = _as_dict(chosen)
     names = ("classes", "kind", "sent", "learning_rate", "num_samples", "batch_size", "epochs",
-             "mode", "settings", "model")  # fmt: skip
+             "mode", "settings", "model", "clients", "aggregation")  # fmt: skip
     facts = Facts(
         **{name: values[name] for name in names},
         input_shape=numbers("input_shape", int),
