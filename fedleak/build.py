@@ -172,7 +172,7 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     federation = config.federation
     parts = partition(
         data.train_set.labels.numpy(),
-        federation.clients,
+        federation.size,
         kind=federation.partition,
         alpha=federation.alpha,
         shards_per_client=federation.shards_per_client,

@@ -67,6 +67,7 @@ def run(
         from fedleak.federation.engine.simulation import FederationError, check_resources, simulate
 
     parts = parts or prepare(config)
+    config = config.with_clients(len(parts.data.train_set))
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}
     check_resources(config)
     work = _Work(config, parts, observers)
@@ -137,6 +138,7 @@ def attack_run(
             flags = {"resume": resume, "overwrite": overwrite}
             return attack_run(source, config, observers, parts=parts, trust=True, **flags)
     parts = parts or prepare(config, trains=False)
+    config = config.with_clients(len(parts.data.train_set))
     origin = source_folder(source)
     output = Path(config.output).resolve()
     require(
@@ -201,7 +203,7 @@ class _Work:
         self.observer = Observers(observers)
         self.federation: dict[str, Any] = {
             "rounds": config.federation.rounds,
-            "clients": config.federation.clients,
+            "clients": config.federation.size,
             "failures": 0,
             "accuracy": None,
             "lost_rounds": [],

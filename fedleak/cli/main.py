@@ -149,6 +149,7 @@ def _command(settings: Namespace, console: Console) -> None:
             parts = prepare(config, trains=False)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     data = parts.data
+    config = config.with_clients(len(data.train_set))
     with Display(console, scoring_class(config).headline) as display:
         observers = [
             display,
