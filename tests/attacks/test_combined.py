@@ -201,6 +201,9 @@ def test_the_mean_of_gradients_is_that_of_all_samples(aggregation: Aggregation) 
     (wanted,) = RGAP()([whole], replace(facts, clients=1))
     torch.testing.assert_close(found.inputs, wanted.inputs, rtol=0, atol=1e-4)
     assert found.explained > 0.999
+    if aggregation == "sum":
+        (wrong,) = RGAP()([update], replace(facts, aggregation="mean"))
+        assert "the update is 3 times as large as that of the reconstruction" in wrong.findings[-1]
 
 
 def class_weights(model: nn.Module, batch: Any) -> Tensor:
@@ -285,6 +288,15 @@ def test_what_the_update_is_marked_as_is_compared() -> None:
     update, facts, _ = combined(smooth_net(), batch_of(2, torch.float32), (1, 1), epochs=2)
     (found,) = IGA(iterations=1)([replace(update, clients=3)], facts)
     assert found.findings[0] == "2 clients told, the update is marked as of 3"
+
+
+def test_labels_of_a_plain_mean_of_uneven_clients() -> None:
+    batch = batch_of(3, torch.float32)
+    update, facts, _ = combined(smooth_net(), batch, (1, 2), aggregation="mean", protocol="delta")
+    (found,) = IGA(iterations=1)([update], replace(facts, labels=None))
+    assert found.findings[0] == "1 local step of each of 2 clients simulated"
+    assert found.findings[1].startswith("which client has which")
+    assert found.findings[2].startswith("labels counted as if all samples weighed alike")
 
 
 def test_clients_that_took_too_many_steps_are_averaged() -> None:

@@ -21,6 +21,10 @@ MOST_STEPS = 32
 # Finding where the labels were recovered.
 ORDER_UNKNOWN = "the order of the labels over the steps is not known"
 CLIENTS_UNKNOWN = "which client has which of the labels is not known"
+COUNTED_ALIKE = (
+    "labels counted as if all samples weighed alike, while in a plain mean of clients those of "
+    "clients with few samples weigh more"
+)
 # Why the gradients of several clients are not taken for that of all their samples.
 NOT_TOGETHER = (
     "their mean is not the gradient of all samples together, as with batch norm in train mode or a "
@@ -114,7 +118,7 @@ def step_findings(problem: Problem, reason: str | None) -> tuple[str, ...]:
 
 
 def order_findings(knowledge: Knowledge) -> tuple[str, ...]:
-    """The findings that recovered labels may be those of other steps or clients; none if known.
+    """The findings that recovered labels may be wrong or those of others; none if known.
 
     Clients of one sample each are alike, so that any of them may have any of the labels.
 
@@ -124,8 +128,10 @@ def order_findings(knowledge: Knowledge) -> tuple[str, ...]:
     if knowledge.labels is not None:
         return ()
     several = any(len(client.batches) > 1 for client in knowledge.by_client)
-    clients = knowledge.number_of_clients > 1 and set(knowledge.client_samples) != {1}
-    return (ORDER_UNKNOWN,) * several + (CLIENTS_UNKNOWN,) * clients
+    samples = set(knowledge.client_samples)
+    clients = knowledge.number_of_clients > 1 and samples != {1}
+    uneven = len(samples) > 1 and knowledge.aggregation == "mean"
+    return (ORDER_UNKNOWN,) * several + (CLIENTS_UNKNOWN,) * clients + (COUNTED_ALIKE,) * uneven
 
 
 def compared_update(problem: Problem) -> Tensors:
