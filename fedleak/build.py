@@ -189,15 +189,16 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
-def most_examples(config: RunConfig, data: PrivateData) -> int:
+def most_examples(config: RunConfig, data: PrivateData, clients: int = 1) -> int:
     """The largest number of samples that an update can be of: an attack allocates memory for it.
 
     Args:
         config: the run's configuration.
         data: its data.
+        clients: number of clients whose updates came as one.
     """
-    whole = config.federation.protocol == "fedavg"
-    return len(data.train_set) if whole else config.federation.batch_size
+    whole, most = config.federation.protocol == "fedavg", len(data.train_set)
+    return most if whole else min(most, clients * config.federation.batch_size)
 
 
 def first_batch_of(

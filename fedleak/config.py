@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -91,8 +90,6 @@ class Federation:
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.clients is None and self.partition != "one_each":
-            object.__setattr__(self, "clients", DEFAULT_CLIENTS)
         for name in (
             "clients", "rounds", "batch_size", "local_epochs", "shards_per_client",
             "evaluate_every",
@@ -102,11 +99,11 @@ class Federation:
                 value is None or value >= 1,
                 f"Expected `federation.{name}` to be at least 1, got {value}.",
             )
-        highest = math.inf if self.clients is None else self.clients
+        sampled, size = self.clients_per_round, self.known_size
+        limits = "at least 1" if size is None else f"from 1 to {size}, the number of clients"
         require(
-            self.clients_per_round is None or 1 <= self.clients_per_round <= highest,
-            f"Expected `federation.clients_per_round` to be from 1 to {highest}, the number of "
-            f"clients, got {self.clients_per_round}.",
+            sampled is None or (sampled >= 1 and (size is None or sampled <= size)),
+            f"Expected `federation.clients_per_round` to be {limits}, got {sampled}.",
         )
         require(
             0 < self.learning_rate_decay <= 1,
@@ -134,15 +131,21 @@ class Federation:
         )
 
     @property
+    def known_size(self) -> int | None:
+        """Number of clients; None if it is that of the samples, which are not loaded yet."""
+        one_each = self.partition == "one_each"
+        return DEFAULT_CLIENTS if self.clients is None and not one_each else self.clients
+
+    @property
     def size(self) -> int:
         """Number of clients.
 
         Raises:
             BadInput: if it is that of the samples, which are not loaded yet.
         """
-        if self.clients is None:
+        if self.known_size is None:
             raise BadInput("Expected `federation.clients`, got none before the data are loaded.")
-        return self.clients
+        return self.known_size
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,7 @@ class RunConfig:
         require(self.seed < 2**63, f"Expected `seed` to be below 2^63, got {shown(self.seed)}.")
         federation, victims = self.federation, self.victims
         for name, chosen, number, first in (
-            ("clients", victims.clients, federation.clients, 0),
+            ("clients", victims.clients, federation.known_size, 0),
             ("rounds", victims.rounds, federation.rounds, 1),
         ):
             require(
@@ -297,17 +300,18 @@ class RunConfig:
         )
 
     def with_clients(self, samples: int) -> Self:
-        """The configuration with its number of clients, where each sample is to have its own.
+        """The configuration with its number of clients, if it was left out.
 
         Args:
-            samples: number of training samples.
+            samples: number of training samples, each of which may have a client of its own.
 
         Raises:
             BadInput: if there are fewer than the clients of a round, or than a victim's number.
         """
         if self.federation.clients is not None:
             return self
-        return replace(self, federation=replace(self.federation, clients=samples))
+        number = self.federation.known_size or samples
+        return replace(self, federation=replace(self.federation, clients=number))
 
     @property
     def variants(self) -> dict[str, "RunConfig"]:
@@ -395,8 +399,7 @@ class RunConfig:
         own = _without_defaults(plain, type(self))
         for name, part in SECTIONS.items():
             own[name] = _without_defaults(plain[name], part)
-        federation = self.federation
-        if federation.clients == DEFAULT_CLIENTS and federation.partition != "one_each":
+        if self.federation.clients == replace(self.federation, clients=None).known_size:
             own["federation"].pop("clients", None)
         for name in PLUGINS:
             held = plain[name] if name in LISTS else [plain[name]]

@@ -377,11 +377,13 @@ def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTru
 
 def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpdate) -> None:
     """Refuse a number of samples that no client can have: an attack allocates memory for it."""
-    whole, most = config.federation.protocol == "fedavg", most_examples(config, data)
+    whole = config.federation.protocol == "fedavg"
+    most = most_examples(config, data, update.clients)
+    batch = "a batch takes" if update.clients == 1 else "batches of its clients take"
     require(
         1 <= update.num_examples <= most,
         f"Expected update {update.key} to be of 1 to {most} samples, as "
-        f"{'the training set has' if whole else 'a batch takes'}, got {update.num_examples}.",
+        f"{'the training set has' if whole else batch}, got {update.num_examples}.",
     )
 
 

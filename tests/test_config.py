@@ -410,11 +410,12 @@ def test_the_models_name_tells_its_bottleneck() -> None:
 
 def test_clients_of_the_partition_one_each_may_be_left_out() -> None:
     """Then every training sample has one; of other partitions there are 8 as ever."""
-    assert Federation().clients == 8
+    assert Federation().size == 8
     model = Plugin("fedleak.models.mlp.SMLP")
     assert RunConfig(PHOTOS, model).hash == RunConfig(
         PHOTOS, model, federation=Federation(clients=8)
     ).hash  # fmt: skip
+    assert RunConfig(PHOTOS, model).with_clients(31).federation.clients == 8
     federation = Federation(partition="one_each", clients_per_round=9)
     config = RunConfig(PHOTOS, model, federation=federation, victims=Victims(clients=[30]))
     assert config.federation.clients is None

@@ -139,8 +139,8 @@ def test_an_imported_update_is_attacked_with_the_right_result(
     assert np.abs(found - IMAGE[0, 0].numpy()).max() < 0.01
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_the_sum_of_two_clients_changes_is_attacked(epochs: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "epochs"), [("gradient", 1), ("delta", 1), ("delta", 3)])
+def test_the_sum_of_two_clients_updates_is_attacked(kind: Any, epochs: int, tmp_path: Path) -> None:
     net, _ = net_and_gradient()
     images = torch.cat([IMAGE, torch.rand(1, 1, 8, 8)])
     sent = {name: value.detach().clone() for name, value in net.named_parameters()}
@@ -153,9 +153,10 @@ def test_the_sum_of_two_clients_changes_is_attacked(epochs: int, tmp_path: Path)
             functional.cross_entropy(own(image[None]), torch.tensor([label])).backward()
             optimizer.step()
         for name, value in own.named_parameters():
-            total[name] += value.detach() - sent[name]
+            assert value.grad is not None
+            total[name] += value.grad if kind == "gradient" else value.detach() - sent[name]
     known = facts(
-        save(sent, tmp_path / "sent.safetensors"), kind="delta", learning_rate=RATE,
+        save(sent, tmp_path / "sent.safetensors"), kind=kind, learning_rate=RATE,
         num_samples=2, clients=2, aggregation="sum", epochs=epochs,
     )  # fmt: skip
     output = tmp_path / "run"

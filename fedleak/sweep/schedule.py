@@ -127,7 +127,7 @@ class _CellState:
         config, federation = self.cell.config, self.cell.config.federation
         chosen = config.victims.clients
         numbers = [
-            federation.clients if chosen is None else len(chosen), federation.clients_per_round,
+            federation.known_size if chosen is None else len(chosen), federation.clients_per_round,
         ]  # fmt: skip
         clients = min((number for number in numbers if number is not None), default=1)
         rounds = len(config.victims.rounds or range(federation.rounds))

@@ -128,7 +128,7 @@ def test_without_a_command_help_is_shown(fedleak: Command) -> None:
 def test_help_names_the_settings_and_what_they_mean(fedleak: Command) -> None:
     text = " ".join(fedleak("run", "--help").out.split())
     for words in (
-        "--federation.clients CLIENTS number of clients, at least 1. (type: int, default: 8)",
+        "--federation.rounds ROUNDS number of rounds, at least 1. (type: int, default: 1)",
         "--victims.labels {known,recovered,bias_counts,idlg,row_minima}", "--metrics.lpips {true,",
         "--model NAME The model: dmlp,", "--resume", "photos",
     ):  # fmt: skip
@@ -348,7 +348,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--device abacus", r"Expected `device` to be one that torch can use here, .* got `abacus`"),
     ("--baseline true", r"Expected `model.precode` to be set where `baseline` is true"),
     # wrong types and choices
-    ("--federation.clients two", r"`federation.clients` to be a whole number, got `two`\.$"),
+    ("--federation.clients two", r"`federation.clients` to be a whole number or null, got `two`\.$"),
     ("--federation.clients 2.5", r"`federation.clients` to be a whole number, got `2.5`\.$"),
     ("--federation.alpha x", r"Expected `federation.alpha` to be a number, got `x`\.$"),
     ("--baseline maybe", r"Expected `baseline` to be true or false, got `maybe`\.$"),
