@@ -16,7 +16,7 @@ from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
 from fedleak.schema import check_value
-from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.knowledge import Aggregation, Knowledge, ValueRange, batch_loss
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -152,7 +152,9 @@ def attack(
     learning_rate: float | None = None,
     local_steps: int | None = None,
     local_training: LocalTraining | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange | None = None,
+    clients: int | Sequence[int] = 1,
+    aggregation: Aggregation = "weighted_mean",
     seed: int = 0,
     device: str | None = None,
 ) -> Found:
@@ -169,7 +171,8 @@ def attack(
         labels: the labels as the loss takes them, ``(num_samples, ...)``: classes, or numbers such
             as the targets of a regression. If None, they are recovered from the gradient, or
             searched together with the inputs.
-        num_samples: number of samples; with ``labels``, their number.
+        num_samples: number of samples; with ``labels``, or the samples of each of ``clients``,
+            their number.
         num_classes: number of classes. If None, the number of outputs of the last linear layer.
         loss: the loss of outputs and labels, such as ``torch.nn.functional.mse_loss`` or
             ``nn.CrossEntropyLoss(weight=..., reduction="sum")``. If None, the model's own
@@ -187,6 +190,10 @@ def attack(
         local_training: the local training, if it is another than steps of plain SGD on all
             samples.
         value_range: see :class:`fedleak.updates.knowledge.Knowledge`.
+        clients: number of clients whose updates came as one, as behind secure aggregation, or the
+            number of samples of each; ``num_samples`` is that of all together.
+        aggregation: whether these are the clients' ``weighted_mean`` (by their numbers of samples),
+            their ``mean`` or their ``sum``.
         seed: seed of every random draw.
         device: where to compute, such as ``cuda``. If None, the model's device.
 
@@ -208,8 +215,11 @@ def attack(
     check_value("num_samples", num_samples, int)
     shape = _checked_shape(input_shape)
     known = _checked_labels(labels)
+    several = tuple(clients) if isinstance(clients, Sequence) else clients
     if known is not None and num_samples == 1:
         num_samples = len(known)
+    if isinstance(several, tuple) and num_samples == 1:
+        num_samples = sum(check_value("clients", each, int) for each in several)
     require(num_samples >= 1, f"Expected at least 1 sample, got {num_samples}.")
     given = {"a gradient": gradient, "`weights_after`": weights_after, "`delta`": delta}
     names = [name for name, value in given.items() if value is not None]
@@ -247,6 +257,8 @@ def attack(
             local_steps=local_steps,
             loss=_batch_loss(model, loss),
             value_range=value_range,
+            clients=several,
+            aggregation=aggregation,
         )
         chosen = _method(method, model)
         where = device or str(next(model.parameters()).device)

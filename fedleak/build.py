@@ -172,7 +172,7 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     federation = config.federation
     parts = partition(
         data.train_set.labels.numpy(),
-        federation.clients,
+        federation.size,
         kind=federation.partition,
         alpha=federation.alpha,
         shards_per_client=federation.shards_per_client,
@@ -189,15 +189,16 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
-def most_examples(config: RunConfig, data: PrivateData) -> int:
+def most_examples(config: RunConfig, data: PrivateData, clients: int = 1) -> int:
     """The largest number of samples that an update can be of: an attack allocates memory for it.
 
     Args:
         config: the run's configuration.
         data: its data.
+        clients: number of clients whose updates came as one.
     """
-    whole = config.federation.protocol == "fedavg"
-    return len(data.train_set) if whole else config.federation.batch_size
+    whole, most = config.federation.protocol == "fedavg", len(data.train_set)
+    return most if whole else min(most, clients * config.federation.batch_size)
 
 
 def first_batch_of(
@@ -245,10 +246,11 @@ def knowledge_of(
     """
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
+    clients = 1 if update is None else update.clients
     if data.num_classes == 1 and not data.train_set.labels.is_floating_point():
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
-    first = first_batch_of(config, data, model, samples)
+    first = first_batch_of(config, data, model, samples // clients)
     first.set_on(model)
     return Knowledge(
         model=model,
@@ -262,4 +264,6 @@ def knowledge_of(
         local_training=first.training,
         label_recovery=config.victims.label_recovery,
         value_range=data.value_range,
+        clients=clients,
+        aggregation="weighted_mean" if update is None else update.aggregation,
     )

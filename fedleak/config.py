@@ -19,6 +19,7 @@ from fedleak.updates.knowledge import LabelRecovery
 Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
+DEFAULT_CLIENTS = 8
 BOTTLENECK = "precode"
 """The setting of a model that puts a bottleneck into it; the baseline is the model without it."""
 
@@ -28,7 +29,8 @@ class Federation:
     """How the simulated federation trains.
 
     Args:
-        clients: number of clients, at least 1.
+        clients: number of clients, at least 1. If None, 8, or of the partition one_each as many as
+            there are training samples, which is known once the data are loaded.
         clients_per_round: number of clients that train in a round, at least 1, drawn anew in every
             round. If None, all, or as ``strategy_options`` say.
         rounds: number of rounds, at least 1.
@@ -40,7 +42,8 @@ class Federation:
             the batch's statistics) or in eval mode.
         partition: how the training samples are partitioned: iid, dirichlet (over the labels),
             shards (of samples sorted by label), or one_each (client i has only sample i, as if
-            every client were a user; further samples are not used).
+            every client were a user; further samples are not used; without ``clients``, every
+            sample has one).
         alpha: concentration of the Dirichlet partition, positive; smaller is less even.
         shards_per_client: number of shards that a client gets, at least 1.
         strategy: how the server aggregates: a class of flwr.serverapp.strategy or a dotted path.
@@ -65,7 +68,7 @@ class Federation:
         BadInput: if a value is out of its range.
     """
 
-    clients: int = 8
+    clients: int | None = None
     clients_per_round: int | None = None
     rounds: int = 1
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
@@ -92,11 +95,15 @@ class Federation:
             "evaluate_every",
         ):  # fmt: skip
             value = getattr(self, name)
-            require(value >= 1, f"Expected `federation.{name}` to be at least 1, got {value}.")
+            require(
+                value is None or value >= 1,
+                f"Expected `federation.{name}` to be at least 1, got {value}.",
+            )
+        sampled, size = self.clients_per_round, self.known_size
+        limits = "at least 1" if size is None else f"from 1 to {size}, the number of clients"
         require(
-            self.clients_per_round is None or 1 <= self.clients_per_round <= self.clients,
-            f"Expected `federation.clients_per_round` to be from 1 to {self.clients}, the number "
-            f"of clients, got {self.clients_per_round}.",
+            sampled is None or (sampled >= 1 and (size is None or sampled <= size)),
+            f"Expected `federation.clients_per_round` to be {limits}, got {sampled}.",
         )
         require(
             0 < self.learning_rate_decay <= 1,
@@ -123,13 +130,30 @@ class Federation:
             f"Flower's mods work on weights, got {self.protocol}: set it, or use `defenses`.",
         )
 
+    @property
+    def known_size(self) -> int | None:
+        """Number of clients; None if it is that of the samples, which are not loaded yet."""
+        one_each = self.partition == "one_each"
+        return DEFAULT_CLIENTS if self.clients is None and not one_each else self.clients
+
+    @property
+    def size(self) -> int:
+        """Number of clients.
+
+        Raises:
+            BadInput: if it is that of the samples, which are not loaded yet.
+        """
+        if self.known_size is None:
+            raise BadInput("Expected `federation.clients`, got none before the data are loaded.")
+        return self.known_size
+
 
 @dataclass(frozen=True)
 class Victims:
     """Which clients' updates the server stores and attacks.
 
     Args:
-        clients: numbers of the clients, from 0. If None, all.
+        clients: numbers of the clients, from 0. If None, all, of the partition one_each all users.
         rounds: numbers of the rounds, from 1. If None, all.
         labels: known: the attacks are given the true labels, as the papers assume; recovered: they
             recover them from the update by bias_counts; a method's name: by that method.
@@ -259,14 +283,14 @@ class RunConfig:
         require(self.seed >= 0, f"Expected `seed` to be at least 0, got {self.seed}.")
         require(self.seed < 2**63, f"Expected `seed` to be below 2^63, got {shown(self.seed)}.")
         federation, victims = self.federation, self.victims
-        for name, chosen, highest in (
-            ("clients", victims.clients, federation.clients - 1),
-            ("rounds", victims.rounds, federation.rounds),
+        for name, chosen, number, first in (
+            ("clients", victims.clients, federation.known_size, 0),
+            ("rounds", victims.rounds, federation.rounds, 1),
         ):
             require(
-                chosen is None or max(chosen) <= highest,
-                f"Expected `victims.{name}` to be at most {highest}, as the federation has "
-                f"{getattr(federation, name)} {name}, got {chosen}.",
+                chosen is None or number is None or max(chosen) < first + number,
+                f"Expected `victims.{name}` to be at most {first - 1 + (number or 0)}, as the "
+                f"federation has {number} {name}, got {chosen}.",
             )
         require(
             not self.baseline or bool(self.model.init_args.get(BOTTLENECK)),
@@ -278,6 +302,20 @@ class RunConfig:
             "Expected no `weights` where `baseline` is true, since no weights fit the model with "
             "and without its bottleneck: leave one of them out.",
         )
+
+    def with_clients(self, samples: int) -> Self:
+        """The configuration with its number of clients, if it was left out.
+
+        Args:
+            samples: number of training samples, each of which may have a client of its own.
+
+        Raises:
+            BadInput: if there are fewer than the clients of a round, or than a victim's number.
+        """
+        if self.federation.clients is not None:
+            return self
+        number = self.federation.known_size or samples
+        return replace(self, federation=replace(self.federation, clients=number))
 
     @property
     def variants(self) -> dict[str, "RunConfig"]:
@@ -365,6 +403,8 @@ class RunConfig:
         own = _without_defaults(plain, type(self))
         for name, part in SECTIONS.items():
             own[name] = _without_defaults(plain[name], part)
+        if self.federation.clients == replace(self.federation, clients=None).known_size:
+            own["federation"].pop("clients", None)
         for name in PLUGINS:
             held = plain[name] if name in LISTS else [plain[name]]
             own[name] = [_own_settings(plugin) for plugin in held]

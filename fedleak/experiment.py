@@ -68,6 +68,7 @@ def run(
         from fedleak.federation.engine.simulation import check_resources, simulate
 
     parts = parts or prepare(config)
+    config = config.with_clients(len(parts.data.train_set))
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}
     check_resources(config)
     work = _Work(config, parts, observers)
@@ -138,6 +139,7 @@ def attack_run(
             flags = {"resume": resume, "overwrite": overwrite}
             return attack_run(source, config, observers, parts=parts, trust=True, **flags)
     parts = parts or prepare(config, trains=False)
+    config = config.with_clients(len(parts.data.train_set))
     origin = source_folder(source)
     output = Path(config.output).resolve()
     require(
@@ -202,7 +204,7 @@ class _Work:
         self.observer = Observers(observers)
         self.federation: dict[str, Any] = {
             "rounds": config.federation.rounds,
-            "clients": config.federation.clients,
+            "clients": config.federation.size,
             "failures": 0,
             "accuracy": None,
             "lost_rounds": [],
@@ -376,11 +378,13 @@ def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTru
 
 def _check_samples(config: RunConfig, data: PrivateData, update: InterceptedUpdate) -> None:
     """Refuse a number of samples that no client can have: an attack allocates memory for it."""
-    whole, most = config.federation.protocol == "fedavg", most_examples(config, data)
+    whole = config.federation.protocol == "fedavg"
+    most = most_examples(config, data, update.clients)
+    batch = "a batch takes" if update.clients == 1 else "batches of its clients take"
     require(
         1 <= update.num_examples <= most,
         f"Expected update {update.key} to be of 1 to {most} samples, as "
-        f"{'the training set has' if whole else 'a batch takes'}, got {update.num_examples}.",
+        f"{'the training set has' if whole else batch}, got {update.num_examples}.",
     )
 
 

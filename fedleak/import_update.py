@@ -19,6 +19,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.summary import data_facts, write_summary
 from fedleak.updates.evidence import check
 from fedleak.updates.files import LARGEST, Tensors, opened
+from fedleak.updates.knowledge import Aggregation
 from fedleak.updates.naming import by_name
 from fedleak.updates.update import PROTOCOLS, InterceptedUpdate
 
@@ -42,12 +43,14 @@ class Facts:
             the model is made, which then must not be random.
         learning_rate: the client's learning rate, of plain SGD; needed for weights and delta of a
             model without an optimiser of its own.
-        num_samples: number of samples that the client used.
-        batch_size: size of its batches. If None, all samples are one batch.
+        num_samples: number of samples that the clients used, all together.
+        batch_size: size of a client's batches. If None, all its samples are one batch.
         epochs: number of its epochs (weights and delta).
         mode: mode of the client's model.
         mean: what the client subtracts from each channel, on the scale [0, 1].
         std: by what it divides each channel.
+        clients: number of clients whose updates came as one, of equally many samples each.
+        aggregation: how they were combined; see :class:`fedleak.updates.knowledge.Knowledge`.
     """
 
     model: str
@@ -63,6 +66,8 @@ class Facts:
     mode: Literal["train", "eval"] = "train"
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
+    clients: int = 1
+    aggregation: Aggregation = "weighted_mean"
 
 
 def import_update(file: Path, facts: Facts, output: Path, *, overwrite: bool = False) -> list[str]:
@@ -84,6 +89,10 @@ def import_update(file: Path, facts: Facts, output: Path, *, overwrite: bool = F
     """
     require(facts.kind in PROTOCOLS, str(unknown_name("kind", facts.kind, PROTOCOLS)))
     require(facts.num_samples >= 1, f"Expected samples from 1, got {facts.num_samples}.")
+    require(
+        facts.clients >= 1 and facts.num_samples % facts.clients == 0,
+        f"Expected `clients` from 1 that divide {facts.num_samples} samples, got {facts.clients}.",
+    )
     values = read_arrays(file)
     config = _config(facts, output)
     parts = prepare(config, trains=False)
@@ -91,7 +100,9 @@ def import_update(file: Path, facts: Facts, output: Path, *, overwrite: bool = F
     _load_sent(model, config, facts.sent)
     given: dict[str, Any] = {facts.kind: values}
     update = InterceptedUpdate.of(model, num_examples=facts.num_samples, **given)
-    update = replace(update, model=config.model_name)
+    update = replace(
+        update, model=config.model_name, clients=facts.clients, aggregation=facts.aggregation
+    )
     update.check(model)
     knowledge = knowledge_of(config, parts.data, model, labels=None, update=update)
     findings = check(model, update, knowledge)
@@ -193,7 +204,7 @@ def _config(facts: Facts, output: Path) -> RunConfig:
         federation=Federation(
             clients=1,
             protocol="fedsgd" if facts.kind == "gradient" else "fedavg",
-            batch_size=facts.batch_size or facts.num_samples,
+            batch_size=facts.batch_size or facts.num_samples // facts.clients,
             local_epochs=facts.epochs,
             mode=facts.mode,
         ),

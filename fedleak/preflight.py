@@ -62,6 +62,7 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
     if trains:
         make_mods(config)
     data = make_data(config)
+    config = config.with_clients(len(data.train_set))
     _check_recovery(config, data, client_samples(config, data))
     if config.metrics.lpips:
         require(

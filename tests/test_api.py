@@ -422,3 +422,24 @@ def test_steps_of_a_gradient(batch: tuple[Tensor, Tensor]) -> None:
     one_hot = nn.functional.one_hot(batch[1], 5)
     with pytest.raises(BadInput, match=r"1 known labels, got shape \(1, 5\): of one-hot"):
         attack(model, gradient, input_shape=SHAPE, labels=one_hot)
+
+
+@pytest.mark.parametrize("clients", [2, [1, 1]])
+def test_the_sum_of_two_clients_gradients(clients: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.Sigmoid(), nn.Linear(40, 4))
+    images, labels = torch.rand(2, 1, 8, 8), torch.tensor([3, 1])
+    each = [
+        torch.autograd.grad(cross_entropy(model(images[[at]]), labels[[at]]), [*model.parameters()])
+        for at in (0, 1)
+    ]
+    total = [one + other for one, other in zip(*each, strict=True)]
+    told = {"input_shape": (1, 8, 8), "aggregation": "sum", "clients": clients}
+    if clients == 2:
+        with pytest.raises(BadInput, match=r"a multiple of `clients` 2, .* got 1"):
+            attack(model, total, **told)
+        told["num_samples"] = 2
+    found = attack(model, total, **told)
+    assert found.labels.tolist() == [1, 3]
+    torch.testing.assert_close(found.inputs, images.flip(0), rtol=0, atol=1e-3)
+    assert found.explained > 0.999

@@ -406,3 +406,29 @@ def test_the_models_name_tells_its_bottleneck() -> None:
     assert named({"bottleneck_size": 8}) == "lenet+precode"
     assert named({"kind": "linear"}) == "lenet+precode"
     assert named({"kind": "convolutional"}) == "lenet+cvb"
+
+
+def test_clients_of_the_partition_one_each_may_be_left_out() -> None:
+    """Then every training sample has one; of other partitions there are 8 as ever."""
+    assert Federation().size == 8
+    model = Plugin("fedleak.models.mlp.SMLP")
+    assert RunConfig(PHOTOS, model).hash == RunConfig(
+        PHOTOS, model, federation=Federation(clients=8)
+    ).hash  # fmt: skip
+    assert RunConfig(PHOTOS, model).with_clients(31).federation.clients == 8
+    federation = Federation(partition="one_each", clients_per_round=9)
+    config = RunConfig(PHOTOS, model, federation=federation, victims=Victims(clients=[30]))
+    assert config.federation.clients is None
+    assert RunConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(BadInput, match=r"`federation.clients`, got none before the data"):
+        _ = config.federation.size
+    settled = config.with_clients(31)
+    assert (settled.federation.size, settled.with_clients(5)) == (31, settled)
+    eight = dataclasses.replace(
+        config, federation=Federation(8, partition="one_each"), victims=Victims()
+    )
+    assert eight.hash != dataclasses.replace(config, victims=Victims()).hash
+    with pytest.raises(BadInput, match=r"`victims.clients` to be at most 29, as the"):
+        config.with_clients(30)
+    with pytest.raises(BadInput, match="clients_per_round` to be from 1 to 8, the number of"):
+        dataclasses.replace(config, victims=Victims()).with_clients(8)

@@ -1,5 +1,6 @@
 """Files with somebody's gradient, weights or delta become the folder of a run."""
 
+import copy
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,6 +139,43 @@ def test_an_imported_update_is_attacked_with_the_right_result(
     assert np.abs(found - IMAGE[0, 0].numpy()).max() < 0.01
 
 
+@pytest.mark.parametrize(("kind", "epochs"), [("gradient", 1), ("delta", 1), ("delta", 3)])
+def test_the_sum_of_two_clients_updates_is_attacked(kind: Any, epochs: int, tmp_path: Path) -> None:
+    net, _ = net_and_gradient()
+    images = torch.cat([IMAGE, torch.rand(1, 1, 8, 8)])
+    sent = {name: value.detach().clone() for name, value in net.named_parameters()}
+    total = {name: torch.zeros_like(value) for name, value in sent.items()}
+    for image, label in zip(images, (2, 0), strict=True):
+        own = copy.deepcopy(net)
+        optimizer = torch.optim.SGD(own.parameters(), lr=RATE)
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            functional.cross_entropy(own(image[None]), torch.tensor([label])).backward()
+            optimizer.step()
+        for name, value in own.named_parameters():
+            assert value.grad is not None
+            total[name] += value.grad if kind == "gradient" else value.detach() - sent[name]
+    known = facts(
+        save(sent, tmp_path / "sent.safetensors"), kind=kind, learning_rate=RATE,
+        num_samples=2, clients=2, aggregation="sum", epochs=epochs,
+    )  # fmt: skip
+    output = tmp_path / "run"
+    assert import_update(save(total, tmp_path / "update.pt"), known, output) == []
+    attacked = replace(
+        RunConfig.load(output / "config.yaml"),
+        attacks=(Plugin("fedleak.attacks.exact_nra.RGAP", {"joint_steps": 60}),),
+        output=str(tmp_path / "attacked"),
+    )
+    experiment.attack_run(output, attacked, trust=True)
+    folder = RunFolder(tmp_path / "attacked")
+    rows = read_rows(folder.results)
+    assert min(row["explained"] for row in rows) > 0.99
+    # The labels, and with them the images, are sorted.
+    for row, image in zip(rows, images.flip(0), strict=True):
+        with Image.open(folder.reconstruction(row)) as picture:
+            assert np.abs(np.asarray(picture) / 255 - image[0].numpy()).max() < 0.02
+
+
 def test_weights_that_are_not_random_need_not_be_given(tmp_path: Path) -> None:
     net = Fixed()
     loss = functional.cross_entropy(net(IMAGE), torch.tensor([2]))
@@ -230,6 +268,19 @@ def test_bad_files_are_refused_in_one_sentence_and_nothing_is_written(
         ({"input_shape": (3, 8, 8)}, "images of shape .*3, 8, 8.* but wrapped fails on them"),
         ({"classes": 0}, "`classes` to be at least 1"),
         ({"num_samples": 0}, "samples from 1, got 0"),
+        ({"clients": 0}, "`clients` from 1 that divide 1 samples, got 0"),
+        ({"clients": 2, "num_samples": 3}, "`clients` from 1 that divide 3 samples, got 2"),
+        ({"aggregation": "max"}, "Unknown aggregation `max`"),
+        (
+            {
+                "clients": 2,
+                "num_samples": 2,
+                "aggregation": "sum",
+                "kind": "weights",
+                "learning_rate": 0.1,
+            },
+            "got a sum of the weights of 2 clients",
+        ),
         ({"model": "tests.no_such:Net"}, "importing `tests.no_such` fails"),
         ({"model": f"{HERE}:Nut"}, "Unknown class .* `Nut`"),
         ({"settings": {"widht": 3}}, "widht"),

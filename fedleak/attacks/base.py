@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.combined import TOGETHER, as_one_client, is_gradient_of_all
 from fedleak.attacks.embeddings import no_numbers
 from fedleak.attacks.explained import SUPPORTED_FROM, explained_share
 from fedleak.attacks.private_model import (
@@ -281,13 +282,12 @@ class Attack(ABC):
         originals = [facts.model for facts in known]
         with _seeded(seed), _full_precision(), twice_differentiable(originals):
             models: list[Loaded] = []
-            named = [
-                update.for_model(facts.model) for update, facts in zip(updates, known, strict=True)
+            means = [
+                update.for_model(facts.model).as_mean(facts)
+                for update, facts in zip(updates, known, strict=True)
             ]
-            problems = [
-                _prepare(update, facts, seed, device, models)
-                for update, facts in zip(named, known, strict=True)
-            ]
+            named = [update for update, _ in means]
+            problems = [_prepare(*mean, seed, device, models) for mean in means]
             for problem in problems:
                 reason = self.refuses(problem.knowledge) or self.refuses_device(device)
                 require(reason is None, f"Expected an update that {self.name} can use: {reason}.")
@@ -411,11 +411,15 @@ def _prepare(
 ) -> Problem:
     update.check(knowledge.model)
     knowledge, notes = _with_samples(knowledge, update)
+    notes += _about_clients(knowledge, update)
     notes += (told,) if (told := mixed_modes(knowledge)) else ()
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
     loaded = loaded_model(update, knowledge, device, models)
     model, loss = loaded.model, loaded.loss(knowledge)
+    if knowledge.number_of_clients > 1 and is_gradient_of_all(model, knowledge, loss):
+        knowledge, notes = as_one_client(knowledge), (*notes, TOGETHER)
+        loss = loaded.loss(knowledge)
     evidence = examine(update, knowledge, loss)
     require(
         not evidence.is_zero,
@@ -522,6 +526,14 @@ def _with_samples(
         note = f"{knowledge.num_samples} samples were told, the client reports {reported}"
         return knowledge, (note,)
     return knowledge, ()
+
+
+def _about_clients(knowledge: Knowledge, update: InterceptedUpdate) -> tuple[str, ...]:
+    """What there is to say about the number of clients."""
+    told, written = knowledge.number_of_clients, update.clients
+    if written in (1, told):
+        return ()
+    return (f"{told} client{'s' * (told > 1)} told, the update is marked as of {written}",)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fedleak.attacks.closed_form.reader import Reader, within
 from fedleak.attacks.gradient_origin import adds_up, origin_findings
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching.engine import GradientMatching, Known
-from fedleak.attacks.matching.local_steps import MOST_STEPS, ORDER_UNKNOWN, cannot_simulate
+from fedleak.attacks.matching.local_steps import MOST_STEPS, cannot_simulate, order_findings
 from fedleak.attacks.module_facts import drawing_layers, enters_unchanged, first_linear
 from fedleak.attacks.nra import NRA
 from fedleak.errors import require
@@ -160,12 +160,12 @@ class ExactNRA(JointAttack):
 
     def _attack_one(self, problem: Problem, report: Report) -> "Reconstruction | _Unresolved":
         facts = problem.knowledge
-        recovered = facts.labels is None
-        if recovered:
+        if facts.labels is None:
             labels = recover_labels(problem.model, problem.gradient, facts, problem.loss)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
-        if facts.steps > 1:
-            return self._attack_local_steps(problem, report, recovered=recovered)
+        if not facts.is_one_step:
+            order = order_findings(facts)
+            return self._attack_local_steps(problem, report, order)
         origins = origin_findings(problem)
         if problem.deviation:
             return self._attack_inverted_step(problem, list(origins))
@@ -236,22 +236,24 @@ class ExactNRA(JointAttack):
         return None
 
     def _attack_local_steps(
-        self, problem: Problem, report: Report, *, recovered: bool
+        self, problem: Problem, report: Report, order: Sequence[str]
     ) -> "Reconstruction | _Unresolved":
         facts = problem.knowledge
-        findings = [f"the update is of {facts.steps} local steps"]
+        several = facts.number_of_clients > 1
+        steps = f"{facts.steps} local step{'s' * (facts.steps > 1)}"
+        each = f" of each of {facts.number_of_clients} clients" * several
+        findings = [f"the update is of {steps}{each}"]
         image = self._first_input(problem, findings)
         if image is not None:
             return _reconstruction(problem, image, {}, findings, 0)
         reason = cannot_simulate(facts, problem.noise_shapes)
-        if reason is None and facts.steps > MOST_STEPS:
+        if reason is None and facts.total_steps > MOST_STEPS:
             reason = f"more than {MOST_STEPS} are too many to simulate"
         if reason is not None:
             what = "mean gradient" if facts.local.is_linear else "change of weights, no gradient,"
             findings.append(f"their {what} is attacked, as {reason}")
             return _Unresolved(problem, Known(), findings)
-        if recovered and len(facts.local_batches) > 1:
-            findings.append(ORDER_UNKNOWN)
+        findings += order
         own = ", each with its own noise" if problem.noise_shapes else ""
         findings.append(f"gradient matching by L-BFGS, with all steps simulated{own}")
         found = _LBFGSMatching(self, self.joint_steps, Known()).run(problem, report)

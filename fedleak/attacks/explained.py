@@ -167,11 +167,13 @@ def simulated_update(
 ) -> Tensors:
     """The gradient, or the change of weights, that a client would send for given inputs.
 
+    Of several clients it is the mean of theirs, each from the same weights.
+
     Args:
         model: a private copy of the model with the weights that were sent, in the client's modes;
             its weights are moved.
-        knowledge: gives loss, optimiser and steps.
-        batch: inputs and labels of all samples.
+        knowledge: gives loss, optimiser, steps and clients.
+        batch: inputs and labels of all samples, the first client's first.
         noise: slot -> noise ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``; other slots
             draw their own.
         names: the parameters to return.
@@ -179,6 +181,17 @@ def simulated_update(
         dimensions: slot -> number of dimensions of what it draws in one forward pass.
     """
     inputs, labels = batch
+    if knowledge.number_of_clients > 1:
+        total = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
+        for client in knowledge.by_client:
+            samples = client.samples
+            moved = simulated_update(
+                copy.deepcopy(model), client.knowledge, (inputs[samples], labels[samples]),
+                {slot: value[samples] for slot, value in noise.items()}, names, protocol,
+                dimensions,
+            )  # fmt: skip
+            total = {name: value + client.weight * moved[name] for name, value in total.items()}
+        return total
     steps = knowledge.steps
     batches = knowledge.local_batches if steps > 1 else [slice(0, len(inputs))]
     parameters = {name: model.get_parameter(name) for name in names}

@@ -43,7 +43,7 @@ class Loaded:
         told = knowledge.labels if knowledge.labels is not None else knowledge.label_example
         like = None if told is None else (told.dtype, told.shape[1:])
         key = (
-            knowledge.num_samples, knowledge.batch_size, knowledge.steps, knowledge.num_classes,
+            knowledge.client_samples, knowledge.batch_size, knowledge.steps, knowledge.num_classes,
             tuple(knowledge.input_shape), id(knowledge.loss), like,
         )  # fmt: skip
         if key not in self.probes:

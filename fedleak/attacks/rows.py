@@ -135,17 +135,21 @@ def touched_rows(problem: Problem, weight: str) -> Tensor:
     if facts.local.optimizer == "unknown":
         return change.ne(0).any(dim=1).nonzero().flatten()
     old = kept.double()
-    now, path, state = {weight: old}, torch.zeros_like(old), State()
+    # Of several clients the mean of what each moves them.
+    moved, path = torch.zeros_like(old), torch.zeros_like(old)
     zero = {weight: torch.zeros_like(old)}
-    for step in range(facts.steps):
-        moves, state = optimizer_step(facts.local, now, zero, state, step)
-        now = {weight: now[weight] + moves[weight]}
-        path += moves[weight].abs()
+    for client in facts.by_client:
+        now, state = {weight: old}, State()
+        for step in range(client.steps):
+            moves, state = optimizer_step(facts.local, now, zero, state, step)
+            now = {weight: now[weight] + moves[weight]}
+            path += client.weight * moves[weight].abs()
+        moved += client.weight * (now[weight] - old)
     size = torch.maximum(old.abs(), (old + change).abs()) + path
     # Without weight decay nothing moves, and any change at all is a gradient's.
     rounding = ROUNDING * facts.steps * torch.finfo(kept.dtype).eps * size
     allowed = torch.where(path > 0, rounding, 0.0)
-    off = (change - (now[weight] - old)).abs() > allowed
+    off = (change - moved).abs() > allowed
     return off.any(dim=1).nonzero().flatten()
 
 

@@ -219,6 +219,8 @@ def _fill_attack(attack: ArgumentParser, plugins: bool) -> None:
 
 
 def _fill_import(imports: ArgumentParser, _plugins: bool) -> None:
+    from fedleak.updates.knowledge import Aggregation
+
     imports.add_argument(
         "file", type=str, metavar="FILE",
         help="Tensors or arrays by name, or in the order of the model's parameters: a .pt file, an "
@@ -253,7 +255,18 @@ def _fill_import(imports: ArgumentParser, _plugins: bool) -> None:
     )  # fmt: skip
     imports.add_argument("--num_samples", type=int, default=1, help="Samples of the update.")
     imports.add_argument(
-        "--batch_size", type=int | None, default=None, help="Default: all samples are one batch."
+        "--batch_size", type=int | None, default=None,
+        help="Default: all samples of a client are one batch.",
+    )  # fmt: skip
+    imports.add_argument(
+        "--clients", type=int, default=1,
+        help="Clients whose updates came as one, each with as many of the samples as the others.",
+    )  # fmt: skip
+    imports.add_argument(
+        "--aggregation",
+        type=Aggregation,
+        default="weighted_mean",
+        help="How the updates of several clients were combined.",
     )
     imports.add_argument("--epochs", type=int, default=1, help="Local epochs (weights, delta).")
     imports.add_argument(

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fedleak.audit.app import read_app
 from fedleak.audit.run import VERDICT, Audit, audit, read_public, read_span
-from fedleak.audit.verdict import RUNGS, THREAT_MODELS, read_limits
+from fedleak.audit.verdict import THREAT_MODELS, read_limits
 from fedleak.errors import AboveLimit, require
 
 
@@ -57,17 +57,22 @@ def print_audit(found: Audit, console: Console) -> None:
         console: where to print.
     """
     table = Table(title="What the server could learn", title_justify="left")
-    for name in ("the server", "question", "answer", "guess", "n", "", "threat model"):
-        table.add_column(name, overflow="fold")
+    for name, justify in (
+        ("question", "left"), ("answer", "left"), ("guess", "left"), ("n", "right"),
+        ("result", "left"), ("threat", "center"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for answer in found.verdict.answers:
         table.add_row(
-            RUNGS[answer.rung], f"{answer.question}\n{answer.measure}", str(answer.answer),
-            str(answer.guess), str(answer.answer.n), answer.status,
-            f"{answer.threat_model}: {THREAT_MODELS[answer.threat_model]}",
+            answer.question, str(answer.answer), str(answer.guess), str(answer.answer.n),
+            answer.status, answer.threat_model,
         )  # fmt: skip
     console.print(table, highlight=False)
     for answer in found.verdict.answers:
         console.print(f"- {answer.sentence}", highlight=False, markup=False)
+    used = dict.fromkeys(answer.threat_model for answer in found.verdict.answers)
+    models = "; ".join(f"{letter}: {THREAT_MODELS[letter]}" for letter in used)
+    console.print(f"Threat models: {models}.", highlight=False, markup=False)
     for note in found.notes:
         console.print(f"Note: {note}", style="yellow", highlight=False, markup=False)
     if found.verdict.canary_note:

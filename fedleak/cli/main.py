@@ -158,6 +158,7 @@ def _command(settings: Namespace, console: Console) -> None:
             parts = prepare(config, trains=False)
     flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     data = parts.data
+    config = config.with_clients(len(data.train_set))
     with Display(console, scoring_class(config).headline) as display:
         observers = [
             display,
@@ -232,7 +233,7 @@ def _import(chosen: Namespace, console: Console) -> None:
 
     values = _as_dict(chosen)
     names = ("classes", "kind", "sent", "learning_rate", "num_samples", "batch_size", "epochs",
-             "mode", "settings", "model")  # fmt: skip
+             "mode", "settings", "model", "clients", "aggregation")  # fmt: skip
     facts = Facts(
         **{name: values[name] for name in names},
         input_shape=numbers("input_shape", int),

@@ -99,10 +99,10 @@ class PrivateData(pl.LightningDataModule):
         """The value by which each channel is divided afterwards."""
 
     @property
-    def value_range(self) -> tuple[float, float] | None:
+    def value_range(self) -> tuple[float, float] | tuple[Tensor, Tensor] | None:
         """Lowest and highest value of a sample before normalisation, which attacks keep to.
 
-        None: there are no such limits.
+        Two numbers, or two tensors of the shape of a sample. None: there are no such limits.
         """
         return 0.0, 1.0
 

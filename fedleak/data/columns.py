@@ -20,6 +20,8 @@ class TableColumn:
         guess: the guess of its value that needs no attack: of a numeric column, the mean over the
             training rows; of a categorical one, the number of the most frequent category.
         spread: standard deviation of a numeric column over the training rows, in its own unit.
+        low: lowest value of its entries, in its own unit, that a server is told.
+        high: the highest.
     """
 
     name: str
@@ -29,11 +31,18 @@ class TableColumn:
     std: float = 1.0
     guess: float = 0.0
     spread: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def width(self) -> int:
         """Number of entries of a sample that it takes."""
         return len(self.categories) or 1
+
+    @property
+    def entries(self) -> range:
+        """The entries of a sample that it takes."""
+        return range(self.start, self.start + self.width)
 
     def value(self, sample: Tensor) -> float:
         """Its value in a sample: a number in its own unit, or the number of the category.

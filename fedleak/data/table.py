@@ -1,6 +1,7 @@
 """A data set of the rows of a table, in a .csv or a .npz file."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,10 +70,15 @@ class Table(PrivateData):
         delimiter: the character between two cells of a .csv file.
         test_fraction: share of the rows that becomes the test set, at least 0 and below 1; rounded
             up to one row. With 0 the test set is the training set itself.
+        limits: lowest and highest value of numeric columns, such as ``{age: [0, 120]}``, that a
+            server is told, as it may know what a column means; attacks keep to them. It is always
+            told the values of categorical columns, whose entries are from 0 to 1, and of other
+            columns nothing.
         batch_size: see :class:`PrivateData`.
 
     Raises:
-        BadInput: if ``test_fraction`` is out of range or ``delimiter`` is no single character.
+        BadInput: if ``test_fraction`` is out of range, ``delimiter`` is no single character, or
+            limits are no two numbers in order.
     """
 
     name = "table"
@@ -87,6 +93,7 @@ class Table(PrivateData):
         standardise: bool = True,
         delimiter: str = ",",
         test_fraction: float = 0.1,
+        limits: dict[str, list[float]] | None = None,
         batch_size: int = 64,
     ) -> None:
         super().__init__(batch_size=batch_size)
@@ -98,7 +105,13 @@ class Table(PrivateData):
             len(delimiter) == 1,
             f"Expected `delimiter` to be one character, got {delimiter!r:.60}.",
         )
+        for name, pair in (limits or {}).items():
+            require(
+                len(pair) == 2 and pair[0] < pair[1],
+                f"Expected the lowest and the highest value of {name} as `limits`, got {pair}.",
+            )
         self.path = path
+        self.limits = dict(limits or {})
         self.target = target
         self.categorical = list(categorical or [])
         self.standardise = standardise
@@ -182,6 +195,9 @@ class Table(PrivateData):
 
     def _encode(self, columns: dict[str, Cells], train: Cells) -> npt.NDArray[np.float32]:
         """The samples, float32 ``(N, entries)``; sets the columns."""
+        for name in self.limits:
+            if name not in columns:
+                raise unknown_name(f"column of `{self.path}`", name, columns)
         parts: list[npt.NDArray[np.float32]] = []
         start = 0
         for name, cells in columns.items():
@@ -189,14 +205,29 @@ class Table(PrivateData):
             if numbers is None:
                 values, codes = np.unique(_texts(cells), return_inverse=True)
                 guess = float(np.bincount(codes[train]).argmax())
-                column = TableColumn(name, start, tuple(map(str, values)), guess=guess)
+                require(
+                    name not in self.limits,
+                    f"Expected `limits` of numeric columns, got them of {name}, which has the "
+                    f"categories {', '.join(map(str, values))!s:.100}.",
+                )
+                column = TableColumn(
+                    name, start, tuple(map(str, values)), guess=guess, low=0.0, high=1.0
+                )
                 parts.append(np.eye(len(values), dtype=np.float32)[codes])
             else:
                 mean, spread = float(numbers[train].mean()), float(numbers[train].std())
                 # A column of one value has no spread to compare an error with.
                 spread = spread or 1.0
                 scaling = (mean, spread) if self.standardise else (0.0, 1.0)
-                column = TableColumn(name, start, (), *scaling, guess=mean, spread=spread)
+                low, high = self.limits.get(name, (-math.inf, math.inf))
+                require(
+                    low <= float(numbers.min()) and float(numbers.max()) <= high,
+                    f"Expected values of {name} from {low:g} to {high:g}, as `limits` say, got "
+                    f"{numbers.min():g} to {numbers.max():g}.",
+                )
+                column = TableColumn(
+                    name, start, (), *scaling, guess=mean, spread=spread, low=low, high=high
+                )
                 parts.append(((numbers - column.mean) / column.std).astype(np.float32)[:, None])
             self._columns.append(column)
             start += column.width
@@ -269,9 +300,16 @@ class Table(PrivateData):
         return tuple(column.std for column in self.columns for _ in range(column.width))
 
     @property
-    def value_range(self) -> tuple[float, float] | None:
-        """See :attr:`PrivateData.value_range`: columns have no common limits."""
-        return None
+    def value_range(self) -> tuple[Tensor, Tensor] | None:
+        """See :attr:`PrivateData.value_range`: the limits of each entry; None if none has any."""
+        low, high = (
+            torch.tensor(
+                [getattr(column, side) for column in self.columns for _ in column.entries],
+                dtype=torch.float64,
+            )
+            for side in ("low", "high")
+        )
+        return None if bool((low.isinf() & high.isinf()).all()) else (low, high)
 
     def describe(self) -> str:
         """The file's name, and the numbers of rows and columns, in one line."""

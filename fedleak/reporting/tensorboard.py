@@ -212,7 +212,7 @@ class TensorBoard(Observer):
         # TensorBoard sorts them by name and shows the first five.
         settings = {
             "attack": entry["attack"], "data": self._config.data_name, "defense": entry["defense"],
-            "model": entry["model"], "number of clients": federation.clients,
+            "model": entry["model"], "number of clients": federation.size,
             "number of rounds": federation.rounds, "protocol": federation.protocol,
             "samples per batch": federation.batch_size, "seed": self._config.seed,
             "strategy": federation.strategy, "victims' labels": self._config.victims.labels,

@@ -120,12 +120,19 @@ class _CellState:
 
     @property
     def expected(self) -> int:
-        """The maximum number of updates that will be attacked."""
-        config = self.cell.config
-        clients = len(config.victims.clients or range(config.federation.clients))
-        clients = min(clients, config.federation.clients_per_round or clients)
-        rounds = len(config.victims.rounds or range(config.federation.rounds))
-        return clients * rounds * len(config.attacks) * len(config.variants)
+        """The maximum number of updates that will be attacked.
+
+        At least those that were, where the number of clients is that of samples not loaded here.
+        """
+        config, federation = self.cell.config, self.cell.config.federation
+        chosen = config.victims.clients
+        numbers = [
+            federation.known_size if chosen is None else len(chosen), federation.clients_per_round,
+        ]  # fmt: skip
+        clients = min((number for number in numbers if number is not None), default=1)
+        rounds = len(config.victims.rounds or range(federation.rounds))
+        expected = clients * rounds * len(config.attacks) * len(config.variants)
+        return max(expected, self.updates)
 
     def left(self, mean: float) -> float:
         """Estimate the seconds left: from the cell's own speed if known, or from other cells.

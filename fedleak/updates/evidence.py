@@ -92,6 +92,7 @@ def check(model: nn.Module, update: InterceptedUpdate, knowledge: Knowledge) -> 
         labels = knowledge.labels
         number = update.num_examples if labels is None else len(labels)
         knowledge = knowledge.of_samples(max(1, number))
+    update, knowledge = update.as_mean(knowledge)
     return list(examine(update, knowledge).findings)
 
 
@@ -203,17 +204,20 @@ def _about_entries(
     got = torch.cat([received[name].double().flatten() for name in live])
     nonzero = whole[whole != 0]
     share = 1 - len(nonzero) / len(whole)
-    if len(nonzero) >= MANY:
+    # The first steps of Adam are alike, so that their rounded differences take few values, and
+    # those of several clients cancel each other.
+    steps_alike = update.protocol != "fedsgd" and knowledge.local.optimizer != "sgd"
+    cancelling = steps_alike and knowledge.number_of_clients > 1
+    if len(nonzero) >= MANY and not cancelling:
         yield from _about_sizes(update, knowledge, live, nonzero)
-    # The first steps of Adam are alike, so that their rounded differences take few values.
-    steps_alike = update.protocol == "delta" and knowledge.local.optimizer != "sgd"
+    steps_alike &= update.protocol == "delta"
     if len(got) >= MANY and bool((got == got.round()).all()):
         yield Finding("integers", "all numbers are whole: quantised, without the scale to undo it")
     elif (levels := _levels({name: received[name] for name in live}, steps_alike)) is not None:
         yield Finding(
             "levels", f"the numbers of a tensor take only {levels} values: quantised by the client"
         )
-    if len(whole) >= MANY and share > 0.5 and not _whole_rows(live):
+    if len(whole) >= MANY and share > 0.5 and not cancelling and not _whole_rows(live):
         yield Finding(
             "sparse",
             f"{share:.0%} of the entries are 0, singly and not by rows: pruned or sparsified by "
@@ -320,7 +324,7 @@ def _about_decay(
     if found:
         name, factor = found[0]
         rate = knowledge.learning_rate
-        decay = f", that is a decay of {factor / (rate * knowledge.steps):.2g}" if rate else ""
+        decay = f", that is a decay of {factor / (rate * knowledge.mean_steps):.2g}" if rate else ""
         yield Finding(
             "decay",
             f"rows of `{name}` shrank by {factor:.2g} of themselves alone: weight decay{decay}, "
@@ -347,7 +351,7 @@ def _about_bias(
     if weights:
         kept = torch.finfo(update.sent[name].dtype).eps
         largest = float((update.sent[name].double().abs() + live[name].double().abs()).max())
-        noise += 30 * kept * largest / (local.of(name).rate * knowledge.steps)
+        noise += 30 * kept * largest / (local.of(name).rate * knowledge.mean_steps)
     form = loss.cross_entropy
     limit = loss.binary_limit if form is None else form.limit
     if limit is None:
@@ -381,13 +385,16 @@ def _about_counts(
     """Numbers of labels: an entry is at least minus the share of its label in the samples."""
     samples, steps = knowledge.num_samples, knowledge.steps
     sizes = {len(range(samples)[part]) for part in knowledge.local_batches}
+    clients = knowledge.by_client
     one_by_one = steps == 1 or (
         knowledge.local.is_plain_sgd
         and len(sizes) == 1
-        and steps % len(knowledge.local_batches) == 0
-        and (knowledge.batch_size is not None or samples == 1)
+        and all(client.steps % len(client.batches) == 0 for client in clients)
+        and (knowledge.batch_size is not None or max(knowledge.client_samples) == 1)
     )
-    if not one_by_one or form.is_smoothed:
+    # Samples of clients that have more of them may count less.
+    alike = len(set(knowledge.client_samples)) == 1
+    if not one_by_one or not alike or form.is_smoothed:
         return
     shares = -gradient / form.step
     certain = (samples * ((1 - LARGER) * shares - noise) - LARGER).ceil().clamp_min(0)
@@ -426,7 +433,7 @@ def _about_rank(
     local, samples = knowledge.local, knowledge.num_samples
     if update.protocol != "fedsgd" and not (local.is_linear and not local.per_parameter):
         return
-    epochs = max(1, math.ceil(knowledge.steps / max(1, len(knowledge.local_batches))))
+    epochs = max(math.ceil(client.steps / len(client.batches)) for client in knowledge.by_client)
     if update.protocol == "fedsgd":
         epochs = 1
     gradient = update.gradient(knowledge.model, knowledge)
@@ -440,7 +447,9 @@ def _about_rank(
         noise = kept * float(matrix.norm())
         if update.protocol != "fedsgd":
             noise += (
-                kept * float(update.sent[weight].double().norm()) / (local.rate * knowledge.steps)
+                kept
+                * float(update.sent[weight].double().norm())
+                / (local.rate * knowledge.mean_steps)
             )
         found = _next_singular_value(matrix, limit)
         if found > ABOVE_ROUNDING * noise and found > 1e-4 * float(matrix.norm()):

@@ -1,7 +1,7 @@
 """A client's gradient from the change of its weights, and how exactly it follows from it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ def estimate_gradient(
     sent: Mapping[str, Tensor],
     change: Mapping[str, Tensor],
     facts: LocalTraining,
-    steps: int = 1,
+    steps: int | Sequence[tuple[float, int]] = 1,
 ) -> GradientEstimate:
     """The client's gradient from the change of its weights, by the inverse of its optimiser's step.
 
@@ -46,32 +46,38 @@ def estimate_gradient(
     is subtracted. It is exact for one step, with momentum and weight decay too. The first step of
     Adam, RMSprop and Adagrad is a function of each entry that is inverted; it is nearly the sign
     for entries much larger than eps, whose size is lost in rounding. Several of their steps have no
-    inverse: the change is only scaled to the size of one step's.
+    inverse, nor has the mean of several clients' steps: the change is only scaled to the size of
+    one step's.
 
     Args:
         sent: the weights that the server sent, by name.
         change: the change of each parameter, new minus old.
         facts: the client's local training.
-        steps: number of its optimiser steps.
+        steps: number of its optimiser steps; of a mean of several clients' changes, the weight and
+            the number of steps of each.
 
     Raises:
         BadInput: if the learning rate is not known.
     """
     gradient: Tensors = {}
     deviation: Tensors = {}
+    clients = [(1.0, steps)] if isinstance(steps, int) else steps
+    mean_steps = sum(weight * number for weight, number in clients)
+    one_step = all(number == 1 for _, number in clients)
+    alone = one_step and len(clients) == 1
     for name, own in facts.groups(change).items():
         old, moved = sent[name].double(), change[name].double()
         if own.optimizer == "sgd":
-            found = moved / _response(own, steps)
+            found = moved / sum(weight * _response(own, number) for weight, number in clients)
             if own.weight_decay:
-                found = found - own.weight_decay * (old if steps == 1 else old + moved / 2)
+                found = found - own.weight_decay * (old if one_step else old + moved / 2)
             found = -found if own.maximize else found
-        elif own.optimizer == "unknown" or steps > 1:
-            found = -moved / (own.rate * steps)
+        elif own.optimizer == "unknown" or not alone:
+            found = -moved / (own.rate * mean_steps)
         else:
             found, deviation[name] = _invert_first_step(own, old, moved, sent[name].dtype)
         gradient[name] = found.to(sent[name].dtype)
-    exact = steps == 1 and facts.optimizer != "unknown"
+    exact = one_step and (facts.is_linear or (alone and facts.optimizer != "unknown"))
     return GradientEstimate(gradient, deviation, exact)
 
 

@@ -120,8 +120,8 @@ class LossProbe:
 
     def __init__(self, model: nn.Module, knowledge: Knowledge) -> None:
         self._facts = knowledge
-        samples = max(1, knowledge.num_samples)
-        # The samples of one step, which a mean is taken over.
+        samples = max(1, *knowledge.client_samples)
+        # The samples of one step of a client, which a mean is taken over.
         self._step = (
             min(samples, knowledge.batch_size or samples) if knowledge.steps > 1 else samples
         )

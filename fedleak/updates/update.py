@@ -23,7 +23,7 @@ from fedleak.updates.files import (
     write_tensors,
 )
 from fedleak.updates.gradient_estimate import GradientEstimate, change_of, estimate_gradient
-from fedleak.updates.knowledge import Knowledge, Protocol
+from fedleak.updates.knowledge import Aggregation, Knowledge, Protocol
 from fedleak.updates.naming import by_name, known_names
 
 # What is given -> protocol.
@@ -63,6 +63,8 @@ class InterceptedUpdate:
         sent: the global parameters and buffers that the server sent, by name.
         received: the client's reply, by the same names, or part of them; stays encoded if it was
             sent encoded.
+        clients: number of clients whose updates were combined in this one.
+        aggregation: how, see :class:`fedleak.updates.knowledge.Knowledge`.
     """
 
     round: int
@@ -72,6 +74,8 @@ class InterceptedUpdate:
     model: str
     sent: Tensors
     received: Mapping[str, Tensor]
+    clients: int = 1
+    aggregation: Aggregation = "weighted_mean"
 
     @classmethod
     def of(
@@ -271,8 +275,38 @@ class InterceptedUpdate:
         if self.protocol == "fedsgd":
             return GradientEstimate({n: self.received[n] for n in names if n in self.received})
         # The number of steps is that of weights, whatever the knowledge was made for.
-        steps = replace(knowledge, protocol=self.protocol).steps
+        clients = replace(knowledge, protocol=self.protocol).by_client
+        steps = [(client.weight, client.steps) for client in clients]
         return estimate_gradient(self.sent, self.change(names), knowledge.local, steps)
+
+    def as_mean(self, knowledge: Knowledge) -> tuple[Self, Knowledge]:
+        """The same update as a mean of the clients' updates, if it is their sum.
+
+        Args:
+            knowledge: tells how many clients there are and how their updates were combined.
+
+        Returns:
+            The update and the knowledge about it, in which the aggregation is ``mean``.
+
+        Raises:
+            BadInput: if it is a sum of weights, which holds the sent ones several times.
+        """
+        if knowledge.aggregation != "sum" or knowledge.number_of_clients == 1:
+            return self, knowledge
+        number = knowledge.number_of_clients
+        require(
+            self.protocol != "fedavg",
+            f"Expected a sum of gradients or of changes of weights, got a sum of the weights of "
+            f"{number} clients: divide it by their number and give it as their mean.",
+        )
+        received = {
+            name: value / number if value.is_floating_point() else value
+            for name, value in self.received.items()
+        }
+        return (
+            replace(self, received=received, aggregation="mean"),
+            replace(knowledge, aggregation="mean"),
+        )
 
     def factors(self) -> dict[str, Factors]:
         """Name of a parameter -> two vectors whose outer product is its gradient.
@@ -325,6 +359,8 @@ class InterceptedUpdate:
             "num_examples": str(self.num_examples),
             "model": self.model,
         }
+        if self.clients > 1:
+            header |= {"clients": str(self.clients), "aggregation": self.aggregation}
         received = self.received
         write_tensors(
             received.encoded if isinstance(received, CompactTensors) else received, path, header
@@ -346,9 +382,17 @@ class InterceptedUpdate:
         """
         received, header = read_tensors(path, UPDATE_FORMAT)
         numbers = [header.get(name, "") for name in ("round", "client", "num_examples")]
-        if "model" not in header or not all(map(_NUMBER.fullmatch, numbers)) or numbers[0] == "0":
+        numbers.append(header.get("clients", "1"))
+        valid = all(map(_NUMBER.fullmatch, numbers)) and "0" not in (numbers[0], numbers[3])
+        if "model" not in header or not valid:
             raise BadInput(f"Expected a complete header in {path}, got {short(header, 200)}.")
-        round_, client, examples = map(int, numbers)
+        round_, client, examples, clients = map(int, numbers)
+        aggregation = header.get("aggregation", "weighted_mean")
+        if aggregation not in get_args(Aggregation):
+            raise BadInput(
+                f"Expected aggregation {', '.join(get_args(Aggregation))} in {path}, got "
+                f"{short(aggregation)}."
+            )
         protocol = header.get("protocol")
         if protocol not in get_args(Protocol):
             raise BadInput(
@@ -367,6 +411,7 @@ class InterceptedUpdate:
         return cls(
             round_, client, cast(Protocol, protocol), examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,
+            clients, cast(Aggregation, aggregation),
         )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_without_a_command_help_is_shown(fedleak: Command) -> None:
 def test_help_names_the_settings_and_what_they_mean(fedleak: Command) -> None:
     text = " ".join(fedleak("run", "--help").out.split())
     for words in (
-        "--federation.clients CLIENTS number of clients, at least 1. (type: int, default: 8)",
+        "--federation.rounds ROUNDS number of rounds, at least 1. (type: int, default: 1)",
         "--victims.labels {known,recovered,bias_counts,idlg,row_minima}", "--metrics.lpips {true,",
         "--model NAME The model: dmlp,", "--resume", "photos",
     ):  # fmt: skip
@@ -348,8 +348,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--device abacus", r"Expected `device` to be one that torch can use here, .* got `abacus`"),
     ("--baseline true", r"Expected `model.precode` to be set where `baseline` is true"),
     # wrong types and choices
-    ("--federation.clients two", r"`federation.clients` to be a whole number, got `two`\.$"),
-    ("--federation.clients 2.5", r"`federation.clients` to be a whole number, got `2.5`\.$"),
+    ("--federation.clients two", r"federation.clients` to be a whole number or null, got `two`\.$"),
+    ("--federation.clients 2.5", r"federation.clients` to be a whole number or null, got `2.5`\.$"),
     ("--federation.alpha x", r"Expected `federation.alpha` to be a number, got `x`\.$"),
     ("--baseline maybe", r"Expected `baseline` to be true or false, got `maybe`\.$"),
     ("--seed x", r"Expected `seed` to be a whole number, got `x`\.$"),
@@ -610,7 +610,10 @@ def test_a_broken_configuration_of_a_run_is_refused(fedleak: Command, finished: 
         ("sede: 1", r"Unknown setting `sede`"),
         ("seed: 1", r"Expected `data` to be given, got nothing: see `fedleak list data`"),
         ("federation: 3", r"Expected settings as `name: value` in `federation`, got `3`"),
-        ("federation: {clients: two}", r"`federation.clients` to be a whole number, got `two`"),
+        (
+            "federation: {clients: two}",
+            r"`federation.clients` to be a whole number or null, got `two`",
+        ),
     ):
         Path("source/config.yaml").write_text(text)
         refuses(fedleak("attack", "source", "--attack", "iga", "--output", "out"), sentence)

@@ -1,6 +1,8 @@
 """Tables as samples: what a column becomes, what is refused, and what an update leaks of them."""
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedleak.attacks import IGA
 from fedleak.attacks.exact_nra import RGAP
 from fedleak.attacks.matching.engine import GradientMatching
 from fedleak.build import knowledge_of, make_data, make_model
@@ -226,3 +229,68 @@ def test_a_run_from_the_file_to_the_report(tmp_path: Path) -> None:
     page = write_report(RunFolder(Path(config.output))).read_text(encoding="utf-8")
     assert "at least 90% of the columns right" in page
     assert "SSIM" not in page
+
+
+# ----------------------------------------------------------------------------- limits of columns
+
+
+def limits_of(name: str) -> dict[str, list[float]]:
+    """The range of every column but the last, as scikit-learn's description of the data has it."""
+    from sklearn import datasets
+
+    found = getattr(datasets, f"load_{name}")()
+    lowest, highest = found.data.min(axis=0).tolist(), found.data.max(axis=0).tolist()
+    pairs = zip(found.feature_names, lowest, highest, strict=True)
+    return {str(column): [low, high] for column, low, high in list(pairs)[:-1]}
+
+
+def test_attacks_keep_to_the_limits_of_the_columns(tmp_path: Path) -> None:
+    path, told = write_real(tmp_path, "breast_cancer"), limits_of("breast_cancer")
+    config = configured(path, "kind", tmp_path, batch_size=4)
+    settings = {"path": path, "target": "kind"}
+    bounded = replace(config, data=replace(config.data, init_args=settings | {"limits": told}))
+    data = make_data(bounded)
+    low, high = data.value_range
+    assert low.tolist() == [*(pair[0] for pair in told.values()), -math.inf]
+    assert high.tolist() == [*(pair[1] for pair in told.values()), math.inf]
+    model: Any = make_model(config, data)
+    inputs, labels = data.train_set.batch([3, 4, 8, 9])
+    gradient = torch.autograd.grad(model.batch_loss((inputs, labels)), list(model.parameters()))
+    update = InterceptedUpdate.of(model, gradient=list(gradient), num_examples=4)
+    attack = IGA(iterations=80, learning_rate=0.1)
+    low, high = ((v - torch.tensor(data.mean)) / torch.tensor(data.std) for v in (low, high))
+    errors, outside = [], []
+    for each in (config, bounded):
+        knowledge = knowledge_of(each, make_data(each), model, labels=labels, update=update)
+        (found,) = attack([update], knowledge)
+        beyond = (found.inputs < low - 1e-5) | (found.inputs > high + 1e-5)
+        outside.append(float(beyond.double().mean()))
+        match = torch.cdist(found.inputs, inputs).argmin(dim=0)
+        errors.append(float((found.inputs[match] - inputs).square().mean()))
+    assert outside[0] > 0.02
+    assert outside[1] == 0
+    assert errors[1] < errors[0]
+
+
+def test_a_column_of_categories_is_from_0_to_1(tmp_path: Path) -> None:
+    data = Table(path=write_table(tmp_path), target="buys", limits={"age": [0, 120]})
+    assert data.value_range is not None
+    low, high = data.value_range
+    assert low.tolist() == [0, 0, 0, 0, -math.inf, -math.inf]
+    assert high.tolist() == [120, 1, 1, 1, math.inf, math.inf]
+    assert Table(path=write_real(tmp_path, "wine")).value_range is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"age": [1]}, r"lowest and the highest value of age as `limits`, got \[1\]"),
+        ({"age": [2, 2]}, r"lowest and the highest value of age as `limits`, got \[2, 2\]"),
+        ({"aeg": [0, 120]}, "Unknown column of .* `aeg`: .*Did you mean `age`"),
+        ({"town": [0, 1]}, "`limits` of numeric columns, got them of town, which has the categor"),
+        ({"age": [21, 120]}, "values of age from 21 to 120, as `limits` say, got 20 to 59"),
+    ],
+)
+def test_limits_are_checked(tmp_path: Path, limits: dict[str, list[float]], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Table(path=write_table(tmp_path), target="buys", limits=limits).setup()

@@ -56,6 +56,22 @@ def test_a_missing_file_of_item_names_is_refused_at_once(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_every_user_is_a_client_and_a_victim_where_no_clients_are_named(tmp_path: Path) -> None:
+    settings = config(
+        tmp_path / "run", clients=None, clients_per_round=None, rounds=1, attacks=(ANALYTIC,)
+    )
+    users = {"users": 25, "items": 60, "held_out": 6}
+    settings = replace(settings, data=replace(settings.data, init_args=users))
+    number = len(make_data(settings).train_set)
+    assert 8 < number < 25
+    summary, _ = run(settings)
+    folder = RunFolder(Path(settings.output))
+    assert [row["client"] for row in read_rows(folder.results)] == list(range(number))
+    assert RunConfig.load(folder.config).federation.clients == number
+    assert summary["federation"]["clients"] == number
+    assert experiment.run(settings, resume=True)["status"] == "complete"
+
+
 def test_a_victim_that_was_not_sampled_is_reported(tmp_path: Path) -> None:
     observer = Recorder()
     settings = config(tmp_path / "run", rounds=1, attacks=(ANALYTIC,))

@@ -180,6 +180,16 @@ def test_saved_and_loaded_is_the_same_to_the_bit(victim: Victim, tmp_path: Path)
     ]  # fmt: skip
 
 
+def test_clients_that_were_combined_are_saved(victim: Victim, tmp_path: Path) -> None:
+    for number, update in enumerate(
+        [victim.update, replace(victim.update, clients=3, aggregation="sum")]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = InterceptedUpdate.load(update.save(folder))
+        assert (found.clients, found.aggregation) == (update.clients, update.aggregation)
+
+
 def test_buffers_are_saved_too(tmp_path: Path) -> None:
     update = with_buffers()
     assert update.received["norm.num_batches_tracked"] == 1
@@ -326,6 +336,9 @@ HEADER = {
         ({"client": "3"}, r"the header of .*r0001-c0002.safetensors to be .*, got r0001-c0003"),
         ({"model": "../../x"}, r"the name of the model in .* to consist of .*, got '../../x'"),
         ({"protocol": "gossip"}, "protocol fedsgd, fedavg, delta in .*, got 'gossip'"),
+        ({"clients": "0"}, "complete header in"),
+        ({"clients": "two"}, "complete header in"),
+        ({"aggregation": "max"}, "aggregation weighted_mean, mean, sum in .*, got 'max'"),
     ],
 )
 def test_bad_header(tmp_path: Path, change: dict[str, str | None], text: str) -> None:

@@ -34,6 +34,7 @@ from fedleak.attacks.matching.local_steps import (
     DummyUpdate,
     cannot_simulate,
     compared_update,
+    is_smoothed,
     reason_to_average,
     smoothing_at,
     step_findings,
@@ -117,11 +118,11 @@ class GradientMatching(JointAttack):
         noise_slots: paths of the noise slots whose noise is optimised together with the inputs,
             where ``*`` matches anything; the noise of others is drawn in every iteration. If None,
             all slots if the attack restores noise, and otherwise none.
-        simulate_steps: whether several local steps are simulated on the dummy inputs, each with its
-            own noise, see :mod:`fedleak.attacks.matching.local_steps`; if false, their mean
-            gradient is attacked as the gradient of one step, which is no gradient where the
-            optimiser is not SGD. If None, up to 32 steps are simulated where the client's local
-            training allows it.
+        simulate_steps: whether several local steps, or several clients, are simulated on the dummy
+            inputs, each step with its own noise, see :mod:`fedleak.attacks.matching.local_steps`;
+            if false, their mean gradient is attacked as the gradient of one step, which is no
+            gradient where the optimiser is not SGD. If None, up to 32 steps (of all clients
+            together) are simulated where the clients' local training allows it.
 
     Raises:
         BadInput: if a value is out of its range or two values contradict each other.
@@ -188,7 +189,8 @@ class GradientMatching(JointAttack):
             BadInput: if ``simulate_steps`` is true and the shape of a slot's noise forbids it.
         """
         for problem in problems:
-            reason = self._reason_to_average(problem) if problem.knowledge.steps > 1 else None
+            facts = problem.knowledge
+            reason = None if facts.is_one_step else self._reason_to_average(problem)
             require(
                 not (self.simulate_steps and reason),
                 f"Expected an update whose steps can be simulated, but {reason}: leave "
@@ -205,7 +207,10 @@ class GradientMatching(JointAttack):
             given = None if found.labels is None else (found.labels.dtype, found.labels.shape)
             facts = problem.knowledge
             # Updates are attacked together if they were trained alike and tell of the same.
-            training = (facts.steps, facts.batch_size, str(facts.local), id(facts.local.schedule))
+            training = (
+                facts.steps, facts.batch_size, str(facts.local), id(facts.local.schedule),
+                facts.client_samples, facts.aggregation,
+            )  # fmt: skip
             left = problem.left_out
             kind = (id(problem.model), problem.batch_shape, shapes, names, given, training, left)
             groups.setdefault(kind, []).append(index)
@@ -238,7 +243,7 @@ class GradientMatching(JointAttack):
                 "`features` are known of one sample and one local step, and the update is of "
                 f"{knowledge.num_samples} samples and {knowledge.steps} steps: set it to 0"
             )
-        reason = cannot_simulate(knowledge) if knowledge.steps > 1 else None
+        reason = None if knowledge.is_one_step else cannot_simulate(knowledge)
         if self.simulate_steps and reason:
             return f"`simulate_steps` is not available, as {reason}: leave it out"
         slots = list(noise_slots(knowledge.model))
@@ -402,7 +407,7 @@ class GradientMatching(JointAttack):
         return Known(features={n: f.value for n, f in found.items() if f.trusted})
 
     def _simulates(self, problem: Problem) -> bool:
-        return problem.knowledge.steps > 1 and self._reason_to_average(problem) is None
+        return not problem.knowledge.is_one_step and self._reason_to_average(problem) is None
 
     def _reason_to_average(self, problem: Problem) -> str | None:
         return reason_to_average(problem.knowledge, problem.noise_shapes, self.simulate_steps)
@@ -530,7 +535,7 @@ class GradientMatching(JointAttack):
             for name in features[0]
         }
         target = tree_map(lambda value: value.repeat_interleave(self.restarts, dim=0), target)
-        if simulated and not first.knowledge.local.is_linear:
+        if simulated and is_smoothed(first.knowledge):
             rows = len(state["inputs"])
             target["smoothing"] = state["inputs"].new_full((rows,), smoothing_at(0.0))
         objective = Objective(

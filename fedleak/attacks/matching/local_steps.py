@@ -1,6 +1,7 @@
-"""Simulation of several local steps of a client, differentiable with respect to the inputs."""
+"""Simulation of clients' local steps, differentiable with respect to the inputs."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,16 @@ from fedleak.updates.optimizer_steps import State, optimizer_step
 MOST_STEPS = 32
 # Finding where the labels were recovered.
 ORDER_UNKNOWN = "the order of the labels over the steps is not known"
+CLIENTS_UNKNOWN = "which client has which of the labels is not known"
+COUNTED_ALIKE = (
+    "labels counted as if all samples weighed alike, while in a plain mean of clients those of "
+    "clients with few samples weigh more"
+)
+# Why the gradients of several clients are not taken for that of all their samples.
+NOT_TOGETHER = (
+    "their mean is not the gradient of all samples together, as with batch norm in train mode or a "
+    "loss that is no mean over samples"
+)
 # Smoothing of the steps of Adam and its kin, over the course of an attack: from, to, and until
 # which share of the iterations. Measured on three steps of Adam on an image of 16x16: SSIM 0.68,
 # without smoothing 0.38.
@@ -34,13 +45,16 @@ def cannot_simulate(
         knowledge: what the server knows of it.
         noise: slot -> shape of its noise for all samples. If None, not checked.
     """
-    if knowledge.local.optimizer == "unknown":
+    if knowledge.protocol != "fedsgd" and knowledge.local.optimizer == "unknown":
         return "the clients' optimiser is not known"
-    if knowledge.num_samples > 1 and knowledge.batch_size is None:
-        return "`batch_size`, the samples of a local step, is not known"
-    batches = len(knowledge.local_batches)
-    if knowledge.steps % batches:
-        return f"{knowledge.steps} local steps are no whole epochs of {batches} batches"
+    for client in knowledge.by_client:
+        if knowledge.number_of_clients > 1 and client.steps == 1:
+            continue  # of all its samples
+        if client.knowledge.num_samples > 1 and knowledge.batch_size is None:
+            return "`batch_size`, the samples of a local step, is not known"
+        batches = len(client.batches)
+        if client.steps % batches:
+            return f"{client.steps} local steps are no whole epochs of {batches} batches"
     for slot, shape in (noise or {}).items():
         if shape[0] != knowledge.num_samples:
             return f"{slot} draws {shape[0]} rows for {knowledge.num_samples} samples"
@@ -50,16 +64,17 @@ def cannot_simulate(
 def reason_to_average(
     knowledge: Knowledge, noise: Mapping[str, Sequence[int]], simulate: bool | None = None
 ) -> str | None:
-    """Why several local steps are attacked by their mean. If None, they are simulated.
+    """Why several steps, or clients, are attacked by their mean. If None, they are simulated.
 
     Args:
         knowledge: what the server knows of the steps.
         noise: see :func:`cannot_simulate`.
-        simulate: whether to simulate them. If None, up to 32 steps are, where possible.
+        simulate: whether to simulate them. If None, up to 32 steps of all clients together are,
+            where possible.
     """
     if simulate is False:
         return "`simulate_steps` is off"
-    if simulate is None and knowledge.steps > MOST_STEPS:
+    if simulate is None and knowledge.total_steps > MOST_STEPS:
         return f"more than {MOST_STEPS} are simulated only with `simulate_steps: true`"
     return cannot_simulate(knowledge, noise)
 
@@ -72,44 +87,84 @@ def step_findings(problem: Problem, reason: str | None) -> tuple[str, ...]:
         reason: see :func:`reason_to_average`.
     """
     facts = problem.knowledge
-    name = facts.local.optimizer
-    if facts.steps == 1:
+    if facts.is_one_step:
         return origin_findings(problem)
-    if reason is not None and not facts.local.is_linear:
-        what = f"steps of {name}" if name != "unknown" else "local steps"
+    gradients, name, several = facts.protocol == "fedsgd", facts.local.optimizer, facts.steps > 1
+    clients = facts.number_of_clients
+    steps = sorted({client.steps for client in facts.by_client})
+    number = " to ".join(map(str, dict.fromkeys((steps[0], steps[-1]))))
+    each = f" of each of {clients} clients" * (clients > 1)
+    if reason is not None and not (gradients or facts.local.is_linear):
+        what = f"local step{'s' * several}"
+        what = f"step{'s' * several} of {name}" if name != "unknown" else what
         return (
-            f"change of weights by {facts.steps} {what} attacked as a gradient, which it is not, "
+            f"change of weights by {number} {what}{each} attacked as a gradient, which it is not, "
             f"as {reason}",
         )
+    what = f"{number} local step{'s' * several}{each}" if not gradients else f"{clients} clients"
     if reason is not None:
-        return (f"mean gradient of {facts.steps} local steps attacked, as {reason}",)
-    epochs, batches = facts.epochs, len(facts.local_batches)
-    found = [
-        f"{facts.steps} local steps simulated: {epochs} epoch{'s' * (epochs > 1)} of "
-        f"{batches} batch{'es' * (batches > 1)}"
-    ]
-    if facts.labels is None and batches > 1:
-        found.append(ORDER_UNKNOWN)
-    return tuple(found)
+        return (f"mean gradient of {what} attacked, as {reason}",)
+    if gradients:
+        found = f"gradients of {clients} clients simulated one by one: {NOT_TOGETHER}"
+    else:
+        found = f"{what} simulated"
+        shapes = {(client.epochs, len(client.batches)) for client in facts.by_client}
+        if several and len(shapes) == 1:
+            ((epochs, batches),) = shapes
+            found += (
+                f": {epochs} epoch{'s' * (epochs > 1)} of {batches} batch{'es' * (batches > 1)}"
+            )
+    return (found, *order_findings(facts))
+
+
+def order_findings(knowledge: Knowledge) -> tuple[str, ...]:
+    """The findings that recovered labels may be wrong or those of others; none if known.
+
+    Clients of one sample each are alike, so that any of them may have any of the labels.
+
+    Args:
+        knowledge: what the server knows, before labels are recovered.
+    """
+    if knowledge.labels is not None:
+        return ()
+    several = any(len(client.batches) > 1 for client in knowledge.by_client)
+    samples = set(knowledge.client_samples)
+    clients = knowledge.number_of_clients > 1 and samples != {1}
+    uneven = len(samples) > 1 and knowledge.aggregation == "mean"
+    return (ORDER_UNKNOWN,) * several + (CLIENTS_UNKNOWN,) * clients + (COUNTED_ALIKE,) * uneven
 
 
 def compared_update(problem: Problem) -> Tensors:
     """What simulated steps are compared with, by parameter name.
 
     The client's change of weights over minus the learning rate times the number of steps, which is
-    the mean gradient of plain SGD; 0 for parameters that did not come.
+    the mean gradient of plain SGD; 0 for parameters that did not come. Gradients as they are.
 
     Args:
-        problem: an update of weights or their change.
+        problem: an update of several steps or clients.
     """
     facts = problem.knowledge
-    if facts.local.is_plain_sgd:
+    if _adds_gradients(facts):
         return problem.gradient
-    scale = -1 / (facts.local.rate * facts.steps)
+    scale = -1 / (facts.local.rate * facts.mean_steps)
     return {
         name: (scale * problem.change[name]).to(like) if name in problem.change else like
         for name, like in problem.gradient.items()
     }
+
+
+def is_smoothed(knowledge: Knowledge) -> bool:
+    """Whether simulated steps are smoothed, see :class:`DummyUpdate`.
+
+    Args:
+        knowledge: what the server knows of the steps.
+    """
+    return knowledge.protocol != "fedsgd" and not knowledge.local.is_linear
+
+
+def _adds_gradients(knowledge: Knowledge) -> bool:
+    """Whether the update is a sum of gradients, up to one factor."""
+    return knowledge.protocol == "fedsgd" or knowledge.local.is_plain_sgd
 
 
 def smoothing_at(share: float) -> float:
@@ -124,10 +179,12 @@ def smoothing_at(share: float) -> float:
 
 
 class DummyUpdate:
-    """The update by several local steps for given inputs, labels and noise.
+    """The update by several local steps, or clients, for given inputs, labels and noise.
 
     It is the change of weights over minus the learning rate times the number of steps: for plain
-    SGD the mean gradient of the steps.
+    SGD the mean gradient of the steps. Of several clients it is the mean of their changes, or of
+    their gradients, as their updates were combined: each begins with the sent weights and takes its
+    own steps on its own samples, with a state of its optimiser of its own.
 
     The steps are simulated one after the other and differentiated through, as in Geiping et al.
     (2020, https://arxiv.org/abs/2003.14053) and Dimitrov et al. (2022,
@@ -144,8 +201,8 @@ class DummyUpdate:
     Args:
         model: a private copy of the model with the weights that the server sent, parameters not
             requiring gradients; it is changed as by :class:`DummyGradient`.
-        knowledge: gives loss, local training, the samples of each step, the number of epochs, and
-            which parameters a client trains.
+        knowledge: gives loss, local training, clients, the samples of each step, the number of
+            epochs, and which parameters a client trains.
         batch: an example ``(inputs, labels)`` of all samples, for the shapes.
         noise: an example of their noise, see :meth:`evaluate`.
         left_out: other parameters that do not move.
@@ -164,8 +221,12 @@ class DummyUpdate:
         # If no parameter requires gradients, the model was frozen for the attack, not the client.
         frozen = {n for n, trained in flags.items() if not trained and any(flags.values())}
         frozen |= set(left_out)
-        self._is_plain = knowledge.local.is_plain_sgd
-        part, *_, last = [*knowledge.local_batches, knowledge.local_batches[-1]]
+        self._is_plain = _adds_gradients(knowledge)
+        self._clients = knowledge.by_client
+        sizes: dict[int, slice] = {}
+        for part in knowledge.local_batches:
+            sizes.setdefault(part.stop - part.start, part)
+        part, *others = sizes.values()
         self._dummy = DummyGradient(
             model,
             knowledge.loss,
@@ -173,7 +234,8 @@ class DummyUpdate:
             self._step_noise(noise, part, 0),
             dense=[name.rpartition(".")[0] for name in (frozen if self._is_plain else flags)],
         )
-        self._dummy.prepare((batch[0][last], batch[1][last]), self._step_noise(noise, last, 0))
+        for part in others:
+            self._dummy.prepare((batch[0][part], batch[1][part]), self._step_noise(noise, part, 0))
         self._trained = self._dummy.free.keys() - frozen
 
     def targets(
@@ -202,7 +264,7 @@ class DummyUpdate:
         """Products of the update with one target, see :meth:`DummyGradient.evaluate`.
 
         Noise is ``(num_samples, ...)``, for several epochs ``(num_samples, epochs, ...)``. The
-        statistics of batch-norm layers are averaged over the steps; the products of frozen
+        statistics of batch-norm layers are averaged over steps and clients; the products of frozen
         parameters are meaningless, and no inputs of modules are returned.
 
         Args:
@@ -214,23 +276,28 @@ class DummyUpdate:
         """
         if not self._is_plain:
             return self._evaluate_any(inputs, labels, noise, target, smoothing)
-        rate, steps = self._facts.local.rate, self._facts.steps
-        free, total = self._dummy.free, dict.fromkeys(self._dummy.free, torch.zeros(()).to(inputs))
-        passed: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        seen: list[Statistics] = []
-        for epoch in range(self._facts.epochs):
-            for part in self._facts.local_batches:
+        facts = self._facts
+        rate = 0.0 if facts.protocol == "fedsgd" else facts.local.rate
+        total = dict.fromkeys(self._dummy.free, torch.zeros(()).to(inputs))
+        mean: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        seen: list[tuple[float, Statistics]] = []
+        for client in self._clients:
+            free, share = self._dummy.free, client.weight / facts.mean_steps
+            passed: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            for epoch, part in product(range(client.epochs), client.batches):
                 moves = {layer: _scaled_rows(rows, -rate) for layer, rows in passed.items()}
                 gradients, layers, (statistics, _) = self._dummy.differentiate(
                     (inputs[part], labels[part]), self._step_noise(noise, part, epoch), free, moves
                 )
-                seen.append(statistics)
-                for layer, rows in layers.items():
-                    passed.setdefault(layer, []).append(rows)
-                total = {n: value + gradients[n] / steps for n, value in total.items()}
+                seen.append((client.weight / client.steps, statistics))
+                for layer, factors in layers.items():
+                    passed.setdefault(layer, []).append(factors)
+                total = {n: value + share * gradients[n] for n, value in total.items()}
                 free = free | {n: free[n] - rate * gradients[n] for n in self._trained}
-        mean = {layer: _scaled_rows(rows, 1 / steps) for layer, rows in passed.items()}
-        return self._dummy.compare(total, mean, target), _mean_statistics(seen), {}
+            for layer, rows in passed.items():
+                mean.setdefault(layer, []).append(_scaled_rows(rows, share))
+        joined = {layer: _scaled_rows(rows, 1.0) for layer, rows in mean.items()}
+        return self._dummy.compare(total, joined, target), _mean_statistics(seen), {}
 
     def _evaluate_any(
         self,
@@ -241,16 +308,17 @@ class DummyUpdate:
         smoothing: Tensor | None,
     ) -> tuple[dict[str, Products], Statistics, Tensors]:
         """The same for any optimiser, with the gradients of all parameters built."""
-        local, steps, step = self._facts.local, self._facts.steps, 0
-        free, state, more = self._dummy.free, State(), None
-        total = {name: torch.zeros_like(value) for name, value in free.items()}
-        seen: list[Statistics] = []
-        for epoch in range(self._facts.epochs):
-            for part in self._facts.local_batches:
+        local = self._facts.local
+        total = {name: torch.zeros_like(value) for name, value in self._dummy.free.items()}
+        seen: list[tuple[float, Statistics]] = []
+        for client in self._clients:
+            free, state, more = self._dummy.free, State(), None
+            share = client.weight / (local.rate * self._facts.mean_steps)
+            for step, (epoch, part) in enumerate(product(range(client.epochs), client.batches)):
                 gradients, _, (statistics, _) = self._dummy.differentiate(
                     (inputs[part], labels[part]), self._step_noise(noise, part, epoch), free, {}
                 )
-                seen.append(statistics)
+                seen.append((client.weight / client.steps, statistics))
                 own = {name: gradients[name] for name in self._trained}
                 if smoothing is not None and more is None:
                     more = {
@@ -259,11 +327,8 @@ class DummyUpdate:
                     }
                 weights = {name: free[name] for name in self._trained}
                 changes, state = optimizer_step(local, weights, own, state, step, more)
-                total |= {
-                    n: total[n] - value / (local.rate * steps) for n, value in changes.items()
-                }
+                total |= {n: total[n] - share * value for n, value in changes.items()}
                 free = free | {name: free[name] + value for name, value in changes.items()}
-                step += 1
         return self._dummy.compare(total, {}, target), _mean_statistics(seen), {}
 
     def _step_noise(self, noise: Mapping[str, Tensor], part: slice, epoch: int) -> Tensors:
@@ -277,8 +342,8 @@ def _scaled_rows(rows: Sequence[tuple[Tensor, Tensor]], factor: float) -> tuple[
     return torch.cat(entering), factor * torch.cat(leaving)
 
 
-def _mean_statistics(statistics: Sequence[Statistics]) -> Statistics:
+def _mean_statistics(statistics: Sequence[tuple[float, Statistics]]) -> Statistics:
     def mean(layer: str, part: int) -> Tensor:
-        return torch.stack([found[layer][part] for found in statistics]).mean(dim=0)
+        return torch.stack([share * found[layer][part] for share, found in statistics]).sum(dim=0)
 
-    return {layer: (mean(layer, 0), mean(layer, 1)) for layer in statistics[0]}
+    return {layer: (mean(layer, 0), mean(layer, 1)) for layer in statistics[0][1]}

@@ -104,7 +104,7 @@ def client_app(
             model = _model(config, received_weights(message))
             samples = len(data.test_set)
             # With fewer samples than clients, several clients share a sample.
-            share = range(client % samples, samples, config.federation.clients)
+            share = range(client % samples, samples, config.federation.size)
             seed = derive_seed(config.seed, round_, client)
             metrics = evaluate_model(model, Subset(data.test_set, list(share)), seed)
         content = RecordDict({records.METRICS: records.to_metrics(metrics, len(share))})

@@ -101,7 +101,7 @@ def make_strategy(config: RunConfig) -> Strategy:
     settings: dict[str, Any] = {
         "min_train_nodes": share or 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": federation.clients,
+        "min_available_nodes": federation.size,
         "fraction_evaluate": 1.0 if federation.client_evaluation else 0.0,
     }
     accepted = inspect.signature(found).parameters
@@ -113,7 +113,7 @@ def make_strategy(config: RunConfig) -> Strategy:
             "among its options, where `federation.clients_per_round` is given, got "
             f"{name} with the options {federation.strategy_options}.",
         )
-        settings["fraction_train"] = share / federation.clients
+        settings["fraction_train"] = share / federation.size
     for option in federation.strategy_options:
         if option not in accepted:
             raise unknown_name(f"option of strategy {name}", option, accepted)
@@ -210,7 +210,7 @@ class FederationServer:
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self._rounds_before:
             weights = restore(self.checkpoint, self.inner, weights)
-        sampled = federation.clients_per_round or federation.clients
+        sampled = federation.clients_per_round or federation.size
         first_round = self._rounds_before + 1
         self.observer.federation_started(self._name, sampled, first_round, federation.rounds)
         ordered = self._ordered_grid(grid)
@@ -224,7 +224,7 @@ class FederationServer:
         )
 
     def _ordered_grid(self, grid: Grid) -> OrderedGrid:
-        clients = self.config.federation.clients
+        clients = self.config.federation.size
         if num_supernodes(self.config) < clients:
             grid = VirtualClientGrid(grid, clients)
         return OrderedGrid(

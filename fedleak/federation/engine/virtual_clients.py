@@ -104,12 +104,12 @@ def num_supernodes(config: RunConfig) -> int:
     One for each client where the configuration has Flower mods, which may keep state in a node.
     """
     federation = config.federation
-    if config.mods or federation.clients <= MAX_SUPERNODES:
-        return federation.clients
+    if config.mods or federation.size <= MAX_SUPERNODES:
+        return federation.size
     if federation.ray_address is not None:
         return MAX_SUPERNODES
     workers = max(1, int(available_cores() / federation.cpus_per_client))
-    return min(federation.clients, SUPERNODES_PER_WORKER * workers)
+    return min(federation.size, SUPERNODES_PER_WORKER * workers)
 
 
 def client_number(message: Message, context: Context) -> int:
