@@ -117,7 +117,7 @@ class _Loss:
 
 @dataclass
 class TrainingRecorder:
-    """What was seen within :meth:`recording`."""
+    """What was seen of a training within ``recording()``."""
 
     batches: list[Batch] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
