@@ -120,6 +120,8 @@ class TrainingFacts:
         optimizer: the optimiser; None if none made a step.
         batch_sizes: number of samples in each optimiser step, in order.
         backward_passes: number of backward passes.
+        sends: what the client returns: the model's weights as they were when its training ended,
+            their change, or something else, such as weights with noise; None if it is not known.
         gradients_changed: whether gradients were changed between backward pass and step, as by
             clipping or added noise.
         batches_kept: number of batches in the file of truth.
@@ -134,6 +136,7 @@ class TrainingFacts:
     optimizer: OptimizerFacts | None = None
     batch_sizes: tuple[int, ...] = ()
     backward_passes: int = 0
+    sends: Literal["weights", "delta", "other"] | None = None
     gradients_changed: bool = False
     batches_kept: int = 0
     notes: tuple[str, ...] = ()

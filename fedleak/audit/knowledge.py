@@ -218,6 +218,11 @@ def knowledge_of(
     samples, labels, inputs = _places(facts, notes, told=settings.loss is not None)
     loss = _loss(app, facts, samples.path, None if labels is None else labels.path)
     local, number = _local_training(facts, update.num_examples, notes)
+    if facts.sends == "other":
+        notes.append(
+            "what the client returns is not its model's weights as they were when the training "
+            "ended: it is changed afterwards, as by noise, clipping or compression"
+        )
     own_labels = facts.loss is not None and facts.loss.target_input is not None
     if facts.faults:
         notes.append(f"the recorder met errors: {'; '.join(facts.faults)}")
@@ -349,7 +354,9 @@ def _local_training(
             "examples that the client reports"
         )
         number = examples or total
-    elif examples and number != examples:
+    elif not examples:
+        notes.append(f"the client reports no number of examples, taken to be {number} in one pass")
+    elif number != examples:
         notes.append(f"a pass takes {number} of the {examples} examples that the client reports")
     return LocalTraining(steps=steps, batch_size=min(size, number), **told), number
 

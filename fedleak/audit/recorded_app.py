@@ -5,14 +5,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import save_batches
 from fedleak.audit.recorder import TrainingRecorder
 from fedleak.errors import require
-from fedleak.updates.files import KEY
+from fedleak.federation.reply_checks import decoded
+from fedleak.updates.files import KEY, Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,22 @@ class RecordFolder:
         """The folder of the clients' numbers: a file for each node."""
         return self.path / "nodes"
 
-    def write(self, message: str, recorder: TrainingRecorder, reply: Message, client: int) -> None:
+    def write(
+        self,
+        message: str,
+        client: int,
+        recorder: TrainingRecorder,
+        received: Tensors,
+        sent: Tensors,
+    ) -> None:
         """Write what was recorded of one training.
 
         Args:
             message: the id of the server's message.
-            recorder: what was recorded.
-            reply: the client's reply.
             client: number of the client.
+            recorder: what was recorded.
+            received: the arrays in the server's message.
+            sent: the arrays in the client's reply.
 
         Raises:
             BadInput: if the id cannot be a file's name.
@@ -69,8 +78,7 @@ class RecordFolder:
         )
         # The facts come last: where they are, the truth is.
         save_batches(recorder.batches, self.truth / f"{message}.safetensors")
-        sent = _arrays(reply.content) if reply.has_content() else []
-        recorder.facts(client, sent).save(self.facts / f"{message}.json")
+        recorder.facts(client, sent, received).save(self.facts / f"{message}.json")
 
     def note_client(self, node: int, client: int) -> None:
         """Note the number of the client at a node."""
@@ -134,18 +142,23 @@ class RecordedClientApp(ClientApp):
             logger.warning("the client's number is not noted: %s", error)
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return client_app(message, context)
+        received = _arrays(message)
         recorder = TrainingRecorder()
         with recorder.recording():
             reply = client_app(message, context)
         try:
             if client is not None:
-                self._folder.write(message.metadata.message_id, recorder, reply, client)
+                self._folder.write(
+                    message.metadata.message_id, client, recorder, received, _arrays(reply)
+                )
         except Exception as error:  # whatever it is, the training goes on
             logger.warning("what was recorded is lost: %s", error)
         return reply
 
 
-def _arrays(content: RecordDict) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each array of a reply's largest record."""
-    found = max(content.array_records.values(), key=len, default=None)
-    return [] if found is None else [(n, tuple(array.shape)) for n, array in found.items()]
+def _arrays(message: Message) -> Tensors:
+    """The arrays of a message's largest record; empty if it has none that can be read."""
+    if not message.has_content():
+        return {}
+    found = max(message.content.array_records.values(), key=len, default=None)
+    return {} if found is None else decoded(found)[0]

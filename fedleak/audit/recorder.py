@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ from fedleak.audit.torch_calls import (
     tensors_in,
 )
 from fedleak.errors import first_line
+from fedleak.updates.naming import unwrapped
 
 # Bounds on what is kept of one training: batches and bytes of truth, steps whose size is listed,
 # numbers of a tensor that is an argument of a loss, and calls that wait for their backward pass.
@@ -116,7 +117,7 @@ class _Loss:
 
 @dataclass
 class TrainingRecorder:
-    """What was seen within :meth:`recording`."""
+    """What was seen of a training within ``recording()``."""
 
     batches: list[Batch] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -478,16 +479,20 @@ class TrainingRecorder:
     # ------------------------------------------------------------------ the facts
 
     def facts(
-        self, partition: int | None, sent: Sequence[tuple[str, tuple[int, ...]]]
+        self,
+        partition: int | None,
+        sent: Mapping[str, Tensor],
+        received: Mapping[str, Tensor] | None = None,
     ) -> TrainingFacts:
         """What was seen.
 
         Args:
             partition: number of the client.
-            sent: name and shape of each array that the client returns; the shape may be empty where
-                it is not known.
+            sent: the arrays that the client returns, by name, or by position as text.
+            received: the arrays that it got from the server. If None, they are not known.
         """
-        owner = self._safely(self._owner, sent)
+        shapes = [(name, tuple(value.shape)) for name, value in sent.items()]
+        owner = self._safely(self._owner, shapes)
         model = None if owner is None else self._safely(self._model_facts, owner)
         notes = list(self._notes)
         if model is None and self._forwarded:
@@ -515,6 +520,7 @@ class TrainingRecorder:
             optimizer=self._safely(self._optimizer_facts, owner) if self._optimizers else None,
             batch_sizes=tuple(self._sizes),
             backward_passes=self._passes,
+            sends=self._safely(_what_is_sent, owner, sent, received or {}),
             gradients_changed=self._changed,
             batches_kept=len(self.batches),
             notes=tuple(notes),
@@ -578,6 +584,30 @@ class TrainingRecorder:
             carried_over=self._carried,
             others=tuple(reference(type(other)) for other in others),
         )
+
+
+def _what_is_sent(
+    owner: nn.Module | None, sent: Mapping[str, Tensor], received: Mapping[str, Tensor]
+) -> Literal["weights", "delta", "other"] | None:
+    """What a client returns, compared with its model as it is at the end."""
+    if owner is None or not sent:
+        return None
+    listed = list(sent) == [str(at) for at in range(len(sent))]
+    state: dict[str, Tensor] = {n: v.detach().cpu() for n, v in owner.state_dict().items()}
+    if listed and len(sent) != len(state):
+        state = {n: v.detach().cpu() for n, v in owner.named_parameters()}
+    names = list(state) if listed else [unwrapped(name) for name in sent]
+    state = state if listed else {unwrapped(name): value for name, value in state.items()}
+    pairs = [(state[name], value) for name, value in zip(names, sent.values(), strict=True)]
+    if all(torch.equal(own.to(value.dtype), value) for own, value in pairs):
+        return "weights"
+    starts = list(received.values())
+    if len(starts) == len(pairs) and all(
+        start.shape == own.shape and torch.allclose((own - start).to(value.dtype), value, rtol=1e-3)
+        for start, (own, value) in zip(starts, pairs, strict=True)
+    ):
+        return "delta"
+    return "other"
 
 
 class _Watch(TorchFunctionMode):

@@ -24,6 +24,7 @@ from fedleak.federation.engine.ray_engine import (
 )
 from fedleak.federation.engine.server import ServerControl
 from fedleak.updates.files import update_files
+from fedleak.updates.update import InterceptedUpdate
 
 REPLIES = "replies.jsonl"
 
@@ -58,6 +59,20 @@ class Observed:
             BadInput: if nothing was, or the file is damaged.
         """
         return TrainingFacts.load(self.folder / "facts" / f"{key}.json")
+
+    def update(self, path: Path) -> InterceptedUpdate:
+        """Read an update; where the client was seen to return a change of weights, it is one.
+
+        Args:
+            path: its file.
+
+        Raises:
+            BadInput: if the file is damaged.
+        """
+        update = InterceptedUpdate.load(path)
+        facts = self.folder / "facts" / f"{path.stem}.json"
+        delta = facts.is_file() and TrainingFacts.load(facts).sends == "delta"
+        return replace(update, protocol="delta") if delta else update
 
     def truth(self, key: str) -> Path:
         """The file of the batches behind an update, for :func:`fedleak.audit.batches.load_batches`.
@@ -147,7 +162,8 @@ def run_app(
     except Exception as raised:
         # A client that hangs is killed after the last round, of which the engine complains.
         error = raised
-    records.remove_unnamed()
+    finally:
+        records.remove_unnamed()
     if control.error is not None:
         raise FederationError(
             f"The app's ServerApp failed: {root_cause(control.error)}."

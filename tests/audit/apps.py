@@ -106,12 +106,13 @@ def fit(msg: Message, context: Context) -> Message:
     number = context.node_config["partition-id"]
     torch.manual_seed(number)
     model = make()
-    model.load_state_dict(msg.content["arrays"].to_torch_state_dict())
+    start = msg.content["arrays"].to_torch_state_dict()
+    model.load_state_dict(start)
     examples = data(number)
     loss = train(model, examples, msg.content["config"]["lr"])
     return Message(
         RecordDict({{
-            "arrays": ArrayRecord(model.state_dict()),
+            "arrays": ArrayRecord({{k: {sends} for k, v in model.state_dict().items()}}),
             "metrics": MetricRecord({{"train_loss": loss, "num-examples": len(examples)}}),
         }}),
         reply_to=msg,
@@ -349,14 +350,19 @@ TASKS = {
 }  # fmt: skip
 
 
-def write_kind(folder: Path, kind: str, *, more: str = "", task: str | None = None) -> FlowerApp:
-    """Write an app of a kind and read it; its learning rate is 0.05, its settings are ``more``."""
+def write_kind(
+    folder: Path, kind: str, *, more: str = "", task: str | None = None, sends: str = "v"
+) -> FlowerApp:
+    """Write an app of a kind and read it; its learning rate is 0.05, its settings are ``more``.
+
+    ``sends`` is what the client sends of a tensor ``v`` that began as ``start[k]``.
+    """
     name = f"app_{kind}_{abs(hash(str(folder))) % 10**8}"
     server, client = (OLD_SERVER, OLD_CLIENT) if kind == "old" else (SERVER, CLIENT)
     write_app(
         folder, name, config='lr = 0.05\nsave = ""', more=more.format(name=name),
         server_app=server.format(name=name) if kind != "old" else server,
-        client_app=client.format(name=name), task=TASKS[kind] if task is None else task,
+        client_app=client.format(name=name, sends=sends), task=task or TASKS[kind],
     )  # fmt: skip
     return read_app(folder)
 

@@ -36,7 +36,7 @@ def observed(tmp_path: Path, kind: str, **options: Any) -> tuple[Any, Observed]:
 
 def known(app: Any, found: Observed, path: Path) -> tuple[Known, InterceptedUpdate]:
     facts = found.facts(path.stem)
-    update = InterceptedUpdate.load(path)
+    update = found.update(path)
     model = find_model(app, facts, update, found.models)
     return knowledge_of(app, facts, model, update), update.for_model(model)
 
@@ -103,6 +103,59 @@ def test_the_knowledge_of_an_app_makes_its_update_again(kind: str, tmp_path: Pat
     assert replace(first, partition=1) == second
 
 
+@pytest.mark.parametrize(("sends", "protocol"), [("v - start[k]", "delta"), ("v + 0.01", "fedavg")])
+def test_a_reply_that_is_not_the_weights_is_told_apart(
+    sends: str, protocol: str, tmp_path: Path
+) -> None:
+    app, found = observed(tmp_path, "table", sends=sends)
+    told, update = known(app, found, found.updates[0])
+    assert (update.protocol, told.knowledge.protocol) == (protocol, protocol)
+    assert any("changed afterwards" in note for note in told.notes) == (protocol == "fedavg")
+    if protocol == "delta":
+        model = trained_again(told, update, found)
+        for name, value in model.state_dict().items():
+            moved = value - update.sent[name]
+            torch.testing.assert_close(moved, update.received[name], rtol=1e-4, atol=1e-6)
+
+
+NUMPY = """
+import numpy as np
+import torch
+
+class Weights:
+    def __init__(self):
+        self.numbers = {"w": torch.zeros(3)}
+
+    def state_dict(self):
+        return self.numbers
+
+    def load_state_dict(self, numbers):
+        self.numbers = dict(numbers)
+
+def make():
+    return Weights()
+
+def data(number):
+    return [number] * 4
+
+def train(model, examples, lr):
+    model.numbers["w"] = torch.from_numpy(np.full(3, lr, dtype=np.float32))
+    return 0.0
+"""
+
+
+def test_an_app_without_torch_is_listened_to_and_says_so(tmp_path: Path) -> None:
+    app, found = observed(tmp_path, "table", task=NUMPY)
+    facts = found.facts("r0001-c0001")
+    update = found.update(found.updates[1])
+    assert torch.equal(update.received["w"], torch.full((3,), 0.05))
+    assert any("trains without torch" in note for note in facts.notes)
+    with pytest.raises(BadInput, match="the ServerApp was not seen to make it: name what makes"):
+        find_model(app, facts, update, found.models)
+    with pytest.raises(BadInput, match="Expected to see what the model is called with, but no"):
+        knowledge_of(app, facts, nn.Linear(1, 1), update)
+
+
 def test_the_server_makes_the_model_of_new_apps_and_the_class_is_made_for_old_ones(
     tmp_path: Path,
 ) -> None:
@@ -161,6 +214,7 @@ def test_a_loss_that_the_settings_name_is_used(tmp_path: Path) -> None:
     assert facts.loss is not None
     assert facts.loss.kind == "unknown"
     told, update = known(app, found, found.updates[0])
+    assert facts.sends == "weights"
     batches = load_batches(found.truth(update.key))
     # No loss function of torch was called, so the truth has no targets.
     assert all(batch.targets is None for batch in batches)
@@ -200,6 +254,9 @@ def test_what_is_presumed_of_a_training_is_noted(tmp_path: Path) -> None:
     ):
         told = knowledge_of(app, changed, found.models[0], update)
         assert [n for n in told.notes if note in n], (note, told.notes)
+    unreported = replace(update, num_examples=0)
+    told = knowledge_of(app, facts, found.models[0], unreported)
+    assert told.notes == ("the client reports no number of examples, taken to be 18 in one pass",)
     rates = (0.05, 0.025, 0.0125, 0.0125, 0.0125, 0.0125)
     changed = with_optimizer(facts, rates=rates, groups=(group, {**own, "weight_decay": 0.5}))
     local = knowledge_of(app, changed, found.models[0], update).knowledge.local

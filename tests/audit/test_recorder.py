@@ -80,8 +80,7 @@ def recorded(train: Train) -> tuple[nn.Module, TrainingFacts, TrainingRecorder]:
     recorder = TrainingRecorder()
     with recorder.recording():
         model = train()
-    sent = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-    facts = recorder.facts(4, sent)
+    facts = recorder.facts(4, dict(model.state_dict()))
     assert facts.faults == ()
     return model, facts, recorder
 
@@ -298,6 +297,7 @@ def test_a_training_is_noted_and_not_changed(name: str) -> None:
     assert [entry[:2] for entry in facts.model.state] == [
         (key, tuple(value.shape)) for key, value in model.state_dict().items()
     ]
+    assert facts.sends == "weights"
     assert facts.batches_kept == len(recorder.batches) == facts.backward_passes
 
 
@@ -341,7 +341,7 @@ def test_what_fails_in_the_client_or_in_the_recorder(monkeypatch: pytest.MonkeyP
     with pytest.raises(ZeroDivisionError), recorder.recording():
         fails()
     assert hooks() == before
-    assert recorder.facts(0, []).batch_sizes == (4, 4, 2, 4, 4, 2)
+    assert recorder.facts(0, {}).batch_sizes == (4, 4, 2, 4, 4, 2)
 
     def broken(*_: Any) -> None:
         raise ValueError("a mistake of ours")
@@ -356,7 +356,7 @@ def test_what_fails_in_the_client_or_in_the_recorder(monkeypatch: pytest.MonkeyP
         model = plain()
     assert same_tensors(dict(alone.state_dict()), dict(model.state_dict()))
     assert hooks() == before
-    assert "broken: ValueError: a mistake of ours" in recorder.facts(0, []).faults
+    assert "broken: ValueError: a mistake of ours" in recorder.facts(0, {}).faults
 
 
 class Penalised(nn.Module):
@@ -473,3 +473,64 @@ def test_training_that_goes_on_with_an_optimiser_says_so() -> None:
         _, facts, _ = recorded(lambda: loop(model, optimizer, F.cross_entropy, epochs=1))
         assert facts.optimizer is not None
         assert facts.optimizer.carried_over == carried
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_is_returned_is_compared_with_the_model(listed: bool) -> None:
+    model = Net()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    recorder = TrainingRecorder()
+    with recorder.recording():
+        loop(model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
+    end = model.state_dict()
+
+    def said(values: dict[str, Tensor]) -> str | None:
+        if listed:
+            values = {str(at): value for at, value in enumerate(values.values())}
+        return recorder.facts(0, values, start).sends
+
+    assert said(dict(end)) == "weights"
+    assert said({name: value - start[name] for name, value in end.items()}) == "delta"
+    assert said({name: value + 1 for name, value in end.items()}) == "other"
+    assert said({"strange": torch.ones(2)}) is None
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    assert said(parameters) == "weights"
+
+
+class Encoder(nn.Module):
+    """A transformer, for which torch has faster kernels in evaluation that differ in rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.embed, self.layers = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 2)
+
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        states: Tensor = self.layers(self.embed(tokens), src_key_padding_mask=padding)
+        return states.mean(1)
+
+
+def test_an_evaluation_within_the_training_is_the_same_to_the_last_bit() -> None:
+    def evaluated() -> list[Tensor]:
+        torch.manual_seed(0)
+        model, tokens = Encoder(), torch.randint(20, (3, 7))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        found = []
+        for _ in range(2):
+            model.train()
+            F.cross_entropy(model(tokens), torch.tensor([0, 5, 9])).backward()
+            optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                found.append(model(tokens, torch.zeros(3, 7, dtype=torch.bool)))
+            with torch.inference_mode(), torch.device("cpu"):  # a mode of the client's own
+                found.append(model(tokens).clone())
+        return found
+
+    alone, recorder = evaluated(), TrainingRecorder()
+    with recorder.recording():
+        again = evaluated()
+    assert recorder.faults == []
+    for left, right in zip(alone, again, strict=True):
+        assert torch.equal(left, right)
+    assert recorder.facts(0, {}).steps == 2

@@ -25,6 +25,7 @@ from fedleak.audit.simulation import run_app, with_rounds
 from fedleak.errors import BadInput
 from fedleak.federation.engine.ray_engine import FederationError, Resources
 from fedleak.federation.engine.server import ServerControl
+from fedleak.federation.strategy import Stopped
 from fedleak.updates.update import InterceptedUpdate
 from tests.audit.apps import TEXT, imports_undone, in_process, write_app, write_kind
 from tests.federation.fakes import same_tensors
@@ -102,13 +103,13 @@ def flower_alone(app: FlowerApp, overrides: dict[str, Any], clients: int) -> Non
         ray.shutdown()
 
 
-def test_an_app_on_ray_ends_as_flower_alone(tmp_path: Path) -> None:
+def test_an_app_on_ray_ends_as_without_the_audit(tmp_path: Path) -> None:
     """Two clients: the sum of their weights does not depend on which one answers first."""
     app = write_kind(tmp_path / "app", "images")
     alone, audited = tmp_path / "alone.pt", tmp_path / "audited.pt"
     with nothing_left_running():
         found = run_app(saving(app, audited), tmp_path / "audit", clients=2)
-        flower_alone(app, {"save": str(alone)}, 2)
+    plain(saving(app, alone), in_process, clients=2)
     assert same_tensors(torch.load(alone), torch.load(audited))
     assert found.failures == []
     assert [path.stem for path in found.updates] == [
@@ -118,6 +119,16 @@ def test_an_app_on_ray_ends_as_flower_alone(tmp_path: Path) -> None:
     assert [type(model).__name__ for model in found.models] == ["Net"]
     facts = found.facts("r0002-c0001")
     assert (facts.partition, facts.batch_sizes, facts.faults) == (1, (4, 2), ())
+
+
+@pytest.mark.slow
+def test_an_app_ends_as_flower_alone(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images")
+    alone, audited = tmp_path / "alone.pt", tmp_path / "audited.pt"
+    with nothing_left_running():
+        run_app(saving(app, audited), tmp_path / "audit", clients=2)
+        flower_alone(app, {"save": str(alone)}, 2)
+    assert same_tensors(torch.load(alone), torch.load(audited))
 
 
 @pytest.mark.slow
@@ -191,3 +202,31 @@ def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
     lines = [json.loads(line) for line in (found.folder / "replies.jsonl").read_text().splitlines()]
     reasons = {line["client"]: line["reason"] for line in lines}
     assert reasons == {0: None, 1: "it could not be kept: no space left", 2: "no data"}
+
+
+def test_an_interrupt_ends_the_server_and_leaves_readable_files(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "text")
+
+    def engine(
+        resources: Resources, server: ServerApp, client: ClientApp, control: ServerControl
+    ) -> None:
+        class Stopping(ClientApp):
+            def __call__(self, message: Message, context: Context) -> Message:
+                reply = client(message, context)
+                if (tmp_path / "audit" / "updates").exists() and message.content["config"][
+                    "server-round"
+                ] == 2:
+                    control.stop.set()  # as an engine does that is interrupted
+                return reply
+
+        with pytest.raises(Stopped):
+            in_process(resources, server, Stopping(), control)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_app(app, tmp_path / "audit", clients=2, rounds=5, engine=engine)
+    files = sorted((tmp_path / "audit" / "updates").glob("r*-c*.safetensors"))
+    assert [path.stem for path in files] == ["r0001-c0000", "r0001-c0001"]
+    for folder in ("facts", "truth"):
+        found = sorted(path.stem for path in (tmp_path / "audit" / folder).iterdir())
+        assert found == ["r0001-c0000", "r0001-c0001"]
