@@ -7,10 +7,11 @@ must give the update that the client sent.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.explained import simulated_update
@@ -18,6 +19,7 @@ from fedleak.audit.ladder import Report, Victim, best_result
 from fedleak.audit.truth_scores import Samples, measure_of, score
 from fedleak.errors import BadInput, first_line
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
@@ -106,42 +108,60 @@ def run_canary(
     )
 
 
-def replay(victim: Victim, truth: Samples) -> float:
+def replay(victim: Victim, batches: Sequence[Samples]) -> float:
     """Squared cosine of a client's update and that of its recorded batches, trained again.
 
     Args:
         victim: the client.
-        truth: its samples; this is the scorer's test of what the recorder saw, and no attack's.
+        batches: its batches in order; this is the scorer's test of what the recorder saw, and no
+            attack's.
 
     Returns:
         0 to 1; NaN if the batches cannot be trained again.
     """
     facts = victim.known.knowledge
-    labels = truth.labels if truth.labels is not None else facts.dummy_labels(len(truth.inputs))
     try:
-        found = _update(
-            replace(facts, num_samples=len(truth.inputs)), victim.update, truth.inputs, labels
-        )
-        sent = victim.update.change(list(found))
+        model, parameters = _client(facts, victim.update)
+        state: State = {}
+        for step, batch in enumerate(batches):
+            inputs, labels = batch.inputs, batch.labels
+            labels = facts.dummy_labels(len(inputs)) if labels is None else labels
+            with torch.enable_grad():
+                found = torch.autograd.grad(
+                    facts.loss(model, (inputs, labels)), list(parameters.values()),
+                    allow_unused=True, materialize_grads=True,
+                )  # fmt: skip
+            gradients = dict(zip(parameters, found, strict=True))
+            weights = {name: value.detach() for name, value in parameters.items()}
+            changes, state = optimizer_step(facts.local, weights, gradients, state, step)
+            for name, value in parameters.items():
+                value.data += changes[name]
+        sent = victim.update.change(list(parameters))
     except Exception:  # of the app's own code
         return math.nan
-    one = torch.cat([found[name].double().flatten() for name in found])
-    two = torch.cat([sent[name].double().flatten() for name in found])
+    begin = victim.update.sent
+    one = torch.cat([(v.detach() - begin[n]).double().flatten() for n, v in parameters.items()])
+    two = torch.cat([sent[name].double().flatten() for name in parameters])
     size = float(one @ one) * float(two @ two)
     return float(one @ two) ** 2 / size if size else math.nan
+
+
+def _client(facts: Knowledge, update: InterceptedUpdate) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The client's model with the weights that were sent, and the parameters that it trains."""
+    model = private_copy(facts.model)
+    model.load_state_dict(update.sent, strict=False)
+    if facts.training is not None:
+        model.train(facts.training)
+    return model, {
+        name: value for name, value in model.named_parameters()
+        if value.requires_grad and name in update.sent
+    }  # fmt: skip
 
 
 def _update(
     facts: Knowledge, update: InterceptedUpdate, inputs: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     """The change of weights by training on samples in their order."""
-    model = private_copy(facts.model)
-    model.load_state_dict(update.sent, strict=False)
-    if facts.training is not None:
-        model.train(facts.training)
-    names = [
-        name for name, value in model.named_parameters()
-        if value.requires_grad and name in update.sent
-    ]  # fmt: skip
+    model, parameters = _client(facts, update)
     with torch.enable_grad():
-        return simulated_update(model, facts, (inputs, labels), {}, names, "delta", {})
+        return simulated_update(model, facts, (inputs, labels), {}, list(parameters), "delta", {})

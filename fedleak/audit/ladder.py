@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,7 +105,34 @@ def find_victims(app: FlowerApp, observed: Observed) -> tuple[list[Victim], list
             reasons.append(f"{path.stem}: {error}")
             continue
         found.append(Victim(update.key, update, known, _whole(model, facts, known)))
+    if app.settings.value_range is None:
+        found = _with_range(observed, found)
     return found, reasons
+
+
+def _with_range(observed: Observed, victims: Sequence[Victim]) -> list[Victim]:
+    """The victims, whose attacker knows the range of images: it reads in the code how they scale.
+
+    The range is that of all recorded inputs, so that it tells nothing of a single client's.
+    """
+    images = [v for v in victims if v.whole is None and len(v.known.knowledge.input_shape) == 3]
+    ends: list[tuple[float, float]] = []
+    for victim in images:
+        for batch in batches_of(observed, victim):
+            ends.append((float(batch.inputs.min()), float(batch.inputs.max())))
+    if not ends or min(low for low, _ in ends) == max(high for _, high in ends):
+        return list(victims)
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    note = f"images are taken to be scaled to {low:.3g} to {high:.3g}, as all recorded ones are"
+
+    def told(victim: Victim) -> Victim:
+        if victim not in images:
+            return victim
+        facts = replace(victim.known.knowledge, value_range=(low, high), mean=(0.0,), std=(1.0,))
+        notes = (*victim.known.notes, note)
+        return replace(victim, known=replace(victim.known, knowledge=facts, notes=notes))
+
+    return [told(victim) for victim in victims]
 
 
 def _whole(model: nn.Module, facts: TrainingFacts, known: Known) -> int | None:
@@ -115,8 +142,8 @@ def _whole(model: nn.Module, facts: TrainingFacts, known: Known) -> int | None:
     return min(sizes) if types.get(known.inputs, "").startswith("int") and sizes else None
 
 
-def truth_of(observed: Observed, victim: Victim) -> Samples:
-    """A victim's samples and labels, for the scorer alone.
+def batches_of(observed: Observed, victim: Victim) -> list[Samples]:
+    """A victim's batches in the order in which it trained on them, for the scorer alone.
 
     Args:
         observed: what the app's run has left.
@@ -125,16 +152,30 @@ def truth_of(observed: Observed, victim: Victim) -> Samples:
     Raises:
         BadInput: if they were not kept.
     """
-    batches = load_batches(observed.truth(victim.key))
     known = victim.known
-    number = known.knowledge.num_samples
-    inputs = torch.cat([batch.inputs[known.inputs] for batch in batches])[:number]
-    labels = [_labels(batch, known) for batch in batches]
+    return [
+        Samples(batch.inputs[known.inputs], _labels(batch, known))
+        for batch in load_batches(observed.truth(victim.key))
+    ]
+
+
+def truth_of(observed: Observed, victim: Victim) -> Samples:
+    """A victim's samples and labels, those of its first epoch, for the scorer alone.
+
+    Args:
+        observed: what the app's run has left.
+        victim: the victim.
+
+    Raises:
+        BadInput: if they were not kept.
+    """
+    batches = batches_of(observed, victim)
+    number = victim.known.knowledge.num_samples
+    inputs = torch.cat([batch.inputs for batch in batches])[:number]
     if len(inputs) < number:
         raise BadInput(f"Expected {number} samples of {victim.key}, got {len(inputs)}.")
-    if any(value is None for value in labels):
-        return Samples(inputs, None)
-    return Samples(inputs, torch.cat([value for value in labels if value is not None])[:number])
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return Samples(inputs, torch.cat(labels)[:number] if len(labels) == len(batches) else None)
 
 
 def _labels(batch: Batch, known: Known) -> Tensor | None:

@@ -16,12 +16,12 @@ from fedleak.audit.ladder import (
     Public,
     Report,
     Victim,
+    batches_of,
     find_victims,
     inputs,
     label_shares,
     told_numbers,
     touched_rows,
-    truth_of,
 )
 from fedleak.audit.simulation import Observed, run_app
 from fedleak.audit.truth_scores import Score
@@ -147,7 +147,7 @@ def conclude(
 
 def _tested(canary: Canary, victim: Victim, observed: Observed) -> Canary:
     """The canary, which proves nothing where what was seen does not give the client's update."""
-    agreement = replay(victim, truth_of(observed, victim))
+    agreement = replay(victim, batches_of(observed, victim))
     if agreement >= AGREES or not canary.reconstructed:
         return canary
     return Canary(

@@ -96,8 +96,8 @@ def simulate(
 def _round_timeout(config: RunConfig) -> float:
     """Time limit of a round in seconds; clients beyond the number of slots wait for a free one."""
     federation = config.federation
-    sampled = federation.clients_per_round or federation.clients
-    asked = federation.clients if federation.client_evaluation else sampled
+    sampled = federation.clients_per_round or federation.size
+    asked = federation.size if federation.client_evaluation else sampled
     slots = max(1, int(_resources(config).cpus / federation.cpus_per_client))
     return ceil(asked / slots) * federation.client_timeout + GRACE_SECONDS
 
