@@ -242,6 +242,7 @@ def test_what_is_presumed_of_a_training_is_noted(tmp_path: Path) -> None:
     own = {"names": ["layers.0.bias"], **{n: v for n, v in group.items() if n != "names"}}
     for changed, note in (
         (replace(facts, gradients_changed=True), "clipping or noise"),
+        (replace(facts, weights_changed=True), "outside the optimiser's steps"),
         (replace(facts, backward_passes=12), "12 backward passes for 6 steps"),
         (replace(facts, batch_sizes=(3, 3)), "no whole passes over the 9 examples"),
         (replace(facts, batch_sizes=(4, 4)), "a pass takes 8 of the 9 examples"),
