@@ -123,6 +123,8 @@ class FlowerApp:
     def load(self, reference: str, what: str, kind: type | None = None) -> Any:
         """The object at a reference; its module is imported from the app's folder.
 
+        The folder stays on the import path, from which a simulation's workers import as well.
+
         Args:
             reference: ``module:attribute``.
             what: what it refers to, for messages.

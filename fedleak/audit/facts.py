@@ -124,6 +124,9 @@ class TrainingFacts:
             their change, or something else, such as weights with noise; None if it is not known.
         gradients_changed: whether gradients were changed between backward pass and step, as by
             clipping or added noise.
+        weights_changed: whether weights were changed outside the optimiser's steps: between two of
+            them, after the last one, or before the first one, so that the training does not begin
+            at the weights that were sent.
         batches_kept: number of batches in the file of truth.
         notes: what was seen that cannot be expressed otherwise, a sentence each.
         faults: errors of the recorder itself.
@@ -138,6 +141,7 @@ class TrainingFacts:
     backward_passes: int = 0
     sends: Literal["weights", "delta", "other"] | None = None
     gradients_changed: bool = False
+    weights_changed: bool = False
     batches_kept: int = 0
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()

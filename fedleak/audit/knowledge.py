@@ -338,6 +338,11 @@ def _local_training(
             "gradients are changed between backward pass and step, as by clipping or noise, which "
             "is not accounted for"
         )
+    if facts.weights_changed:
+        notes.append(
+            "weights are changed outside the optimiser's steps, as by an average, a correction or "
+            "noise, which is not accounted for"
+        )
     sizes, steps = facts.batch_sizes, facts.steps
     if not steps:
         return LocalTraining(**told), examples

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedleak.updates.naming import unwrapped
+from fedleak.updates.naming import is_listed, unwrapped
 
 State = tuple[tuple[str, tuple[int, ...], str], ...]
 """Name, shape and type of each tensor of a module's state, in its order."""
@@ -131,7 +131,7 @@ def fit(module: nn.Module, sent: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     if not sent:
         return 0
     own = {name: shape for name, shape, _ in state_of(module)}
-    if [name for name, _ in sent] == [str(at) for at in range(len(sent))]:
+    if is_listed(dict(sent)):
         shapes = [shape for _, shape in sent]
         if _alike(shapes, list(own.values())):
             return 3

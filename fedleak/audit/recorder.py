@@ -65,7 +65,7 @@ from fedleak.audit.torch_calls import (
     tensors_in,
 )
 from fedleak.errors import first_line
-from fedleak.updates.naming import unwrapped
+from fedleak.updates.naming import is_listed, unwrapped
 
 # Bounds on what is kept of one training: batches and bytes of truth, steps whose size is listed,
 # numbers of a tensor that is an argument of a loss, and calls that wait for their backward pass.
@@ -140,6 +140,10 @@ class TrainingRecorder:
         self._modes: dict[int, dict[str, bool]] = {}
         self._frozen: dict[int, list[str]] = {}
         self._gradients: dict[int, tuple[tuple[int, int, int], Tensor]] = {}
+        # The size of each weight before the first step, and after the last one so far.
+        self._first_weights: dict[int, Tensor] = {}
+        self._last_weights: dict[int, tuple[Tensor, Tensor]] = {}
+        self._weights_changed = False
         self._watched = WatchedModules()
         self._optimizers: dict[int, Optimizer] = {}
         self._groups: list[dict[str, Any]] = []
@@ -305,8 +309,13 @@ class TrainingRecorder:
     def loss_changed(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Called after a mean, a sum or a scaling; notes it if it is one of a loss."""
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        known: _Loss | None = self._losses.get(tensors[0]) if len(tensors) == 1 else None
-        if known is None or known.facts.kind != "function" or not isinstance(result, Tensor):
+        if len(tensors) != 1 or not isinstance(result, Tensor):
+            return
+        known: _Loss | None = self._losses.get(tensors[0])
+        output: _Output | None = self._outputs.get(tensors[0])
+        if known is None and output is not None and not output.changes and not tensors[0].dim():
+            known = _Loss(output.call, LossFacts("output", output=output.place))
+        if known is None or known.facts.kind == "unknown":
             return
         facts = known.facts
         if function in MEANS:
@@ -411,6 +420,7 @@ class TrainingRecorder:
         if not self._is_off:
             self._safely(self._note_optimizer, optimizer)
             self._safely(self._compare_gradients, optimizer)
+            self._safely(self._compare_weights)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._is_off:
@@ -426,6 +436,33 @@ class TrainingRecorder:
                 for group in optimizer.param_groups
             ]
         self._optimizers[id(optimizer)] = optimizer
+        for value in _weights_of(optimizer):
+            self._first_weights.setdefault(id(value), size_of(value))
+
+    def _compare_weights(self) -> None:
+        """Note whether weights are others than the last step has left."""
+        self._weights_changed = self._weights_changed or not all(
+            torch.equal(size_of(value), known) for value, known in self._last_weights.values()
+        )
+
+    def _starts_elsewhere(self, owner: nn.Module | None, received: Mapping[str, Tensor]) -> bool:
+        """Whether the first step began at other weights than those that were received."""
+        if owner is None or not received:
+            return False
+        own = dict(owner.named_parameters())
+        starts = dict(received)
+        if is_listed(received):
+            names = [name for name, _, _ in state_of(owner)]
+            names = names if len(names) == len(received) else list(own)
+            starts = dict(zip(names, received.values(), strict=False))
+        return any(
+            name in own
+            and id(own[name]) in self._first_weights
+            and not torch.isclose(
+                self._first_weights[id(own[name])].cpu().double(), size_of(value).double()
+            )
+            for name, value in starts.items()
+        )
 
     def _compare_gradients(self, optimizer: Optimizer) -> None:
         """Note whether gradients are others than the backward pass has left."""
@@ -441,6 +478,8 @@ class TrainingRecorder:
         if self._used:  # the backward pass may have come within the step, as a closure
             self._compare_gradients(optimizer)
         self._gradients = {}
+        for value in _weights_of(optimizer):
+            self._last_weights[id(value)] = value, size_of(value)
         if next(iter(self._optimizers.values())) is not optimizer:
             return
         if len(self._sizes) >= MOST_STEPS:
@@ -494,6 +533,8 @@ class TrainingRecorder:
         shapes = [(name, tuple(value.shape)) for name, value in sent.items()]
         owner = self._safely(self._owner, shapes)
         model = None if owner is None else self._safely(self._model_facts, owner)
+        self._safely(self._compare_weights)
+        elsewhere = self._safely(self._starts_elsewhere, owner, received or {})
         notes = list(self._notes)
         if model is None and self._forwarded:
             notes.append("no module was seen whose weights are those that the client sends")
@@ -522,6 +563,7 @@ class TrainingRecorder:
             backward_passes=self._passes,
             sends=self._safely(_what_is_sent, owner, sent, received or {}),
             gradients_changed=self._changed,
+            weights_changed=self._weights_changed or bool(elsewhere),
             batches_kept=len(self.batches),
             notes=tuple(notes),
             faults=tuple(self.faults),
@@ -586,13 +628,17 @@ class TrainingRecorder:
         )
 
 
+def _weights_of(optimizer: Optimizer) -> list[Tensor]:
+    return [value for group in optimizer.param_groups for value in group["params"]]
+
+
 def _what_is_sent(
     owner: nn.Module | None, sent: Mapping[str, Tensor], received: Mapping[str, Tensor]
 ) -> Literal["weights", "delta", "other"] | None:
     """What a client returns, compared with its model as it is at the end."""
     if owner is None or not sent:
         return None
-    listed = list(sent) == [str(at) for at in range(len(sent))]
+    listed = is_listed(sent)
     state: dict[str, Tensor] = {n: v.detach().cpu() for n, v in owner.state_dict().items()}
     if listed and len(sent) != len(state):
         state = {n: v.detach().cpu() for n, v in owner.named_parameters()}

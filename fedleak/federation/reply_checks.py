@@ -22,6 +22,7 @@ from fedleak.updates.compression import (
     check_encoded,
 )
 from fedleak.updates.files import Tensors, short
+from fedleak.updates.naming import is_listed
 
 MOST_EXAMPLES = 10**9 - 1
 """Largest number of examples that a client can report."""
@@ -90,11 +91,6 @@ def named_as_sent(tensors: Tensors, sent: Mapping[str, Any]) -> Tensors:
     """Tensors under the names that were sent, if they came as a list of as many arrays."""
     fits = is_listed(tensors) and len(tensors) == len(sent)
     return dict(zip(sent, tensors.values(), strict=True)) if fits else tensors
-
-
-def is_listed(tensors: Mapping[str, Any]) -> bool:
-    """Whether the names are those that Flower gives to the arrays of a list."""
-    return list(tensors) == [str(position) for position in range(len(tensors))]
 
 
 def trains_trees(strategy: Strategy) -> bool:

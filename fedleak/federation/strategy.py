@@ -39,7 +39,6 @@ from fedleak.federation.reply_checks import (
     check_arrays,
     check_metrics,
     examples_of,
-    is_listed,
     main_record,
     odd_ones,
     trains_trees,
@@ -48,6 +47,7 @@ from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import Tensors, check_name, remove_round
 from fedleak.updates.knowledge import Knowledge, Protocol
+from fedleak.updates.naming import is_listed
 from fedleak.updates.update import InterceptedUpdate
 
 logger = logging.getLogger(__name__)

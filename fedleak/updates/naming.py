@@ -27,14 +27,14 @@ def known_names(values: Mapping[str, Any], state: Mapping[str, Any]) -> int:
         values: by the names to be looked up.
         state: the model's state.
     """
-    if _is_listed(values):
+    if is_listed(values):
         return len(values)
     own = {unwrapped(name) for name in state}
     return sum(unwrapped(str(name)) in own for name in values)
 
 
-def _is_listed(values: Mapping[Any, Any]) -> bool:
-    """Whether the names are positions."""
+def is_listed(values: Mapping[Any, Any]) -> bool:
+    """Whether the names are those that Flower gives to the arrays of a list: positions."""
     return list(values) == [str(position) for position in range(len(values))]
 
 
@@ -61,7 +61,7 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
             f"{type(values).__name__}."
         )
     own = {unwrapped(name): name for name in sent}
-    if isinstance(values, Mapping) and _is_listed(values) and not all(n in own for n in values):
+    if isinstance(values, Mapping) and is_listed(values) and not all(n in own for n in values):
         values = list(values.values())
     if not isinstance(values, Mapping):
         names = list(parameters) if len(values) == len(parameters) else list(sent)

@@ -22,7 +22,8 @@ FACTS = TrainingFacts(
         "torch.optim.sgd:SGD", ({"lr": 0.1, "names": ["w"]}, {"lr": 0.2, "names": None}),
         rates=(0.1, 0.05), carried_over=True, others=("a:B",),
     ),
-    batch_sizes=(4, 2), backward_passes=2, gradients_changed=True, batches_kept=2,
+    batch_sizes=(4, 2), backward_passes=2, gradients_changed=True, weights_changed=True,
+    sends="delta", batches_kept=2,
     notes=("a note",), faults=("a fault",),
 )  # fmt: skip
 

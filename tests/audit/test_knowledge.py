@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks import RGAP, Rows
 from fedleak.audit.batches import load_batches
 from fedleak.audit.facts import LossFacts, OptimizerFacts, TensorFacts
 from fedleak.audit.knowledge import Known, RecordedLoss, find_model, knowledge_of
@@ -241,6 +242,7 @@ def test_what_is_presumed_of_a_training_is_noted(tmp_path: Path) -> None:
     own = {"names": ["layers.0.bias"], **{n: v for n, v in group.items() if n != "names"}}
     for changed, note in (
         (replace(facts, gradients_changed=True), "clipping or noise"),
+        (replace(facts, weights_changed=True), "outside the optimiser's steps"),
         (replace(facts, backward_passes=12), "12 backward passes for 6 steps"),
         (replace(facts, batch_sizes=(3, 3)), "no whole passes over the 9 examples"),
         (replace(facts, batch_sizes=(4, 4)), "a pass takes 8 of the 9 examples"),
@@ -293,3 +295,30 @@ def test_a_recorded_loss_makes_every_change_again() -> None:
     weight = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     expected = 0.25 * nn.functional.cross_entropy(logits, y.flatten(), weight, reduction="sum")
     torch.testing.assert_close(loss(model, (x, y)), expected)
+
+
+@pytest.mark.parametrize("kind", ["text", "hugging_face"])
+def test_an_attack_reads_the_tokens_of_a_whole_training(kind: str, tmp_path: Path) -> None:
+    """Over several steps of AdamW, by the rows of the embedding that moved."""
+    app, found = observed(tmp_path, kind)
+    for path in found.updates:
+        told, update = known(app, found, path)
+        (result,) = Rows()([update], told.knowledge, seed=0, device="cpu")
+        batches = load_batches(found.truth(path.stem))
+        tokens = torch.cat([batch.inputs[told.inputs].flatten() for batch in batches]).unique()
+        (rows,) = result.rows.values()
+        assert torch.equal(rows, tokens)
+
+
+def test_an_attack_reads_the_one_row_of_a_client(tmp_path: Path) -> None:
+    """One step of SGD on one row of a table, and its label: nothing is told but what was seen."""
+    task = TABLE.replace("torch.randn(9, 7), torch.rand(9)", "torch.randn(1, 7), torch.rand(1)")
+    task = task.replace("range(2)", "range(1)").replace(".squeeze()", ".squeeze(1)")
+    app, found = observed(tmp_path, "table", task=task.replace("optim.Adam(", "optim.SGD("))
+    for path in found.updates:
+        told, update = known(app, found, path)
+        (result,) = RGAP()([update], told.knowledge, seed=0, device="cpu")
+        (batch,) = load_batches(found.truth(path.stem))
+        torch.testing.assert_close(result.inputs, batch.inputs[told.inputs], atol=1e-4, rtol=0)
+        assert batch.targets is not None
+        assert torch.equal(result.labels.flatten().round(), batch.targets)

@@ -81,6 +81,7 @@ def recorded(train: Train) -> tuple[nn.Module, TrainingFacts, TrainingRecorder]:
     with recorder.recording():
         model = train()
     facts = recorder.facts(4, dict(model.state_dict()))
+    assert not facts.weights_changed
     assert facts.faults == ()
     return model, facts, recorder
 
@@ -176,14 +177,14 @@ class WithLoss(nn.Module):
         return types.MappingProxyType({"loss": F.cross_entropy(logits, labels), "logits": logits})
 
 
-def with_loss() -> nn.Module:
+def with_loss(change: Callable[[Tensor], Tensor] = lambda loss: loss) -> nn.Module:
     model = WithLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
     batch = {
         "input_ids": torch.randint(9, (4, 6)), "attention_mask": torch.ones(4, 6),
         "labels": torch.tensor([0, 1, 1, 0]),
     }  # fmt: skip
-    model(**batch)["loss"].backward()
+    change(model(**batch)["loss"]).backward()
     optimizer.step()
     return model
 
@@ -257,6 +258,9 @@ CASES: dict[str, tuple[Train, dict[str, Any]]] = {
     "with_loss": (with_loss, {
         "loss.kind": "output", "loss.output": ("loss",), "inputs.0.path": ("input_ids",),
         "inputs.1.path": ("attention_mask",), "inputs.2.path": ("labels",), "batch_sizes": (4,),
+    }),
+    "with_scaled_loss": (lambda: with_loss(lambda loss: loss / 4), {
+        "loss.kind": "output", "loss.output": ("loss",), "loss.scale": 0.25,
     }),
     "lightning": (lightning, {
         "loss.kind": "training_step", "model.lightning": True, "model.called": "itself",
@@ -495,6 +499,32 @@ def test_what_is_returned_is_compared_with_the_model(listed: bool) -> None:
     assert said({"strange": torch.ones(2)}) is None
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     assert said(parameters) == "weights"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "before", "between", "after"])
+def test_weights_that_change_outside_the_steps_are_told(where: str) -> None:
+    """Also by `.data`, which leaves no trace in a tensor's version."""
+    model = Net()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = TrainingRecorder()
+    with recorder.recording():
+        model.load_state_dict(start)
+        for step in range(3):
+            if (where, step) in (("before", 0), ("between", 1)):
+                model.conv.weight.data.mul_(1.1)
+            x, y = images()[:4]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        if where == "after":
+            model.out.bias.data.add_(0.1)
+    facts = recorder.facts(0, dict(model.state_dict()), start)
+    assert facts.faults == ()
+    assert facts.weights_changed == (where != "nowhere")
+    listed = {str(at): value for at, value in enumerate(start.values())}
+    facts = recorder.facts(0, dict(model.state_dict()), listed)
+    assert facts.weights_changed == (where != "nowhere")
 
 
 class Encoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,30 @@ def test_other_apps_on_ray(kind: str, tmp_path: Path) -> None:
         assert facts.faults == ()
 
 
+LOOP = """
+import time
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+from {name}.task import make
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    weights = make().state_dict()
+    nodes = sorted(grid.get_node_ids())
+    for _ in range(context.run_config["num-server-rounds"]):
+        config = ConfigRecord({{"lr": 0.1}})
+        content = RecordDict({{"arrays": ArrayRecord(weights), "config": config}})
+        waiting = set(grid.push_messages(Message(content, node, "train") for node in nodes))
+        replies = []
+        while waiting:
+            for reply in grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply.content["arrays"].to_torch_state_dict())
+            time.sleep(0.01)
+        weights = {{k: sum(r[k] for r in replies) / len(replies) for k in weights}}
+"""
 IDLE = """
 from flwr.clientapp import ClientApp
 app = ClientApp()
@@ -180,6 +205,19 @@ def test_what_fails_is_said(tmp_path: Path) -> None:
     broken = read_app(write_app(tmp_path / "b", "app_broken", server_app=RAISES, client_app=IDLE))
     with pytest.raises(FederationError, match=r"The app's ServerApp failed: 'weights.pt'"):
         run_app(broken, tmp_path / "broken", clients=1, engine=in_process)
+
+
+def test_a_server_loop_without_a_strategy(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "table")
+    package = app.client.partition(".")[0]
+    (app.folder / package / "server_app.py").write_text(LOOP.format(name=package))
+    del sys.modules[f"{package}.server_app"]
+    found = run_app(app, tmp_path / "audit", clients=2, engine=in_process)
+    assert [p.stem for p in found.updates] == [f"r{r:04d}-c{c:04d}" for r in (1, 2) for c in (0, 1)]
+    first, second, third, _ = (found.update(path) for path in found.updates)
+    for name, value in third.sent.items():
+        torch.testing.assert_close(value, (first.received[name] + second.received[name]) / 2)
+    assert {found.facts(path.stem).steps for path in found.updates} == {6}
 
 
 def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
