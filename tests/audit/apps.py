@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedleak.audit.app import FlowerApp, read_app
+from fedleak.audit.ladder import Victim, find_victims
+from fedleak.audit.simulation import Observed, run_app
 from fedleak.federation.engine.ray_engine import Resources
 from fedleak.federation.engine.server import ServerControl
 from tests.federation.fakes import FakeGrid, fails
@@ -378,3 +381,37 @@ def imports_undone() -> Iterator[None]:
         for name in set(sys.modules) - modules:
             if name.startswith("app_"):
                 del sys.modules[name]
+
+
+# One sample, one step of plain SGD on a perceptron: what an analytic attack reads exactly.
+ONE_STEP = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(108, 24), nn.Sigmoid(), nn.Linear(24, 4))
+
+def data(number):
+    torch.manual_seed(100 + number)
+    return torch.utils.data.TensorDataset(torch.rand(1, 3, 6, 6), torch.randint(4, (1,)))
+
+def train(model, examples, lr):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    x, y = examples.tensors
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+"""
+
+
+def observe(folder: Path, kind: str, **settings: Any) -> tuple[FlowerApp, Observed, list[Victim]]:
+    """An app after one round with four clients, without Ray, and its victims."""
+    app = write_kind(folder / "app", kind, **settings)
+    observed = run_app(app, folder / "out", clients=4, rounds=1, engine=in_process)
+    victims, reasons = find_victims(app, observed)
+    assert not reasons
+    return app, observed, victims

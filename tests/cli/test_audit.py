@@ -1,0 +1,91 @@
+"""The command `fedleak audit`: what it prints, its exit codes, and bad input."""
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fedleak.audit.simulation import run_app
+from fedleak.cli import main as cli
+from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
+
+
+def audit(*arguments: str) -> int:
+    """The exit code of the command, in this process."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["audit", *arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"), [([], 0), (["--fail-above", "0.1"], 3), (["--fail-above", "inputs=1"], 0)]
+)
+def test_the_verdict_and_its_exit_code(
+    limits: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    defaults = audit_defaults()
+    monkeypatch.setitem(defaults, "run", partial(run_app, engine=in_process))
+    with imports_undone():
+        write_kind(tmp_path / "app", "images", task=ONE_STEP)
+        found = audit(
+            str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", "20s",
+            "--output", str(tmp_path / "out"), *limits,
+        )  # fmt: skip
+    shown = capsys.readouterr()
+    assert found == code
+    assert "Leaks: " in shown.out
+    assert "inputs leak" in shown.out
+    assert (tmp_path / "out" / "verdict.json").is_file()
+    if code:
+        assert "Above the limits of `--fail-above`: " in shown.err
+
+
+def audit_defaults() -> dict[str, object]:
+    """Keyword defaults of the function behind the command."""
+    from fedleak.audit.run import audit as function
+
+    assert function.__kwdefaults__ is not None
+    return function.__kwdefaults__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "nowhere"),
+        (["app", "--budget", "soon"], "a time such as 90s, 10m or 1h, got soon"),
+        (["app", "--fail-above", "much"], "QUESTION=0.1"),
+        (["app", "--output="], "Expected a folder as `--output`"),
+        (["app", "--public", "none.npz"], "an .npz file with `inputs` and `labels`"),
+        (["app", "--clinets", "3"], "Did you mean `clients`"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert audit(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("fedleak: ")
+    assert sentence in " ".join(shown.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_on_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
+    with imports_undone():
+        write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    program = shutil.which("fedleak", path=str(Path(sys.executable).parent))
+    assert program is not None
+    found = subprocess.run(
+        [program, "audit", "app", "--clients", "3", "--rounds", "1", "--budget", "20s"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "Leaks: " in found.stdout
+    assert (tmp_path / "runs" / "audit" / "verdict.json").is_file()
