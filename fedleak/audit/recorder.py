@@ -87,7 +87,6 @@ class _Call:
 
     module: nn.Module
     inputs: dict[Place, Tensor]
-    positional: int
     changed: bool = False
 
     @property
@@ -133,7 +132,7 @@ class TrainingRecorder:
         self._outputs: Any = WeakTensorKeyDictionary()
         self._losses: Any = WeakTensorKeyDictionary()
         self._in_backward = False
-        self._used: list[_Call] = []
+        self._used: list[int] = []
         # Modules that were called with gradients, and those that a backward pass went through.
         self._forwarded: dict[int, nn.Module] = {}
         self._called: dict[int, nn.Module] = {}
@@ -155,8 +154,7 @@ class TrainingRecorder:
         self._inputs: tuple[TensorFacts, ...] = ()
         self._loss: LossFacts | None = None
         self._bytes = 0
-        self._notes: dict[str, None] = {}
-        self._patched: set[Any] = set()
+        self._notes: list[str] = []
         self._stack = ExitStack()
 
     # ------------------------------------------------------------------ what sees, and its end
@@ -191,6 +189,10 @@ class TrainingRecorder:
             if text not in self.faults and len(self.faults) < MOST_FAULTS:
                 self.faults.append(text)
             return None
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
 
     @property
     def _is_off(self) -> bool:
@@ -227,16 +229,14 @@ class TrainingRecorder:
         changed = any(value._version != version for value, version in self._versions)
         self._versions = []
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            self._notes["the model runs under autocast, which an attack does not account for"] = (
-                None
-            )
+            self._note("the model runs under autocast, which an attack does not account for")
         if output is None or not torch.is_grad_enabled() or not has_parameters(module):
             return
         found = {p: v for p, v in tensors_in(output).items() if v.requires_grad}
         if not found:
             return
         self._forwarded[id(module)] = module
-        call = _Call(module, tensors_in((*args, dict(kwargs))), len(args), changed)
+        call = _Call(module, tensors_in((*args, dict(kwargs))), changed)
         if kwargs:
             call.inputs = {
                 (place[1:] if place[0] == len(args) else place): value
@@ -353,7 +353,7 @@ class TrainingRecorder:
                 "of torch nor an output of the model, such as a sum of several terms",
             )
         if call is not None and any(value.grad_fn is not None for value in call.inputs.values()):
-            self._notes["what the model is called with was itself computed with gradients"] = None
+            self._note("what the model is called with was itself computed with gradients")
         self._waiting.clear()
         if self._loss is None:
             self._loss = facts
@@ -382,14 +382,14 @@ class TrainingRecorder:
         known = self._inputs[0].shape[:1] if self._inputs else (0,)
         if not self._inputs or (facts and facts[0].shape[:1] > known):
             self._inputs = facts
-        self._used.append(call)
+        self._used.append(call.samples)
         if call.changed:
-            self._notes["the model changes its inputs in place, so the truth is not known"] = None
+            self._note("the model changes its inputs in place, so the truth is not known")
             return
         tensors = [*call.inputs.values(), *([] if target is None else [target])]
         size = sum(value.nbytes for value in tensors)
         if len(self.batches) >= MOST_BATCHES or self._bytes + size > MOST_BYTES:
-            self._notes[f"the truth holds the first {len(self.batches)} batches alone"] = None
+            self._note(f"the truth holds the first {len(self.batches)} batches alone")
             self._bytes = MOST_BYTES  # a smaller batch later would leave a gap
             return
         self._bytes += size
@@ -483,9 +483,9 @@ class TrainingRecorder:
         if next(iter(self._optimizers.values())) is not optimizer:
             return
         if len(self._sizes) >= MOST_STEPS:
-            self._notes[f"of its steps the first {MOST_STEPS:,} alone are listed"] = None
+            self._note(f"of its steps the first {MOST_STEPS:,} alone are listed")
             return
-        self._sizes.append(sum(call.samples for call in self._used))
+        self._sizes.append(sum(self._used))
         self._used, self._step_call = [], None
         rate = optimizer.param_groups[0].get("lr")
         self._rates.append(float(rate) if rate is not None else float("nan"))
@@ -497,9 +497,8 @@ class TrainingRecorder:
         for package in LIGHTNING:
             strategies = sys.modules.get(f"{package}.strategies")
             kind = getattr(strategies, "Strategy", None)
-            if kind is None or kind in self._patched:
+            if kind is None:
                 continue
-            self._patched.add(kind)
             original = kind.training_step
             kind.training_step = _replaced_step(self, original)
             self._stack.callback(setattr, kind, "training_step", original)
@@ -508,7 +507,7 @@ class TrainingRecorder:
         """Called before a LightningModule's ``training_step`` with its arguments."""
         batch = tensors_in(args[:1])
         self._forwarded[id(module)] = module
-        self._step_call = _Call(module, {place[1:]: v for place, v in batch.items()}, 1)
+        self._step_call = _Call(module, {place[1:]: v for place, v in batch.items()})
         self._inside.append(module)
 
     def leave_training_step(self) -> None:

@@ -564,3 +564,31 @@ def test_an_evaluation_within_the_training_is_the_same_to_the_last_bit() -> None
     for left, right in zip(alone, again, strict=True):
         assert torch.equal(left, right)
     assert recorder.facts(0, {}).steps == 2
+
+
+def test_the_truth_is_bounded_and_an_app_without_steps_keeps_no_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedleak.audit.recorder.MOST_BATCHES", 4)
+    _, facts, recorder = recorded(plain)
+    assert (facts.batches_kept, facts.steps) == (4, 6)
+    assert facts.notes == ("the truth holds the first 4 batches alone",)
+    size = sum(value.nbytes for value in (*recorder.batches[0].inputs.values(),))
+    monkeypatch.setattr("fedleak.audit.recorder.MOST_BYTES", 2 * size + 100)
+    _, facts, _ = recorded(plain)
+    # The third batch of an epoch is small enough, but would leave a gap.
+    assert facts.batches_kept == 2
+
+    model = Net()
+    recorder = TrainingRecorder()
+    with recorder.recording():
+        for x, y in DataLoader(images(), batch_size=2):
+            F.cross_entropy(model(x), y).backward()
+            with torch.no_grad():
+                for value in model.parameters():
+                    value -= 0.1 * value.grad  # type: ignore[operator]
+    found = recorder.facts(0, dict(model.state_dict()))
+    assert (found.steps, found.backward_passes, found.optimizer) == (0, 5, None)
+    assert found.notes[-1] == (
+        "no step of a torch optimiser was seen: the app changes the weights itself"
+    )
