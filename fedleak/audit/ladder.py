@@ -96,7 +96,7 @@ def find_victims(app: FlowerApp, observed: Observed) -> tuple[list[Victim], list
     model: nn.Module | None = None
     for path in observed.updates:
         try:
-            update = InterceptedUpdate.load(path)
+            update = observed.update(path)
             facts = observed.facts(update.key)
             if model is None:
                 model = find_model(app, facts, update, observed.models)
