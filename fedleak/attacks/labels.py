@@ -131,9 +131,11 @@ def bias_counts(gradient: Tensors, layer: str, knowledge: Knowledge, probe: Loss
     entry, to which ``1 / num_samples`` (of another loss, what a label lowers it by) is then added:
     the sign rule of iDLG (Zhao, Mopuri, Bilen 2020, https://arxiv.org/abs/2001.02610) extended to
     batches. It is exact for one sample, and for more as long as the predictions are nearly uniform,
-    as those of an untrained model are. If classes have weights or labels are smoothed, the counts
-    are the whole numbers nearest to those by which the predictions for dummy samples give this
-    gradient.
+    as those of an untrained model are. Over several epochs a model learns the labels, and each
+    lowers its entry by less: of K classes by ``K q / num_samples`` if every other class is
+    predicted with q. Then q is the entry of a class without samples, and is taken from the highest
+    entries. If classes have weights or labels are smoothed, the counts are the whole numbers
+    nearest to those by which the predictions for dummy samples give this gradient.
 
     Args:
         gradient: gradient by parameter name.
@@ -146,10 +148,13 @@ def bias_counts(gradient: Tensors, layer: str, knowledge: Knowledge, probe: Loss
     samples = knowledge.num_samples
     if samples > 1 and (form.is_smoothed or not form.is_even):
         return _weighted_counts(entries.cpu(), form, _predictions(knowledge, probe), samples)
-    labels = []
+    labels, step = [], abs(form.step)
+    if knowledge.epochs > 1:
+        absent = entries[entries > entries.max() / 2]
+        step = min(step, len(entries) * float(absent.mean())) if len(absent) else step
     for _ in range(samples):
         label = int(entries.argmin())
-        entries[label] += abs(form.step) / samples
+        entries[label] += step / samples
         labels.append(label)
     return labels
 
