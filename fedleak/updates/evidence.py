@@ -442,6 +442,9 @@ def _about_rank(
             noise += (
                 kept * float(update.sent[weight].double().norm()) / (local.rate * knowledge.steps)
             )
+            if knowledge.steps > 1:
+                # The decay that is subtracted is that at the mean of the first and last weights.
+                noise += local.weight_decay * float(live[weight].norm())
         found = _next_singular_value(matrix, limit)
         if found > ABOVE_ROUNDING * noise and found > 1e-4 * float(matrix.norm()):
             steps = f" and {knowledge.steps} local steps" if knowledge.steps > 1 else ""
