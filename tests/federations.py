@@ -68,27 +68,21 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 # Attacks with settings that make them quick. They need not find anything: they have to say so.
 ATTACKS: dict[str, dict[str, Any]] = {
-    name: {"iterations": 50, "learning_rate": 0.05, "compile": "off"}
+    name: {"iterations": 30, "learning_rate": 0.05, "compile": "off"}
     for name in ("iga", "nra", "iga_partial")
 }
 ATTACKS |= {
-    "dlg": {"iterations": 6},
-    "idlg": {"iterations": 6},
+    "dlg": {"iterations": 5},
+    "idlg": {"iterations": 5},
     "exact_nra": {
         "solver_iterations": 100, "image_iterations": 5, "matching_steps": 3, "joint_steps": 1,
-        "nra_iterations": 30,
+        "nra_iterations": 20,
     },
     "analytic": {},
     "rows": {},
-    "tokens": {"iterations": 4, "evaluations": 100},
+    "tokens": {"iterations": 3, "evaluations": 60},
 }  # fmt: skip
 ATTACKS["rgap"] = ATTACKS["exact_nra"]
-
-LONG: dict[str, dict[str, Any]] = {
-    name: {"iterations": 1000, "learning_rate": 0.02} for name in ("iga", "nra", "iga_partial")
-}
-LONG |= {"dlg": {"iterations": 100}, "idlg": {"iterations": 100}, "tokens": {}, "rows": {}}
-LONG |= {"analytic": {}} | {name: {"nra_iterations": 1000} for name in ("exact_nra", "rgap")}
 
 FACTORS: dict[str, Sequence[Any]] = {
     "attack": tuple(ATTACKS),
@@ -138,9 +132,10 @@ def fits(cell: Mapping[str, Any]) -> bool:
     return (cell["attack"] in OF_NUMBERS) == (cell["kind"] == "tokens")
 
 
-def whole_product() -> Iterator[Cell]:
-    """Every cell, those that are refused for their kind of samples too."""
-    return (Cell(*values) for values in itertools.product(*FACTORS.values()))
+def all_cells(attack: str, kind: str) -> Iterator[Cell]:
+    """Every cell of an attack and a kind of samples."""
+    own = FACTORS | {"attack": (attack,), "kind": (kind,)}
+    return (Cell(*values) for values in itertools.product(*own.values()))
 
 
 def covering_cells() -> list[Cell]:
@@ -369,7 +364,6 @@ def make_victim(cell: Cell, seed: int = 0) -> Victim:
     return Victim(update, knowledge, inputs, labels)
 
 
-def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
-    """An attack by its name, with the settings of :data:`ATTACKS` or with others."""
-    chosen = ATTACKS[name] if settings is None else dict(settings)
-    return build("attacks", Plugin(class_path("attacks", name), chosen))
+def make_attack(name: str) -> Attack:
+    """An attack by its name, with the settings of :data:`ATTACKS`."""
+    return build("attacks", Plugin(class_path("attacks", name), ATTACKS[name]))

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from fedleak.updates.update import InterceptedUpdate
 SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
-"""Share of an update from which, and likely error up to which, a reconstruction is settled by it."""
+"""Share of an update from which, and likely error up to which, it settles a reconstruction."""
 # Whole numbers that are replaced one by one.
 REPLACED = 6
 # The update is compared in size where the directions agree to this squared cosine,
@@ -238,7 +239,44 @@ class _Client:
         )
         return self.flat(found)
 
-    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
+    def input_gradient(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], offset: Tensor
+    ) -> Tensors:
+        """The gradient of the loss in inputs and noise, at the sent weights plus a vector.
+
+        Args:
+            inputs: the inputs.
+            noise: the noise, by slot.
+            offset: what is added to the weights, ``(entries,)``.
+
+        Returns:
+            Slot -> gradient, that of the inputs by an empty name.
+        """
+        leaves = {"": inputs, **noise}
+        leaves = {slot: value.detach().clone().requires_grad_() for slot, value in leaves.items()}
+        # Of noise of several epochs, that of the first.
+        first = {
+            slot: value[:, 0] if value.dim() > self.dimensions.get(slot, value.dim()) else value
+            for slot, value in leaves.items()
+            if slot
+        }
+        weights = [self.model.get_parameter(name) for name in self.names]
+        kept = [value.detach().clone() for value in weights]
+        parts = offset.split([value.numel() for value in weights])
+        try:
+            for value, part in zip(weights, parts, strict=True):
+                value.data += part.reshape(value.shape).to(value)
+            with inject(self.model, first):
+                loss = self.knowledge.loss(self.model, (leaves[""], self.labels))
+            found = torch.autograd.grad(
+                loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        finally:
+            for value, own in zip(weights, kept, strict=True):
+                value.data.copy_(own)
+        return dict(zip(leaves, found, strict=True))
+
+    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float | None:
         """The likely error of a reconstruction, see :mod:`fedleak.attacks.uncertainty`.
 
         Args:
@@ -253,8 +291,9 @@ class _Client:
         inside = ((low < 0) & (high > 0)) | ~(low.isfinite() & high.isfinite())
         guess = torch.where(inside, 0.0, (low + high) / 2).expand_as(inputs)
         around = Around(
-            self.gradient, self.simulated, inputs, noise, guess, loss.dtype == torch.float64
-        )
+            self.gradient, partial(self.input_gradient, inputs, noise), self.simulated, inputs,
+            noise, guess, self.flat(update.sent), loss.dtype == torch.float64,
+        )  # fmt: skip
         if around.distance == 0:
             return 1.0
         target = self.sent_back
@@ -281,8 +320,9 @@ class _Client:
             if bool(measured.any()):
                 off = self.gradient(inputs, noise).abs()[measured] / size[measured] - 1
                 known = known + float(off.square().mean().sqrt()) * size
+        error = error_of_signs(around, known)
         left, moved = float(missed.square().sum()), moved_by_half(around, found)
-        return math.hypot(error_of_signs(around, known), left / max(moved, 1e-300))
+        return None if error is None else math.hypot(error, left / max(moved, 1e-300))
 
     def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
         """The same of whole numbers: what is left over the least change by another number."""

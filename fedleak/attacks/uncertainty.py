@@ -4,8 +4,13 @@ An update can be explained by other inputs than the client's: where a search end
 found them, where inputs can be moved without changing the update (a batch norm in train mode undoes
 every scaling of its input), or where it is a step of Adam, of which only the gradient's signs are
 left. The share that is explained does not show it, so the error is estimated here, by the Laplace
-approximation: inputs and noise have a normal prior around a guess, the update depends on them
-linearly near the reconstruction, and what it leaves unexplained is normal as well.
+approximation: inputs and noise have a normal prior, the gradient depends on them linearly near the
+reconstruction, and what the reconstruction leaves unexplained is normal as well.
+
+With J the derivative of the gradient in the unknowns, S the variances of what is left unexplained
+and P the prior's precision, the posterior covariance is ``(J^T S^-1 J + P)^-1``. It is projected to
+a block Krylov space (Golub and Van Loan, Matrix Computations, 10.3.6), for which J and its
+transpose are applied, by differences, to some tens of vectors.
 """
 
 import math
@@ -15,19 +20,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Unknowns (entries of inputs and noise) that the derivatives are computed in: of more, a window.
-MOST, WINDOW = 96, 32
-# Rows that the derivatives of a larger update are compressed to.
-ROWS = 4096
-# Difference step over the size of the unknowns, and share of the largest singular value that is
+from fedleak.updates.files import Tensors
+
+# Dimensions of the Krylov space, at most and at least. Each takes two gradients; the product of
+# samples, parameters and dimensions is limited.
+MOST, LEAST, WORK = 64, 8, 5e8
+# Difference step over the size of what is moved, and share of the largest singular value that is
 # not told from 0, for a loss that is computed in float64 and in float32 (by central differences).
 STEP = {True: 1e-6, False: 3e-3}
 RESOLVED = {True: 1e-5, False: 3e-4}
 # Random moves by half of the distance from the guess.
 MOVES = 4
 HALF = 0.5
-
-Function = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+# Vectors whose rest is smaller than this, of a length of 1, are dependent.
+DEPENDENT = 1e-8
+TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,23 @@ class Around:
 
     Args:
         gradient: the gradient of inputs and noise at the sent weights.
-        simulated: their update.
+        input_gradient: the gradient of the loss in inputs (slot "") and noise, at the sent weights
+            plus a vector.
+        simulated: the update of inputs and noise.
         inputs: the reconstruction.
         noise: its noise, by slot.
-        guess: a guess of the inputs without the update.
+        guess: a guess of the inputs without the update, another than the reconstruction.
+        weights: the sent weights.
         in_float64: whether the loss is computed in float64.
     """
 
-    gradient: Function
-    simulated: Function
+    gradient: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    input_gradient: Callable[[Tensor], Tensors]
+    simulated: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
     inputs: Tensor
     noise: Mapping[str, Tensor]
     guess: Tensor
+    weights: Tensor
     in_float64: bool
 
     @property
@@ -55,14 +67,18 @@ class Around:
         """Distance of the reconstruction from the guess."""
         return float((self.inputs - self.guess).norm())
 
+    @property
+    def dimensions(self) -> int:
+        """Number of dimensions of the Krylov space; 0 if the model is too large for any."""
+        most = WORK / (len(self.inputs) * len(self.weights))
+        return 0 if most < LEAST else min(MOST, int(most))
 
-def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float:
+
+def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float | None:
     """The likely error of a reconstruction from a gradient, or from steps that are linear in it.
 
-    It has three parts: how far one step of Gauss and Newton would move the inputs, which is the
-    error itself where the search ended on the way; the spread of the inputs, given what is left
-    unexplained as noise; and, where that is large, how far a random move changes the update as
-    much, as in a local minimum.
+    Its parts are the step of Gauss and Newton from the reconstruction, which is the error itself
+    where a search ended on the way, and the spread of the posterior.
 
     Args:
         around: the update around the reconstruction.
@@ -70,16 +86,15 @@ def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float
         rounding: error of each entry by rounding.
 
     Returns:
-        The error over the distance of the reconstruction from the guess.
+        The error over the distance of the reconstruction from the guess. None if the model is too
+        large.
     """
-    size = float(missed.square().mean())
-    spread = (rounding.square() + size).clamp_min(1e-300).sqrt()
-    found = _posterior(around, spread, missed, float((rounding / spread).square().mean()))
-    return math.hypot(*found)
+    spread = (rounding.square() + missed.square().mean()).clamp_min(TINY).sqrt()
+    return _error(around, spread, missed, float((rounding / spread).square().mean()))
 
 
-def error_of_signs(around: Around, known: Tensor) -> float:
-    """The same from steps of Adam and its kin, which tell the signs of most of a gradient's entries.
+def error_of_signs(around: Around, known: Tensor) -> float | None:
+    """The same from steps of Adam and its kin, which tell the signs of most of the entries.
 
     An entry of which the sign is known may change by its own size before that is wrong; as a
     spread, that gives the ellipsoid of Dikin, all of whose inputs have the same signs up to the
@@ -91,10 +106,10 @@ def error_of_signs(around: Around, known: Tensor) -> float:
             is not.
     """
     gradient = around.gradient(around.inputs, around.noise).abs()
-    spread = torch.minimum(known, gradient).clamp_min(1e-300)
+    spread = torch.minimum(known, gradient).clamp_min(TINY**0.5)
     # Entries that are 0 whatever the inputs, as of inactive units, tell nothing.
     spread = torch.where(gradient > 0, spread, math.inf)
-    return math.hypot(*_posterior(around, spread, None, 0.0))
+    return _error(around, spread, None, 0.0)
 
 
 def moved_by_half(around: Around, found: Tensor) -> float:
@@ -108,121 +123,162 @@ def moved_by_half(around: Around, found: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(MOVES + 1, *inputs.shape, generator=generator, dtype=torch.float64)
     moves = [HALF * around.distance * one / one.norm() for one in normal[1:].to(inputs)]
-    scaled = off * (HALF * normal[0].to(inputs)).exp()
-    moves += [scaled - off, -HALF * off]
+    moves += [off * (HALF * normal[0].to(inputs)).expm1(), -HALF * off]
     changes = [around.simulated(inputs + move, around.noise) - found for move in moves]
     return min(float(change.square().sum()) for change in changes)
 
 
-def _posterior(
-    around: Around, spread: Tensor, missed: Tensor | None, floor: float
-) -> tuple[float, float]:
-    """Shift and spread of the inputs, over the distance from the guess."""
-    inputs, noise = around.inputs, dict(around.noise)
-    size = around.distance / inputs.numel() ** 0.5
-    places = _window(inputs, noise)
-    rows = _Sketch(len(spread))
-    base = around.gradient(inputs, noise)
-    step = STEP[around.in_float64]
-
-    def beside(slot: str, place: int, step: float) -> Tensor:
-        values = {"": inputs, **noise}
-        moved = values[slot].clone()
-        moved.view(-1)[place] += step * (size if slot == "" else 1.0)
-        values[slot] = moved
-        return around.gradient(values.pop(""), values)
-
-    columns = []
-    for slot, place in places:
-        if around.in_float64:
-            change = (beside(slot, place, step) - base) / step
-        else:
-            change = (beside(slot, place, step) - beside(slot, place, -step)) / (2 * step)
-        columns.append(rows(change / spread))
-    number = sum(slot == "" for slot, _ in places)
-    prior = _prior(around, [place for _, place in places[:number]], len(places), size)
-    matrix = torch.stack(columns, dim=1) @ prior
-    precision, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    precision = (precision - RESOLVED[around.in_float64] ** 2 * precision[-1]).clamp_min(0)
-    factor, shift = 1.0, torch.zeros(len(places), dtype=matrix.dtype)
-    if missed is not None:
-        wanted = rows(missed / spread)
-        inverse = torch.where(precision > 0, 1 / precision.clamp_min(1e-300), 0.0)
-        coefficients = vectors.T @ (matrix.T @ wanted)
-        left = wanted - matrix @ (vectors @ (inverse * coefficients))
-        live = int((base != 0).sum())
-        factor = float(left.square().sum()) / max(1, live - len(places)) + floor
-        factor = max(factor, 1e-300)
-        shift = prior @ vectors @ (coefficients / factor / (precision / factor + 1))
-    spreads = ((prior @ vectors).square() / (precision / factor + 1)).sum(dim=1)
-    of_inputs = (value[:number].mean() for value in (shift.square(), spreads))
-    return tuple(float(value) ** 0.5 for value in of_inputs)  # type: ignore[return-value]
-
-
-def _prior(around: Around, places: list[int], unknowns: int, size: float) -> Tensor:
-    """A square root of the prior covariance, in units of the unknowns' standard deviations.
-
-    Each unknown varies by itself, and each sample as a whole in scale and in brightness, which
-    normalising layers undo.
-    """
-    off = (around.inputs - around.guess).double().cpu()
-    sample = torch.tensor(places) // off[0].numel()
-    window = off.flatten()[places] / size
-    covariance = torch.eye(unknowns, dtype=torch.float64)
-    for one in sample.unique():
-        own = sample == one
-        level = float(off[one].square().mean().sqrt()) / size
-        for direction in (window * own, level * own.double()):
-            whole = torch.cat([direction, torch.zeros(unknowns - len(places))])
-            covariance += torch.outer(whole, whole)
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    return root
-
-
-def _window(inputs: Tensor, noise: Mapping[str, Tensor]) -> list[tuple[str, int]]:
-    """The unknowns, as slots and places in them, those of the inputs (no slot) first.
-
-    Of many they are neighbours at the same place in all samples and channels: the entries that are
-    most easily taken for each other.
-    """
-    total = inputs.numel() + sum(value.numel() for value in noise.values())
-    if total <= MOST:
-        found = [("", place) for place in range(inputs.numel())]
-        return found + [(n, place) for n, value in noise.items() for place in range(value.numel())]
-    places = torch.arange(inputs.numel()).reshape(inputs.shape)
-    middle = [side // 2 for side in inputs.shape]
-    width = 1
-    while True:
-        cut = places
-        for dim in range(2 if inputs.dim() > 2 else 1, inputs.dim()):
-            side = inputs.shape[dim]
-            begin = max(0, min(middle[dim] - width // 2, side - width))
-            cut = cut.narrow(dim, begin, min(width, side))
-        if cut.numel() >= min(WINDOW, inputs.numel()) or width > max(inputs.shape):
-            break
-        width += 1
-    flat = cut.flatten()
-    keep = torch.linspace(0, len(flat) - 1, min(WINDOW, len(flat))).round().long().unique()
-    return [("", int(place)) for place in flat[keep]]
-
-
-class _Sketch:
-    """Compresses vectors to few entries, nearly keeping their inner products (a count sketch).
+def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) -> float | None:
+    """See :func:`error_of_gradient`.
 
     Args:
-        size: number of entries; up to :data:`ROWS` are left as they are.
+        around: the update around the reconstruction.
+        spread: standard deviation of each entry of the gradient, up to a common factor if
+            something was missed.
+        missed: see :func:`error_of_gradient`. If None, nothing.
+        floor: least square of that factor.
+    """
+    if not around.dimensions:
+        return None
+    derivative = _Derivative(around, spread)
+    size = around.inputs.numel()
+    # Directions in which all inputs vary together: in scale and in brightness.
+    common = _orthonormal(
+        [
+            derivative.unknowns(around.inputs - around.guess),
+            derivative.unknowns(torch.ones_like(around.guess)),
+        ]
+    )
+    normal = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = derivative.padded(normal)
+    other = other - common.T @ (common @ other)
+    starts = [*common, other / other.norm().clamp_min(TINY)]
+    wanted = None
+    if missed is not None:
+        wanted = derivative.transposed(missed / spread.square())
+        starts.insert(0, wanted)
+    basis, image = _krylov(derivative, starts, around.dimensions)
+    precision, vectors = torch.linalg.eigh(basis @ image.T)
+    vectors = basis.T @ vectors
+    lost = RESOLVED[around.in_float64] ** 2 * precision[-1]
+    precision = (precision - lost).clamp_min(0)
+    factor = 1.0
+    if missed is not None and wanted is not None:
+        told = (vectors.T @ wanted).square() / precision.clamp_min(TINY)
+        left = float((missed / spread).square().sum() - told[precision > 0].sum())
+        live = int((derivative.base != 0).sum())
+        factor = max(max(0.0, left) / max(1, live - len(basis)) + floor, TINY)
+    # Each unknown varies by 1, and the common directions by the distance from the guess.
+    seen = common @ vectors
+    matrix = torch.diag(precision / factor + 1) - (1 - 1 / size) * seen.T @ seen
+    root = torch.linalg.cholesky(matrix)
+
+    def solved(vector: Tensor) -> Tensor:
+        return torch.cholesky_solve((vectors.T @ vector)[:, None], root)[:, 0]
+
+    total = sum(float((vectors.T @ one) @ solved(one)) for one in common) / size
+    total += float((vectors.T @ starts[-1]) @ solved(starts[-1])) * (1 - len(common) / size)
+    if wanted is not None:
+        shift = vectors @ solved(wanted) / factor
+        total += float(shift[:size].square().sum()) / size
+    return max(0.0, total) ** 0.5
+
+
+def _orthonormal(vectors: list[Tensor]) -> Tensor:
+    found: list[Tensor] = []
+    for vector in vectors:
+        vector = vector / vector.norm().clamp_min(TINY)
+        for own in found + found:
+            vector = vector - (own @ vector) * own
+        if float(vector.norm()) > DEPENDENT:
+            found.append(vector / vector.norm())
+    return torch.stack(found)
+
+
+def _krylov(
+    derivative: "_Derivative", starts: list[Tensor], dimensions: int
+) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis ``(dimensions, unknowns)`` of a block Krylov space, and its image."""
+    queue, basis, images = list(starts), [], []
+    whole = torch.zeros(0, len(starts[0]), dtype=torch.float64)
+    while queue and len(basis) < dimensions:
+        vector = queue.pop(0)
+        vector = vector / vector.norm().clamp_min(TINY)
+        for _ in range(2):
+            vector = vector - whole.T @ (whole @ vector)
+        if float(vector.norm()) < DEPENDENT:
+            continue
+        basis.append(vector / vector.norm())
+        whole = torch.stack(basis)
+        images.append(derivative.squared(basis[-1]))
+        queue.append(images[-1])
+    image = torch.stack(images)
+    # Differences are symmetric up to their error.
+    middle = whole @ image.T
+    return whole, image + (0.5 * (middle - middle.T)) @ whole
+
+
+class _Derivative:
+    """The derivative J of the gradient in the unknowns, and ``J^T S^-1 J``.
+
+    The unknowns are the entries of the inputs, in units of their root mean square distance from
+    the guess, and those of the noise.
+
+    Args:
+        around: the update around the reconstruction.
+        spread: square root of S, ``(entries,)``.
     """
 
-    def __init__(self, size: int) -> None:
-        self._small = size <= ROWS
-        generator = torch.Generator().manual_seed(0)
-        if not self._small:
-            self._rows = torch.randint(ROWS, (size,), generator=generator)
-            self._signs = torch.randint(2, (size,), generator=generator).double() * 2 - 1
+    def __init__(self, around: Around, spread: Tensor) -> None:
+        self._around, self._spread = around, spread
+        self._step = STEP[around.in_float64]
+        self._unit = around.distance / around.inputs.numel() ** 0.5
+        self.base = around.gradient(around.inputs, around.noise)
+        self._input_base = self._of_inputs(torch.zeros_like(around.weights))
 
-    def __call__(self, vector: Tensor) -> Tensor:
-        if self._small:
-            return vector.double()
-        rows = torch.zeros(ROWS, dtype=torch.float64)
-        return rows.index_add_(0, self._rows, self._signs * vector.double())
+    def padded(self, inputs: Tensor) -> Tensor:
+        """Unknowns of which those of the noise are 0."""
+        noise = sum(value.numel() for value in self._around.noise.values())
+        return torch.cat([inputs.double(), torch.zeros(noise, dtype=torch.float64)])
+
+    def unknowns(self, inputs: Tensor) -> Tensor:
+        """The same of inputs in their shape."""
+        return self.padded(inputs.flatten().cpu())
+
+    def squared(self, vector: Tensor) -> Tensor:
+        """``J^T S^-1 J`` times unknowns of length 1."""
+        # Each is moved by the step, in its unit.
+        step = self._step * len(vector) ** 0.5
+        if self._around.in_float64:
+            change = (self._moved(step * vector) - self.base) / step
+        else:
+            change = (self._moved(step * vector) - self._moved(-step * vector)) / (2 * step)
+        return self.transposed(change / self._spread.square())
+
+    def transposed(self, vector: Tensor) -> Tensor:
+        """``J^T`` times a vector of entries: how the inputs' gradient changes with the weights."""
+        length = float(vector.norm())
+        if not length:
+            return torch.zeros_like(self._input_base)
+        step = self._step * float(self._around.weights.norm().clamp_min(TINY)) / length
+        if self._around.in_float64:
+            return (self._of_inputs(step * vector) - self._input_base) / step
+        return (self._of_inputs(step * vector) - self._of_inputs(-step * vector)) / (2 * step)
+
+    def _moved(self, vector: Tensor) -> Tensor:
+        around = self._around
+        size = around.inputs.numel()
+        inputs = around.inputs + (self._unit * vector[:size]).reshape(around.inputs.shape).to(
+            around.inputs
+        )
+        noise, at = {}, size
+        for slot, value in around.noise.items():
+            noise[slot] = value + vector[at : at + value.numel()].reshape(value.shape).to(value)
+            at += value.numel()
+        return around.gradient(inputs, noise)
+
+    def _of_inputs(self, offset: Tensor) -> Tensor:
+        found = self._around.input_gradient(offset)
+        parts = [self._unit * found[""].double().flatten()]
+        parts += [found[slot].double().flatten() for slot in self._around.noise]
+        return torch.cat(parts)
