@@ -239,7 +239,9 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _loss(name: str) -> Callable[[nn.Module, Any], Tensor]:
+def loss_named(name: str) -> Callable[[nn.Module, Any], Tensor]:
+    """A loss of :data:`CRITERIA`, or that of an autoencoder."""
+
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         outputs = model(batch[0])
         if name == "autoencoder":
@@ -323,7 +325,7 @@ def make_victim(cell: Cell, seed: int = 0) -> Victim:
     model.train(cell.mode != "eval")
     if cell.mode == "mixed":
         model.norm.eval()
-    loss = OwnNet.batch_loss if cell.loss == "own" else _loss(cell.loss)
+    loss = OwnNet.batch_loss if cell.loss == "own" else loss_named(cell.loss)
     protocol, steps = REPLIES[cell.reply]
     trained = OPTIMIZERS[cell.optimizer]
     own = copy.deepcopy(model)
