@@ -24,6 +24,8 @@ SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
 """Share of an update from which, and likely error up to which, it settles a reconstruction."""
+NOT_SETTLED = "not settled by the update"
+"""How the finding begins that a reconstruction is supported and may yet be far off."""
 # Whole numbers that are replaced one by one.
 REPLACED = 6
 # The update is compared in size where the directions agree to this squared cosine,
@@ -45,6 +47,7 @@ class Explained:
             :mod:`fedleak.attacks.uncertainty`; of whole numbers, what the update leaves unexplained
             over what another number in their place would change. None if it is not estimated, as
             where little is explained.
+        not_estimated: why the error is not estimated where much is explained.
         whole: whether the samples are whole numbers.
     """
 
@@ -52,6 +55,7 @@ class Explained:
     factor: float | None = None
     reason: str | None = None
     error: float | None = None
+    not_estimated: str | None = None
     whole: bool = False
 
     @property
@@ -71,7 +75,9 @@ class Explained:
                 "so nothing follows from it"
             )
         elif not self.settled:
-            found.append(f"not settled by the update: {self._doubt}")
+            found.append(f"{NOT_SETTLED}: {self._doubt}")
+        if self.not_estimated is not None:
+            found.append(f"how far off the inputs may be is not estimated: {self.not_estimated}")
         if self.factor is not None and not 1 / SAME_SIZE <= self.factor <= SAME_SIZE:
             found.append(
                 f"the update is {self.factor:.2g} times as large as that of the reconstruction: "
@@ -186,8 +192,14 @@ def _compare(
     if share < SUPPORTED_FROM:
         return Explained(share, factor)
     whole = not inputs.is_floating_point()
-    error = client.error_of_numbers if whole else client.error
-    return Explained(share, factor, error=error(inputs, noise, nearest), whole=whole)
+    estimate = client.error_of_numbers if whole else client.error
+    error, why = None, None
+    try:
+        error = estimate(inputs, noise, nearest)
+        why = "the model is too large" if error is None else None
+    except Exception as failed:  # of the user's own code, beside the inputs that it was made for
+        why = f"the model fails beside them: {first_line(failed)}"
+    return Explained(share, factor, error=error, not_estimated=why, whole=whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +339,7 @@ class _Client:
     def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
         """The same of whole numbers: what is left over the least change by another number."""
         left = float((self.sent_back - found).square().sum())
+        base = self.simulated(inputs, noise)
         generator = torch.Generator().manual_seed(0)
         changes = []
         for place in torch.randperm(inputs.numel(), generator=generator)[:REPLACED].tolist():
@@ -337,7 +350,7 @@ class _Client:
             others = {int(other) for other in others} - {-1, int(own[place])}
             if others:
                 own[place] = min(others)
-                change = self.simulated(moved, noise) - self.simulated(inputs, noise)
+                change = self.simulated(moved, noise) - base
                 changes.append(float(change.square().sum()))
         return left / max(min(changes, default=math.inf), 1e-300)
 

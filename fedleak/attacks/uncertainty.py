@@ -35,6 +35,8 @@ HALF = 0.5
 # Vectors whose rest is smaller than this, of a length of 1, are dependent.
 DEPENDENT = 1e-8
 TINY = 1e-300
+# Least spread of an entry, over the largest entry or its rounding.
+LOWEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float
         The error over the distance of the reconstruction from the guess. None if the model is too
         large.
     """
-    spread = (rounding.square() + missed.square().mean()).clamp_min(TINY).sqrt()
+    spread = (rounding.square() + missed.square().mean()).sqrt()
+    # An entry that fits by chance must not decide alone, nor one that is exactly 0.
+    spread = spread.clamp_min(max(LOWEST * float(rounding.max()), TINY**0.25))
     return _error(around, spread, missed, float((rounding / spread).square().mean()))
 
 
@@ -106,7 +110,8 @@ def error_of_signs(around: Around, known: Tensor) -> float | None:
             is not.
     """
     gradient = around.gradient(around.inputs, around.noise).abs()
-    spread = torch.minimum(known, gradient).clamp_min(TINY**0.5)
+    spread = torch.minimum(known, gradient)
+    spread = spread.clamp_min(max(LOWEST * float(gradient.max()), TINY**0.25))
     # Entries that are 0 whatever the inputs, as of inactive units, tell nothing.
     spread = torch.where(gradient > 0, spread, math.inf)
     return _error(around, spread, None, 0.0)
@@ -164,8 +169,10 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     precision = (precision - lost).clamp_min(0)
     factor = 1.0
     if missed is not None and wanted is not None:
-        told = (vectors.T @ wanted).square() / precision.clamp_min(TINY)
-        left = float((missed / spread).square().sum() - told[precision > 0].sum())
+        # Along what is not told from 0, this is the differences' error.
+        wanted = torch.where(precision > 0, vectors.T @ wanted, 0.0)
+        told = wanted.square() / precision.clamp_min(TINY)
+        left = float((missed / spread).square().sum() - told.sum())
         live = int((derivative.base != 0).sum())
         factor = max(max(0.0, left) / max(1, live - len(basis)) + floor, TINY)
     # Each unknown varies by 1, and the common directions by the distance from the guess.
@@ -174,14 +181,15 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     root = torch.linalg.cholesky(matrix)
 
     def solved(vector: Tensor) -> Tensor:
-        return torch.cholesky_solve((vectors.T @ vector)[:, None], root)[:, 0]
+        return torch.cholesky_solve(vector[:, None], root)[:, 0]
 
-    total = sum(float((vectors.T @ one) @ solved(one)) for one in common) / size
-    total += float((vectors.T @ starts[-1]) @ solved(starts[-1])) * (1 - len(common) / size)
+    *together, apart = (vectors.T @ one for one in (*common, starts[-1]))
+    total = sum(float(one @ solved(one)) for one in together) / size
+    total += float(apart @ solved(apart)) * (1 - len(common) / size)
     if wanted is not None:
         shift = vectors @ solved(wanted) / factor
         total += float(shift[:size].square().sum()) / size
-    return max(0.0, total) ** 0.5
+    return math.sqrt(max(0.0, total))
 
 
 def _orthonormal(vectors: list[Tensor]) -> Tensor:
@@ -199,7 +207,9 @@ def _krylov(
     derivative: "_Derivative", starts: list[Tensor], dimensions: int
 ) -> tuple[Tensor, Tensor]:
     """An orthonormal basis ``(dimensions, unknowns)`` of a block Krylov space, and its image."""
-    queue, basis, images = list(starts), [], []
+    queue = list(starts)
+    basis: list[Tensor] = []
+    images: list[Tensor] = []
     whole = torch.zeros(0, len(starts[0]), dtype=torch.float64)
     while queue and len(basis) < dimensions:
         vector = queue.pop(0)
