@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.attacks.explained import NOT_SETTLED
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
@@ -35,6 +36,7 @@ HARDLY = (
     "; not supported by the update, so nothing follows from it: check num_samples, loss, labels, "
     "mean, std, the model's mode and learning_rate"
 )
+UNSETTLED = "; not settled by the update, see findings"
 MAX_ENTRIES = 2**28
 """Of one sample, which an attack makes several copies of."""
 EDGE, GAP = 128, 4
@@ -60,8 +62,12 @@ class Found(Reconstruction):
         return (
             f"{number} sample{'s' * (number != 1)} of shape {shape}, labels "
             f"{self.labels.tolist()}, by {self.method}: {self._share}, {self.seconds:.2f} s"
-            + (HARDLY if not self.supported else "")
+            + (HARDLY if not self.supported else UNSETTLED if self._doubtful else "")
         )
+
+    @property
+    def _doubtful(self) -> bool:
+        return any(finding.startswith(NOT_SETTLED) for finding in self.findings)
 
     @property
     def _share(self) -> str:

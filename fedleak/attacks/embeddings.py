@@ -117,9 +117,7 @@ def _probe(knowledge: Knowledge, samples: int, kind: torch.dtype) -> list[Embedd
     # In eval mode, in which nothing is drawn and no statistics are updated.
     model = copy.deepcopy(knowledge.model).cpu().float().eval()
     batch = torch.zeros(samples, *knowledge.input_shape, dtype=kind)
-    labels = knowledge.labels
-    if labels is None or len(labels) != samples:
-        labels = torch.zeros(samples, dtype=torch.long)
+    labels = knowledge.dummy_labels(samples)
     parameters = {name: value.requires_grad_() for name, value in model.named_parameters()}
     names = {id(value): name for name, value in parameters.items()}
     reads: dict[str, list[Tensor | None]] = {}

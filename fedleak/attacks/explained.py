@@ -3,15 +3,18 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_facts import drawing_layers
+from fedleak.attacks.uncertainty import Around, error_of_gradient, error_of_signs, moved_by_half
 from fedleak.errors import first_line
 from fedleak.models.noise import inject, record
 from fedleak.updates.files import Tensors
+from fedleak.updates.gradient_estimate import response
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
@@ -19,6 +22,12 @@ from fedleak.updates.update import InterceptedUpdate
 
 SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
+SETTLED_FROM, SETTLED_TO = 0.9, 0.25
+"""Share of an update from which, and likely error up to which, it settles a reconstruction."""
+NOT_SETTLED = "not settled by the update"
+"""How the finding begins that a reconstruction is supported and may yet be far off."""
+# Whole numbers that are replaced one by one.
+REPLACED = 6
 # The update is compared in size where the directions agree to this squared cosine,
 SAME_DIRECTION = 0.9
 # and told to differ beyond this factor.
@@ -34,11 +43,25 @@ class Explained:
         factor: the client's update over that of the reconstruction, in size. None if they differ in
             direction.
         reason: why the share cannot be computed.
+        error: likely error of the inputs over their distance from a guess without the update, see
+            :mod:`fedleak.attacks.uncertainty`; of whole numbers, what the update leaves unexplained
+            over what another number in their place would change. None if it is not estimated, as
+            where little is explained.
+        not_estimated: why the error is not estimated where much is explained.
+        whole: whether the samples are whole numbers.
     """
 
     share: float
     factor: float | None = None
     reason: str | None = None
+    error: float | None = None
+    not_estimated: str | None = None
+    whole: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the update tells the inputs well enough, as far as that can be estimated."""
+        return self.share >= SETTLED_FROM and (self.error or 0.0) <= SETTLED_TO
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -51,6 +74,10 @@ class Explained:
                 f"not supported by the update: the reconstruction explains {self.share:.0%} of it, "
                 "so nothing follows from it"
             )
+        elif not self.settled:
+            found.append(f"{NOT_SETTLED}: {self._doubt}")
+        if self.not_estimated is not None:
+            found.append(f"how far off the inputs may be is not estimated: {self.not_estimated}")
         if self.factor is not None and not 1 / SAME_SIZE <= self.factor <= SAME_SIZE:
             found.append(
                 f"the update is {self.factor:.2g} times as large as that of the reconstruction: "
@@ -58,6 +85,19 @@ class Explained:
                 "scales or clips what it sends"
             )
         return tuple(found)
+
+    @property
+    def _doubt(self) -> str:
+        if self.share < SETTLED_FROM:
+            return (
+                f"the reconstruction explains {self.share:.0%} of it, and the client's own inputs "
+                "all of it, unless it added noise or something was told wrong"
+            )
+        if self.whole:
+            return "what is left unexplained is as much as another number in the samples changes"
+        assert self.error is not None
+        far = f"{self.error:.0%}" if self.error < 1 else "100% or more"
+        return f"the inputs may be off by {far} of their distance from a guess without it"
 
 
 def explained_share(
@@ -125,8 +165,6 @@ def _compare(
         model.train(knowledge.training)
     model.requires_grad_(True)
     names = [name for name, _ in model.named_parameters() if name not in left_out]
-    target = update.received if update.protocol == "fedsgd" else update.change(names)
-    u = torch.cat([target[name].double().flatten() for name in names])
     if inputs.is_floating_point():
         inputs = inputs.to(kind)
     if labels.is_floating_point():
@@ -136,24 +174,185 @@ def _compare(
     random = [*drawing_layers(model), *(slot for slot in dimensions if slot not in noise)]
     if random:
         return Explained(math.nan, reason=f"the random numbers of {random[0]} were not restored")
-    missed, factor = [], None
+    client = _Client(model, update, knowledge, labels, names, dimensions)
+    u = client.sent_back
+    missed, factor, nearest = [], None, u
     for guess in (False, True):
-        batch = torch.zeros_like(inputs) if guess else inputs
-        found = simulated_update(
-            copy.deepcopy(model), knowledge, (batch, labels), noise, names, update.protocol,
-            dimensions,
-        )  # fmt: skip
-        v = torch.cat([found[name].double().flatten() for name in names])
+        v = client.simulated(torch.zeros_like(inputs) if guess else inputs, noise)
         if not bool(v.isfinite().all()):
             return Explained(0.0)
         inner, size = float(u @ v), float(v @ v)
         best = max(0.0, inner / size) if size else 0.0
         missed.append(float((u - best * v).square().sum()))
         alike = inner > 0 and inner**2 > SAME_DIRECTION * size * float(u @ u)
-        if alike and not guess:
-            factor = best
+        if not guess:
+            nearest, factor = best * v, best if alike else None
     share = 1 - missed[0] / missed[1] if missed[1] else 0.0
-    return Explained(max(0.0, share) if math.isfinite(share) else 0.0, factor)
+    share = max(0.0, share) if math.isfinite(share) else 0.0
+    if share < SUPPORTED_FROM:
+        return Explained(share, factor)
+    whole = not inputs.is_floating_point()
+    estimate = client.error_of_numbers if whole else client.error
+    error, why = None, None
+    try:
+        error = estimate(inputs, noise, nearest)
+        why = "the model is too large" if error is None else None
+    except Exception as failed:  # of the user's own code, beside the inputs that it was made for
+        why = f"the model fails beside them: {first_line(failed)}"
+    return Explained(share, factor, error=error, not_estimated=why, whole=whole)
+
+
+@dataclass(frozen=True, eq=False)
+class _Client:
+    """A client's update and its simulation, flattened: ``(entries,)`` of the compared parameters.
+
+    Args:
+        model: a private copy of the model with the weights that were sent, in the client's modes.
+        update: the update.
+        knowledge: what the server knows.
+        labels: the labels.
+        names: the compared parameters.
+        dimensions: see :func:`simulated_update`.
+    """
+
+    model: nn.Module
+    update: InterceptedUpdate
+    knowledge: Knowledge
+    labels: Tensor
+    names: list[str]
+    dimensions: Mapping[str, int]
+
+    def flat(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Values by parameter, of the compared ones."""
+        return torch.cat([values[name].double().flatten() for name in self.names])
+
+    @property
+    def sent_back(self) -> Tensor:
+        """The client's gradient or change of weights."""
+        update = self.update
+        gradient = update.protocol == "fedsgd"
+        return self.flat(update.received if gradient else update.change(self.names))
+
+    def simulated(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """The same for given inputs and noise."""
+        return self._simulated(inputs, noise, self.knowledge, self.update.protocol)
+
+    def gradient(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """The gradient at the weights that were sent, for given inputs and noise."""
+        return self._simulated(inputs, noise, replace(self.knowledge, protocol="fedsgd"), "fedsgd")
+
+    def _simulated(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], knowledge: Knowledge, protocol: str
+    ) -> Tensor:
+        model = copy.deepcopy(self.model) if protocol != "fedsgd" else self.model
+        batch = inputs, self.labels
+        found = simulated_update(
+            model, knowledge, batch, noise, self.names, protocol, self.dimensions
+        )
+        return self.flat(found)
+
+    def input_gradient(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], offset: Tensor
+    ) -> Tensors:
+        """The gradient of the loss in inputs and noise, at the sent weights plus a vector.
+
+        Args:
+            inputs: the inputs.
+            noise: the noise, by slot.
+            offset: what is added to the weights, ``(entries,)``.
+
+        Returns:
+            Slot -> gradient, that of the inputs by an empty name.
+        """
+        leaves = {"": inputs, **noise}
+        leaves = {slot: value.detach().clone().requires_grad_() for slot, value in leaves.items()}
+        # Of noise of several epochs, that of the first.
+        first = {
+            slot: value[:, 0] if value.dim() > self.dimensions.get(slot, value.dim()) else value
+            for slot, value in leaves.items()
+            if slot
+        }
+        weights = [self.model.get_parameter(name) for name in self.names]
+        kept = [value.detach().clone() for value in weights]
+        parts = offset.split([value.numel() for value in weights])
+        try:
+            for value, part in zip(weights, parts, strict=True):
+                value.data += part.reshape(value.shape).to(value)
+            with inject(self.model, first):
+                loss = self.knowledge.loss(self.model, (leaves[""], self.labels))
+            found = torch.autograd.grad(
+                loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        finally:
+            for value, own in zip(weights, kept, strict=True):
+                value.data.copy_(own)
+        return dict(zip(leaves, found, strict=True))
+
+    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float | None:
+        """The likely error of a reconstruction, see :mod:`fedleak.attacks.uncertainty`.
+
+        Args:
+            inputs: the reconstruction.
+            noise: its noise, by slot.
+            found: its update, scaled to be as near to the client's as it can be.
+        """
+        update, local, steps = self.update, self.knowledge.local, self.knowledge.steps
+        loss = self.knowledge.loss(copy.deepcopy(self.model), (inputs, self.labels))
+        low, high = (bound.to(inputs).expand_as(inputs[0]) for bound in self.knowledge.bounds)
+        # Of normalised images 0 is the mean of all; else it may be at the end of their range.
+        inside = ((low < 0) & (high > 0)) | ~(low.isfinite() & high.isfinite())
+        guess = torch.where(inside, 0.0, (low + high) / 2).expand_as(inputs)
+        around = Around(
+            self.gradient, partial(self.input_gradient, inputs, noise), self.simulated, inputs,
+            noise, guess, self.flat(update.sent), loss.dtype == torch.float64,
+        )  # fmt: skip
+        if around.distance == 0:
+            return 1.0
+        target = self.sent_back
+        missed = target - found
+        rounding = torch.finfo(update.received[self.names[0]].dtype).eps
+        if update.protocol == "fedsgd":
+            return error_of_gradient(around, missed, rounding * target.abs())
+        sizes = self.flat(update.sent).abs() + target.abs()
+        groups = local.groups(self.names)
+        if local.is_linear:
+            scale = self.flat(
+                {
+                    name: torch.full_like(update.sent[name].double(), response(own, steps))
+                    for name, own in groups.items()
+                }
+            )
+            return error_of_gradient(around, missed / scale, rounding * sizes / scale.abs())
+        known = torch.full_like(target, math.inf)
+        if steps == 1:
+            estimate = update.estimate(self.knowledge.model, self.knowledge)
+            known = self.flat(estimate.deviation)
+            size = self.flat(estimate.gradient).abs()
+            measured = known.isfinite() & (size > 0)
+            if bool(measured.any()):
+                off = self.gradient(inputs, noise).abs()[measured] / size[measured] - 1
+                known = known + float(off.square().mean().sqrt()) * size
+        error = error_of_signs(around, known)
+        left, moved = float(missed.square().sum()), moved_by_half(around, found)
+        return None if error is None else math.hypot(error, left / max(moved, 1e-300))
+
+    def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
+        """The same of whole numbers: what is left over the least change by another number."""
+        left = float((self.sent_back - found).square().sum())
+        base = self.simulated(inputs, noise)
+        generator = torch.Generator().manual_seed(0)
+        changes = []
+        for place in torch.randperm(inputs.numel(), generator=generator)[:REPLACED].tolist():
+            moved = inputs.clone()
+            own = moved.view(-1)
+            # Up to the numbers that are there, any is one that an embedding takes.
+            others = {int(own[place]) - 1, 0, *inputs.flatten(1)[:, place % inputs[0].numel()]}
+            others = {int(other) for other in others} - {-1, int(own[place])}
+            if others:
+                own[place] = min(others)
+                change = self.simulated(moved, noise) - base
+                changes.append(float(change.square().sum()))
+        return left / max(min(changes, default=math.inf), 1e-300)
 
 
 def simulated_update(

@@ -301,7 +301,7 @@ def _numbers(model: nn.Module, gradient: Tensors, knowledge: Knowledge, probe: L
 
 def _binary_counts(entry: float, knowledge: Knowledge, probe: LossProbe) -> Tensor:
     """Labels of 0 and 1 of a batch, sorted, by the number that gives the gradient of the bias."""
-    outputs = probe.output_of(_dummies(knowledge, probe))[: probe.size]
+    outputs = probe.output_of(probe.dummies(DUMMIES))[: probe.size]
     zeros = torch.zeros(probe.size, *probe.shape, dtype=outputs.dtype, device=outputs.device)
     zero, one = (float(probe.gradient(outputs, zeros + y).mean()) for y in (0.0, 1.0))
     samples = knowledge.num_samples
@@ -368,13 +368,6 @@ def _output_of_one_sample(model: nn.Module, gradient: Tensors, layer: str) -> Te
         return module.weight.double().cpu() @ features + module.bias.double().cpu()
 
 
-def _dummies(knowledge: Knowledge, probe: LossProbe) -> Tensor:
-    """Dummy samples of normal random numbers."""
-    generator = torch.Generator().manual_seed(0)
-    number = max(DUMMIES, probe.size)
-    return torch.randn(number, *knowledge.input_shape, generator=generator)
-
-
 def _predictions(knowledge: Knowledge, probe: LossProbe) -> Tensor:
     """Mean predicted probabilities for dummy samples, ``(classes,)``."""
-    return probe.output_of(_dummies(knowledge, probe)).double().cpu().softmax(dim=-1).mean(dim=0)
+    return probe.output_of(probe.dummies(DUMMIES)).double().cpu().softmax(dim=-1).mean(dim=0)

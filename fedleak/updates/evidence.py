@@ -22,6 +22,11 @@ from fedleak.updates.update import InterceptedUpdate
 MANY = 256
 # Share of the entries that must be alike.
 NEARLY_ALL = 0.9
+# Share of a first step's entries that are as large as can be, where none is larger; of at least so
+# many.
+GATHERED, FEW = 0.3, 16
+# Optimisers whose first step is nearly the gradient's sign.
+FIRST_STEPS = ("adam", "adamw", "rmsprop", "adagrad")
 # Largest relative difference of entries that are alike.
 ALIKE = 0.02
 # A row is parallel to the weights' row if 1 - cosine^2 is below this.
@@ -131,6 +136,7 @@ def examine(
     findings += _about_protocol(update, knowledge, received, live)
     findings += _about_entries(update, knowledge, received, live)
     if update.protocol != "fedsgd":
+        findings += _about_first_step(update, knowledge, live)
         findings += _about_decay(update, knowledge, live)
     findings += _about_bias(update, knowledge, live, loss)
     if not findings or {finding.kind for finding in findings} <= {"frozen", "missing"}:
@@ -253,21 +259,48 @@ def _about_sizes(
             "instead of a gradient, or an optimiser's step",
         )
         return
-    adaptive = local.optimizer in ("adam", "adamw", "rmsprop", "adagrad")
-    if not adaptive:
+    if local.optimizer not in FIRST_STEPS:
         yield Finding(
             "adam",
             f"{alike:.0%} of the weights moved by plus or minus {typical:.2g}, as in a first step "
             f"of Adam with that learning rate, where {local.optimizer} was told",
         )
-    elif local.optimizer in ("adam", "adamw", "adagrad") and local.learning_rate:
-        expected = local.rate_at(0)
-        if knowledge.steps == 1 and abs(typical / expected - 1) > 2 * ALIKE:
-            yield Finding(
-                "rate",
-                f"the weights moved by {typical:.2g}, where a first step of {local.optimizer} "
-                f"moves them by at most its learning rate, told as {expected:.2g}",
-            )
+
+
+def _about_first_step(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
+) -> Iterator[Finding]:
+    """A first step of Adam and its kin moves no weight by more than one number, and most by it."""
+    local = knowledge.local
+    if local.optimizer not in FIRST_STEPS or knowledge.steps > 1 or not local.learning_rate:
+        return
+    ratios, errors = [], []
+    for name, own in local.groups(live).items():
+        old, moved = update.sent[name].double().flatten(), live[name].double().flatten()
+        rate, limit = own.rate_at(0), 1.0
+        if own.optimizer == "rmsprop":
+            centred = own.alpha if own.centered else 1.0
+            limit = ((1 - own.alpha) * centred) ** -0.5 if centred else math.inf
+        if own.optimizer == "adamw":
+            moved = moved + rate * own.weight_decay * old
+        if not rate or not math.isfinite(limit):
+            return
+        ratios.append(moved.abs() / (rate * limit))
+        kept = torch.finfo(update.sent[name].dtype).eps
+        errors.append(kept * (2 * old.abs() + moved.abs()) / (rate * limit))
+    ratio, error = torch.cat(ratios), torch.cat(errors)
+    highest = float(ratio.max())
+    # That is where the entries gather whose gradient is far above eps.
+    gathered = float(((ratio - highest).abs() <= ALIKE * highest).double().mean())
+    over = float((ratio - error).max()) > 1 + LARGER
+    under = highest < 1 - 2 * ALIKE - float(error.max()) and len(ratio) >= FEW
+    if over or (under and gathered > GATHERED):
+        yield Finding(
+            "rate",
+            f"the weights moved by up to {highest:.2g} times what a first step of "
+            f"{local.optimizer} moves them by at most: learning rate, optimiser or weight decay "
+            "are not those told, or there were more steps",
+        )
 
 
 def _levels(received: Tensors, steps_alike: bool) -> int | None:
@@ -451,6 +484,9 @@ def _about_rank(
                 * float(update.sent[weight].double().norm())
                 / (local.rate * knowledge.mean_steps)
             )
+            if knowledge.steps > 1:
+                # The decay that is subtracted is that at the mean of the first and last weights.
+                noise += local.weight_decay * float(live[weight].norm())
         found = _next_singular_value(matrix, limit)
         if found > ABOVE_ROUNDING * noise and found > 1e-4 * float(matrix.norm()):
             steps = f" and {knowledge.steps} local steps" if knowledge.steps > 1 else ""

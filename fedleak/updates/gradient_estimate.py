@@ -68,7 +68,7 @@ def estimate_gradient(
     for name, own in facts.groups(change).items():
         old, moved = sent[name].double(), change[name].double()
         if own.optimizer == "sgd":
-            found = moved / sum(weight * _response(own, number) for weight, number in clients)
+            found = moved / sum(weight * response(own, number) for weight, number in clients)
             if own.weight_decay:
                 found = found - own.weight_decay * (old if one_step else old + moved / 2)
             found = -found if own.maximize else found
@@ -81,8 +81,13 @@ def estimate_gradient(
     return GradientEstimate(gradient, deviation, exact)
 
 
-def _response(facts: LocalTraining, steps: int) -> float:
-    """The change by SGD without weight decay for a gradient of 1 in every step."""
+def response(facts: LocalTraining, steps: int) -> float:
+    """The change by SGD without weight decay for a gradient of 1 in every step.
+
+    Args:
+        facts: the client's local training, of one parameter.
+        steps: number of its steps.
+    """
     if not facts.momentum and facts.schedule is None:
         return -(facts.rate * steps)
     one, state, total = torch.ones((), dtype=torch.float64), State(), 0.0

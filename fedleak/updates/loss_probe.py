@@ -259,6 +259,20 @@ class LossProbe:
         finally:
             bias.requires_grad_(False)
 
+    def dummies(self, least: int) -> Tensor:
+        """Dummy samples: normal random numbers, or random whole numbers for an embedding.
+
+        Args:
+            least: their least number; there are at least as many as a step has.
+        """
+        shape = (max(least, self.size), *self._facts.input_shape)
+        generator = torch.Generator().manual_seed(0)
+        if not self._tokens:
+            return torch.randn(shape, generator=generator)
+        embeddings = (nn.Embedding, nn.EmbeddingBag)
+        sizes = [m.num_embeddings for m in self.model.modules() if isinstance(m, embeddings)]
+        return torch.randint(min(sizes, default=1), shape, generator=generator)
+
     def output_of(self, inputs: Tensor) -> Tensor:
         """The layer's outputs for some inputs.
 
@@ -269,7 +283,8 @@ class LossProbe:
             ``(batch, outputs)``.
         """
         seen: list[Tensor] = []
-        self._loss(self.labels(len(inputs)), inputs=inputs.to(self._like), watch=seen)
+        inputs = inputs.to(self._like if inputs.is_floating_point() else self._device)
+        self._loss(self.labels(len(inputs)), inputs=inputs, watch=seen)
         return seen[0].reshape(-1, self.outputs)
 
     # ------------------------------------------------------------------------------ finding out
