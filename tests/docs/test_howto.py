@@ -14,11 +14,13 @@ from flwr.app import ConfigRecord
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fedleak.audit import read_app
 from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
 from fedleak.cli.main import _run_config
 from fedleak.federation import records
 from fedleak.sweep import expand, load_study
+from tests.audit.apps import ONE_STEP, imports_undone, write_kind
 from tests.federation.fakes import FakeGrid, sends_weights
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -26,6 +28,7 @@ PAGES = sorted((DOCS / "how-to").glob("*.md"))
 # Its Python starts a federation.
 SLOW = ("run-a-study",)
 LONGEST = 120
+AUDIT = DOCS / "how-to" / "audit-a-flower-app.md"
 TENSORBOARD = DOCS / "how-to" / "read-tensorboard.md"
 
 
@@ -52,7 +55,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
-    yield tmp_path
+    with imports_undone():
+        yield tmp_path
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) is None or name.startswith("my_"):
             del sys.modules[name]
@@ -60,6 +64,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def write_files(page: Path) -> None:
     """Write the blocks that begin with a file's name where the page's reader would."""
+    if page == AUDIT:
+        write_kind(Path("path/to/app"), "images", task=ONE_STEP)
     for block in blocks(page, "python") + blocks(page, "yaml"):
         if found := re.match(r"# (\w+\.(?:py|yaml))\n", block):
             Path(found[1]).write_text(block, encoding="utf-8")
@@ -77,7 +83,7 @@ def run_python(page: Path) -> ModuleType:
 # ------------------------------------------------------------------------------------- every page
 
 
-@named([DOCS / "index.md", *PAGES])
+@named([DOCS / "index.md", *(page for page in PAGES if blocks(page, "python"))])
 def test_its_python_runs(page: Path, folder: Path) -> None:
     torch.manual_seed(0)
     if page == TENSORBOARD:
@@ -108,6 +114,8 @@ def test_its_commands_are_understood(page: Path, folder: Path) -> None:
             cells = expand(load_study(Path(settings.sweep.study)))
             # A grid of two by two with one of them skipped.
             assert len(cells) == 3
+        elif settings.subcommand == "audit":
+            assert read_app(Path(settings.audit.app)).server.endswith("server_app:app")
         else:
             source = settings[settings.subcommand].as_dict()
             assert Path(source.get("source") or source.get("run")).is_dir()
@@ -124,10 +132,19 @@ def test_its_commands_run(page: Path, folder: Path) -> None:
         with pytest.raises(SystemExit) as ended:
             cli.main(shlex.split(small))
         assert ended.value.code == 0, small
-    assert list(folder.glob("runs/*/results.csv"))
+    assert list(folder.glob("runs/*/results.csv")) or list(folder.glob("runs/*/verdict.json"))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.stem)
+def test_what_the_app_tells_an_audit_is_understood(folder: Path) -> None:
+    (block,) = blocks(AUDIT, "toml")
+    app = write_kind(Path("told"), "images", task=ONE_STEP, more=block)
+    assert app.settings.value_range == (-1.0, 1.0)
+    assert app.settings.clients == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "toml") and p != AUDIT], ids=lambda p: p.stem
+)
 def test_its_entry_point_names_what_it_defines(page: Path) -> None:
     (block,) = blocks(page, "toml")
     ((group, points),) = tomllib.loads(block)["project"]["entry-points"].items()
