@@ -95,7 +95,7 @@ def test_attention_is_matched(make: Any, train: bool) -> None:
     together = IGA(iterations=40, compile="off", learning_rate=0.05)(updates, known)
     assert torch.backends.mha.get_fastpath_enabled() == fast
     for found in together:
-        assert found.findings == () or "not supported" in found.findings[0]
+        assert all(text.startswith(("not supported", "not settled")) for text in found.findings)
         assert found.cost < 0.5 * found.costs[0][1]
 
 
