@@ -225,9 +225,9 @@ BY_DEFAULT: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("items", "own"), [(1000, 3), (200, 90)])
+@pytest.mark.parametrize(("items", "own"), [(500, 4), (200, 90)])
 def test_users_with_few_items_or_many_are_read_by_default(items: int, own: int) -> None:
-    model = vae(input_shape=(items,), hidden=16, dropout=0.0).train()
+    model = vae(input_shape=(items,), hidden=64, code=20, dropout=0.0).train()
     inputs = torch.zeros(1, items)
     inputs[0, torch.randperm(items, generator=torch.Generator().manual_seed(2))[:own]] = 1
     labels = torch.zeros(1, dtype=torch.long)
