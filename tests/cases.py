@@ -106,6 +106,7 @@ ATTACKS = (
     AttackCase(IGA, {"iterations": 6, "cost": "squared_error", "box": False}),
     AttackCase(NRA, {"iterations": 6}),
     AttackCase(NRA, {"iterations": 6, "restarts": 2, "total_variation": 0.0, "decay": False}),
+    AttackCase(NRA, {"iterations": 6, "start": "zeros"}),
     AttackCase(PartialIGA, {"iterations": 6}),
     AttackCase(DLG, {"iterations": 1}),
     AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}),

@@ -8,7 +8,8 @@ from torch import Tensor
 from fedleak.attacks.base import Problem
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.matching.compile import Compiler
-from fedleak.attacks.matching.engine import GradientMatching
+from fedleak.attacks.matching.costs import CostName
+from fedleak.attacks.matching.engine import GradientMatching, StartName
 from fedleak.attacks.matching.optimizers import OptimizerName
 
 
@@ -51,9 +52,8 @@ class DLG(GradientMatching):
     precision: Literal["float32", "float64"] | None = "float64"
     # Fixed by the paper.
     total_variation: float = field(default=0.0, init=False)
-    cost: Literal["cosine", "squared_error", "relative_error"] = field(
-        default="squared_error", init=False
-    )
+    cost: CostName = field(default="squared_error", init=False)
+    start: StartName = field(default="normal", init=False)
     signed: bool = field(default=False, init=False)
     box: bool = field(default=False, init=False)
     decay: bool = field(default=False, init=False)

@@ -15,7 +15,8 @@ from torch.nn import functional
 from fedleak.attacks.base import Problem, Reconstruction, Report
 from fedleak.attacks.embeddings import EmbeddingUse, embedding_uses, takes_numbers
 from fedleak.attacks.explained import simulated_update
-from fedleak.attacks.matching.engine import GradientMatching
+from fedleak.attacks.matching.costs import CostName
+from fedleak.attacks.matching.engine import GradientMatching, StartName
 from fedleak.attacks.matching.optimizers import OptimizerName
 from fedleak.attacks.module_facts import drawing_layers
 from fedleak.attacks.rows import find_rows
@@ -69,12 +70,13 @@ class Tokens(GradientMatching):
 
     iterations: int = 100
     learning_rate: float = 1.0
-    cost: Literal["cosine", "squared_error", "relative_error"] = "relative_error"
+    cost: CostName = "relative_error"
     signed: bool = False
     optimizer: OptimizerName = "lbfgs"
     precision: Literal["float32", "float64"] | None = "float64"
     evaluations: int = 5000
-    # They are for images.
+    # They are for numbers such as those of images.
+    start: StartName = field(default="normal", init=False)
     total_variation: float = field(default=0.0, init=False)
     box: bool = field(default=False, init=False)
     features: float = field(default=0.0, init=False)

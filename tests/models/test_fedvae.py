@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_the_slots_that_are_restored_can_be_chosen() -> None:
     (every,), (chosen,), (one,) = (
         attack([update], knowledge)
         for attack in (
-            NRA(iterations=30), IGA(iterations=30, noise_slots=["*"]),
+            NRA(iterations=30), IGA(**BY_DEFAULT | {"iterations": 30}, noise_slots=["*"]),
             NRA(iterations=30, noise_slots=["noi*"]),
         )
     )  # fmt: skip
@@ -216,6 +217,33 @@ def test_the_slots_that_are_restored_can_be_chosen() -> None:
     assert not torch.equal(one.inputs, every.inputs)
     with pytest.raises(BadInput, match="`noise_slots` eps fits no noise slot of FedVAE, which has"):
         NRA(noise_slots=["eps"])([update], knowledge)
+
+
+# What NRA does on a user's items unless it is told otherwise.
+BY_DEFAULT: dict[str, Any] = {
+    "iterations": 500, "learning_rate": 0.03, "cost": "relative_error", "start": "zeros",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("items", "own"), [(500, 4), (200, 90)])
+def test_users_with_few_items_or_many_are_read_by_default(items: int, own: int) -> None:
+    model = vae(input_shape=(items,), hidden=64, code=20, dropout=0.0).train()
+    inputs = torch.zeros(1, items)
+    inputs[0, torch.randperm(items, generator=torch.Generator().manual_seed(2))[:own]] = 1
+    labels = torch.zeros(1, dtype=torch.long)
+    torch.manual_seed(6)
+    gradient = torch.autograd.grad(batch_loss(model, (inputs, labels)), model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    update = InterceptedUpdate(
+        1, 0, "fedsgd", 1, "fedvae", dict(model.state_dict()),
+        dict(zip(names, gradient, strict=True)),
+    )  # fmt: skip
+    knowledge = Knowledge(
+        model=model, input_shape=(items,), num_classes=1, labels=labels, value_range=(0.0, 1.0)
+    )
+    (found,) = NRA()([update], knowledge)
+    assert torch.equal((found.inputs >= 0.6).float(), inputs)
+    assert found.explained > 0.9
 
 
 def test_vectors_have_no_total_variation() -> None:

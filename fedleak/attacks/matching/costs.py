@@ -7,7 +7,7 @@ building its weight gradient (:mod:`fedleak.attacks.matching.dummy_gradient`).
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Products(NamedTuple):
 
 
 Weights = Mapping[str, float] | None
+
+CostName = Literal["cosine", "squared_error", "relative_error"]
 
 # Takes the products of every parameter that is compared, and their weights (1 if missing).
 Cost = Callable[[Mapping[str, Products], Weights], Tensor]
@@ -91,7 +93,7 @@ def relative_error(
     return torch.stack(errors).sum() / sum(shares)
 
 
-COSTS: dict[str, Cost] = {
+COSTS: dict[CostName, Cost] = {
     "cosine": cosine, "squared_error": squared_error, "relative_error": relative_error,
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from fedleak.attacks.closed_form.linear import known_inputs
 from fedleak.attacks.labels import NotDetermined, recover_labels
 from fedleak.attacks.matching.best_iterate import BestIterate, BestIterates, cost_rounding
 from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
-from fedleak.attacks.matching.costs import COSTS, layer_weights
+from fedleak.attacks.matching.costs import COSTS, CostName, layer_weights
 from fedleak.attacks.matching.differentiation import Road, ordinary_autograd
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
 from fedleak.attacks.matching.inverted_step import BoundedGradient
@@ -56,6 +56,33 @@ REPORT_EVERY = 50
 # Fewer evaluations are not traced: tracing takes as long as a few hundred of a small model.
 TRACE_FROM = 400
 
+StartName = Literal["normal", "zeros"]
+
+
+class Choices(NamedTuple):
+    """Settings of gradient matching whose default may depend on the samples.
+
+    Args:
+        iterations: see :class:`GradientMatching`.
+        learning_rate: see :class:`GradientMatching`.
+        cost: see :class:`GradientMatching`.
+        start: see :class:`GradientMatching`.
+    """
+
+    iterations: int
+    learning_rate: float
+    cost: CostName
+    start: StartName
+
+
+# Those of the papers, whose samples are images.
+PUBLISHED = Choices(7000, 0.01, "cosine", "normal")
+# Those of vectors of which most entries are 0, see experiments/fedvae: the gradient of an untrained
+# recommender hardly changes where a constant is added to all entries, so that what a normal start
+# adds to them stays; and the cosine does not distinguish a vector from its complement with the
+# noise negated.
+OF_ITEMS = Choices(500, 0.03, "relative_error", "zeros")
+
 
 @dataclass(frozen=True)
 class Known:
@@ -64,8 +91,8 @@ class Known:
     Args:
         noise: slot -> known noise ``(batch, ...)``, which is injected and not optimised.
         features: module's path -> its known input, see the hyperparameter ``features``.
-        begin: inputs ``(batch, ...)`` that every restart begins with. If None, it begins with
-            normal random numbers.
+        begin: inputs ``(batch, ...)`` that every restart begins with. If None, the hyperparameter
+            ``start`` decides.
         labels: the labels ``(batch, ...)``. If None, they are searched together with the inputs.
     """
 
@@ -79,10 +106,14 @@ class Known:
 class GradientMatching(JointAttack):
     """Optimises dummy inputs until their gradient matches the client's.
 
-    The inputs start from N(0, 1). Updates of one round are attacked together in one batched
-    computation; each gets the result that it would get alone. The reconstruction is the iterate of
-    lowest cost, or the last one whose cost equals it up to rounding: there the priors still improve
-    what the cost no longer distinguishes.
+    Updates of one round are attacked together in one batched computation; each gets the result that
+    it would get alone. The reconstruction is the iterate of lowest cost, or the last one whose cost
+    equals it up to rounding: there the priors still improve what the cost no longer distinguishes.
+
+    Where ``iterations``, ``learning_rate``, ``cost`` or ``start`` is None, the samples decide:
+    500, 0.03, ``relative_error`` and ``zeros`` for a user's items, that is vectors whose
+    ``value_range`` was told to begin at 0; and 7,000, 0.01, ``cosine`` and ``normal``, the papers'
+    settings, for all others.
 
     Args:
         iterations: number of optimiser steps, at least 1.
@@ -90,6 +121,10 @@ class GradientMatching(JointAttack):
         total_variation: weight of the images' total variation in the objective, at least 0; not
             used for inputs that are no images ``(C, H, W)``.
         cost: distance of the gradients, see :mod:`fedleak.attacks.matching.costs`.
+        start: what the inputs start from. normal: N(0, 1), drawn for each restart; zeros: 0 in
+            every entry, so that restarts, and the samples of a batch, start apart only in their
+            noise and labels. Where the gradient does not change around 0, as with ReLUs and no
+            biases, an attack never leaves zeros.
         signed: whether Adam or SGD uses the sign of the inputs' gradient instead of the gradient.
         box: whether inputs are clamped to the valid range, at the start and after each step.
         decay: whether the learning rate is divided by 10 at 3/8, 5/8 and 7/8 of the iterations.
@@ -133,10 +168,11 @@ class GradientMatching(JointAttack):
     boxed: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
 
-    iterations: int = 7000
-    learning_rate: float = 0.01
+    iterations: int | None = PUBLISHED.iterations
+    learning_rate: float | None = PUBLISHED.learning_rate
     total_variation: float = 1e-6
-    cost: Literal["cosine", "squared_error", "relative_error"] = "cosine"
+    cost: CostName | None = PUBLISHED.cost
+    start: StartName | None = PUBLISHED.start
     signed: bool = True
     box: bool = True
     decay: bool = True
@@ -154,7 +190,8 @@ class GradientMatching(JointAttack):
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("cost", COSTS), ("optimizer", OPTIMIZERS),
+            ("cost", (None, *COSTS)), ("start", (None, *get_args(StartName))),
+            ("optimizer", OPTIMIZERS),
             ("precision", (None, "float32", "float64")), ("compile", get_args(Compiler)),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -166,7 +203,7 @@ class GradientMatching(JointAttack):
                 count is None or count >= 1, f"Expected `{name}` to be at least 1, got {count}."
             )
         require(
-            self.learning_rate > 0,
+            self.learning_rate is None or self.learning_rate > 0,
             f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
         )
         weights = {n: getattr(self, n) for n in ("total_variation", "batch_norm", "features")}
@@ -212,7 +249,10 @@ class GradientMatching(JointAttack):
                 facts.client_samples, facts.aggregation,
             )  # fmt: skip
             left = problem.left_out
-            kind = (id(problem.model), problem.batch_shape, shapes, names, given, training, left)
+            limits = facts.value_range
+            kind = (
+                id(problem.model), problem.batch_shape, shapes, names, given, training, left, limits
+            )  # fmt: skip
             groups.setdefault(kind, []).append(index)
         for indices in groups.values():
             for begin in range(0, len(indices), self.at_once):
@@ -279,6 +319,12 @@ class GradientMatching(JointAttack):
         )
         return weights
 
+    def _choices(self, knowledge: Knowledge) -> Choices:
+        """The settings that hold for these samples."""
+        default = OF_ITEMS if _has_items(knowledge) else PUBLISHED
+        own = {name: getattr(self, name) for name in default._fields}
+        return default._replace(**{name: v for name, v in own.items() if v is not None})
+
     def labels_of(self, problem: Problem) -> Tensor | None:
         """The labels ``(num_samples, ...)`` that the server knows or recovers.
 
@@ -307,6 +353,7 @@ class GradientMatching(JointAttack):
         self, problems: Sequence[Problem], known: Sequence[Known], report: Report
     ) -> list[Reconstruction]:
         first = problems[0]
+        iterations, learning_rate, cost, _ = self._choices(first.knowledge)
         state = self._state(problems, known)
         injected = {NOISE + slot for slot in known[0].noise}
         free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in injected}
@@ -319,30 +366,30 @@ class GradientMatching(JointAttack):
             found, (objectives, _) = step(*(_row(values, row) for values in (free, fixed, target)))
             return found, objectives[0]
 
-        optimizer = OPTIMIZERS[self.optimizer](free, learning_rate=self.learning_rate)
+        optimizer = OPTIMIZERS[self.optimizer](free, learning_rate=learning_rate)
         low, high = (bound.to(state["inputs"]) for bound in first.knowledge.bounds)
         if self.box:
             torch.clamp(state["inputs"], low, high, out=state["inputs"])
-        drop_at = {int(self.iterations * share) for share in DECAY_AT} if self.decay else set()
-        rounding = cost_rounding(self.cost, target["gradient"], self._weights(first))
+        drop_at = {int(iterations * share) for share in DECAY_AT} if self.decay else set()
+        rounding = cost_rounding(cost, target["gradient"], self._weights(first))
         best = BestIterates(state, rounding, self.patience)
         iteration = 0
-        for iteration in range(self.iterations + 1):
+        for iteration in range(iterations + 1):
             for name in fixed:
                 if name.startswith(NOISE) and name not in injected:
                     # Noise that is not restored is drawn in every iteration.
                     drawn = self._noise_starts(problems, name.removeprefix(NOISE))
                     fixed[name] = state[name] = drawn.to(state[name])
             if "smoothing" in target:
-                target["smoothing"].fill_(smoothing_at(iteration / self.iterations))
+                target["smoothing"].fill_(smoothing_at(iteration / iterations))
             gradients, (_, costs) = step(free, fixed, target)
             best.update(iteration, costs, state)
-            if iteration % REPORT_EVERY == 0 or iteration == self.iterations:
+            if iteration % REPORT_EVERY == 0 or iteration == iterations:
                 best.record(iteration)
-                report(Progress(iteration, self.iterations, float(best.costs.mean())))
+                report(Progress(iteration, iterations, float(best.costs.mean())))
                 if best.all_stopped():
                     break
-            if iteration == self.iterations:
+            if iteration == iterations:
                 break
             if self.signed:
                 gradients = gradients | {"inputs": gradients["inputs"].sign()}
@@ -429,6 +476,8 @@ class GradientMatching(JointAttack):
         kind = self._dtype(first)
         # Drawn even if not needed, so that the other draws stay the same.
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
+        if self._choices(first.knowledge).start == "zeros":
+            state["inputs"].zero_()
         begin = [facts.begin for facts in known if facts.begin is not None]
         if begin:
             inputs = torch.stack(begin).repeat_interleave(starts, dim=0)
@@ -489,7 +538,8 @@ class GradientMatching(JointAttack):
                 # So that every road draws the same, whatever was tried before.
                 torch.set_rng_state(random_state)
                 continue
-            evaluations = self.iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
+            iterations = self._choices(problems[0].knowledge).iterations
+            evaluations = iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
             if self.compile != "off" and evaluations >= TRACE_FROM and road != "ordinary":
                 step = TracedStep(step, self.compile)
             return _told(step, problems[0]), target, _TAKEN[road] if failures else ()
@@ -540,7 +590,7 @@ class GradientMatching(JointAttack):
             target["smoothing"] = state["inputs"].new_full((rows,), smoothing_at(0.0))
         objective = Objective(
             dummy=dummy,
-            cost=COSTS[self.cost],
+            cost=COSTS[self._choices(first.knowledge).cost],
             weights=self._weights(first),
             total_variation=self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0,
             batch_norm=self.batch_norm,
@@ -612,6 +662,13 @@ def _label_shape(problem: Problem) -> tuple[int, ...]:
         return (facts.num_samples, *loss.shape)
     assert facts.num_classes is not None  # set when the problem was prepared
     return (facts.num_samples, facts.num_classes)
+
+
+def _has_items(knowledge: Knowledge) -> bool:
+    """Whether the samples are vectors of numbers from 0 on, as those of a user's items are."""
+    if knowledge.value_range is None or len(knowledge.input_shape) != 1:
+        return False
+    return bool((torch.as_tensor(knowledge.value_range[0]) == 0).all())
 
 
 def _row(values: Any, row: int) -> Any:

@@ -473,6 +473,37 @@ def test_of_equal_costs_the_last_iterate_is_kept() -> None:
     assert error(alone) <= error(early)
 
 
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_what_the_inputs_start_from(restarts: int) -> None:
+    """One step of nearly no length, with a layer whose gradient changes at inputs of 0."""
+    victim = case_victim(MODELS[2], precode=True, batch=2)
+    settings: dict[str, Any] = {
+        "iterations": 1, "learning_rate": 1e-6, "restarts": restarts, "box": False,
+    }  # fmt: skip
+    zeros, normal, unsaid = (
+        NRA(**settings | more)([victim.update], victim.knowledge)[0].inputs
+        for more in ({"start": "zeros"}, {"start": "normal"}, {})
+    )
+    torch.testing.assert_close(zeros, torch.zeros_like(zeros), atol=1e-5, rtol=0)
+    assert 0.8 < float(normal.std()) < 1.2
+    assert torch.equal(unsaid, normal)
+    with pytest.raises(BadInput, match="Unknown start `ones`: expected one of normal, zeros"):
+        NRA(start="ones")  # type: ignore[arg-type]
+
+
+def test_what_is_not_said_follows_from_the_samples() -> None:
+    image = case_victim(MODELS[2], precode=True).knowledge
+    items = replace(image, input_shape=(20,), mean=(0.0,), std=(1.0,), value_range=(0.0, 1.0))
+    papers = (7000, 0.01, "cosine", "normal")
+    assert NRA()._choices(image) == IGA()._choices(image) == papers
+    assert IGA()._choices(items) == papers
+    for other in (None, (-1.0, 1.0)):  # nobody says that most entries are 0
+        assert NRA()._choices(replace(items, value_range=other)) == papers
+    assert NRA()._choices(items) == (500, 0.03, "relative_error", "zeros")
+    given = NRA(iterations=5, learning_rate=1.0, cost="cosine", start="normal")
+    assert given._choices(items) == (5, 1.0, "cosine", "normal")
+
+
 class Begun(IGA):
     """Begins at samples of its own for every update."""
 
