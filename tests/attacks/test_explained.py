@@ -7,13 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedleak.attacks import uncertainty
 from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.explained import explained_share
 from fedleak.models.noise import inject
 from fedleak.updates.knowledge import batch_loss
-from tests.cases import LIGHT_MODELS, ModelCase, Victim, case_victim, several_steps
+from tests.cases import (
+    LIGHT_MODELS,
+    ModelCase,
+    Victim,
+    case_victim,
+    make_victim,
+    several_steps,
+)
+from tests.toys import Normalised
 from tests.updates.test_optimizer_steps import CASES, IDS, facts_of
 
 every_model = pytest.mark.parametrize("case", LIGHT_MODELS, ids=lambda case: case.name)
@@ -107,6 +116,60 @@ def test_without_the_noise_nothing_can_be_said() -> None:
     found = explained_share(victim.update, victim.knowledge, truth.inputs, truth.labels, {})
     assert math.isnan(found.share)
     assert "not checked against the update" in found.findings[0]
+
+
+def test_where_the_error_cannot_be_estimated_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False)
+    facts, truth = victim.knowledge, victim.truth
+    whole = explained_share(victim.update, facts, truth.inputs, truth.labels, {})
+    assert whole.findings == ()
+    assert whole.settled
+    assert whole.error is not None
+    assert whole.error < 1e-2
+    monkeypatch.setattr(uncertainty, "WORK", 1.0)
+    large = explained_share(victim.update, facts, truth.inputs, truth.labels, {})
+    assert large.findings == (
+        "how far off the inputs may be is not estimated: the model is too large",
+    )
+    monkeypatch.undo()
+
+    def only_at_the_truth(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs = batch[0]
+        if bool(inputs.any()) and not torch.equal(inputs, truth.inputs.to(inputs)):
+            raise ValueError("other inputs")
+        return batch_loss(model, batch)
+
+    narrow = replace(facts, loss=only_at_the_truth)
+    failed = explained_share(victim.update, narrow, truth.inputs, truth.labels, {})
+    assert failed.share == whole.share
+    assert failed.findings == (
+        "how far off the inputs may be is not estimated: the model fails beside them: other inputs",
+    )
+
+
+def test_much_that_is_explained_may_leave_the_inputs_open() -> None:
+    """Of a batch norm in train mode, inputs of another scale explain all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Normalised().train()
+    victim = make_victim(model, (1, 6, 6), batch=2, labels=[0, 2], num_classes=3)
+    facts, truth = victim.knowledge, victim.truth
+    found = explained_share(victim.update, facts, 5 * truth.inputs, truth.labels, {})
+    assert found.share > 0.99
+    assert not found.settled
+    (sentence,) = found.findings
+    assert sentence.startswith("not settled by the update: the inputs may be off by ")
+
+
+def test_a_part_that_is_not_explained_is_said() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False)
+    truth = victim.truth
+    near = truth.inputs + 0.2 * torch.randn(
+        truth.inputs.shape, generator=torch.Generator().manual_seed(0)
+    )
+    found = explained_share(victim.update, victim.knowledge, near, truth.labels, {})
+    assert 0.5 < found.share < 0.9
+    assert found.findings[0].startswith("not settled by the update: the reconstruction explains ")
 
 
 @pytest.mark.parametrize(("name", "optimizer", "settings"), CASES, ids=IDS)

@@ -108,6 +108,17 @@ HONEST: list[tuple[str, dict[str, Any]]] = [
         "make": torch.optim.AdamW, "told": {"optimizer": "adamw", "weight_decay": 0.01},
     }),
     ("rmsprop", {"make": torch.optim.RMSprop, "told": {"optimizer": "rmsprop"}}),
+    ("rmsprop, centred, momentum", {
+        "make": torch.optim.RMSprop, "centered": True, "momentum": 0.9,
+        "told": {"optimizer": "rmsprop", "centered": True, "momentum": 0.9},
+    }),
+    ("adam, decay and amsgrad", {
+        "make": torch.optim.Adam, "weight_decay": 0.1, "amsgrad": True,
+        "told": {"optimizer": "adam", "weight_decay": 0.1, "amsgrad": True},
+    }),
+    ("decay over three steps", {
+        "weight_decay": 0.5, "steps": 3, "told": {"weight_decay": 0.5},
+    }),
     ("adagrad", {"make": torch.optim.Adagrad, "told": {"optimizer": "adagrad"}}),
 ]  # fmt: skip
 
@@ -157,6 +168,22 @@ WRONG: list[tuple[str, str, dict[str, Any]]] = [
     ("adam", "AdamW told as SGD", {"make": torch.optim.AdamW, "weight_decay": 0.0}),
     ("rate", "Adam's rate told wrong", {
         "make": torch.optim.Adam, "told": {"optimizer": "adam", "learning_rate": 0.01},
+    }),
+    ("rate", "Adam's rate told too large", {
+        "make": torch.optim.Adam, "told": {"optimizer": "adam", "learning_rate": 0.1},
+    }),
+    ("rate", "RMSprop told as Adam", {
+        "make": torch.optim.RMSprop, "told": {"optimizer": "adam"},
+    }),
+    ("rate", "Adagrad told as RMSprop", {
+        "make": torch.optim.Adagrad, "told": {"optimizer": "rmsprop"},
+    }),
+    ("rate", "AdamW's decay told wrong", {
+        "make": torch.optim.AdamW, "weight_decay": 0.01,
+        "told": {"optimizer": "adamw", "weight_decay": 2.0},
+    }),
+    ("rate", "three steps of Adam told as one", {
+        "make": torch.optim.Adam, "steps": 3, "told": {"optimizer": "adam", "steps": 1},
     }),
     ("protocol", "a delta told as weights", {"protocol": "delta", "as": "fedavg"}),
     ("protocol", "a gradient told as weights", {"protocol": "fedsgd", "as": "fedavg"}),
