@@ -137,7 +137,7 @@ def test_cost_falls_and_belongs_to_the_reconstruction(pair: Pair) -> None:
     assert result.cost == costs[-1]
     if pair.repeatable:
         assert result.cost < costs[0]
-        kind = pair.attack.make().cost
+        kind = pair.attack.make().choices(victim.knowledge).cost
         dummy = dense_gradient(victim.model, result.inputs, result.labels, result.noise)
         expected = cost_of(kind, dummy, victim.update.received)
         assert result.cost == pytest.approx(float(expected), rel=1e-6)
@@ -613,12 +613,10 @@ def test_hyperparameters_are_keyword_only_with_defaults_and_types(case: AttackCa
 def test_papers_defaults() -> None:
     for case in (ATTACKS[0], ATTACKS[3]):
         attack = case.kind()
-        assert (attack.iterations, attack.learning_rate, attack.total_variation) == (
-            7000, 0.01, 1e-6,
-        )  # fmt: skip
-        assert (attack.cost, attack.signed, attack.box, attack.decay, attack.restarts) == (
-            "cosine", True, True, True, 1,
-        )  # fmt: skip
+        facts = case_victim(MODELS[0], precode=True).knowledge
+        assert attack.choices(facts) == (7000, 0.01, "cosine", "normal")
+        assert (attack.total_variation, attack.restarts) == (1e-6, 1)
+        assert attack.signed and attack.box and attack.decay
 
 
 def test_the_public_call_is_final() -> None:

@@ -60,7 +60,7 @@ StartName = Literal["normal", "zeros"]
 
 
 class Choices(NamedTuple):
-    """Settings of gradient matching whose default may depend on the samples.
+    """Settings that an attack may leave to the samples, see :meth:`GradientMatching.choices`.
 
     Args:
         iterations: see :class:`GradientMatching`.
@@ -73,15 +73,6 @@ class Choices(NamedTuple):
     learning_rate: float
     cost: CostName
     start: StartName
-
-
-# Those of the papers, whose samples are images.
-PUBLISHED = Choices(7000, 0.01, "cosine", "normal")
-# Those of vectors of which most entries are 0, see experiments/fedvae: the gradient of an untrained
-# recommender hardly changes where a constant is added to all entries, so that what a normal start
-# adds to them stays; and the cosine does not distinguish a vector from its complement with the
-# noise negated.
-OF_ITEMS = Choices(500, 0.03, "relative_error", "zeros")
 
 
 @dataclass(frozen=True)
@@ -109,11 +100,6 @@ class GradientMatching(JointAttack):
     Updates of one round are attacked together in one batched computation; each gets the result that
     it would get alone. The reconstruction is the iterate of lowest cost, or the last one whose cost
     equals it up to rounding: there the priors still improve what the cost no longer distinguishes.
-
-    Where ``iterations``, ``learning_rate``, ``cost`` or ``start`` is None, the samples decide:
-    500, 0.03, ``relative_error`` and ``zeros`` for a user's items, that is vectors whose
-    ``value_range`` was told to begin at 0; and 7,000, 0.01, ``cosine`` and ``normal``, the papers'
-    settings, for all others.
 
     Args:
         iterations: number of optimiser steps, at least 1.
@@ -168,11 +154,11 @@ class GradientMatching(JointAttack):
     boxed: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
 
-    iterations: int | None = PUBLISHED.iterations
-    learning_rate: float | None = PUBLISHED.learning_rate
+    iterations: int = 7000
+    learning_rate: float = 0.01
     total_variation: float = 1e-6
-    cost: CostName | None = PUBLISHED.cost
-    start: StartName | None = PUBLISHED.start
+    cost: CostName = "cosine"
+    start: StartName = "normal"
     signed: bool = True
     box: bool = True
     decay: bool = True
@@ -190,22 +176,20 @@ class GradientMatching(JointAttack):
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("cost", (None, *COSTS)), ("start", (None, *get_args(StartName))),
-            ("optimizer", OPTIMIZERS),
-            ("precision", (None, "float32", "float64")), ("compile", get_args(Compiler)),
+            ("cost", COSTS), ("start", get_args(StartName)), ("optimizer", OPTIMIZERS),
+            ("precision", ("float32", "float64")), ("compile", get_args(Compiler)),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value not in choices:
-                raise unknown_name(name, str(value), [choice for choice in choices if choice])
+            unset = value is None and getattr(type(self), name) is None
+            if not unset and value not in choices:
+                raise unknown_name(name, str(value), choices)
         for name in ("iterations", "restarts", "at_once", "patience"):
             count = getattr(self, name)
             require(
                 count is None or count >= 1, f"Expected `{name}` to be at least 1, got {count}."
             )
-        require(
-            self.learning_rate is None or self.learning_rate > 0,
-            f"Expected `learning_rate` to be positive, got {self.learning_rate}.",
-        )
+        rate: Any = self.learning_rate
+        require(rate is None or rate > 0, f"Expected `learning_rate` to be positive, got {rate}.")
         weights = {n: getattr(self, n) for n in ("total_variation", "batch_norm", "features")}
         weights |= {f"layers.{pattern}": value for pattern, value in (self.layers or {}).items()}
         for name, weight in weights.items():
@@ -319,11 +303,13 @@ class GradientMatching(JointAttack):
         )
         return weights
 
-    def _choices(self, knowledge: Knowledge) -> Choices:
-        """The settings that hold for these samples."""
-        default = OF_ITEMS if _has_items(knowledge) else PUBLISHED
-        own = {name: getattr(self, name) for name in default._fields}
-        return default._replace(**{name: v for name, v in own.items() if v is not None})
+    def choices(self, knowledge: Knowledge) -> Choices:
+        """The settings that hold for an update; by default the attack's own.
+
+        Args:
+            knowledge: what is known of the update's samples.
+        """
+        return Choices(self.iterations, self.learning_rate, self.cost, self.start)
 
     def labels_of(self, problem: Problem) -> Tensor | None:
         """The labels ``(num_samples, ...)`` that the server knows or recovers.
@@ -353,7 +339,7 @@ class GradientMatching(JointAttack):
         self, problems: Sequence[Problem], known: Sequence[Known], report: Report
     ) -> list[Reconstruction]:
         first = problems[0]
-        iterations, learning_rate, cost, _ = self._choices(first.knowledge)
+        iterations, learning_rate, cost, _ = self.choices(first.knowledge)
         state = self._state(problems, known)
         injected = {NOISE + slot for slot in known[0].noise}
         free = {n: v for n, v in state.items() if self._is_optimised(n) and n not in injected}
@@ -476,7 +462,7 @@ class GradientMatching(JointAttack):
         kind = self._dtype(first)
         # Drawn even if not needed, so that the other draws stay the same.
         state = {"inputs": _starts(problems, first.batch_shape, starts).to(kind)}
-        if self._choices(first.knowledge).start == "zeros":
+        if self.choices(first.knowledge).start == "zeros":
             state["inputs"].zero_()
         begin = [facts.begin for facts in known if facts.begin is not None]
         if begin:
@@ -538,7 +524,7 @@ class GradientMatching(JointAttack):
                 # So that every road draws the same, whatever was tried before.
                 torch.set_rng_state(random_state)
                 continue
-            iterations = self._choices(problems[0].knowledge).iterations
+            iterations = self.choices(problems[0].knowledge).iterations
             evaluations = iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
             if self.compile != "off" and evaluations >= TRACE_FROM and road != "ordinary":
                 step = TracedStep(step, self.compile)
@@ -590,7 +576,7 @@ class GradientMatching(JointAttack):
             target["smoothing"] = state["inputs"].new_full((rows,), smoothing_at(0.0))
         objective = Objective(
             dummy=dummy,
-            cost=COSTS[self._choices(first.knowledge).cost],
+            cost=COSTS[self.choices(first.knowledge).cost],
             weights=self._weights(first),
             total_variation=self.total_variation if len(first.knowledge.input_shape) == 3 else 0.0,
             batch_norm=self.batch_norm,
@@ -662,13 +648,6 @@ def _label_shape(problem: Problem) -> tuple[int, ...]:
         return (facts.num_samples, *loss.shape)
     assert facts.num_classes is not None  # set when the problem was prepared
     return (facts.num_samples, facts.num_classes)
-
-
-def _has_items(knowledge: Knowledge) -> bool:
-    """Whether the samples are vectors of numbers from 0 on, as those of a user's items are."""
-    if knowledge.value_range is None or len(knowledge.input_shape) != 1:
-        return False
-    return bool((torch.as_tensor(knowledge.value_range[0]) == 0).all())
 
 
 def _row(values: Any, row: int) -> Any:

@@ -495,13 +495,13 @@ def test_what_is_not_said_follows_from_the_samples() -> None:
     image = case_victim(MODELS[2], precode=True).knowledge
     items = replace(image, input_shape=(20,), mean=(0.0,), std=(1.0,), value_range=(0.0, 1.0))
     papers = (7000, 0.01, "cosine", "normal")
-    assert NRA()._choices(image) == IGA()._choices(image) == papers
-    assert IGA()._choices(items) == papers
+    assert NRA().choices(image) == IGA().choices(image) == papers
+    assert IGA().choices(items) == papers
     for other in (None, (-1.0, 1.0)):  # nobody says that most entries are 0
-        assert NRA()._choices(replace(items, value_range=other)) == papers
-    assert NRA()._choices(items) == (500, 0.03, "relative_error", "zeros")
+        assert NRA().choices(replace(items, value_range=other)) == papers
+    assert NRA().choices(items) == (500, 0.03, "relative_error", "zeros")
     given = NRA(iterations=5, learning_rate=1.0, cost="cosine", start="normal")
-    assert given._choices(items) == (5, 1.0, "cosine", "normal")
+    assert given.choices(items) == (5, 1.0, "cosine", "normal")
 
 
 class Begun(IGA):
