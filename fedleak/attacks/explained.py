@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.module_facts import drawing_layers
-from fedleak.attacks.uncertainty import Around, error_of_gradient, error_of_signs, moved_by_half
+from fedleak.attacks.uncertainty import (
+    HALF,
+    Around,
+    error_of_gradient,
+    error_of_signs,
+    moved_by_half,
+)
 from fedleak.errors import first_line
 from fedleak.models.noise import inject, record
 from fedleak.updates.files import Tensors
@@ -24,6 +30,9 @@ SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
 """Share of an update from which, and likely error up to which, it settles a reconstruction."""
+# What the error from the signs of the first gradient is multiplied by for several steps. Measured on
+# 19 reconstructions of two samples and three steps: 0.5 to 2.7.
+SEVERAL_STEPS = 2.0
 NOT_SETTLED = "not settled by the update"
 """How the finding begins that a reconstruction is supported and may yet be far off."""
 # Whole numbers that are replaced one by one.
@@ -333,8 +342,13 @@ class _Client:
                 off = self.gradient(inputs, noise).abs()[measured] / size[measured] - 1
                 known = known + float(off.square().mean().sqrt()) * size
         error = error_of_signs(around, known)
-        left, moved = float(missed.square().sum()), moved_by_half(around, found)
-        return None if error is None else math.hypot(error, left / max(moved, 1e-300))
+        if error is not None and steps > 1:
+            # The signs are those of the first gradient; over several steps they tell less of it.
+            error *= SEVERAL_STEPS
+        # How far a move changes the update by as much as is left unexplained: wrong signs.
+        moved = max(moved_by_half(around, found), 1e-300)
+        wrong = HALF * math.sqrt(float(missed.square().sum()) / moved)
+        return None if error is None else math.hypot(error, wrong)
 
     def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
         """The same of whole numbers: what is left over the least change by another number."""

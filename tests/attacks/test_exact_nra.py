@@ -34,8 +34,6 @@ def victim_of(kind: Any, *, precode: bool = True, shape: Any = SHAPE, **settings
 ADDED = re.compile(
     r"not (supported|settled|checked)|the update is [\d.e+-]+ times|the gradient of `"
 )
-    r"not supported|not settled|not checked|the update is [\d.e+-]+ times|the gradient of `"
-)
 
 
 def said(found: Reconstruction) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from tests.federations import (
 
 WRONG_FROM = 0.5
 """Error, as a share of that of the mean, from which a reconstruction is wrong."""
-RIGHT_TO = 0.05
+RIGHT_TO = 0.02
 """Error up to which a reconstruction must not be said to be unsupported."""
 
 # What says that a reconstruction need not be right. Other findings tell how it was made.
