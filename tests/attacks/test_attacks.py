@@ -616,7 +616,7 @@ def test_papers_defaults() -> None:
         facts = case_victim(MODELS[0], precode=True).knowledge
         assert attack.choices(facts) == (7000, 0.01, "cosine", "normal")
         assert (attack.total_variation, attack.restarts) == (1e-6, 1)
-        assert attack.signed and attack.box and attack.decay
+        assert (attack.signed, attack.box, attack.decay) == (True, True, True)
 
 
 def test_the_public_call_is_final() -> None:
