@@ -55,7 +55,10 @@ SETTINGS: dict[str, Attack] = {
     "normal start": NRA(start="normal", at_once=8),
     "iga": IGA(**IGA_OF_THE_STUDY),
     "iga, zeros": IGA(**IGA_OF_THE_STUDY, start="zeros"),
+    "dropout 0.5": NRA(at_once=8),
 }
+# Of the model; without where a setting is not named.
+DROPOUT = {"dropout 0.5": 0.5}
 # Other settings than the default are tried on these alone.
 MAIN = ("lastfm", "movielens-like", "steam-like")
 
@@ -89,9 +92,11 @@ def data_sets(scratch: Path) -> dict[str, RecommenderData]:
     return found
 
 
-def victims(data: RecommenderData, number: int) -> list[tuple[InterceptedUpdate, GroundTruth]]:
-    """Users of an untrained FedVAE without dropout, as in study.yaml."""
-    model = model_for(data)
+def victims(
+    data: RecommenderData, number: int, dropout: float
+) -> list[tuple[InterceptedUpdate, GroundTruth]]:
+    """Users of an untrained FedVAE, as in study.yaml."""
+    model = model_for(data, dropout)
     sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
     chosen = np.linspace(0, len(data.train_set) - 1, number).astype(int)
     made = []
@@ -109,10 +114,10 @@ def victims(data: RecommenderData, number: int) -> list[tuple[InterceptedUpdate,
     return made
 
 
-def model_for(data: RecommenderData) -> FedVAE:
+def model_for(data: RecommenderData, dropout: float) -> FedVAE:
     """The untrained model, the same every time."""
     torch.manual_seed(0)
-    return FedVAE(input_shape=data.input_shape, dropout=0.0)
+    return FedVAE(input_shape=data.input_shape, dropout=dropout)
 
 
 def measure(output: Path, users: int, chosen: list[str]) -> None:
@@ -127,14 +132,13 @@ def measure(output: Path, users: int, chosen: list[str]) -> None:
                 setting for setting in chosen
                 if (name, setting) not in done and (name in MAIN or setting == "default")
             ]  # fmt: skip
-            if not wanted:
-                continue
-            made, model = victims(data, users), model_for(data)
-            knowledge = Knowledge(
-                model, data.input_shape, 1, num_samples=1, labels=torch.zeros(1, dtype=torch.long),
-                value_range=data.value_range,
-            )  # fmt: skip
             for setting in wanted:
+                dropout = DROPOUT.get(setting, 0.0)
+                made, model = victims(data, users, dropout), model_for(data, dropout)
+                knowledge = Knowledge(
+                    model, data.input_shape, 1, num_samples=1,
+                    labels=torch.zeros(1, dtype=torch.long), value_range=data.value_range,
+                )  # fmt: skip
                 found = SETTINGS[setting]([update for update, _ in made], knowledge)
                 rows = []
                 for user, ((_, truth), result) in enumerate(zip(made, found, strict=True)):
