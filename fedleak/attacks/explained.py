@@ -30,8 +30,8 @@ SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
 """Share of an update from which, and likely error up to which, it settles a reconstruction."""
-# What the error from the signs of the first gradient is multiplied by for several steps. Measured on
-# 19 reconstructions of two samples and three steps: 0.5 to 2.7.
+# What the error from the signs of the first gradient is multiplied by for several steps. Measured
+# on 19 reconstructions of two samples and three steps: 0.5 to 2.7.
 SEVERAL_STEPS = 2.0
 NOT_SETTLED = "not settled by the update"
 """How the finding begins that a reconstruction is supported and may yet be far off."""

@@ -30,6 +30,8 @@ AT_ONCE = 64
 MOST_CLASSES = 4096
 # Newton steps to the label of a gradient.
 NEWTON_STEPS = 30
+# Outputs that stand for infinity.
+FAR = (10.0, 50.0)
 # What torch says where a loss would broadcast its labels.
 BROADCASTS = "target size"
 
@@ -211,15 +213,17 @@ class LossProbe:
     def binary_limit(self) -> float | None:
         """Largest possible entry of the gradient, of a binary cross entropy; else None.
 
-        That of a sample is between those at the outputs minus and plus infinity.
+        That of a sample is between those at the outputs minus and plus infinity. A sigmoid of its
+        own in the model is rounded to 0 or 1 far out, where it has no gradient any more.
         """
         if self.kind != "binary":
             return None
-        far = torch.full((self.size, self.outputs), 50.0).to(self._like)
-        ends = [
-            self.gradient(sign * far, torch.full_like(self._numbers(0.0), value)).abs().sum(0).max()
-            for sign, value in ((1, 0.0), (-1, 1.0))
-        ]
+        ends = []
+        for far in FAR:
+            outputs = torch.full((self.size, self.outputs), far).to(self._like)
+            for sign, value in ((1, 0.0), (-1, 1.0)):
+                labels = torch.full_like(self._numbers(0.0), value)
+                ends.append(self.gradient(sign * outputs, labels).abs().sum(0).max())
         return float(max(ends)) / self.size * self.per_step
 
     @property

@@ -11,7 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    mse_loss,
+)
 
 from fedleak.attacks.explained import explained_share
 from fedleak.updates.evidence import check, examine
@@ -335,8 +340,11 @@ CRITERIA: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
     "weights, sum": (nn.CrossEntropyLoss(torch.linspace(0.2, 4, 10), reduction="sum"), 10),
     "smoothing": (nn.CrossEntropyLoss(label_smoothing=0.2), 10),
     "binary": (lambda z, y: binary_cross_entropy_with_logits(z.squeeze(1), (y % 2).to(z)), 1),
+    "own sigmoid": (
+        lambda z, y: binary_cross_entropy(z.sigmoid().squeeze(1), (y % 2).to(z)), 1
+    ),
     "regression": (lambda z, y: mse_loss(z.squeeze(1), y.to(z)), 1),
-}
+}  # fmt: skip
 LABELS = torch.tensor([3, 3, 1, 7, 7, 7, 0, 9])
 
 
