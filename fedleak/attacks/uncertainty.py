@@ -24,7 +24,7 @@ from fedleak.updates.files import Tensors
 
 # Dimensions of the Krylov space, at most and at least. Each takes two gradients; the product of
 # samples, parameters and dimensions is limited.
-MOST, LEAST, WORK = 64, 8, 5e8
+MOST, LEAST, WORK = 64, 8, 3e7
 # Difference step over the size of what is moved, and share of the largest singular value that is
 # not told from 0, for a loss that is computed in float64 and in float32 (by central differences).
 STEP = {True: 1e-6, False: 3e-3}
@@ -35,8 +35,9 @@ HALF = 0.5
 # Vectors whose rest is smaller than this, of a length of 1, are dependent.
 DEPENDENT = 1e-8
 TINY = 1e-300
-# Least spread of an entry, over the largest entry or its rounding.
-LOWEST = 1e-9
+# Least spread of an entry, over the largest spread by rounding; of a gradient in float32, over its
+# largest entry: smaller entries are rounding.
+LOWEST, ROUNDED = 1e-9, 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def error_of_signs(around: Around, known: Tensor) -> float | None:
     """
     gradient = around.gradient(around.inputs, around.noise).abs()
     spread = torch.minimum(known, gradient)
-    spread = spread.clamp_min(max(LOWEST * float(gradient.max()), TINY**0.25))
+    spread = spread.clamp_min(max(ROUNDED * float(gradient.max()), TINY**0.25))
     # Entries that are 0 whatever the inputs, as of inactive units, tell nothing.
     spread = torch.where(gradient > 0, spread, math.inf)
     return _error(around, spread, None, 0.0)

@@ -127,7 +127,11 @@ def test_where_the_error_cannot_be_estimated_that_is_said(monkeypatch: pytest.Mo
     assert whole.error is not None
     assert whole.error < 1e-2
     monkeypatch.setattr(uncertainty, "WORK", 1.0)
+    # What is explained up to rounding needs no estimate.
     large = explained_share(victim.update, facts, truth.inputs, truth.labels, {})
+    assert large.findings == ()
+    assert large.error is None
+    large = explained_share(victim.update, facts, 0.98 * truth.inputs, truth.labels, {})
     assert large.findings == (
         "how far off the inputs may be is not estimated: the model is too large",
     )

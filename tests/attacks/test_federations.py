@@ -101,8 +101,13 @@ def outcome_of(name: str, victim: Victim) -> Outcome:
     return Outcome(error_of(victim, found), found)
 
 
-def fault_of(outcome: Outcome) -> str | None:
-    """What an outcome does wrong where every fact was told right. If None, nothing."""
+def fault_of(outcome: Outcome, labels: Tensor) -> str | None:
+    """What an outcome does wrong where every fact was told right. If None, nothing.
+
+    Args:
+        outcome: the outcome.
+        labels: the client's labels.
+    """
     error, found = outcome.error, outcome.found
     if found is None:
         return fault_of_refusal(outcome.refusal)
@@ -112,7 +117,11 @@ def fault_of(outcome: Outcome) -> str | None:
     if not error <= WRONG_FROM and not outcome.doubts:
         return f"wrong, error {error:.2f}, without a doubt: {found}"
     alarms = [t for t in found.findings if t.startswith((UNSUPPORTED, UNSETTLED)) or ACCUSES in t]
-    if error <= RIGHT_TO and alarms:
+    # Of inputs that are right with a label that is not, little is explained.
+    known = found.labels.shape == labels.shape and torch.allclose(
+        *(own.double().sort(dim=0).values for own in (found.labels, labels)), atol=RIGHT_TO
+    )
+    if error <= RIGHT_TO and alarms and known:
         return f"right, error {error:.2g}, with an alarm: {alarms}"
     return None
 
@@ -129,7 +138,11 @@ def fault_of_cell(cell: Cell) -> str | None:
     found = check(victim.knowledge.model, victim.update, victim.knowledge)
     # Before a batch norm in train mode, a bias does not move.
     accused = [str(finding) for finding in found if finding.kind != "frozen"]
-    return f"accused: {accused}" if accused else fault_of(outcome_of(cell.attack, victim))
+    return (
+        f"accused: {accused}"
+        if accused
+        else fault_of(outcome_of(cell.attack, victim), victim.labels)
+    )
 
 
 # ------------------------------------------------------------------------------------ the cells
