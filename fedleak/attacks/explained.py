@@ -259,10 +259,16 @@ class _Client:
         return self.flat(update.received if gradient else update.change(self.names))
 
     @property
+    def _is_one_step(self) -> bool:
+        """Whether the update is one step of one client, which can be inverted."""
+        facts = self.knowledge
+        alone = facts.number_of_clients == 1
+        return self.update.protocol != "fedsgd" and facts.steps == 1 and alone
+
+    @property
     def sizes(self) -> float | None:
         """See :class:`Explained`."""
-        one = self.update.protocol != "fedsgd" and self.knowledge.steps == 1
-        if not one or self.knowledge.local.is_linear:
+        if not self._is_one_step or self.knowledge.local.is_linear:
             return None
         estimate = self.update.estimate(self.knowledge.model, self.knowledge)
         # Entries that are 0, as of inactive units, tell little.
@@ -360,7 +366,7 @@ class _Client:
             )
             return error_of_gradient(around, missed / scale, rounding * sizes / scale.abs())
         known = torch.full_like(target, math.inf)
-        if steps == 1:
+        if self._is_one_step:
             estimate = update.estimate(self.knowledge.model, self.knowledge)
             known = self.flat(estimate.deviation)
             size = self.flat(estimate.gradient).abs()

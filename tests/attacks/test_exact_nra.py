@@ -32,7 +32,7 @@ def victim_of(kind: Any, *, precode: bool = True, shape: Any = SHAPE, **settings
 
 # What the caller of an attack adds: how far the update supports the reconstruction, in what size.
 ADDED = re.compile(
-    r"not (supported|settled|checked)|the update is [\d.e+-]+ times|the gradient of `"
+    r"not (supported|settled|checked)|how far off|the update is [\d.e+-]+ times|the gradient of `"
 )
 
 

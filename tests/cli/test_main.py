@@ -713,7 +713,9 @@ def test_a_signal_during_the_federation(
     process.wait_for("round 1:")
     code, errors = process.stop(number, group=group)
     assert code == 130
-    assert errors == "fedleak: interrupted.\n"
+    # Ray's core may log that a worker died before it could tell.
+    own = [line for line in errors.splitlines() if "task_manager.cc" not in line]
+    assert own == ["fedleak: interrupted."]
     assert json.loads(Path("out/summary.json").read_text())["status"] == "interrupted"
     assert sorted(path.name for path in Path("out/updates").glob("*-c*")) == [
         f"r0001-c000{client}.safetensors" for client in range(2)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ SHUTDOWN_SECONDS = 5.0
 STOP_SECONDS = 5.0
 # and for the engine to notice that it was told to stop, or that its clients have ended.
 NOTICE_SECONDS = 3.0
+# for clients to be killed, whose workers Ray starts anew;
+KILL_SECONDS = 60.0
 
 
 class FederationError(RuntimeError):
@@ -152,11 +155,12 @@ def run_engine(
                 control.ended.wait(STOP_SECONDS)
             thread.join(timeout)
             # SIGALRM makes a client raise an exception; a client that ignores it is killed, and
-            # once more when Ray has started its worker anew and repeated the task.
-            for number in (signal.SIGALRM, signal.SIGKILL, signal.SIGKILL):
-                if thread.is_alive():
-                    _signal_clients(number)
-                    thread.join(NOTICE_SECONDS)
+            # again when Ray has started its worker anew and repeated the task.
+            number, end = signal.SIGALRM, time.monotonic() + KILL_SECONDS
+            while thread.is_alive() and time.monotonic() < end:
+                _signal_clients(number)
+                thread.join(NOTICE_SECONDS)
+                number = signal.SIGKILL
     if errors:
         raise errors[0]
 
