@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from docs import tables
+from fedleak.cli import arguments
 from fedleak.config import Federation
 from fedleak.registry import names
 
@@ -69,6 +70,7 @@ def test_types_in_words(annotation: Any, text: str) -> None:
 
 def test_help_is_that_of_the_command_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    assert set(tables.COMMANDS) == set(arguments.COMMANDS)
     for command in tables.COMMANDS:
         text = tables.command_help(command)
         assert text.startswith(f"usage: fedleak {command}")

@@ -318,8 +318,8 @@ class GradientMatching(JointAttack):
             problem: the update.
 
         Returns:
-            The labels. None if they are searched together with the inputs: by the attacks that do
-            so, and where they are no classes and the gradient does not determine them.
+            The labels, or None if they are searched together with the inputs, as some attacks do,
+            and as all do where they are no classes and the gradient does not determine them.
 
         Raises:
             BadInput: if they cannot be recovered.
