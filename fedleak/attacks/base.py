@@ -452,7 +452,13 @@ def _prepare(
         else torch.zeros_like(value)
         for name, value in parameters.items()
     }
-    buffers = {n: v.to(device, copy=True) for n, v in update.received.items() if n not in gradient}
+    # Of a change, the buffers that the client has now are those that were sent and theirs.
+    before = update.sent if update.protocol == "delta" else {}
+    buffers = {
+        name: (before[name] + value if name in before else value).to(device, copy=True)
+        for name, value in update.received.items()
+        if name not in gradient
+    }
     generator = torch.Generator().manual_seed(derive_seed(seed, update.round, update.client, SALT))
     return Problem(
         model,

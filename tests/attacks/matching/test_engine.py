@@ -149,9 +149,19 @@ def after_one_step(victim: Victim) -> Victim:
     return victim
 
 
-def test_returned_buffers_tell_the_batchs_own_statistics() -> None:
+@pytest.mark.parametrize("delta", [False, True])
+def test_returned_buffers_tell_the_batchs_own_statistics(delta: bool) -> None:
     victim = after_one_step(make_victim(normed(), SHAPE, batch=3))
-    problem = _prepare(victim.update, victim.knowledge, 0, "cpu", [])
+    update, facts = victim.update, victim.knowledge
+    if delta:
+        names = dict(victim.model.named_parameters())
+        change = {
+            name: -0.1 * value if name in names else value - update.sent[name]
+            for name, value in update.received.items()
+        }
+        update = replace(update, protocol="delta", received=change)
+        facts = replace(facts.with_training(learning_rate=0.1), protocol="delta")
+    problem = _prepare(update, facts, 0, "cpu", [])
     found = expected_statistics(problem, problem.model)
     entering = victim.model.body[0](victim.truth.inputs).detach().transpose(0, 1).flatten(1)
     torch.testing.assert_close(found["body.1"][0], entering.mean(dim=1), rtol=1e-4, atol=1e-5)
