@@ -408,7 +408,13 @@ def inputs(
     answer = Answer(
         rung=3, question="inputs", measure=measure, answer=Estimate.of(values),
         guess=Estimate.of(guesses), perfect=perfect,
-        gains=tuple(sign * (a - b) for a, b in zip(values, guesses, strict=True)),
+        # What the update does not support is no success, even if it is near by chance.
+        gains=tuple(
+            gain if one.supported else min(0.0, gain)
+            for one in scores
+            for gain in [sign * (one.value - one.guess)]
+        ),
+        conclusive=not unsupported and len(scores) == len(victims),
         threat_model="C", attack=", ".join(dict.fromkeys(s.attack for s in scores)) or "none",
         setting=_setting(victims), tried=bool(tried), note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip

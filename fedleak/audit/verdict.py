@@ -32,6 +32,7 @@ RUNGS = {
     4: "chooses hyperparameters",
     5: "chooses parameters",
 }
+QUESTIONS = ("number of samples", "shares of labels", "set of tokens", "inputs")
 Status = Literal["leaks", "not shown", "not tried"]
 Overall = Literal["leaks", "not proven", "nothing found"]
 # Bootstrap of means.
@@ -104,6 +105,8 @@ class Answer:
         attack: how the answer was found.
         setting: round, batch, steps, optimiser, modes, labels known or not.
         tried: False if the question was not tried.
+        conclusive: False if nothing follows from what was not found, as where the update does not
+            support the reconstructions.
         note: what else must be said, such as why it was not tried.
 
     Raises:
@@ -121,6 +124,7 @@ class Answer:
     attack: str
     setting: str
     tried: bool = True
+    conclusive: bool = True
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -179,10 +183,16 @@ class Verdict:
 
     @property
     def overall(self) -> Overall:
-        """``leaks`` if an answer above metadata does; ``nothing found`` needs a canary as well."""
-        if any(answer.status == "leaks" for answer in self.answers if answer.rung != 1):
+        """``leaks`` if an answer above metadata does.
+
+        ``nothing found`` needs a canary that was reconstructed, and every question tried with a
+        result from which something follows.
+        """
+        above = [answer for answer in self.answers if answer.rung != 1]
+        if any(answer.status == "leaks" for answer in above):
             return "leaks"
-        return "nothing found" if self.canary else "not proven"
+        tried = all(answer.status != "not tried" and answer.conclusive for answer in above)
+        return "nothing found" if self.canary and tried else "not proven"
 
     @property
     def sentence(self) -> str:
@@ -193,29 +203,23 @@ class Verdict:
         if self.overall == "nothing found":
             return "Nothing found by these attackers in this setting; another attacker may."
         why = self.canary_note or "no client of known data was reconstructed"
+        if self.canary:
+            why = "a question was not tried, or its results are not supported by the updates"
         return f"Not proven: {why}, so that nothing follows from what was not found."
 
     def above(self, limits: Mapping[str, float]) -> list[Answer]:
         """The answers whose share exceeds a limit.
 
         Args:
-            limits: question -> largest share, 0 to 1; ``*`` stands for all other questions.
-
-        Raises:
-            BadInput: if a question is none of the audit's, or a limit is not in [0, 1].
+            limits: question -> largest share, 0 to 1; ``*`` stands for all others but those that
+                messages answer in clear (rung 1). See :func:`read_limits`.
         """
-        questions = [answer.question for answer in self.answers]
-        for question, limit in limits.items():
-            if question != "*" and question not in questions:
-                raise unknown_name("question", question, [*dict.fromkeys(questions), "*"])
-            require(
-                0 <= limit <= 1, f"Expected a limit from 0 to 1 for `{question}`, got {limit:g}."
-            )
-        return [
-            answer
-            for answer in self.answers
-            if answer.share > limits.get(answer.question, limits.get("*", math.inf))
-        ]
+
+        def limit(answer: Answer) -> float:
+            others = math.inf if answer.rung == 1 else limits.get("*", math.inf)
+            return limits.get(answer.question, others)
+
+        return [answer for answer in self.answers if answer.share > limit(answer)]
 
     def exit_code(self, limits: Mapping[str, float]) -> int:
         """0, or 3 if an answer exceeds a limit or, where there are limits, nothing is proven.
@@ -256,7 +260,7 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
         texts: ``0.1``, for all questions, or ``QUESTION=0.1``.
 
     Raises:
-        BadInput: if one is neither.
+        BadInput: if one is neither, a question is none of an audit's, or a limit not from 0 to 1.
     """
     found: dict[str, float] = {}
     for text in texts:
@@ -267,6 +271,10 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
             raise BadInput(
                 f"Expected a share such as 0.1, or QUESTION=0.1, as `--fail-above`, got {text}."
             ) from None
+    for question, limit in found.items():
+        if question not in ("*", *QUESTIONS):
+            raise unknown_name("question", question, QUESTIONS)
+        require(0 <= limit <= 1, f"Expected a limit from 0 to 1 for `{question}`, got {limit:g}.")
     return found
 
 

@@ -52,6 +52,23 @@ def test_facts_that_do_not_give_the_update_make_a_canary_worthless(
     assert "squared cosine 0.500" in found.verdict.canary_note
 
 
+def test_what_fails_in_one_question_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    observed = run(app, tmp_path / "out", clients=4, rounds=1)
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the model takes no such data")
+
+    monkeypatch.setattr("fedleak.audit.run.label_shares", fails)
+    found = conclude(app, observed, budget=5)
+    answers = {answer.question: answer for answer in found.verdict.answers}
+    assert answers["shares of labels"].status == "not tried"
+    assert "the model takes no such data" in answers["shares of labels"].sentence
+    assert answers["inputs"].status == "leaks"
+
+
 def test_public_samples_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "public.npz"
     np.savez(path, inputs=np.zeros((3, 1, 4, 4), np.float64), labels=np.array([0, 1, 0]))

@@ -74,6 +74,8 @@ def test_a_distance_is_better_if_it_is_smaller() -> None:
         ((GOOD,), None, "leaks", "Leaks: inputs."),
         ((POOR,), True, "nothing found", "Nothing found by these attackers"),
         ((POOR,), False, "not proven", "Not proven"),
+        ((POOR, answer([], [])), True, "not proven", "Not proven: a question was not tried"),
+        ((answer([0.1, 0.1], [0.2, 0.2], conclusive=False),), True, "not proven", "Not proven"),
         ((POOR,), None, "not proven", "Not proven"),
         # What messages say in clear is no finding about the data.
         ((answer([1.0, 1.0], [0.0, 0.0], rung=1, question="number of samples"),), True,
@@ -94,12 +96,15 @@ def test_limits_and_exit_codes() -> None:
     assert verdict.exit_code(read_limits(["0.5"])) == 3
     assert verdict.exit_code(read_limits(["inputs=0.9"])) == 0
     assert verdict.exit_code(read_limits(["inputs=0.9", "0.1"])) == 0
+    told = answer([1.0, 1.0], [0.0, 0.0], rung=1, question="number of samples")
+    assert Verdict((told, POOR), True).exit_code({"*": 0.5}) == 0
+    assert Verdict((told, POOR), True).exit_code({"number of samples": 0.5}) == 3
     # What is not proven holds no limit.
     assert Verdict((POOR,), False).exit_code({"*": 0.5}) == 3
     with pytest.raises(BadInput, match=r"Did you mean `inputs`"):
-        verdict.exit_code(read_limits(["imputs=0.5"]))
+        read_limits(["imputs=0.5"])
     with pytest.raises(BadInput, match="from 0 to 1"):
-        verdict.exit_code({"*": 2.0})
+        read_limits(["2"])
     with pytest.raises(BadInput, match=r"QUESTION=0\.1"):
         read_limits(["inputs"])
 
