@@ -101,7 +101,7 @@ def _setting(users: _Users, iterations: int) -> Facts:
 
 
 def fedvae_attack_speedup(
-    iterations: int = 50, repetitions: int = 3, warm_up: int = 5, small: bool = False
+    iterations: int = 300, repetitions: int = 3, warm_up: int = 5, small: bool = False
 ) -> Figure:
     """Iterations per second of NRA on one user alone, over those of a plain loop on that user.
 
@@ -147,7 +147,7 @@ def fedvae_attack_speedup(
 
 
 def fedvae_together_speedup(
-    iterations: int = 50,
+    iterations: int = 300,
     repetitions: int = 3,
     users: int = 8,
     whole: int = 300,
