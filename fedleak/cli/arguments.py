@@ -322,6 +322,15 @@ def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
     sweep.add_argument(
         "--processes", type=int | None, default=None, help="Default: as the study says, or 1."
     )
+    sweep.add_argument(
+        "--engine", type=Literal["local", "ray"], default="local",
+        help="Run cells as child processes here, or as tasks on Ray.",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--ray-address", type=str | None, default=None,
+        help="With `--engine ray`, a cluster whose nodes share the output folder. Default: a "
+        "private instance of Ray on this machine.",
+    )  # fmt: skip
     _add_flags(sweep)
 
 

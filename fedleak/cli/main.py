@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -186,7 +186,12 @@ def _command(settings: Namespace, console: Console) -> None:
 
 def _sweep(chosen: Namespace, console: Console) -> None:
     from fedleak.reporting import SweepDisplay, write_picture, write_rounds, write_tables
-    from fedleak.sweep import load_study, run_sweep
+    from fedleak.sweep import launch_on_ray, load_study, run_sweep
+
+    require(
+        chosen.engine == "ray" or chosen.ray_address is None,
+        "Expected `--ray-address` together with `--engine ray`, got it with `--engine local`.",
+    )
 
     def write_all(output: Path) -> list[Path | None]:
         if not (output / "cells.csv").is_file():
@@ -194,9 +199,13 @@ def _sweep(chosen: Namespace, console: Console) -> None:
         return [*write_tables(output), write_rounds(output), write_picture(output)]
 
     study, output = load_study(Path(chosen.study)), _folder(chosen.output)
-    flags = {"resume": chosen.resume, "overwrite": chosen.overwrite}
+    flags: dict[str, Any] = {"resume": chosen.resume, "overwrite": chosen.overwrite}
     try:
-        with SweepDisplay(console) as display:
+        with ExitStack() as stack:
+            if chosen.engine == "ray":
+                number = chosen.processes or study.processes
+                flags["launch"] = stack.enter_context(launch_on_ray(number, chosen.ray_address))
+            display = stack.enter_context(SweepDisplay(console))
             summary = run_sweep(study, output, display, processes=chosen.processes, **flags)
     except BadInput:
         raise  # refused, so that nothing is written

@@ -2,6 +2,7 @@ from .folder import SweepFolder as SweepFolder
 from .folder import finished_rows as finished_rows
 from .observer import SweepObserver as SweepObserver
 from .observer import SweepProgress as SweepProgress
+from .processes import launch_on_ray as launch_on_ray
 from .schedule import run_command as run_command
 from .schedule import run_sweep as run_sweep
 from .study import Cell as Cell

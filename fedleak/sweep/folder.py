@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,11 +207,7 @@ class SweepFolder:
     def _stop_orphans(self) -> None:
         """Stop runs that a killed sweep has left behind, so that no cell runs twice."""
         for path in sorted(self._locks.glob("*")):
-            with path.open("r+") as file:
-                if not _try_lock(file):
-                    text = file.read().strip()
-                    _stop_orphan(file, int(text) if text.isdigit() else None)
-            path.unlink()
+            stop_orphan(path)
 
 
 def finished_rows(path: Path) -> list[dict[str, str]]:
@@ -254,18 +251,42 @@ def signal_group(leader: int, number: signal.Signals) -> None:
         os.killpg(leader, number)
 
 
-def _stop_orphan(lock: IO[str], leader: int | None) -> None:
-    """Stop the process that holds a lock; if its id is not known, wait until it ends."""
+def owner(pid: int) -> str:
+    """What a lock file says of the process that holds it.
+
+    Args:
+        pid: its id on this machine.
+    """
+    return f"{pid} {socket.gethostname()}"
+
+
+def stop_orphan(path: Path) -> None:
+    """Stop the process that holds a lock, if one does, and remove the lock file.
+
+    If the process is on another machine, or not known, wait until it ends.
+
+    Args:
+        path: the lock file.
+    """
+    with path.open("r+") as lock:
+        if not _try_lock(lock):
+            _stop_holder(lock)
+    path.unlink()
+
+
+def _stop_holder(lock: IO[str]) -> None:
+    leader, _, host = lock.read().strip().partition(" ")
     with suppress(ProcessLookupError, PermissionError):
         # Every run leads a session of its own; if this one does not, the id has been reused.
-        if leader is not None and os.getsid(leader) == leader:
-            os.kill(leader, signal.SIGTERM)
+        here = leader.isdigit() and host in ("", socket.gethostname())
+        if here and os.getsid(int(leader)) == int(leader):
+            os.kill(int(leader), signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
-            while time.monotonic() < deadline:
-                if _try_lock(lock):
-                    return
+            while not (free := _try_lock(lock)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            signal_group(leader, signal.SIGKILL)
+            signal_group(int(leader), signal.SIGKILL)  # its child processes may still run
+            if free:
+                return
     fcntl.flock(lock, fcntl.LOCK_EX)
 
 

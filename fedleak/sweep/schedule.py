@@ -5,30 +5,29 @@ stopped or killed only has to restart the cells that are not complete.
 """
 
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fedleak.errors import require
 from fedleak.metrics import require_alexnet
 from fedleak.runs.summary import Status
 from fedleak.runtime.memory_pages import use_large_pages
 from fedleak.runtime.threads import available_cores
-from fedleak.sweep.folder import (
-    STOP_SECONDS,
-    SweepFolder,
-    acquire_lock,
-    count_updates,
-    signal_group,
-)
+from fedleak.sweep.folder import STOP_SECONDS, SweepFolder, count_updates
 from fedleak.sweep.observer import SweepObserver, SweepProgress
+from fedleak.sweep.processes import (
+    LOST,
+    THREAD_VARIABLES,
+    CellProcess,
+    Launch,
+    LocalProcess,
+    failure_reason,
+)
 from fedleak.sweep.study import Cell, Study, expand, study_hash
 
 # Builds a cell's command line from its configuration, its folder, and whether to resume a run.
@@ -36,12 +35,8 @@ Command = Callable[[Path, Path, bool], list[str]]
 
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 1.0
-LOG_LINES = 20
-LOG_BYTES = 16_384
-# The variables that the numeric libraries of numpy and torch read when they are loaded.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-)  # fmt: skip
+# How often a cell whose Ray worker has died is continued.
+RETRIES = 3
 
 
 def run_command(settings: Path, folder: Path, resume: bool) -> list[str]:
@@ -65,6 +60,7 @@ def run_sweep(
     overwrite: bool = False,
     processes: int | None = None,
     command: Command = run_command,
+    launch: Launch = LocalProcess,
 ) -> dict[str, Any]:
     """Run the cells of a study, several at once, and write the results to a folder.
 
@@ -76,6 +72,7 @@ def run_sweep(
         overwrite: whether to delete an existing sweep.
         processes: number of cells that run at once, at least 1. If None, the study's setting.
         command: builds the command line of a cell.
+        launch: starts the process of a cell.
 
     Returns:
         The contents of summary.json.
@@ -93,7 +90,7 @@ def run_sweep(
         require_alexnet()
     folder, hash_ = SweepFolder(output), study_hash(cells)
     with folder.open(study, cells, hash_, resume=resume, overwrite=overwrite):
-        sweep = _Sweep(folder, cells, hash_, observer or SweepObserver(), command)
+        sweep = _Sweep(folder, cells, hash_, observer or SweepObserver(), command, launch)
         sweep.run(processes or study.processes, study.threads)
     return sweep.summary
 
@@ -109,6 +106,7 @@ class _CellState:
     before: float = 0.0  # seconds of earlier sweeps
     started: float | None = None
     ended: float | None = None
+    lost: int = 0  # how often the Ray worker has died
     updates: int = 0
     size: int = -1
 
@@ -153,12 +151,11 @@ class _CellState:
 
 
 @dataclass
-class _CellProcess:
-    """A cell's process; it leads a session of its own, so that Ctrl-C does not reach it."""
+class _Child:
+    """A cell's process."""
 
     work: _CellState
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    process: CellProcess
 
 
 class _Sweep:
@@ -171,13 +168,16 @@ class _Sweep:
         hash_: str,
         observer: SweepObserver,
         command: Command,
+        launch: Launch,
     ) -> None:
         self._folder = folder
         self._cells = cells
         self._hash = hash_
         self._observer = observer
         self._command = command
-        self._children: list[_CellProcess] = []
+        self._launch = launch
+        self._waiting: list[_CellState] = []
+        self._children: list[_Child] = []
         self._started = self._reported = time.monotonic()
         self.summary: dict[str, Any] = {}
         earlier = {item["name"]: item for item in folder.read_summary().get("cells", [])}
@@ -193,7 +193,7 @@ class _Sweep:
 
     def run(self, processes: int, threads: int | None) -> None:
         """Run all cells that are not complete."""
-        waiting = [work for work in self._work if work.status == "pending"]
+        waiting = self._waiting = [work for work in self._work if work.status == "pending"]
         processes = max(1, min(processes, len(waiting)))
         self._processes = processes
         self._threads = threads or max(1, available_cores() // processes)
@@ -226,20 +226,8 @@ class _Sweep:
         resumed = self._folder.prepare(work.cell)
         command = self._command(self._folder.settings(name), self._folder.run(name).path, resumed)
         work.status, work.started = "running", time.monotonic()
-        log = tempfile.TemporaryFile()  # noqa: SIM115 closed when the process has ended
-        with acquire_lock(self._folder.lock(name)) as lock:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                start_new_session=True,
-                pass_fds=(lock.fileno(),),
-            )
-            self._children.append(_CellProcess(work, process, log))
-            # If this sweep is killed and leaves the run behind, the next one stops it by this id.
-            lock.write(str(process.pid))
+        process = self._launch(command, self._environment(), self._folder.lock(name))
+        self._children.append(_Child(work, process))
         self._observer.cell_started(work.cell, resumed)
         self._report()
 
@@ -252,44 +240,46 @@ class _Sweep:
     def _watch(self) -> None:
         """Handle processes that have ended, and report the progress regularly."""
         for child in list(self._children):
-            if child.process.poll() is not None:
+            code = child.process.poll()
+            if code is not None:
                 self._children.remove(child)
-                self._ended(child, stopped=False)
+                self._ended(child, code, stopped=False)
                 self._folder.write_results(self._cells)
                 self._report()
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._report()
 
-    def _ended(self, child: _CellProcess, *, stopped: bool) -> None:
-        work, code = child.work, child.process.returncode
-        signal_group(child.process.pid, signal.SIGKILL)  # its child processes may still run
+    def _ended(self, child: _Child, code: int, *, stopped: bool) -> None:
+        work = child.work
         self._folder.lock(work.cell.name).unlink(missing_ok=True)
         work.ended = time.monotonic()
         if self._folder.is_complete(work.cell) and (code == 0 or stopped):
             work.status = "complete"
         elif stopped:
             work.status = "interrupted"
+        elif code == LOST and work.lost < RETRIES:
+            # Another worker goes on where the run was.
+            work.status, work.before, work.started = "pending", work.seconds, None
+            work.ended, work.lost = None, work.lost + 1
+            self._waiting.insert(0, work)
+            return
         else:
-            work.status, work.log = "failed", _tail(child.log)
-            work.error = _failure_reason(code, work.log)
-        child.log.close()
+            work.status, work.log = "failed", child.process.lines()
+            work.error = failure_reason(code, work.log)
         self._observer.cell_ended(work.cell, work.status, work.error, work.seconds)
 
     def _stop(self) -> None:
         """Terminate running processes, and kill them if they have not ended after a time limit."""
         for child in self._children:
-            with suppress(ProcessLookupError):
-                child.process.terminate()
+            child.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         # A second Ctrl-C ends the waiting.
-        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
             for child in self._children:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
+                child.process.wait(deadline - time.monotonic())
         for child in self._children:
-            if child.process.poll() is None:
-                signal_group(child.process.pid, signal.SIGKILL)
-            child.process.wait()
-            self._ended(child, stopped=True)
+            child.process.kill()
+            self._ended(child, child.process.poll() or 0, stopped=True)
         self._children = []
 
     def _write(self, status: Status) -> None:
@@ -332,21 +322,3 @@ class _Sweep:
         open_ = [w for w in self._work if w.status in ("running", "pending")]
         left = sum(work.left(mean) for work in open_)
         return left / max(1, min(self._processes, len(open_)))
-
-
-def _tail(log: IO[bytes]) -> list[str]:
-    """The last lines of a process's output that are not empty."""
-    log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
-    lines = log.read().decode("utf-8", "replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip()][-LOG_LINES:]
-
-
-def _failure_reason(code: int, log: Sequence[str]) -> str:
-    """The reason why a cell has failed, in one sentence."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ", as happens when memory runs out" if -code == signal.SIGKILL else ""
-        return f"The run was ended by {name}{hint}."
-    if code == 0:
-        return "The run ended without being complete."
-    return log[-1].strip().removeprefix("fedleak: ") if log else f"The run ended with code {code}."

@@ -74,6 +74,8 @@ def test_sweep_refuses_a_study_that_cannot_work(folder, capsys):
         said = refused(capsys, ["sweep", "study.yaml", "--output", "out"])
         for word in words:
             assert word in said
+    said = refused(capsys, ["sweep", "study.yaml", "--ray-address", "localhost:6379"])
+    assert "`--ray-address` together with `--engine ray`" in said
 
 
 def done(arguments: list[str]) -> None:

@@ -111,20 +111,6 @@ def test_a_failed_cell_is_recorded_and_tried_again(tmp_path):
     assert_whole(tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("code", "log", "message"),
-    [
-        (-9, [], "The run was ended by SIGKILL, as happens when memory runs out."),
-        (-11, ["x"], "The run was ended by SIGSEGV."),
-        (0, ["x"], "The run ended without being complete."),
-        (3, [], "The run ended with code 3."),
-        (1, ["Traceback", "RuntimeError: boom"], "RuntimeError: boom"),
-    ],
-)
-def test_reason_why_a_cell_failed(code, log, message):
-    assert schedule._failure_reason(code, log) == message
-
-
 def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "STOP_SECONDS", 0.5)
     monkeypatch.setattr(schedule, "REPORT_SECONDS", 0.05)

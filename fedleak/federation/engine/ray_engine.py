@@ -141,7 +141,7 @@ def run_engine(
         except Exception as error:
             errors.append(error)
 
-    with quiet(), _ray_running(resources):
+    with quiet(), ray_running(resources.ray_address, resources.cpus):
         thread = threading.Thread(target=engine, daemon=True)
         thread.start()
         timeout = NOTICE_SECONDS
@@ -166,17 +166,22 @@ def run_engine(
 
 
 @contextmanager
-def _ray_running(resources: Resources) -> Iterator[None]:
-    """Within the block, Ray runs: a private instance, or the cluster at the address."""
+def ray_running(address: str | None, cpus: int) -> Iterator[None]:
+    """Within the block, Ray runs: a private instance, or the cluster at the address.
+
+    Args:
+        address: the cluster's address. If None, a private instance is started.
+        cpus: CPUs of a private instance.
+    """
     settings: dict[str, Any] = {
         "include_dashboard": False,
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,
     }
-    if resources.ray_address is None:
-        settings |= {"address": "local", "num_cpus": resources.cpus}
+    if address is None:
+        settings |= {"address": "local", "num_cpus": cpus}
     else:
-        settings["address"] = resources.ray_address
+        settings["address"] = address
     use_large_pages()
     # Workers import a user's own modules from the same folders as this process.
     workers = {"PYTHONPATH": os.pathsep.join(sys.path)}
