@@ -81,6 +81,15 @@ COMPARED = {
         "peak memory of a federation of {users_in_all[1]:,} users ({many_users_gb:.3g} GB) over "
         "one of {users_in_all[0]:,} ({few_users_gb:.3g} GB)"
     ),
+    "malicious_round_overhead": (
+        "a round of {clients} clients of a Flower app: every update intercepted and written to "
+        "disk by `MaliciousStrategy` ({listening_round_seconds:.3g} s) over FedAvg alone "
+        "({plain_round_seconds:.3g} s)"
+    ),
+    "audit_round_overhead": (
+        "a round of {clients} clients of a Flower app: audited, its batches recorded "
+        "({listening_round_seconds:.3g} s) over the app alone ({plain_round_seconds:.3g} s)"
+    ),
     "peer_breaching_speedup": (
         "IGA on one LeNet victim, {iterations} iterations: breaching {peer[breaching]} "
         "({breaching_iterations_per_second:.3g} iterations/s, mean SSIM {breaching_ssim:.4f}) over "

@@ -11,6 +11,7 @@ from benchmarks.exact import (
     time_to_leak_dmlp,
     time_to_leak_lenet,
 )
+from benchmarks.flower_rounds import audit_round_overhead, malicious_round_overhead
 from benchmarks.matching import lenet_batched_speedup, mlp_matching_speedup
 from benchmarks.measure import Figure
 from benchmarks.peers.compare import peer_breaching_speedup, peer_breaching_speedup_smlp
@@ -97,6 +98,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         fedvae_users_peak_ratio,
         most=1.3,
         quick={"few": 60, "times": 2, "users": 4, "repetitions": 1},
+    ),
+    "malicious_round_overhead": Benchmark(
+        malicious_round_overhead,
+        most=1.05,
+        quick={"clients": 2, "images": 40, "rounds": 1, "repetitions": 1},
+    ),
+    "audit_round_overhead": Benchmark(
+        audit_round_overhead,
+        most=1.5,
+        quick={"clients": 2, "images": 40, "rounds": 1, "repetitions": 1},
     ),
     "peer_breaching_speedup": Benchmark(
         peer_breaching_speedup,

@@ -23,7 +23,7 @@ from benchmarks.victims import make_victims, published_victims
 from fedleak.attacks import IGA, Reconstruction
 from fedleak.metrics import score_images
 from fedleak.models import SMLP, ImageClassifier, LeNet
-from fedleak.sweep.schedule import THREAD_VARIABLES
+from fedleak.sweep.processes import THREAD_VARIABLES
 from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate

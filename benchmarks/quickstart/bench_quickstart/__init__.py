@@ -1,0 +1,1 @@
+"""A Flower app of a small convolutional network, whose rounds are timed."""
