@@ -89,3 +89,8 @@ def reraise_as_interrupt() -> Iterator[None]:
         if _SignalState.signals > before:
             raise KeyboardInterrupt from error
         raise
+
+
+def signals_received() -> int:
+    """Number of signals that :class:`Interrupt` has received so far in this process."""
+    return _SignalState.signals
