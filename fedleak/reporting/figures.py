@@ -117,7 +117,11 @@ def draw_pages(
 
 
 def draw_page(
-    panels: Sequence[Panel], titles: Sequence[str], caption: str, layout: Layout = FIGURE
+    panels: Sequence[Panel],
+    titles: Sequence[str],
+    caption: str,
+    layout: Layout = FIGURE,
+    measure: str = "SSIM",
 ) -> Image.Image:
     """Draw one figure.
 
@@ -126,6 +130,7 @@ def draw_page(
         titles: titles of its columns, without that of the originals.
         caption: text below the figure; may be empty.
         layout: its sizes.
+        measure: name of the score below each reconstruction.
     """
     side, gap, line = layout.side, layout.gap, layout.line
     font = ImageFont.load_default(size=layout.font)
@@ -161,7 +166,7 @@ def draw_page(
         cells: list[tuple[Picture | None, str]] = [(panel.original, labels[row])]
         for title in titles:
             picture, ssim = panel.reconstructions.get(title, (None, None))
-            below_it = [] if ssim is None else [f"SSIM {ssim:.4f}"]
+            below_it = [] if ssim is None else [f"{measure} {ssim:.4f}"]
             below_it += ["not supported"] if title in panel.unsupported else []
             cells.append((picture, "\n".join(below_it)))
         for left, (picture, text) in zip(lefts, cells, strict=True):
@@ -173,6 +178,8 @@ def draw_page(
 
 
 def _label(panel: Panel, separator: str) -> str:
+    if panel.label:
+        return panel.label.replace(", ", separator)
     label = f"round {panel.round}, client {panel.client}"
     return f"{label}{separator}sample {panel.sample}" if panel.sample else label
 

@@ -31,6 +31,7 @@ class Panel:
             available.
         reconstructions: column title -> (pixels, SSIM or None).
         unsupported: titles of the reconstructions that the update does not support.
+        label: what stands below the original. If empty, round, client and sample.
     """
 
     round: int
@@ -39,6 +40,7 @@ class Panel:
     original: Picture | None
     reconstructions: dict[str, tuple[Picture, float | None]]
     unsupported: set[str] = field(default_factory=set)
+    label: str = ""
 
 
 def read_panels(

@@ -95,7 +95,7 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         panels = read_panels(view, config, *(scaling or ((0.0,), (1.0,))))
         lists = read_item_lists(view, config)
     scalars, damage = _scalars(folder.tensorboard)
-    page = _template().render(
+    page = page_template("report_template.html").render(
         config=config,
         settings=config.to_dict(),
         versions=_versions(folder.config),
@@ -265,7 +265,12 @@ def _sample(row: Row) -> tuple[int, int, int]:
     return row["round"], row["client"], row["sample"]
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """The template of a page, with the functions and the style that pages share.
+
+    Args:
+        name: its file in this package.
+    """
     package = files("fedleak.reporting")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -273,4 +278,4 @@ def _template() -> Template:
     for function in (data_uri, draw, listing, plugin_text, spread, verdict, wilson):
         environment.globals[function.__name__] = function
     environment.globals["style"] = Markup(package.joinpath("report_style.css").read_text("utf-8"))
-    return environment.from_string(package.joinpath("report_template.html").read_text("utf-8"))
+    return environment.from_string(package.joinpath(name).read_text("utf-8"))
