@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fedleak.attacks.explained import simulated_update
 from fedleak.audit.ladder import Report, Victim, best_result
+from fedleak.audit.samples import Attacked
 from fedleak.audit.truth_scores import Samples, measure_of, score
 from fedleak.errors import BadInput, first_line
 from fedleak.updates.knowledge import Knowledge
@@ -37,11 +38,13 @@ class Canary:
         reconstructed: whether it was.
         note: how well, or why not.
         value: the measure of its sample; NaN if there is none.
+        attacked: its sample and the reconstruction; None if there is none.
     """
 
     reconstructed: bool
     note: str
     value: float = math.nan
+    attacked: Attacked | None = None
 
 
 def make_sample(knowledge: Knowledge, whole: int | None, seed: int = 0) -> Tensor:
@@ -89,7 +92,7 @@ def run_canary(
         client = replace(
             victim, key="canary", update=update, known=replace(victim.known, knowledge=alone)
         )
-        found, name, reason = best_result(client, seconds, seed, report)
+        found, name, reason = best_result(client, seconds, seed, report, limit=seconds)
     except BadInput as error:
         return Canary(False, f"the audit's own client could not be trained: {error}".rstrip("."))
     except Exception as error:  # of the app's own code
@@ -97,7 +100,9 @@ def run_canary(
     if found is None:
         return Canary(False, f"the audit's own client was not reconstructed: {reason}".rstrip("."))
     truth = Samples(sample, labels)
-    value = score("canary", name, truth, found, torch.zeros_like(sample), alone).value
+    guess = torch.zeros_like(sample)
+    scored = score("canary", name, truth, found, guess, alone)
+    value = scored.value
     measure, perfect = measure_of(truth)
     reached = value >= REACHED if perfect == 1.0 else value <= WITHIN
     state = "was" if reached else "was not"
@@ -105,6 +110,7 @@ def run_canary(
         reached,
         f"the audit's own client {state} reconstructed by {name} ({measure}: {value:.3g})",
         value,
+        Attacked(truth, found.inputs, guess, scored),
     )
 
 

@@ -1,8 +1,10 @@
 """The ladder of attackers: what each reads from an app's updates, beside a guess without them."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +18,20 @@ from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import Batch, load_batches
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
+from fedleak.audit.samples import Attacked
 from fedleak.audit.shadow_clients import LabelShares, total_variation_distance, train_shadows
 from fedleak.audit.simulation import REPLIES, Observed
 from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
 from fedleak.audit.verdict import Answer, Estimate
 from fedleak.errors import BadInput
 from fedleak.models.noise import noise_slots
+from fedleak.runtime.time_limit import time_limit
 from fedleak.updates.update import InterceptedUpdate
 
 # Shadow clients: as many as the time allows, within these numbers.
 FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
+# Shadow clients by which it is foreseen how long the fewest take.
+TRIED_SHADOWS = 3
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
 SHADOW_SHARE = 0.3
 # Samples of an update above which no attack here reconstructs single inputs in a useful time.
@@ -35,10 +41,14 @@ MADE_UP = "made-up inputs"
 # the most that are run.
 TRIAL = (5, 25)
 FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
+# Share of the time for gradient matching that is planned, as iterations may take longer than in the
+# trials; and by how much the attacks on an update may exceed its share, if there is time at all.
+PLANNED, OVERRUN = 0.85, 2.0
 # Share of an update from which no other attack is tried.
 EXPLAINS_ALL = 0.999
 
 Report = Callable[[str], None]
+Finished = Callable[[Attacked], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +290,16 @@ def label_shares(
     ):  # fmt: skip
         shadows.append(shadow)
         report(f"shadow client {len(shadows)} of at most {MOST_SHADOWS}")
-        if len(shadows) >= FEWEST_SHADOWS and time.monotonic() - begun > seconds:
+        spent = time.monotonic() - begun
+        needed = FEWEST_SHADOWS * spent / len(shadows)
+        if len(shadows) >= FEWEST_SHADOWS and spent > seconds:
             break
+        if TRIED_SHADOWS <= len(shadows) < FEWEST_SHADOWS and needed > seconds:
+            note = (
+                f"{FEWEST_SHADOWS} shadow clients need about {needed:.0f} s, more than the "
+                f"{seconds:.0f} s that the budget has for them"
+            )
+            return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
     fitted = LabelShares.fit(shadows, layer)
     found = fitted([v.update.change(list(v.update.sent)) for v in victims])
     truth = torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
@@ -356,6 +374,8 @@ def inputs(
     seconds: float,
     seed: int = 0,
     report: Report = lambda text: None,
+    done: Mapping[str, Score] | None = None,
+    finished: Finished = lambda attacked: None,
 ) -> tuple[Answer, list[Score]]:
     """What the attacks reconstruct of the inputs, victim by victim while there is time.
 
@@ -368,34 +388,51 @@ def inputs(
         seconds: time for all of them; an attack that has begun is ended where it takes longer.
         seed: seed of the attacks.
         report: told what is being done.
+        done: scores of updates that were attacked before, by key; they are not attacked again.
+        finished: called with what was made of each update as soon as it is scored.
 
     Returns:
         The answer, and the score of each victim that was attacked.
     """
-    scores: list[Score] = []
+    scores = dict(done or {})
     notes: list[str] = []
     end = time.monotonic() + seconds
     truths = {victim.key: truth_of(observed, victim) for victim in victims}
-    tried = 0
-    for position, victim in enumerate(victims):
+    small = [v for v in victims if v.known.knowledge.num_samples <= MOST_SAMPLES]
+    if len(small) < len(victims):
+        notes.append(f"updates of more than {MOST_SAMPLES} samples are not searched for inputs")
+    new = [victim for victim in small if victim.key not in scores]
+    for position, victim in enumerate(new):
         left = end - time.monotonic()
-        number = victim.known.knowledge.num_samples
-        if number > MOST_SAMPLES:
-            notes.append(f"updates of more than {MOST_SAMPLES} samples are not searched for inputs")
-            continue
         if left <= 0:
-            notes.append(f"no time was left for {len(victims) - position} of {len(victims)}")
+            notes.append(f"no time was left for {len(new) - position} of {len(victims)}")
             break
-        share = left / (len(victims) - position)
-        best, name, reason = best_result(victim, share, seed, report)
+        share = left / (len(new) - position)
+        best, name, reason = best_result(victim, share, seed, report, limit=left)
         if best is None:
             notes.append(reason.rstrip("."))
             continue
-        tried += 1
         truth, facts = truths[victim.key], victim.known.knowledge
         guess = mean_guess([truths[v.key].inputs for v in victims if v is not victim], truth)
-        scores.append(score(victim.key, name, truth, best, guess, facts))
-    sample = next(iter(truths.values()))
+        found = score(victim.key, name, truth, best, guess, facts)
+        finished(Attacked(truth, best.inputs, guess, found))
+        scores[victim.key] = found
+    given = [scores[victim.key] for victim in victims if victim.key in scores]
+    return inputs_answer(victims, given, next(iter(truths.values())), notes), given
+
+
+def inputs_answer(
+    victims: Sequence[Victim], scores: Sequence[Score], sample: Samples, notes: Sequence[str] = ()
+) -> Answer:
+    """The answer that follows from the scores of some victims.
+
+    Args:
+        victims: all of them.
+        scores: of those that were attacked.
+        sample: samples of any of them, for the measure.
+        notes: what else must be said.
+    """
+    notes = list(notes)
     measure, perfect = measure_of(sample)
     values, guesses = [s.value for s in scores], [s.guess for s in scores]
     sign = 1 if perfect == 1.0 else -1
@@ -405,7 +442,7 @@ def inputs(
             f"{unsupported} of {len(scores)} results are not supported by the update, so nothing "
             "follows from those"
         )
-    answer = Answer(
+    return Answer(
         rung=3, question="inputs", measure=measure, answer=Estimate.of(values),
         guess=Estimate.of(guesses), perfect=perfect,
         # What the update does not support is no success, even if it is near by chance.
@@ -416,9 +453,8 @@ def inputs(
         ),
         conclusive=not unsupported and len(scores) == len(victims),
         threat_model="C", attack=", ".join(dict.fromkeys(s.attack for s in scores)) or "none",
-        setting=_setting(victims), tried=bool(tried), note="; ".join(dict.fromkeys(notes)),
+        setting=_setting(victims), tried=bool(scores), note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip
-    return answer, scores
 
 
 def closed_forms(victim: Victim) -> list[Attack]:
@@ -448,17 +484,17 @@ def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, 
     kind: Callable[..., Attack] = Tokens if victim.whole is not None else IGA
     if noise_slots(victim.known.knowledge.model):
         kind = NRA
-    spans = []
+    spans, end = [], time.monotonic() + seconds
     for iterations in TRIAL:
         begun = time.monotonic()
-        found, reason = _run(kind(iterations=iterations), victim, seed)
+        found, reason = _run(kind(iterations=iterations), victim, seed, end)
         if found is None:
             return None, reason
         spans.append(time.monotonic() - begun)
     each = max(1e-6, (spans[1] - spans[0]) / (TRIAL[1] - TRIAL[0]))
-    fitting = int((seconds - sum(spans) - spans[0]) / each)
+    fitting = int((PLANNED * seconds - sum(spans) - spans[0]) / each)
     if fitting < FEWEST_ITERATIONS:
-        needed = FEWEST_ITERATIONS * each + sum(spans) + spans[0]
+        needed = (FEWEST_ITERATIONS * each + sum(spans) + spans[0]) / PLANNED
         return (
             None,
             f"gradient matching needs about {needed:.0f} s a client, more than the budget allows",
@@ -471,7 +507,7 @@ class _OutOfTime(Exception):
 
 
 def best_result(
-    victim: Victim, seconds: float, seed: int, report: Report
+    victim: Victim, seconds: float, seed: int, report: Report, limit: float = math.inf
 ) -> tuple[Reconstruction | None, str, str]:
     """Run the attacks on an update in turn, until one explains it.
 
@@ -480,19 +516,22 @@ def best_result(
         seconds: time for all of them.
         seed: seed of the attacks.
         report: told what is being done.
+        limit: seconds after which an attack that is still going on is ended; at most twice
+            ``seconds``.
 
     Returns:
         The result that explains most of the update, or None; the attack's name; and why an attack
         gave none.
     """
-    end = time.monotonic() + seconds
+    begun = time.monotonic()
+    end, latest = begun + seconds, begun + min(limit, OVERRUN * seconds)
     best: Reconstruction | None = None
     name, reason = "", ""
 
     def attempt(attack: Attack) -> None:
         nonlocal best, name, reason
         report(f"{attack.name} on {victim.key}")
-        found, why = _run(attack, victim, seed, 2 * seconds + time.monotonic())
+        found, why = _run(attack, victim, seed, latest)
         reason = why or reason
         if found is not None and (best is None or _explains(found) > _explains(best)):
             best, name = found, attack.name
@@ -524,12 +563,15 @@ def _run(
         if end is not None and time.monotonic() > end:
             raise _OutOfTime
 
+    # Not every attack reports its progress.
+    limit = nullcontext() if end is None else time_limit(end - time.monotonic(), _OutOfTime)
     try:
-        refused = attack_updates(
-            attack, [victim.update], lambda _: victim.known.knowledge,
-            finished=lambda _, result: found.append(result), seed=seed, report=watch,
-            ends=(_OutOfTime,),
-        )  # fmt: skip
+        with limit:
+            refused = attack_updates(
+                attack, [victim.update], lambda _: victim.known.knowledge,
+                finished=lambda _, result: found.append(result), seed=seed, report=watch,
+                ends=(_OutOfTime,),
+            )  # fmt: skip
     except _OutOfTime:
         return None, f"{attack.name} took more than its share of the time"
     if refused:

@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +12,49 @@ import torch
 
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
+from fedleak.audit.config import AuditConfig
+from fedleak.audit.findings import Findings, not_tried
+from fedleak.audit.folder import AuditFolder
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
     Public,
-    Report,
     Victim,
     batches_of,
     find_victims,
     inputs,
+    inputs_answer,
     label_shares,
     told_numbers,
     touched_rows,
+    truth_of,
 )
-from fedleak.audit.simulation import Observed, run_app
+from fedleak.audit.progress import AuditObserver, AuditObservers
+from fedleak.audit.samples import Attacked
+from fedleak.audit.simulation import Observed, run_app, server_models, with_rounds
+from fedleak.audit.summary import AuditSummary, Status
 from fedleak.audit.truth_scores import Score
-from fedleak.audit.verdict import Answer, Estimate, Verdict
-from fedleak.errors import BadInput, first_line, require
+from fedleak.audit.verdict import Answer, Verdict
+from fedleak.config import versions
+from fedleak.errors import BadInput, RunFailed, first_line, require
+from fedleak.federation.engine.ray_engine import FederationError, Resources
+from fedleak.runtime.interrupts import reraise_as_interrupt, signals_received
+from fedleak.runtime.time_limit import time_limit
 from fedleak.updates.files import short
 
-VERDICT = "verdict.json"
 CANARY_SHARE = 0.2
+# By how much a question may exceed its share of the budget, if there is time at all.
+OVERRUN = 1.5
+# The questions, rung by rung, in the order in which they are asked.
+PLAN = ((1, "number of samples"), (2, "shares of labels"), (2, "set of tokens"), (3, "inputs"))
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
+
+
+class _OutOfTime(Exception):
+    """The time for a question has passed."""
+
+    def __str__(self) -> str:
+        return "it took more than its share of the time"
 
 
 @dataclass(frozen=True)
@@ -62,14 +84,16 @@ def audit(
     cpus_per_client: float = 1.0,
     gpus_per_client: float = 0.0,
     ray_address: str | None = None,
-    report: Report = lambda text: None,
+    observers: Sequence[AuditObserver] = (),
+    resume: bool = False,
+    overwrite: bool = False,
     run: Callable[..., Observed] = run_app,
 ) -> Audit:
     """Run an app as it is, and find out what its server could learn.
 
     Args:
         app: the app.
-        folder: where to write; it is made if it does not exist, and must be empty.
+        folder: where to write; see :class:`fedleak.audit.folder.AuditFolder` for its files.
         clients: number of simulated clients, at least 1.
         rounds: number of rounds. If None, as the app's run config says.
         budget: time for the attacks in seconds, without that of the app's own training.
@@ -78,25 +102,103 @@ def audit(
         cpus_per_client: CPUs that one client occupies.
         gpus_per_client: GPUs that one client occupies.
         ray_address: address of a Ray cluster. If None, a private instance of Ray is started.
-        report: told what is being done.
+        observers: told of the audit's events.
+        resume: continue an interrupted audit: the app does not train again if its run was complete,
+            and what was answered is not asked again. If the budget is larger than before, what was
+            not tried or is not conclusive is.
+        overwrite: delete an existing audit.
         run: runs the app.
 
     Returns:
-        The verdict, which is in the folder's ``verdict.json`` too.
+        The verdict, which is in the folder's ``summary.json`` too.
 
     Raises:
         BadInput: if an argument is wrong, or no update can be attacked.
-        FederationError: if the app, or the engine, failed.
+        RunFailed: if the app, or the engine, failed.
+        KeyboardInterrupt: if interrupted; the answers so far are kept, and the audit can be
+            resumed.
     """
     require(budget > 0, f"Expected a budget above 0 seconds, got {budget:g}.")
-    report(f"the app runs with {clients} clients")
+    require(clients >= 1, f"Expected at least 1 client, got {clients}.")
+    resources = {
+        "cpus_per_client": cpus_per_client, "gpus_per_client": gpus_per_client,
+        "ray_address": ray_address,
+    }  # fmt: skip
+    Resources(clients, cpus_per_client, gpus_per_client, ray_address).check()
+    if rounds is not None:
+        with_rounds(app, rounds)
+    config = AuditConfig.of(
+        app, folder, public, clients=clients, rounds=rounds, seed=seed, budget=budget, **resources
+    )
+    files = AuditFolder(folder)
+    before = AuditConfig.load(files.config).budget if resume and files.config.is_file() else budget
+    files.open(config, resume=resume, overwrite=overwrite)
+    summary = AuditSummary.load(files.summary) if files.summary.is_file() else AuditSummary()
+    findings = Findings(files, summary, AuditObservers(observers))
+    if budget > before:
+        findings.ask_again()
+    elif summary.status == "complete":
+        return _found(findings)
+    summary.settings, summary.versions = config.to_dict(), versions()
+    with _status(findings):
+        findings.plan(PLAN)
+        observed = _observed(app, files, findings, run, clients, rounds, resources)
+        conclude(app, observed, budget=budget, public=public, seed=seed, findings=findings)
+    return _found(findings)
+
+
+@contextmanager
+def _status(findings: Findings) -> Iterator[None]:
+    """Keep the status in summary.json correct, however the block ends."""
+    findings.save("running")
+    status: Status = "complete"
+    reason = ""
+    try:
+        with reraise_as_interrupt():
+            yield
+    except (KeyboardInterrupt, SystemExit):
+        status = "interrupted"
+        raise
+    except FederationError as error:
+        status, reason = "failed", str(error)
+        raise RunFailed(str(error)) from error
+    except BaseException as error:
+        status, reason = "failed", first_line(error) if isinstance(error, Exception) else ""
+        raise
+    finally:
+        findings.save(status, reason)
+        findings.observer.audit_ended(status)
+
+
+def _observed(
+    app: FlowerApp,
+    files: AuditFolder,
+    findings: Findings,
+    run: Callable[..., Observed],
+    clients: int,
+    rounds: int | None,
+    resources: dict[str, float | str | None],
+) -> Observed:
+    """What the app's run has left; it is run if it was not yet, or not to its end."""
+    summary, observer = findings.summary, findings.observer
+    if summary.app_complete:
+        observer.said("The app does not train again: its updates are complete.")
+        seen = [] if app.settings.model else server_models(app)
+        return Observed(files.path.resolve(), seen, list(summary.failures))
+    if files.remove_app_run():
+        observer.said("The app's training was not complete: it starts anew.")
+    told = app.run_config.get(app.rounds_key or "")
+    observer.app_started(clients, rounds or (told if isinstance(told, int) else None))
+    begun = time.monotonic()
     observed = run(
-        app, folder, clients=clients, rounds=rounds, cpus_per_client=cpus_per_client,
-        gpus_per_client=gpus_per_client, ray_address=ray_address,
+        app, files.path, clients=clients, rounds=rounds, on_update=observer.update_kept,
+        **resources,
     )  # fmt: skip
-    found = conclude(app, observed, budget=budget, public=public, seed=seed, report=report)
-    found.verdict.write(folder / VERDICT)
-    return found
+    summary.app_seconds, summary.app_complete = time.monotonic() - begun, True
+    summary.updates, summary.failures = len(observed.updates), list(observed.failures)
+    findings.save()
+    observer.app_ended(summary.updates, summary.app_seconds)
+    return observed
 
 
 def conclude(
@@ -106,7 +208,7 @@ def conclude(
     budget: float,
     public: Public | None = None,
     seed: int = 0,
-    report: Report = lambda text: None,
+    findings: Findings | None = None,
 ) -> Audit:
     """Attack what an app's server saw.
 
@@ -116,53 +218,138 @@ def conclude(
         budget: see :func:`audit`.
         public: see :func:`audit`.
         seed: see :func:`audit`.
-        report: see :func:`audit`.
+        findings: takes up what is found; what it has already is not tried again. If None, nothing
+            is written.
 
     Raises:
         BadInput: if no update can be attacked; the sentence is that of the first.
     """
-    end = time.monotonic() + budget
+    findings = findings or Findings()
+    summary, observer = findings.summary, findings.observer
     victims, reasons = find_victims(app, observed)
     if not victims:
         said = reasons or observed.failures or ["the app sent no weights to its clients"]
         raise BadInput(f"Expected updates that can be attacked, got none: {said[0]}")
+    findings.check_model(victims[0].known.knowledge.model)
     notes = [*reasons, *observed.failures]
     notes += dict.fromkeys(note for victim in victims for note in victim.known.notes)
-    report("the audit's own client")
-    canary = run_canary(victims[0], seconds=CANARY_SHARE * budget, seed=seed, report=report)
-    canary = _tested(canary, victims[0], observed)
-    answers: list[Answer | None] = [told_numbers(observed, victims)]
-    scores: list[Score] = []
+    summary.notes = notes
+    has_rows = victims[0].whole is not None
+    findings.plan(PLAN if has_rows else [question for question in PLAN if question != PLAN[2]])
+    stages = int(summary.canary is None) + len(summary.unfinished)
+    observer.attacks_started(stages, budget, summary.used)
+    findings.begin(budget)
+    if summary.canary is None:
+        seconds = min(CANARY_SHARE * budget, findings.left)
+        observer.stage_started("the audit's own client", seconds)
+        findings.set_canary(_canary(victims[0], observed, seconds, findings.left, seed, observer))
+    _ask(findings, PLAN[0], lambda _: told_numbers(observed, victims), limited=False)
+    _ask(
+        findings, PLAN[1],
+        lambda seconds: label_shares(
+            observed, victims, public, seconds=seconds, seed=seed, report=observer.progressed
+        ),
+        share=SHADOW_SHARE * budget,
+    )  # fmt: skip
+    if has_rows:
+        _ask(
+            findings, PLAN[2],
+            lambda _: touched_rows(observed, victims, report=observer.progressed),
+        )  # fmt: skip
 
-    def rung(question: str, attack: Callable[[], Answer | None]) -> None:
-        # Whatever the app's own code raises beside made-up data costs this question alone.
-        try:
-            answers.append(attack())
-        except Exception as error:
-            nothing = Estimate.of([])
-            answers.append(
-                Answer(
-                    rung=3 if question == "inputs" else 2, question=question, measure="",
-                    answer=nothing, guess=nothing, gains=(), perfect=1.0, threat_model="C",
-                    attack="none", setting="", tried=False, note=first_line(error).rstrip("."),
-                )
-            )  # fmt: skip
+    def reconstruct(seconds: float) -> Answer:
+        known = findings.scores(*PLAN[3])
+        sample = truth_of(observed, victims[0])
 
-    def reconstruct() -> Answer:
-        left = max(1.0, end - time.monotonic())
-        answer, found = inputs(observed, victims, seconds=left, seed=seed, report=report)
-        scores.extend(found)
+        def attacked(one: Attacked) -> None:
+            known[one.score.key] = one.score
+            given = [known[victim.key] for victim in victims if victim.key in known]
+            done = f"the audit ended after {len(given)} of {len(victims)} updates"
+            findings.add_attacked(*PLAN[3], one, inputs_answer(victims, given, sample, [done]))
+            observer.victim_attacked(len(given), len(victims))
+
+        answer, _ = inputs(
+            observed, victims, seconds=seconds, seed=seed, report=observer.progressed,
+            done=dict(known), finished=attacked,
+        )  # fmt: skip
         return answer
 
-    seconds = SHADOW_SHARE * budget
-    rung(
-        "shares of labels",
-        lambda: label_shares(observed, victims, public, seconds=seconds, seed=seed, report=report),
-    )
-    rung("set of tokens", lambda: touched_rows(observed, victims, report=report))
-    rung("inputs", reconstruct)
-    verdict = Verdict(tuple(a for a in answers if a is not None), canary.reconstructed, canary.note)
-    return Audit(verdict, tuple(scores), tuple(notes))
+    # Its attacks are ended one by one.
+    _ask(findings, PLAN[3], reconstruct, share=findings.left, limited=False)
+    return _found(findings)
+
+
+def _found(findings: Findings) -> Audit:
+    """What the findings come to."""
+    summary = findings.summary
+    scores = tuple(findings.scores(*PLAN[3]).values())
+    return Audit(summary.verdict, scores, tuple(summary.notes))
+
+
+def _ask(
+    findings: Findings,
+    question: tuple[int, str],
+    attack: Callable[[float], Answer | None],
+    *,
+    share: float | None = None,
+    limited: bool = True,
+) -> None:
+    """Ask a question that has no answer yet.
+
+    Whatever the app's own code raises beside made-up data costs this question alone.
+
+    Args:
+        findings: take up the answer.
+        question: rung and question.
+        attack: gives the answer, in about as many seconds; None if the question does not apply.
+        share: seconds of the budget. If None, what is left.
+        limited: whether the question is ended where it takes longer.
+    """
+    rung, name = question
+    if findings.summary.answer_to(rung, name) is not None:
+        return
+    seconds = findings.left if share is None else min(share, findings.left)
+    findings.observer.stage_started(name, seconds)
+    limit = min(OVERRUN * seconds, findings.left)
+    signals = signals_received()
+    answer: Answer | None
+    try:
+        with time_limit(limit, _OutOfTime) if limited else nullcontext():
+            answer = attack(seconds)
+    except _OutOfTime:
+        answer = not_tried(rung, name, f"it took more than its share of the budget, {limit:.0f} s")
+    except Exception as error:
+        answer = not_tried(rung, name, first_line(error).rstrip("."))
+    if signals_received() > signals:
+        # An interrupt that is raised in a callback from C++ may have become another error.
+        raise KeyboardInterrupt
+    findings.add_answer(rung, name, answer)
+
+
+def _canary(
+    victim: Victim,
+    observed: Observed,
+    seconds: float,
+    left: float,
+    seed: int,
+    observer: AuditObserver,
+) -> Canary:
+    """The canary, tested by the client's own batches, within a time."""
+    signals = signals_received()
+    canary = Canary(False, "the audit's own client took more than its share of the budget")
+    try:
+        with time_limit(min(OVERRUN * seconds, left), _OutOfTime):
+            canary = run_canary(victim, seconds=seconds, seed=seed, report=observer.progressed)
+        observer.progressed("the clients' recorded batches are trained again")
+        with time_limit(min(OVERRUN * seconds, left), _OutOfTime):
+            canary = _tested(canary, victim, observed)
+    except _OutOfTime:
+        if canary.reconstructed:
+            note = f"{canary.note}, but there was no time to train the clients' batches again"
+            canary = replace(canary, reconstructed=False, note=note)
+    if signals_received() > signals:
+        raise KeyboardInterrupt
+    return canary
 
 
 def _tested(canary: Canary, victim: Victim, observed: Observed) -> Canary:
@@ -170,15 +357,15 @@ def _tested(canary: Canary, victim: Victim, observed: Observed) -> Canary:
     try:
         agreement = replay(victim, batches_of(observed, victim))
     except BadInput as error:
-        return Canary(False, f"{canary.note}, but the clients' batches were not kept: {error}")
+        note = f"{canary.note}, but the clients' batches were not kept: {error}"
+        return replace(canary, reconstructed=False, note=note)
     if agreement >= AGREES or not canary.reconstructed:
         return canary
-    return Canary(
-        False,
+    note = (
         f"{canary.note}, but its training is not that of the clients: their recorded batches, "
-        f"trained again, give another update (squared cosine {agreement:.3f})",
-        canary.value,
+        f"trained again, give another update (squared cosine {agreement:.3f})"
     )
+    return replace(canary, reconstructed=False, note=note)
 
 
 def read_public(path: Path) -> Public:

@@ -1,16 +1,20 @@
 """Runs an app on Flower's Ray engine as it is, listens to its server and records its clients."""
 
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedleak.audit.app import ROUNDS_KEYS, FlowerApp
 from fedleak.audit.facts import TrainingFacts
+from fedleak.audit.folder import APP_FOLDERS
+from fedleak.audit.folder import REPLIES as REPLIES
 from fedleak.audit.listening_grid import ListeningGrid
 from fedleak.audit.module_watch import watched_modules
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
@@ -23,10 +27,14 @@ from fedleak.federation.engine.ray_engine import (
     run_engine,
 )
 from fedleak.federation.engine.server import ServerControl
+from fedleak.federation.strategy import Stopped
 from fedleak.updates.files import update_files
 from fedleak.updates.update import InterceptedUpdate
 
-REPLIES = "replies.jsonl"
+logger = logging.getLogger(__name__)
+
+# Seconds for a ServerApp to end after its first message was refused, and between two looks at it.
+END_SECONDS, POLL_SECONDS = 5.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -112,19 +120,21 @@ def run_app(
     cpus_per_client: float = 1.0,
     gpus_per_client: float = 0.0,
     ray_address: str | None = None,
+    on_update: Callable[[str], None] = lambda key: None,
     engine: Callable[[Resources, ServerApp, Any, ServerControl], None] = run_engine,
 ) -> Observed:
     """Run an app, keep every update, and record every client's training.
 
     Args:
         app: the app.
-        folder: where to write; it is made if it does not exist, and must be empty.
+        folder: where to write; it is made if it does not exist, and must hold no run of an app.
         clients: number of simulated clients, at least 1.
         rounds: number of rounds. If None, as the app's run config says.
         cpus_per_client: CPUs that one client occupies.
         gpus_per_client: GPUs that one client occupies.
         ray_address: address of a Ray cluster, whose workers can access the folder. If None, a
             private instance of Ray is started.
+        on_update: called with the key of each update that was kept, in the server's thread.
         engine: runs ServerApp and ClientApp.
 
     Raises:
@@ -139,14 +149,15 @@ def run_app(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     require(
-        not any(folder.iterdir()),
-        f"Expected an empty folder at {folder}, found files: choose another one.",
+        not any((folder / name).exists() for name in (*APP_FOLDERS, REPLIES)),
+        f"Expected a folder without an app's run at {folder}, found one: choose another one.",
     )
     observed, control = Observed(folder), ServerControl()
     records = RecordFolder(folder)
 
     def kept(question: Message, path: Path) -> None:
         records.rename(question.metadata.message_id, path.stem)
+        on_update(path.stem)
 
     listener = UpdateListener(
         folder / "updates",
@@ -198,3 +209,79 @@ def _server_app(
             control.ended.set()
 
     return server
+
+
+class _NoGrid(Grid):
+    """A Grid that ends the ServerApp when it is used, and says so."""
+
+    def __init__(self) -> None:
+        self.used = threading.Event()
+
+    def _end(self) -> NoReturn:
+        self.used.set()
+        raise Stopped
+
+    def set_run(self, run: Any) -> None:
+        """See flwr.serverapp.Grid."""
+
+    @property
+    def run(self) -> Any:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        self._end()
+
+
+def server_models(app: FlowerApp) -> list[nn.Module]:
+    """The modules whose weights the ServerApp takes before it asks a client for anything.
+
+    The ServerApp is started with its run config, and ended at its first message. What it raises is
+    of no interest here.
+
+    Args:
+        app: the app.
+
+    Raises:
+        BadInput: if its ServerApp cannot be loaded.
+    """
+    server, grid, found = app.server_app(), _NoGrid(), list[nn.Module]()
+
+    def start() -> None:
+        with watched_modules(once_per_kind=True) as watched:
+            try:
+                server(grid, Context(0, 0, {}, RecordDict(), dict(app.run_config)))
+            except BaseException as error:  # of the app's own code, or the end
+                logger.info("the ServerApp ended: %s", error)
+            finally:
+                found.extend(watched.modules())
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    while thread.is_alive() and not grid.used.wait(POLL_SECONDS):
+        pass
+    thread.join(END_SECONDS)
+    return found

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ class Score:
         guess: the same of a guess without the update.
         explained: share of the update that the reconstruction explains; NaN if not known.
         supported: whether the update supports the reconstruction.
+        values: the measure of each sample.
+        guesses: that of the guess of each sample.
+        matches: of each sample, the position of the reconstruction that was matched to it; empty
+            if it was read from a file.
+        guessed: the same of the guess.
     """
 
     key: str
@@ -61,6 +67,28 @@ class Score:
     guess: float
     explained: float
     supported: bool
+    values: tuple[float, ...] = ()
+    guesses: tuple[float, ...] = ()
+    matches: tuple[int, ...] = ()
+    guessed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        attack: str,
+        values: Sequence[float],
+        guesses: Sequence[float],
+        explained: float,
+        supported: bool,
+        matches: Sequence[int] = (),
+        guessed: Sequence[int] = (),
+    ) -> Self:
+        """The score of a client with those of its samples; see the class."""
+        return cls(
+            key, attack, _mean(values), _mean(guesses), explained, supported, tuple(values),
+            tuple(guesses), tuple(matches), tuple(guessed),
+        )  # fmt: skip
 
 
 def measure_of(samples: Samples) -> tuple[str, float]:
@@ -114,15 +142,26 @@ def score(
         guess: see :func:`mean_guess`.
         knowledge: gives mean and standard deviation of images.
     """
-    value, other = (_mean_score(truth, one, knowledge) for one in (found.inputs, guess))
-    return Score(key, attack, value, other, found.explained, found.supported)
+    values, matches = _sample_scores(truth, found.inputs)
+    guesses, guessed = _sample_scores(truth, guess)
+    return Score.of(
+        key, attack, values, guesses, found.explained, found.supported, matches, guessed
+    )
 
 
-def _mean_score(truth: Samples, inputs: Tensor, knowledge: Knowledge) -> float:
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; infinity if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.inf
+
+
+def _sample_scores(truth: Samples, inputs: Tensor) -> tuple[list[float], list[int]]:
+    """The measure of each sample, and the position of the reconstruction matched to it."""
     labels = torch.zeros(len(truth.inputs), dtype=torch.long)
     pair = GroundTruth(truth.inputs, labels), Reconstruction(inputs.to(truth.inputs), labels)
     if not truth.inputs.is_floating_point():
-        return statistics.fmean(item.token_accuracy for item in score_tokens(*pair))
+        tokens = score_tokens(*pair)
+        return [item.token_accuracy for item in tokens], [item.match for item in tokens]
     if truth.are_images:
         # The clients' scaling is not known unless it was told: images are brought to [0, 1] by the
         # range of the true ones, so that the measure does not depend on it.
@@ -132,7 +171,7 @@ def _mean_score(truth: Samples, inputs: Tensor, knowledge: Knowledge) -> float:
                   Reconstruction((inputs.to(truth.inputs) - low) / size, labels)]  # fmt: skip
         channels = truth.inputs.shape[1]
         found = score_images(*scaled, mean=(0.0,) * channels, std=(1.0,) * channels)  # type: ignore[arg-type]
-        return statistics.fmean(item.ssim for item in found)
+        return [item.ssim for item in found], [item.match for item in found]
     originals, candidates = truth.inputs.double().numpy(), inputs.double().numpy()
     matches = assign(originals, candidates)
     errors = [
@@ -140,5 +179,4 @@ def _mean_score(truth: Samples, inputs: Tensor, knowledge: Knowledge) -> float:
         for i, m in enumerate(matches)
         for norm in [float(torch.tensor(originals[i]).norm())]
     ]
-    finite = [error for error in errors if math.isfinite(error)]
-    return statistics.fmean(finite) if finite else math.inf
+    return errors, [int(match) for match in matches]

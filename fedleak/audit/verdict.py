@@ -1,10 +1,8 @@
 """What an audit concludes: a row for each question, beside a guess without the update."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -233,7 +231,7 @@ class Verdict:
         return EXIT_ABOVE if failed else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain values for ``summary.json``; NaN is None."""
+        """The verdict as plain values, for ``summary.json``; NaN is None."""
         rows = []
         for answer in self.answers:
             values = asdict(answer) | {"status": answer.status, "share": answer.share}
@@ -243,14 +241,6 @@ class Verdict:
             "canary_note": self.canary_note, "answers": rows,
         })  # fmt: skip
         return plain
-
-    def write(self, path: Path) -> None:
-        """Write ``to_dict`` as JSON.
-
-        Args:
-            path: the file.
-        """
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def read_limits(texts: Sequence[str]) -> dict[str, float]:

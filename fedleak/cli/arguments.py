@@ -314,6 +314,7 @@ def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
         "--ray-address", type=str | None, default=None,
         help="A Ray cluster. Default: a private instance of Ray on this machine.",
     )  # fmt: skip
+    _add_flags(audit, "audit")
 
 
 def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
@@ -464,9 +465,11 @@ def _list_of(kind: str, plugins: bool) -> Any:
     return list[load_class(PARSED[kind])] if plugins else list[str]  # type: ignore[misc]
 
 
-def _add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace the run at the output.")
+def _add_flags(parser: ArgumentParser, what: str = "run") -> None:
+    parser.add_argument("--resume", action="store_true", help=f"Go on with an interrupted {what}.")
+    parser.add_argument(
+        "--overwrite", action="store_true", help=f"Replace the {what} at the output."
+    )
 
 
 def _add_trust(parser: ArgumentParser) -> None:

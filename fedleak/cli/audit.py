@@ -7,9 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedleak.audit.app import read_app
-from fedleak.audit.run import VERDICT, Audit, audit, read_public, read_span
+from fedleak.audit.folder import AuditFolder
+from fedleak.audit.run import Audit, audit, read_public, read_span
 from fedleak.audit.verdict import THREAT_MODELS, read_limits
 from fedleak.errors import AboveLimit, require
+from fedleak.reporting import AuditDisplay, AuditOutput
 
 
 def run_audit(chosen: Namespace, console: Console) -> None:
@@ -21,6 +23,7 @@ def run_audit(chosen: Namespace, console: Console) -> None:
 
     Raises:
         BadInput: if an argument or the app is wrong.
+        RunFailed: if the app failed.
         AboveLimit: if an answer exceeds a limit of ``--fail-above``.
     """
     limits = read_limits(chosen.fail_above)
@@ -32,15 +35,21 @@ def run_audit(chosen: Namespace, console: Console) -> None:
     public = None if chosen.public is None else read_public(Path(chosen.public))
     app = read_app(Path(chosen.app), [] if chosen.run_config is None else [chosen.run_config])
     output = Path(chosen.output)
-    with console.status("") as status:
+    with AuditDisplay(console) as display:
         found = audit(
             app, output, clients=chosen.clients, rounds=chosen.rounds, budget=budget,
             public=public, seed=chosen.seed, cpus_per_client=chosen.cpus_per_client,
             gpus_per_client=chosen.gpus_per_client, ray_address=chosen.ray_address,
-            report=status.update,
+            observers=[display, AuditOutput(output)], resume=chosen.resume,
+            overwrite=chosen.overwrite,
         )  # fmt: skip
     print_audit(found, console)
-    console.print(f"Look at {output / VERDICT}", highlight=False, soft_wrap=True)
+    files = AuditFolder(output)
+    console.print(
+        f"Look at\n  page         {files.report}\n  results      {files.results}\n"
+        f"  summary      {files.summary}\n  TensorBoard  tensorboard --logdir {output.parent}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
     above = found.verdict.above(limits)
     if above:
         names = ", ".join(f"{answer.question} {answer.share:.2f}" for answer in above)

@@ -118,9 +118,13 @@ def _command(settings: Namespace, console: Console) -> None:
     from fedleak.runs.folder import RunFolder
 
     if command == "report":
-        from fedleak.reporting import write_report
+        from fedleak.audit.config import is_audit
+        from fedleak.reporting import write_audit_report, write_report
 
-        path = write_report(RunFolder(Path(chosen.run)), trust=chosen.trust)
+        if is_audit(Path(chosen.run)):
+            path = write_audit_report(Path(chosen.run))
+        else:
+            path = write_report(RunFolder(Path(chosen.run)), trust=chosen.trust)
         console.print(f"Look at {path}", highlight=False, soft_wrap=True)
         return
     if command == "sweep":

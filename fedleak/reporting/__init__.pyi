@@ -1,3 +1,7 @@
+from .audit_display import AuditDisplay as AuditDisplay
+from .audit_output import AuditOutput as AuditOutput
+from .audit_output import write_audit_figures as write_audit_figures
+from .audit_report import write_audit_report as write_audit_report
 from .display import Display as Display
 from .figures import Figures as Figures
 from .figures import write_figures as write_figures

@@ -72,3 +72,29 @@ def split_victim_cost(tag: str) -> str | None:
     """The update's key of a victim's cost, or None for another tag."""
     match = re.fullmatch(re.escape(victim_cost("")) + r"(r\d+-c\d+)", tag)
     return match[1] if match else None
+
+
+# ---------------------------------------------------------------------------- of an audit
+
+AUDIT_PICTURES = "5 reconstructions/true, guess, reconstruction"
+AUDIT_CANARY = "5 reconstructions/the audit's own client"
+
+
+def audit_text(name: str) -> str:
+    """A text of an audit: its verdict, or the table of its answers."""
+    return f"1 verdict/{name}"
+
+
+def audit_answer(question: str) -> str:
+    """The answer to a question of an audit; the step is the rung."""
+    return f"2 answers/{question}"
+
+
+def audit_guess(question: str) -> str:
+    """The guess beside the answer."""
+    return f"3 guesses/{question}"
+
+
+def audit_share(question: str) -> str:
+    """The share of the way from the guess to the exact answer."""
+    return f"4 share of the way to the exact answer/{question}"

@@ -1,12 +1,14 @@
 """The rungs of the ladder on small apps, without Ray."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedleak.audit.ladder import inputs, touched_rows
-from tests.audit.apps import imports_undone, observe
+from fedleak.audit.ladder import best_result, inputs, label_shares, touched_rows
+from fedleak.audit.samples import Attacked
+from tests.audit.apps import ONE_STEP, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,55 @@ def test_what_takes_too_long_is_said_and_not_tried(tmp_path: Path) -> None:
     assert answer.status == "not tried"
     assert not scores
     assert "no time was left" in answer.sentence or "more than the budget" in answer.sentence
+
+
+def test_shadow_clients_that_would_take_too_long_are_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, observed, victims = observe(tmp_path, "images")
+    trained = []
+
+    def slowly(*args: object, **kwargs: object) -> Iterator[int]:
+        for number in range(160):
+            time.sleep(0.05)
+            trained.append(number)
+            yield number
+
+    monkeypatch.setattr("fedleak.audit.ladder.train_shadows", slowly)
+    answer = label_shares(observed, victims, None, seconds=0.5)
+    assert answer is not None
+    assert answer.status == "not tried"
+    assert "40 shadow clients need about 2 s, more than the 0 s" in answer.sentence
+    assert len(trained) == 3
+
+
+def test_updates_that_were_attacked_before_are_left_out(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=ONE_STEP)
+    seen: list[Attacked] = []
+    first, scores = inputs(observed, victims[:2], seconds=10, finished=seen.append)
+    assert [one.score for one in seen] == scores
+    assert all(one.found.shape == one.truth.inputs.shape == one.guess.shape for one in seen)
+    known = {score.key: score for score in scores}
+    seen.clear()
+    answer, both = inputs(observed, victims, seconds=10, done=known, finished=seen.append)
+    assert [one.score.key for one in seen] == [victim.key for victim in victims[2:]]
+    assert [score.key for score in both] == [victim.key for victim in victims]
+    assert answer.answer.n == 4
+    assert first.answer.n == 2
+
+
+def test_an_attack_without_progress_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, victims = observe(tmp_path, "images", task=ONE_STEP)
+
+    def hangs(self: object, *args: object, **kwargs: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr("fedleak.attacks.analytic.Analytic.run", hangs)
+    begun = time.monotonic()
+    found, _, reason = best_result(victims[0], 0.3, 0, lambda text: None)
+    assert time.monotonic() - begun < 5
+    assert found is None
+    assert "more than its share of the time" in reason

@@ -1,17 +1,25 @@
 """An audit from top to bottom on a small app, without Ray; public samples; spans of time."""
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedleak.audit.run import audit, conclude, read_public, read_span
+from fedleak.audit import read_app
+from fedleak.audit.progress import AuditObserver
+from fedleak.audit.results import read_rows
+from fedleak.audit.run import Audit, audit, conclude, read_public, read_span
 from fedleak.audit.simulation import run_app
-from fedleak.errors import BadInput
+from fedleak.audit.summary import AuditSummary
+from fedleak.errors import BadInput, RunFailed
+from fedleak.federation.engine.ray_engine import FederationError
 from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
 
 run = partial(run_app, engine=in_process)
@@ -34,8 +42,16 @@ def test_an_app_that_leaks_everything(tmp_path: Path) -> None:
     assert answers["inputs"].guess.mean > 0.3
     assert answers["shares of labels"].status == "leaks"
     assert all(score.supported for score in found.scores)
-    written = json.loads((tmp_path / "out" / "verdict.json").read_text())
-    assert written == found.verdict.to_dict()
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["verdict"] == found.verdict.to_dict()
+    assert written["status"] == "complete"
+    assert written["settings"]["clients"] == 4
+    assert 0 < written["used"] < 60
+    assert written["not_tried"] == []
+    rows = read_rows(tmp_path / "out" / "results.csv")
+    assert [row.question for row in rows] == ["canary"] + 4 * ["inputs"]
+    pictures = {path.name for path in (tmp_path / "out" / "figures" / "victims").iterdir()}
+    assert {"canary-0-found.png", "r0001-c0003-0-true.png"} <= pictures
     # Nothing of an attack's input holds the truth.
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"updates", "truth", "facts"}
 
@@ -67,6 +83,198 @@ def test_what_fails_in_one_question_costs_no_other(
     assert answers["shares of labels"].status == "not tried"
     assert "the model takes no such data" in answers["shares of labels"].sentence
     assert answers["inputs"].status == "leaks"
+
+
+# ------------------------------------------------------------------- interrupted and continued
+
+
+class Stops(AuditObserver):
+    """Interrupts the audit at an event, as Ctrl-C does, and counts the events."""
+
+    def __init__(self, event: str = "", at: int = 1) -> None:
+        self.counts: Counter[str] = Counter()
+        self.sentences: list[str] = []
+        for name in [name for name in vars(AuditObserver) if not name.startswith("_")]:
+            setattr(self, name, partial(self._count, name, event, at))
+
+    def _count(self, name: str, event: str, at: int, *arguments: object) -> None:
+        self.counts[name] += 1
+        self.sentences += [str(a) for a in arguments if name in ("said", "stage_started")]
+        if name == event and self.counts[name] == at:
+            raise KeyboardInterrupt
+
+
+def run_twice(tmp_path: Path, event: str, at: int) -> tuple[Audit, Stops, dict[str, Any]]:
+    """An audit that is interrupted and resumed; what came of it, and the first summary."""
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    settings: dict[str, Any] = {"clients": 4, "rounds": 1, "budget": 20, "run": run}
+    with pytest.raises(KeyboardInterrupt):
+        audit(app, tmp_path / "out", observers=[Stops(event, at)], **settings)
+    first = json.loads((tmp_path / "out" / "summary.json").read_text())
+    again = Stops()
+    found = audit(app, tmp_path / "out", observers=[again], resume=True, **settings)
+    return found, again, first
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "answered", "left"),
+    [
+        ("app_ended", 1, 0, 4), ("stage_started", 1, 0, 4), ("answered", 1, 1, 4),
+        ("stage_started", 3, 1, 4), ("victim_attacked", 2, 2, 2),
+    ],
+)  # fmt: skip
+def test_an_interrupted_audit_goes_on(
+    event: str, at: int, answered: int, left: int, tmp_path: Path
+) -> None:
+    found, again, first = run_twice(tmp_path, event, at)
+    assert first["status"] == "interrupted"
+    assert first["app_complete"]
+    final = [a for a in first["verdict"]["answers"] if [a["rung"], a["question"]] not in
+             first["unfinished"]]  # fmt: skip
+    assert len(final) == answered
+    # What is missing is never taken for something that was not found.
+    assert first["verdict"]["overall"] in ("not proven", "leaks")
+    assert again.counts["app_started"] == 0
+    assert again.counts["victim_attacked"] == left
+    assert "The app does not train again: its updates are complete." in again.sentences
+    assert found.verdict.overall == "leaks"
+    assert [score.key for score in found.scores] == [f"r0001-c000{number}" for number in range(4)]
+    # It ends as an audit that was not interrupted.
+    whole = audit(
+        read_app(tmp_path / "app"), tmp_path / "whole", clients=4, rounds=1, budget=20, run=run
+    )
+    for one, other in zip(found.verdict.answers, whole.verdict.answers, strict=True):
+        assert (one.question, one.status, one.gains) == (other.question, other.status, other.gains)
+    rows = read_rows(tmp_path / "out" / "results.csv")
+    assert len(rows) == 5
+
+
+def test_an_interrupted_training_of_the_app_starts_anew(tmp_path: Path) -> None:
+    found, again, first = run_twice(tmp_path, "app_started", 1)
+    assert not first["app_complete"]
+    assert first["verdict"]["overall"] == "not proven"
+    assert again.counts["app_started"] == 1
+    assert found.verdict.overall == "leaks"
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        run(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    app = read_app(tmp_path / "app")
+    out = tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        audit(app, out, clients=4, rounds=1, budget=20, run=stopped)
+    assert (out / "updates").is_dir()
+    again = Stops()
+    audit(app, out, clients=4, rounds=1, budget=20, run=run, resume=True, observers=[again])
+    assert "The app's training was not complete: it starts anew." in again.sentences
+
+
+def test_a_complete_audit_is_read_from_its_folder(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": 20}
+    first = audit(app, tmp_path / "out", run=run, **settings)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("it runs again")
+
+    second = audit(app, tmp_path / "out", run=fails, resume=True, **settings)
+    assert second.verdict.to_dict() == first.verdict.to_dict()
+    assert [s.values for s in second.scores] == [s.values for s in first.scores]
+    with pytest.raises(BadInput, match="`seed` is `0` there and `1` here"):
+        audit(app, tmp_path / "out", run=fails, resume=True, seed=1, **settings)
+    (tmp_path / "app" / "more.py").write_text("")
+    with pytest.raises(BadInput, match="the app has been changed"):
+        audit(app, tmp_path / "out", run=fails, resume=True, **settings)
+
+
+def test_a_larger_budget_asks_again_what_was_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "run": run}
+    with monkeypatch.context() as patched:
+        patched.setattr("fedleak.audit.ladder.closed_forms", lambda victim: [])
+        patched.setattr("fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits"))
+        first = audit(app, tmp_path / "out", budget=10, **settings)
+    assert first.verdict.answers[-1].status == "not tried"
+    assert first.verdict.canary is False
+    second = audit(app, tmp_path / "out", budget=20, resume=True, **settings)
+    assert second.verdict.canary
+    assert second.verdict.answers[-1].status == "leaks"
+    # The canary has one row, that of its second try.
+    assert [row.question for row in read_rows(tmp_path / "out" / "results.csv")].count(
+        "canary"
+    ) == 1
+
+
+def test_another_model_after_a_restart_is_refused(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": 20, "run": run}
+    with pytest.raises(KeyboardInterrupt):
+        audit(app, tmp_path / "out", observers=[Stops("answered")], **settings)
+    path = tmp_path / "out" / "summary.json"
+    path.write_text(path.read_text().replace("Sigmoid", "Tanh"))
+    with pytest.raises(BadInput, match="Expected the model of the audit's first part"):
+        audit(app, tmp_path / "out", resume=True, **settings)
+    assert json.loads(path.read_text())["status"] == "failed"
+
+
+def test_what_the_app_fails_of_is_noted(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise FederationError("The app's ServerApp failed: no data.")
+
+    with pytest.raises(RunFailed, match="The app's ServerApp failed: no data"):
+        audit(app, tmp_path / "out", clients=3, rounds=1, budget=20, run=fails)
+    summary = AuditSummary.load(tmp_path / "out" / "summary.json")
+    assert (summary.status, summary.reason) == ("failed", "The app's ServerApp failed: no data.")
+    assert summary.verdict.overall == "not proven"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"clients": 0}, "Expected at least 1 client, got 0"),
+        ({"budget": 0.0}, "Expected a budget above 0 seconds, got 0"),
+        ({"rounds": 0}, "Expected at least 1 round, got 0"),
+        ({"gpus_per_client": 99}, "Expected `gpus_per_client` to be at most"),
+        ({"resume": True, "overwrite": True}, "Expected one of `--resume` and `--overwrite`"),
+    ],
+)
+def test_bad_arguments_write_nothing(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    with pytest.raises(BadInput, match=sentence):
+        audit(app, tmp_path / "out", run=run, **{"clients": 2} | settings)
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------- the budget
+
+
+def test_attacks_that_hang_are_ended_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    observed = run(app, tmp_path / "out", clients=4, rounds=1)
+
+    def hangs(self: object, *args: object, **kwargs: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr("fedleak.attacks.analytic.Analytic.run", hangs)
+    monkeypatch.setattr("fedleak.audit.run.label_shares", hangs)
+    begun = time.monotonic()
+    found = conclude(app, observed, budget=4)
+    assert time.monotonic() - begun < 8
+    answers = {answer.question: answer for answer in found.verdict.answers}
+    assert "more than its share of the budget" in answers["shares of labels"].sentence
+    assert answers["inputs"].status == "not tried" or not answers["inputs"].conclusive
+    assert "more than its share of the time" in answers["inputs"].note
+    assert found.verdict.overall == "not proven"
 
 
 def test_public_samples_from_a_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 
 from fedleak.audit.app import FlowerApp, read_app
-from fedleak.audit.simulation import run_app, with_rounds
+from fedleak.audit.simulation import run_app, server_models, with_rounds
 from fedleak.errors import BadInput
 from fedleak.federation.engine.ray_engine import FederationError, Resources
 from fedleak.federation.engine.server import ServerControl
@@ -195,8 +195,8 @@ def test_what_fails_is_said(tmp_path: Path) -> None:
             run_app(app, tmp_path / "audit", engine=in_process, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "audit").exists()
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("")
-    with pytest.raises(BadInput, match="Expected an empty folder at"):
+    (tmp_path / "full" / "replies.jsonl").write_text("")
+    with pytest.raises(BadInput, match="Expected a folder without an app's run at"):
         run_app(app, tmp_path / "full", clients=1, engine=in_process)
     assert with_rounds(app, 7).run_config["num-server-rounds"] == 7
     config = FlowerApp(app.folder, app.server, app.client, {"epochs": 1})
@@ -268,3 +268,18 @@ def test_an_interrupt_ends_the_server_and_leaves_readable_files(tmp_path: Path) 
     for folder in ("facts", "truth"):
         found = sorted(path.stem for path in (tmp_path / "audit" / folder).iterdir())
         assert found == ["r0001-c0000", "r0001-c0001"]
+
+
+@pytest.mark.parametrize("kind", ["images", "table", "lightning"])
+def test_the_model_of_a_server_that_is_started_again(kind: str, tmp_path: Path) -> None:
+    """It is the one that the whole run shows; no client is asked."""
+    app = write_kind(tmp_path / "app", kind)
+    observed = run_app(app, tmp_path / "out", clients=1, rounds=1, engine=in_process)
+    (found,) = server_models(app)
+    assert repr(found) == repr(observed.models[0])
+
+
+def test_a_server_that_fails_or_has_no_model(tmp_path: Path) -> None:
+    assert server_models(write_kind(tmp_path / "old", "old")) == []
+    broken = "def make():\n    raise RuntimeError('no GPU here')\n\ndata = train = None\n"
+    assert server_models(write_kind(tmp_path / "broken", "images", task=broken)) == []

@@ -1,6 +1,8 @@
 """The command `fedleak audit`: what it prints, its exit codes, and bad input."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fedleak.audit.folder import AuditFolder
+from fedleak.audit.results import read_rows
 from fedleak.audit.simulation import run_app
 from fedleak.cli import main as cli
 from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
@@ -40,7 +44,7 @@ def test_the_verdict_and_its_exit_code(
     assert found == code
     assert "Leaks: " in shown.out
     assert "inputs leak" in shown.out
-    assert (tmp_path / "out" / "verdict.json").is_file()
+    assert (tmp_path / "out" / "summary.json").is_file()
     if code:
         assert "Above the limits of `--fail-above`: " in shown.err
 
@@ -76,6 +80,60 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_audit_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defaults, out = audit_defaults(), tmp_path / "out"
+    monkeypatch.setitem(defaults, "run", partial(run_app, engine=in_process))
+    arguments = [
+        str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", "20s",
+        "--output", str(out),
+    ]  # fmt: skip
+    keep = AuditFolder.sample
+
+    def interrupts(self: AuditFolder, key: str, *others: object) -> Path:
+        if key == "r0001-c0002":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return keep(self, key, *others)  # type: ignore[arg-type]
+
+    with imports_undone():
+        write_kind(tmp_path / "app", "images", task=ONE_STEP)
+        with monkeypatch.context() as patched:
+            patched.setattr(AuditFolder, "sample", interrupts)
+            assert audit(*arguments) == 130
+        shown = capsys.readouterr()
+        assert "Audit interrupted; continue it with `--resume`." in shown.out
+        assert "The audit was interrupted" in (out / "report.html").read_text()
+        assert len(read_rows(out / "results.csv")) == 4  # the canary and three clients
+        assert audit(*arguments) == 2
+        assert "continue it with `--resume`" in capsys.readouterr().err
+        assert audit(*arguments, "--resume", "--seed", "1") == 2
+        assert "`seed` is `0` there and `1` here" in capsys.readouterr().err
+        assert audit(*arguments, "--resume") == 0
+    shown = capsys.readouterr()
+    assert "The app does not train again" in shown.out
+    assert "\x1b" not in shown.out
+    assert len(read_rows(out / "results.csv")) == 5
+    page = (out / "report.html").read_text()
+    assert "The audit was interrupted" not in page
+    assert (out / "figures" / "reconstructions.png").is_file()
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_an_app_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(audit_defaults(), "run", partial(run_app, engine=in_process))
+    broken = "def make():\n    raise RuntimeError('no GPU here')\n\ndata = train = None\n"
+    with imports_undone():
+        write_kind(tmp_path / "app", "images", task=broken)
+        assert audit(str(tmp_path / "app"), "--clients", "2", "--output", str(tmp_path / "o")) == 1
+    shown = capsys.readouterr()
+    assert "The app's ServerApp failed: no GPU here." in shown.err
+    assert "continue with `--resume`" in " ".join(shown.err.split())
+    assert "The audit failed: The app" in (tmp_path / "o" / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_on_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
     with imports_undone():
@@ -88,4 +146,4 @@ def test_on_ray_in_a_process_of_its_own(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "Leaks: " in found.stdout
-    assert (tmp_path / "runs" / "audit" / "verdict.json").is_file()
+    assert (tmp_path / "runs" / "audit" / "summary.json").is_file()
