@@ -167,6 +167,7 @@ class Findings:
         if canary.attacked is not None:
             self._keep(3, CANARY, canary.attacked)
         self.save()
+        self.observer.canary_tried(canary.reconstructed)
 
     def ask_again(self) -> None:
         """Take back what was not tried, or is not conclusive, so that it is asked again."""

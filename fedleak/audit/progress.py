@@ -23,7 +23,15 @@ class AuditObserver:
         """The attacks start, with ``used`` of ``budget`` seconds gone in an earlier part."""
 
     def stage_started(self, name: str, seconds: float) -> None:
-        """The canary, or a question, is begun; it has about ``seconds`` of the budget."""
+        """The canary, or a question, is begun.
+
+        Args:
+            name: what is begun.
+            seconds: its share of the budget; 0 if it needs no attack that takes long.
+        """
+
+    def canary_tried(self, reconstructed: bool) -> None:
+        """The audit's own client was attacked."""
 
     def progressed(self, text: str) -> None:
         """What is being done, in a few words."""

@@ -302,14 +302,14 @@ def _ask(
         findings: take up the answer.
         question: rung and question.
         attack: gives the answer, in about as many seconds; None if the question does not apply.
-        share: seconds of the budget. If None, what is left.
+        share: seconds of the budget. If None, the question needs no attack that takes long.
         limited: whether the question is ended where it takes longer.
     """
     rung, name = question
     if findings.summary.answer_to(rung, name) is not None:
         return
     seconds = findings.left if share is None else min(share, findings.left)
-    findings.observer.stage_started(name, seconds)
+    findings.observer.stage_started(name, seconds if share is not None else 0.0)
     limit = min(OVERRUN * seconds, findings.left)
     signals = signals_received()
     answer: Answer | None

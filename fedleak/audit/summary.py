@@ -65,8 +65,13 @@ class AuditSummary:
 
     @property
     def not_tried(self) -> list[str]:
-        """What was not tried and why, a sentence each."""
-        return [answer.sentence for answer in self.verdict.answers if answer.status == "not tried"]
+        """What was not tried, or not on all updates, and why, a sentence each."""
+        answers = self.verdict.answers
+        return [answer.sentence for answer in answers if answer.status == "not tried"] + [
+            f"{answer.question}: {answer.note}."
+            for answer in answers
+            if answer.status != "not tried" and not answer.conclusive and answer.note
+        ]
 
     def answer_to(self, rung: int, question: str) -> Answer | None:
         """The answer to a question; None if there is none yet.

@@ -156,10 +156,14 @@ class Answer:
         """The answer in one sentence."""
         if self.status == "not tried":
             return f"{self.question}: not tried{': ' if self.note else ''}{self.note}."
-        verb = {"leaks": "leak", "not shown": "were not shown to leak"}[self.status]
+        several = self.question.split()[0].endswith("s")  # shares, inputs
+        verb = {
+            "leaks": "leak" if several else "leaks",
+            "not shown": f"{'were' if several else 'was'} not shown to leak",
+        }[self.status]
         text = (
-            f"{self.question} {verb}: {self.measure} {self.answer} where a guess without the "
-            f"update has {self.guess}, n = {self.answer.n}"
+            f"{self.question} {verb}; {self.measure}: {self.answer}, a guess without the update: "
+            f"{self.guess}, n = {self.answer.n}"
         )
         return f"{text}; {self.note}." if self.note else f"{text}."
 

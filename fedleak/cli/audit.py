@@ -1,6 +1,7 @@
 """The command ``fedleak audit``."""
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -77,13 +78,17 @@ def print_audit(found: Audit, console: Console) -> None:
             answer.status, answer.threat_model,
         )  # fmt: skip
     console.print(table, highlight=False)
+    plain: dict[str, Any] = {
+        # A log has a line for each sentence.
+        "highlight": False, "markup": False, "soft_wrap": not console.is_terminal,
+    }  # fmt: skip
     for answer in found.verdict.answers:
-        console.print(f"- {answer.sentence}", highlight=False, markup=False)
+        console.print(f"- {answer.sentence}", **plain)
     used = dict.fromkeys(answer.threat_model for answer in found.verdict.answers)
     models = "; ".join(f"{letter}: {THREAT_MODELS[letter]}" for letter in used)
-    console.print(f"Threat models: {models}.", highlight=False, markup=False)
+    console.print(f"Threat models: {models}.", **plain)
     for note in found.notes:
-        console.print(f"Note: {note}", style="yellow", highlight=False, markup=False)
+        console.print(f"Note: {note}", style="yellow", **plain)
     if found.verdict.canary_note:
-        console.print(f"Canary: {found.verdict.canary_note}.", highlight=False, markup=False)
-    console.print(found.verdict.sentence, style="bold", highlight=False, markup=False)
+        console.print(f"Canary: {found.verdict.canary_note}.", **plain)
+    console.print(found.verdict.sentence, style="bold", **plain)

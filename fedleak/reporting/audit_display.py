@@ -111,10 +111,15 @@ class AuditDisplay(AuditObserver):
         """See :class:`AuditObserver`."""
         self._stage += 1
         title = f"{self._stage} of {self._stages}: {name}"
-        self._say(f"  {title}, at most about {duration(seconds)}")
+        self._say(f"  {title}{f', at most about {duration(seconds)}' if seconds else ''}")
         self._clear("stage", "victims")
         now = time.monotonic()
-        self._bar("stage", title, seconds, begun=now, end=now + seconds)
+        times = {"begun": now, "end": now + seconds} if seconds else {}
+        self._bar("stage", title, seconds or None, **times)
+
+    def canary_tried(self, reconstructed: bool) -> None:
+        """See :class:`AuditObserver`."""
+        self._say(f"    {'' if reconstructed else 'not '}reconstructed")
 
     def progressed(self, text: str) -> None:
         """See :class:`AuditObserver`."""

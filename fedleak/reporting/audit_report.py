@@ -1,5 +1,6 @@
 """``report.html`` of an audit: its verdict, answers, pictures and settings on one page."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def _told(config: AuditConfig) -> dict[str, Any]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """Settings as ``name = value``, in one line."""
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+    """Settings as ``name = value``, in one line, texts in quotes."""
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
 
 
 def _percent(share: float) -> str:

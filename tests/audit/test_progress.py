@@ -24,6 +24,7 @@ def test_every_event_reaches_all_observers_in_order() -> None:
     both.app_ended(1, 2.0)
     both.attacks_started(3, 60.0, 0.0)
     both.stage_started("inputs", 3.0)
+    both.canary_tried(True)
     both.progressed("iga on r0001-c0000")
     both.victim_attacked(1, 4)
     both.answered(an_answer(*INPUTS, [0.9, 0.9], [0.1, 0.1]))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert repr(read) == repr(summary)
     assert read.verdict.overall == "leaks"
     assert read.not_tried == ["shares of labels: not tried: no time was left."]
+    partly = replace(POOR, conclusive=False, note="no time was left for 3 of 8")
+    assert AuditSummary(answers=[partly]).not_tried == ["inputs: no time was left for 3 of 8."]
     assert read.answer_to(1, "number of samples") == TOLD
     assert read.answer_to(*INPUTS) is None  # it is not final
     values = json.loads(path.read_text())

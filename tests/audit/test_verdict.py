@@ -50,6 +50,11 @@ def test_an_answer_leaks_if_it_beats_the_guess_of_the_same_victims() -> None:
     assert (
         "inputs: not tried: no time was left." in answer([], [], note="no time was left").sentence
     )
+    assert GOOD.sentence.startswith("inputs leak; SSIM: 0.875 (")
+    assert answer([1.0, 1.0], [0.0, 0.0], question="set of tokens").sentence == (
+        "set of tokens leaks; SSIM: 1 (1 to 1), a guess without the update: 0 (0 to 0), n = 2."
+    )
+    assert "inputs were not shown to leak" in POOR.sentence
     # 0.74 of the way from 0.1375 to 1 is 0.7375 / 0.8625.
     assert GOOD.share == pytest.approx(0.7375 / 0.8625)
     # Of one victim there is no interval, and so no leak unless the answer is exact.

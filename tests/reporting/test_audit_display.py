@@ -20,7 +20,9 @@ def shown(*, terminal: bool) -> tuple[str, list[Any]]:
         for key in ("r0001-c0000", "r0001-c0001", "r0002-c0000"):
             display.update_kept(key)
         display.app_ended(3, 12.0)
-        display.attacks_started(2, 600.0, 60.0)
+        display.attacks_started(3, 600.0, 60.0)
+        display.stage_started("number of samples", 0.0)
+        display.canary_tried(False)
         display.stage_started("shares of labels", 180.0)
         display.progressed("shadow client 3 of at most 160")
         display.answered(an_answer(*INPUTS, [0.9, 0.9], [0.1, 0.1]))
@@ -46,10 +48,12 @@ def test_without_a_terminal_there_are_plain_lines(monkeypatch: pytest.MonkeyPatc
         "  round 2 of 2, 3 updates",
         "  3 updates in 12 s",
         "Attacks within 10 min, of which 60 s are used",
-        "  1 of 2: shares of labels, at most about 3 min",
+        "  1 of 3: number of samples",
+        "    not reconstructed",
+        "  2 of 3: shares of labels, at most about 3 min",
         "    shadow client 3 of at most 160; 9 min of the budget left",
         "    leaks",
-        "  2 of 2: inputs, at most about 5 min",
+        "  3 of 3: inputs, at most about 5 min",
         "    iga on r0001-c0001; 9 min of the budget left",
         "Audit interrupted; continue it with `--resume`.",
     ]
@@ -58,7 +62,7 @@ def test_without_a_terminal_there_are_plain_lines(monkeypatch: pytest.MonkeyPatc
 def test_lines_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     text, _ = shown(terminal=False)
     assert "shadow client" not in text
-    assert "1 of 2: shares of labels" in text
+    assert "2 of 3: shares of labels" in text
 
 
 def test_in_a_terminal_there_are_bars_with_the_time_left() -> None:
@@ -69,7 +73,7 @@ def test_in_a_terminal_there_are_bars_with_the_time_left() -> None:
     assert budget[:2] == ("budget", 600.0)
     assert budget[3]["end"] - time.monotonic() == pytest.approx(540, abs=5)
     assert time.monotonic() - budget[3]["begun"] == pytest.approx(60, abs=5)
-    assert stage[:2] == ("2 of 2: inputs", 300.0)
+    assert stage[:2] == ("3 of 3: inputs", 300.0)
     assert stage[3]["note"] == "iga on r0001-c0001"
     assert victims[1:3] == (4, 1)
 

@@ -21,7 +21,7 @@ def test_the_page_of_an_audit_that_found_something(tmp_path: Path) -> None:
     text = page.text
     assert text.index("Leaks: inputs.") < text.index("Answers") < text.index("Settings")
     assert f"Setting: {SETTING}." in text
-    assert "Inputs leak: SSIM, 0 to 1 0.875 (" in text
+    assert "Inputs leak; SSIM, 0 to 1: 0.875 (" in text
     assert "Shares of labels: not tried: 40 shadow clients need about 90 s" in text
     assert "Threat model C the server sees updates; knows the model" in text
     assert "Rung 3 the server reconstructs inputs" in text
@@ -37,10 +37,10 @@ def test_the_page_of_an_audit_that_found_something(tmp_path: Path) -> None:
     assert len(page.all("img")) == 27
     assert page.all("section", **{"class": "verdict alarm"})
     rows = [[cell.strip() for cell in cells] for cells in page.cells]
-    inputs = next(cells for cells in rows if cells[1] == "inputs")
-    assert inputs[2] == "leaks"
-    assert inputs[4] == "0.1 (0.1 to 0.1)"
-    assert inputs[6:9] == ["4", "86 %", "C"]
+    inputs = next(cells for cells in rows if cells[0].startswith("inputs"))
+    assert inputs[0] == "inputsSSIM, 0 to 1"
+    assert inputs[1] == "leaks"
+    assert inputs[3:] == ["0.1 (0.1 to 0.1)", "4", "86 %", "C", "3", "iga"]
     assert page.all("script") == page.all("link") == []
 
 
@@ -51,6 +51,8 @@ def test_the_page_of_an_audit_that_found_something(tmp_path: Path) -> None:
                             "Nothing follows from attacks that were not shown to work"], False),
         ({"leaks": False, "canary": False}, ["Not proven: the audit's own client was not",
                                              "Not passed: "], False),
+        ({"canary": False},
+         ["Leaks: inputs", "own client was not reconstructed, so nothing"], True),
         ({"status": "interrupted"}, ["The audit was interrupted: this is what was answered",
                                      "Leaks: inputs"], True),
         ({"status": "failed", "reason": "The app failed: <b>no data</b>.", "leaks": False},
