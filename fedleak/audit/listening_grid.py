@@ -3,6 +3,8 @@
 import logging
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
 from typing import Any, Protocol
 
 from flwr.app import Message
@@ -11,6 +13,9 @@ from flwr.serverapp import Grid
 from fedleak.federation.strategy import Stopped
 
 logger = logging.getLogger(__name__)
+
+# Seconds between two looks at whether the run was told to stop.
+POLL_SECONDS = 0.1
 
 
 class Listener(Protocol):
@@ -39,8 +44,8 @@ class ListeningGrid(Grid):
     Args:
         grid: Flower's own grid.
         listener: hears the messages.
-        stop: set from outside to end the run when a call of the grid returns. If None, nothing
-            ends it.
+        stop: set from outside to end the run at the next call of the grid, or while it waits for
+            replies. If None, nothing ends it.
 
     Attributes:
         failures: what the listener has raised.
@@ -108,9 +113,30 @@ class ListeningGrid(Grid):
         """See flwr.serverapp.Grid."""
         self._check_stop()
         asked: list[Message] = []
-        replies = self._grid.send_and_receive(self._heard(messages, asked), timeout=timeout)
+        heard = self._heard(messages, asked)
+        if self._stop is None:
+            replies = self._grid.send_and_receive(heard, timeout=timeout)
+        else:
+            # Those of a generator are drawn here, as the app's own code makes them.
+            drawn = heard if isinstance(heard, list | tuple) else list(heard)
+            replies = self._received(drawn, timeout)
         self._check_stop()
         return self._told(replies, asked)
+
+    def _received(self, messages: Iterable[Message], timeout: float | None) -> Iterable[Message]:
+        """What the grid receives; it waits for all replies, so it does so in another thread."""
+        received: Future[Iterable[Message]] = Future()
+
+        def wait() -> None:
+            try:
+                received.set_result(self._grid.send_and_receive(messages, timeout=timeout))
+            except BaseException as error:
+                received.set_exception(error)
+
+        threading.Thread(target=wait, daemon=True).start()
+        while not futures_wait([received], POLL_SECONDS).done:
+            self._check_stop()
+        return received.result()
 
     def _check_stop(self) -> None:
         if self._stop is not None and self._stop.is_set():

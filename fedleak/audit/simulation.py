@@ -28,6 +28,7 @@ from fedleak.federation.engine.ray_engine import (
 )
 from fedleak.federation.engine.server import ServerControl
 from fedleak.federation.strategy import Stopped
+from fedleak.runtime.quiet import quiet
 from fedleak.updates.files import update_files
 from fedleak.updates.update import InterceptedUpdate
 
@@ -280,8 +281,9 @@ def server_models(app: FlowerApp) -> list[nn.Module]:
                 found.extend(watched.modules())
 
     thread = threading.Thread(target=start, daemon=True)
-    thread.start()
-    while thread.is_alive() and not grid.used.wait(POLL_SECONDS):
-        pass
-    thread.join(END_SECONDS)
+    with quiet():
+        thread.start()
+        while thread.is_alive() and not grid.used.wait(POLL_SECONDS):
+            pass
+        thread.join(END_SECONDS)
     return found

@@ -72,11 +72,15 @@ def pushed(grid: Grid, messages: Iterable[Message]) -> list[Message]:
 @pytest.mark.parametrize("send", [exchanged, pushed])
 @pytest.mark.parametrize("kind", [FakeGrid, LazyGrid])
 @pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("stop", [None, threading.Event()], ids=["", "stoppable"])
 def test_everything_passes_and_is_told(
-    send: Callable[[Grid, Iterable[Message]], list[Message]], kind: type[FakeGrid], lazy: bool
+    send: Callable[[Grid, Iterable[Message]], list[Message]],
+    kind: type[FakeGrid],
+    lazy: bool,
+    stop: threading.Event | None,
 ) -> None:
     inner, hears = kind(NODES, answer), Hears()
-    grid = ListeningGrid(inner, hears)
+    grid = ListeningGrid(inner, hears, stop=stop)
     questions = [train_question(node, weights(0)) for node in NODES]
     replies = send(grid, (q for q in questions) if lazy else questions)
     # The very objects, in the order of the grid.
@@ -155,6 +159,30 @@ def test_a_run_that_is_told_to_stop_ends(call: str) -> None:
         grid.get_node_ids()
     with pytest.raises(Stopped):
         grid.get_nodes()
+
+
+def test_it_stops_while_it_waits_for_replies() -> None:
+    stop, going = threading.Event(), threading.Event()
+
+    class Waits(FakeGrid):
+        def send_and_receive(self, messages: Iterable[Message], **_: Any) -> Iterable[Message]:
+            stop.set()
+            going.wait(60)
+            return []
+
+    with pytest.raises(Stopped):
+        ListeningGrid(Waits(NODES, answer), Hears(), stop=stop).send_and_receive([])
+    going.set()
+
+
+def test_what_the_grid_raises_is_passed_on() -> None:
+    class Fails(FakeGrid):
+        def send_and_receive(self, messages: Iterable[Message], **_: Any) -> Iterable[Message]:
+            raise ConnectionError("no link")
+
+    grid = ListeningGrid(Fails(NODES, answer), Hears(), stop=threading.Event())
+    with pytest.raises(ConnectionError, match="no link"):
+        grid.send_and_receive([])
 
 
 def test_loops_without_a_strategy_are_heard() -> None:
