@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +20,6 @@ from fedleak.schema import check_values, shown
 
 if TYPE_CHECKING:
     from fedleak.audit.app import FlowerApp
-    from fedleak.audit.ladder import Public
 
 KIND = "audit"
 # What a resumed audit may have otherwise: it changes neither the app's run nor what was answered.
@@ -68,22 +68,26 @@ class AuditConfig:
 
     @classmethod
     def of(
-        cls, app: "FlowerApp", output: Path, public: "Public | None" = None, **settings: Any
+        cls,
+        app: "FlowerApp",
+        output: Path,
+        public: tuple[str, Tensor, Tensor] | None = None,
+        **settings: Any,
     ) -> Self:
         """The settings of an audit of an app.
 
         Args:
             app: the app.
             output: the audit's folder, which may be inside the app's and is no part of it.
-            public: public samples, or None.
+            public: name, inputs and labels of public samples, or None.
             settings: ``clients``, ``rounds`` and the other fields that are not the app's.
         """
-        known = None if public is None else _digest_of_samples(public.inputs, public.labels)
+        name, *samples = public or (None,)
         return cls(
             app=str(app.folder), code=digest_of(app.folder, output), server=app.server,
             client=app.client, run_config=dict(app.run_config),
             settings=dataclasses.asdict(app.settings),
-            public=None if public is None else public.name, public_code=known, **settings,
+            public=name, public_code=_digest_of_samples(samples) if samples else None, **settings,
         )  # fmt: skip
 
     @property
@@ -190,7 +194,7 @@ def digest_of(folder: Path, output: Path) -> str:
     return found.hexdigest()
 
 
-def _digest_of_samples(*tensors: Tensor) -> str:
+def _digest_of_samples(tensors: Sequence[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -127,8 +127,9 @@ def audit(
     Resources(clients, cpus_per_client, gpus_per_client, ray_address).check()
     if rounds is not None:
         with_rounds(app, rounds)
+    samples = None if public is None else (public.name, public.inputs, public.labels)
     config = AuditConfig.of(
-        app, folder, public, clients=clients, rounds=rounds, seed=seed, budget=budget, **resources
+        app, folder, samples, clients=clients, rounds=rounds, seed=seed, budget=budget, **resources
     )
     files = AuditFolder(folder)
     before = AuditConfig.load(files.config).budget if resume and files.config.is_file() else budget

@@ -114,8 +114,8 @@ class AuditDisplay(AuditObserver):
         self._say(f"  {title}{f', at most about {duration(seconds)}' if seconds else ''}")
         self._clear("stage", "victims")
         now = time.monotonic()
-        times = {"begun": now, "end": now + seconds} if seconds else {}
-        self._bar("stage", title, seconds or None, **times)
+        begun, end = (now, now + seconds) if seconds else (None, None)
+        self._bar("stage", title, seconds or None, begun=begun, end=end)
 
     def canary_tried(self, reconstructed: bool) -> None:
         """See :class:`AuditObserver`."""
@@ -153,10 +153,17 @@ class AuditDisplay(AuditObserver):
             self._say(f"  {text}")
 
     def _bar(
-        self, name: str, title: str, total: float | None, note: str = "", **fields: float
+        self,
+        name: str,
+        title: str,
+        total: float | None,
+        *,
+        note: str = "",
+        begun: float | None = None,
+        end: float | None = None,
     ) -> None:
-        more: dict[str, Any] = {"begun": None, "end": None} | fields
-        self._tasks[name] = self._bars.add_task(title, total=total, note=note, **more)
+        fields: dict[str, Any] = {"note": note, "begun": begun, "end": end}
+        self._tasks[name] = self._bars.add_task(title, total=total, **fields)
 
     def _update(self, name: str, **changes: Any) -> None:
         if name in self._tasks:

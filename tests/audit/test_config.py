@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fedleak.audit.config import AuditConfig, digest_of, is_audit
-from fedleak.audit.ladder import Public
 from fedleak.errors import BadInput
 from tests.audit.apps import imports_undone, write_kind
 from tests.audit.made_audit import a_config
@@ -33,8 +32,8 @@ def test_the_settings_of_an_app(tmp_path: Path) -> None:
         assert config.settings["value_range"] == (0.0, 1.0)
         config.save(tmp_path / "config.yaml")
         AuditConfig.load(tmp_path / "config.yaml").check_same(config, tmp_path)
-        public = Public(torch.zeros(2, 3), torch.tensor([0, 1]), "mine.npz")
-        other = Public(torch.ones(2, 3), torch.tensor([0, 1]), "mine.npz")
+        public = "mine.npz", torch.zeros(2, 3), torch.tensor([0, 1])
+        other = "mine.npz", torch.ones(2, 3), torch.tensor([0, 1])
         one, two = (AuditConfig.of(app, tmp_path, p, **settings) for p in (public, other))
         assert one.public == two.public == "mine.npz"
         with pytest.raises(BadInput, match="but the public data has been changed"):

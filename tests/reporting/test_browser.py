@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedleak.reporting import write_report
+from fedleak.reporting import write_audit_report, write_report
+from tests.audit.made_audit import made_audit
 from tests.federation.runs import Finished, finished_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -43,11 +44,15 @@ def chromium(folder: Path, *options: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a finished run, in a folder of its own."""
-    finished: Finished = finished_run(tmp_path_factory)
+@pytest.fixture(scope="module", params=["run", "audit"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a finished run, or of an audit, in a folder of its own."""
     folder = tmp_path_factory.mktemp("page")
+    if request.param == "audit":
+        made = made_audit(tmp_path_factory.mktemp("made") / "audit", status="interrupted")
+        shutil.copy(write_audit_report(made.path), folder / "report.html")
+        return folder / "report.html"
+    finished: Finished = finished_run(tmp_path_factory)
     shutil.copy(write_report(finished.folder), folder / "report.html")
     (finished.folder.path / "report.html").unlink()
     return folder / "report.html"
