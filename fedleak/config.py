@@ -425,6 +425,10 @@ class RunConfig:
         require(path.is_file(), f"Expected the configuration of a run at {path}, found none.")
         values = read_yaml(path)
         require(isinstance(values, dict), f"Expected a mapping in {path}, got {shown(values)}.")
+        require(
+            values.get("kind") != "audit",
+            f"Expected the configuration of a run at {path}, got that of an audit.",
+        )
         return cls.from_dict(values)
 
 

@@ -15,6 +15,7 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from fedleak.audit.config import AuditConfig
+from fedleak.audit.findings import Findings
+from fedleak.audit.folder import AuditFolder
+from fedleak.audit.summary import AuditSummary
 from fedleak.config import Federation, RunConfig
 from fedleak.data.image_folder import ImageFolder
 from fedleak.data.lastfm import LastFM
@@ -39,6 +44,7 @@ from fedleak.federation.engine.checkpoint import Outcome, read_outcome, restore,
 from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.models.mlp import SMLP
 from fedleak.registry import Plugin
+from fedleak.reporting.audit_report import write_audit_report
 from fedleak.reporting.charts import read_scalars
 from fedleak.reporting.report import write_report
 from fedleak.runs.diagnostics import Diagnostics, append_diagnostics, read_diagnostics
@@ -49,6 +55,7 @@ from fedleak.updates.compression import CompactTensors, encode
 from fedleak.updates.files import update_files
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate, gradient_to_weights
+from tests.audit.made_audit import made_audit
 from tests.cases import client_gradient
 
 MEMORY = 2**30
@@ -186,6 +193,18 @@ def read_source(run: Path) -> None:
 def read_report(run: Path) -> None:
     """What ``fedleak report RUN`` reads and writes."""
     write_report(RunFolder(run)).unlink()
+
+
+def read_audit(folder: Path) -> None:
+    """What ``fedleak report FOLDER`` reads and writes of an audit."""
+    write_audit_report(folder).unlink()
+
+
+def read_findings(folder: Path) -> None:
+    """What a resumed audit reads."""
+    AuditConfig.load(folder / "config.yaml")
+    files = AuditFolder(folder)
+    Findings(files, AuditSummary.load(files.summary))
 
 
 def read_results(run: Path) -> None:
@@ -478,7 +497,8 @@ def array_forged(content: bytes, random: Random) -> bytes:
 
 READS: dict[str, Callable[[Path], None]] = {
     "source": read_source, "report": read_report, "results": read_results, "state": read_state,
-    "data": read_data, "tables": read_tables,
+    "data": read_data, "tables": read_tables, "audit": read_audit,
+    "findings": read_findings,
 }  # fmt: skip
 KINDS: dict[str, tuple[str, str, tuple[str, ...], list[Damage]]] = {
     "update": ("run", "updates/r0001-c0000.safetensors", ("source",), TENSORS),
@@ -497,6 +517,20 @@ KINDS: dict[str, tuple[str, str, tuple[str, ...], list[Damage]]] = {
     "events": ("run", "tensorboard/events", ("report", "results"), [*ANY, *[record_changed] * 4]),
     "checkpoint": ("run", "updates/unfinished.safetensors", ("state",), TENSORS),
     "memory": ("run", "updates/unfinished/0/1.safetensors", ("state",), TENSORS),
+    "audit": ("audit", "config.yaml", ("audit", "findings"), [*ANY, *[word_changed] * 4]),
+    "verdict": ("audit", "summary.json", ("audit", "findings"), [*ANY, *[json_changed] * 4]),
+    "samples": (
+        "audit", "results.csv", ("audit", "findings"), [*ANY, cell_changed, cell_changed,
+                                                        columns_changed],
+    ),
+    "facts": ("audit", "facts/r0001-c0001.json", ("audit",), [*ANY, *[json_changed] * 4]),
+    "truths": (
+        "audit", "figures/victims/r0001-c0000-0-true.png", ("audit",), [*ANY, another_picture],
+    ),
+    "table": (
+        "tokens", "figures/victims/r0001-c0000-0.csv", ("audit",),
+        [*ANY, cell_changed, columns_changed],
+    ),
     "items": (
         "items", "figures/victims/fedvae-analytic-r0001-c0000-0.csv", ("report",),
         [*ANY, cell_changed, columns_changed],
@@ -540,9 +574,12 @@ def main(folder: Path, seed: int, count: int) -> dict[str, Any]:
     small_run(folder / "run")
     small_recommender_run(folder / "items")
     small_data(folder / "data")
+    made_audit(folder / "audit")
+    made_audit(folder / "tokens", whole=True, shape=(9,))
     events = next((folder / "run" / "tensorboard").iterdir())
     for name, read in READS.items():
-        read(folder / ("data" if name in ("data", "tables") else "run"))
+        places = {"data": "data", "tables": "data", "audit": "audit", "findings": "audit"}
+        read(folder / places.get(name, "run"))
     read_report(folder / "items")
     limit_memory(MEMORY)
     found: dict[str, Any] = {}
@@ -560,9 +597,11 @@ def main(folder: Path, seed: int, count: int) -> dict[str, Any]:
                     result["wrong"].append(f"{damage.__name__} {number}, {read}: {wrong}")
                     # What a reader has broken is made whole again.
                     shutil.rmtree(folder / owner)
-                    {"run": small_run, "items": small_recommender_run, "data": small_data}[owner](
-                        folder / owner
-                    )
+                    {
+                        "run": small_run, "items": small_recommender_run, "data": small_data,
+                        "audit": made_audit,
+                        "tokens": partial(made_audit, whole=True, shape=(9,)),
+                    }[owner](folder / owner)  # fmt: skip
                     path.write_bytes(damage(content, np.random.default_rng([seed, number])))
         path.write_bytes(content)
         found[kind] = result
