@@ -125,9 +125,14 @@ class AuditConfig:
             f"Expected the configuration of an audit in {path}, got that of something else.",
         )
         own = {name: value for name, value in values.items() if name not in ("kind", "versions")}
+        needed = [
+            item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING
+        ]
+        missing = [name for name in needed if name not in own]
+        require(not missing, f"Expected {', '.join(missing)} in {path}, found none.")
         try:
             return cls(**check_values("the audit", own, cls, prefix=""))
-        except (BadInput, TypeError) as error:  # a TypeError is a missing setting
+        except BadInput as error:
             raise BadInput(f"{str(error).rstrip('.')} in {path}.") from error
 
     def check_same(self, found: Self, path: Path) -> None:

@@ -85,14 +85,27 @@ def test_the_digest_is_of_the_apps_own_code(tmp_path: Path) -> None:
     [
         ("model: smlp\n", "Expected the configuration of an audit in"),
         ("- 1\n", "Expected the configuration of an audit in"),
-        ("kind: audit\nclients: many\n", "Expected `clients` to be a whole number"),
-        ("kind: audit\nclients: 3\n", "in .*config.yaml"),
-        ("kind: audit\nclinets: 3\n", "Did you mean `clients`"),
+        ("kind: audit\nclients: 3\n", "Expected app, code, server, client, run_config, settings,"),
         ("kind: !!python/object:os.system {}\n", "Expected YAML"),
     ],
 )
 def test_a_damaged_file(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        AuditConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("clients: 4", "clients: many", "Expected `clients` to be a whole number, got `many`"),
+        ("seed: 0", "seed: 0\nseeed: 1", "Did you mean `seed`"),
+    ],
+)
+def test_a_wrong_setting(old: str, new: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    a_config().save(path)
+    path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadInput, match=sentence):
         AuditConfig.load(path)
