@@ -1,5 +1,6 @@
 """The rungs of the ladder on small apps, without Ray."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_shadow_clients_that_would_take_too_long_are_not_trained(
     answer = label_shares(observed, victims, None, seconds=0.5)
     assert answer is not None
     assert answer.status == "not tried"
-    assert "40 shadow clients need about 2 s, more than the 0 s" in answer.sentence
+    assert re.search(r"40 shadow clients need about \d+ s, more than the 0 s", answer.sentence)
     assert len(trained) == 3
 
 
