@@ -10,17 +10,17 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
+from fedleak.federation.nodes import CLIENT as CLIENT
+from fedleak.federation.nodes import METRICS as METRICS
 from fedleak.updates.compression import CompactTensors, weighted_sum
 from fedleak.updates.files import Tensors
 
 ARRAYS = "arrays"
 GRADIENT = "gradient"
 BUFFERS = "buffers"
-METRICS = "metrics"
 CONFIG = "config"
 ROUND = "server-round"
 EXAMPLES = "num-examples"
-CLIENT = "client"
 DEFENSES = "defenses"
 
 

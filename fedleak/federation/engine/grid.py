@@ -10,8 +10,10 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedleak.federation import records
+from fedleak.federation.engine.client_errors import last_message
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import VirtualClientGrid
+from fedleak.federation.nodes import PARTITION
 from fedleak.federation.strategy import Stopped
 
 POLL_SECONDS = 0.1
@@ -31,10 +33,11 @@ class OrderedGrid(Grid):
         on_reply: called with the client's number and its reply, as the replies arrive.
         shared: where to store the weights that are sent to all clients. If None, every message
             carries them.
+        poll_seconds: time between two looks for replies or nodes.
 
     Raises:
         Stopped: if the run was told to stop.
-        RuntimeError: if a client does not connect or does not answer with its number.
+        RuntimeError: if a client does not connect or does not answer with a number of its own.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class OrderedGrid(Grid):
         stop: threading.Event,
         on_reply: Callable[[int, Message], None],
         shared: SharedWeightsFolder | None = None,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._grid = grid
         self._stop = stop
         self._on_reply = on_reply
         self._shared = shared
+        self._poll_seconds = poll_seconds
         self.clients: dict[int, int] = {}
         if isinstance(grid, VirtualClientGrid):
             self._wait_for(1, grid.supernodes)
@@ -104,15 +109,24 @@ class OrderedGrid(Grid):
         return sorted(replies, key=lambda reply: self.clients[reply.metadata.src_node_id])
 
     def _exchange(self, messages: Iterable[Message], timeout: float | None) -> list[Message]:
-        open_ids = set(self._grid.push_messages(messages))
+        questions = list(messages)
+        ids = list(self._grid.push_messages(questions))
+        # None, or no id at all, stands for a message that Flower did not take.
+        open_ids = {number for number in ids if number}
+        asked = [question.metadata.dst_node_id for question in questions]
+        nodes = dict(zip(ids, asked, strict=True)) if len(ids) == len(asked) else {}
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while open_ids and (deadline is None or time.monotonic() < deadline):
             for reply in self._grid.pull_messages(open_ids):
                 open_ids.discard(reply.metadata.reply_to_message_id)
+                # For a node that is gone, Flower answers in its own name.
+                own = reply.metadata.src_node_id
+                node = nodes.get(reply.metadata.reply_to_message_id, own)
+                reply.metadata.__dict__["_src_node_id"] = node
                 replies.append(reply)
-                self._on_reply(self.clients.get(reply.metadata.src_node_id, -1), reply)
-            if open_ids and self._stop.wait(POLL_SECONDS):
+                self._on_reply(self.clients.get(node, -1), reply)
+            if open_ids and self._stop.wait(self._poll_seconds):
                 raise Stopped
         if self._stop.is_set():
             raise Stopped  # the clients may have been killed, which does not count as their failure
@@ -122,7 +136,7 @@ class OrderedGrid(Grid):
         """Wait until a grid has at least as many nodes as clients, and return the nodes."""
         deadline = time.monotonic() + HANDSHAKE_SECONDS
         while len(nodes := list(grid.get_node_ids())) < clients:
-            if self._stop.wait(POLL_SECONDS):
+            if self._stop.wait(self._poll_seconds):
                 raise Stopped
             if time.monotonic() > deadline:
                 raise RuntimeError(f"only {len(nodes)} of {clients} clients connected")
@@ -136,10 +150,16 @@ class OrderedGrid(Grid):
         reason = "they do not answer"
         for reply in self._exchange(questions, HANDSHAKE_SECONDS):
             if reply.has_error():
-                reason = reply.error.reason or reason
+                reason = last_message(reply.error.reason or reason)
                 continue
-            number = reply.content.metric_records[records.METRICS][records.CLIENT]
-            numbers[reply.metadata.src_node_id] = int(number)  # type: ignore[arg-type]
+            found = reply.content.metric_records[records.METRICS][records.CLIENT]
+            number = int(found)  # type: ignore[arg-type]
+            if number in numbers.values() or number >= clients:
+                raise RuntimeError(
+                    f"expected nodes with `{PARTITION}` from 0 to {clients - 1}, each of them "
+                    f"once, got {number}{' twice' * (number in numbers.values())}"
+                )
+            numbers[reply.metadata.src_node_id] = number
         if len(numbers) < clients:
             raise RuntimeError(f"only {len(numbers)} of {clients} clients are ready: {reason}")
         return dict(sorted(numbers.items(), key=lambda item: item[1]))

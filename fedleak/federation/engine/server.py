@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from fedleak.errors import BadInput, require, unknown_name
 from fedleak.federation import records
 from fedleak.federation.engine.checkpoint import Outcome, restore, write_checkpoint
 from fedleak.federation.engine.client import evaluate_model
-from fedleak.federation.engine.grid import OrderedGrid
+from fedleak.federation.engine.client_errors import last_message
+from fedleak.federation.engine.grid import POLL_SECONDS, OrderedGrid
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import VirtualClientGrid, num_supernodes
 from fedleak.federation.strategy import AttackFilter, MaliciousStrategy, OnAttacked, Stopped
@@ -39,12 +39,6 @@ from fedleak.updates.update import InterceptedUpdate
 SERVER_RATE_NAMES = ("eta", "server_learning_rate")
 # Seconds that the server waits beyond the clients' own time limit, for replies in transit.
 GRACE_SECONDS = 30.0
-
-
-# How Ray calls that a worker died.
-DEAD_WORKER = re.compile(
-    r"ray\.exceptions\.(Actor(Died|Unavailable)|WorkerCrashed|OutOfMemory)Error"
-)
 
 
 @dataclass
@@ -175,6 +169,9 @@ class FederationServer:
         round_timeout: time limit of a round, in seconds.
         shared: where to store the weights that are sent to all clients of a round. If None, the
             messages carry them.
+        poll_seconds: time between two looks for replies.
+        node_each: whether the grid has a node for each client, whatever their number. Otherwise
+            it has as many as :func:`num_supernodes` says.
     """
 
     config: RunConfig
@@ -188,6 +185,8 @@ class FederationServer:
     control: ServerControl
     round_timeout: float
     shared: SharedWeightsFolder | None = None
+    poll_seconds: float = POLL_SECONDS
+    node_each: bool = False
     _strategy: MaliciousStrategy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -199,7 +198,7 @@ class FederationServer:
         """Run the rounds that are not done yet.
 
         Args:
-            grid: Flower's own grid.
+            grid: Flower's own grid, or one around it.
 
         Raises:
             Stopped: if ``control`` told the server to stop.
@@ -213,7 +212,12 @@ class FederationServer:
         sampled = federation.clients_per_round or federation.size
         first_round = self._rounds_before + 1
         self.observer.federation_started(self._name, sampled, first_round, federation.rounds)
-        ordered = self._ordered_grid(grid)
+        if not self.node_each and num_supernodes(self.config) < federation.size:
+            grid = VirtualClientGrid(grid, federation.size)
+        ordered = OrderedGrid(
+            grid, federation.size, stop=self.control.stop, on_reply=self._on_reply,
+            shared=self.shared, poll_seconds=self.poll_seconds,
+        )  # fmt: skip
         self._strategy = self._malicious_strategy(ordered.clients)
         self._strategy.start(
             ordered,
@@ -221,14 +225,6 @@ class FederationServer:
             num_rounds=federation.rounds - self._rounds_before,
             timeout=self.round_timeout,
             evaluate_fn=self._end_round,
-        )
-
-    def _ordered_grid(self, grid: Grid) -> OrderedGrid:
-        clients = self.config.federation.size
-        if num_supernodes(self.config) < clients:
-            grid = VirtualClientGrid(grid, clients)
-        return OrderedGrid(
-            grid, clients, stop=self.control.stop, on_reply=self._on_reply, shared=self.shared
         )
 
     def _malicious_strategy(self, clients: Mapping[int, int]) -> MaliciousStrategy:
@@ -262,7 +258,7 @@ class FederationServer:
         self.observer.client_answered(self._name, self._strategy.current_round, client, scalars)
 
     def _on_failure(self, round_: int, client: int, reason: str) -> None:
-        self.observer.client_failed(self._name, round_, client, _last_message(reason))
+        self.observer.client_failed(self._name, round_, client, last_message(reason))
 
     def _on_progress(self, attack: Attack, progress: Progress) -> None:
         if self.control.stop.is_set():
@@ -311,11 +307,3 @@ def _decay(strategy: Strategy, factor: float) -> None:
     for name in SERVER_RATE_NAMES:
         if factor != 1 and hasattr(strategy, name):
             setattr(strategy, name, factor * getattr(strategy, name))
-
-
-def _last_message(reason: str) -> str:
-    """A client's own error message, from the report that Flower and Ray make of it."""
-    if DEAD_WORKER.search(reason):
-        return "its worker process died"
-    message = reason.rpartition("occurred. Message: ")[2].strip().removesuffix("'>")
-    return " ".join(message.split())

@@ -1,6 +1,6 @@
 """Virtual clients: many simulated clients on a few of Flower's SuperNodes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from fedleak.config import RunConfig
 from fedleak.federation import records
+from fedleak.federation.nodes import PARTITION
 from fedleak.runtime.threads import available_cores
 
 # Flower's engine hands each SuperNode at most one message in a tenth of a second, and scans all
@@ -17,9 +18,8 @@ SUPERNODES_PER_WORKER = 8
 # Up to this number of clients, each client has a SuperNode of its own. It is also the number of
 # SuperNodes on a Ray cluster, whose number of cores is not known here.
 MAX_SUPERNODES = 64
-# The record that names the virtual client in a message, and Flower's key of a node's own number.
+# The record that names the virtual client in a message.
 VIRTUAL_CLIENT = "virtual-client"
-PARTITION = "partition-id"
 
 
 class VirtualClientGrid(Grid):
@@ -32,9 +32,11 @@ class VirtualClientGrid(Grid):
     Args:
         grid: Flower's own grid, with at least one SuperNode.
         clients: number of clients.
+        facts: what every message says beside the client's number, by key.
     """
 
-    def __init__(self, grid: Grid, clients: int) -> None:
+    def __init__(self, grid: Grid, clients: int, facts: Mapping[str, str] | None = None) -> None:
+        self._facts = dict(facts or {})
         self.supernodes = grid
         self.clients = {number + 1: number for number in range(clients)}
         self._nodes_by_message: dict[str, int] = {}
@@ -64,7 +66,7 @@ class VirtualClientGrid(Grid):
         supernodes, ids = list(self.supernodes.get_node_ids()), []
         for position, message in enumerate(messages):
             node = message.metadata.dst_node_id
-            client = ConfigRecord({records.CLIENT: self.clients[node]})
+            client = ConfigRecord({records.CLIENT: self.clients[node], **self._facts})
             content = RecordDict({**message.content, VIRTUAL_CLIENT: client})
             forwarded = Message(
                 content,

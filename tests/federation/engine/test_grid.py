@@ -5,6 +5,7 @@ import time
 
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fedleak.federation import records
 from fedleak.federation.engine.grid import OrderedGrid
@@ -154,3 +155,51 @@ def test_everything_else_is_the_inner_grid() -> None:
         grid.create_message()
     with pytest.raises(NotImplementedError):
         grid.set_run(None)
+
+
+def test_an_answer_of_flowers_own_counts_as_that_of_the_node() -> None:
+    """Flower's SuperLink answers for a node that is gone, as the source of the reply."""
+
+    def one_is_gone(question: Message) -> Message | None:
+        if question.metadata.message_type == MessageType.QUERY:
+            return identify(question)
+        reply = fails(question, "node unavailable")
+        reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return reply if question.metadata.dst_node_id == 24 else echo(question)
+
+    grid, told = ordered(FakeGrid(list(NUMBERS), one_is_gone))
+    told.clear()
+    replies = list(grid.send_and_receive(questions(32, 24), timeout=5))
+    assert [reply.metadata.src_node_id for reply in replies] == [24, 32]
+    assert [reply.has_error() for reply in replies] == [True, False]
+    assert sorted(told) == [1, 3]
+
+
+def test_a_message_that_flower_does_not_take_is_not_waited_for() -> None:
+    class Refusing(FakeGrid):
+        def push_messages(self, messages):
+            given = list(messages)
+            asked = [(one.metadata.message_type, one.metadata.dst_node_id) for one in given]
+            ids = super().push_messages(given)
+            return [
+                None if pair == (MessageType.TRAIN, 24) else number
+                for pair, number in zip(asked, ids, strict=True)
+            ]
+
+    grid, _ = ordered(Refusing(list(NUMBERS), echo))
+    begin = time.monotonic()
+    replies = grid.send_and_receive(questions(32, 24), timeout=20)
+    assert time.monotonic() - begin < 10
+    assert [reply.metadata.src_node_id for reply in replies] == [32]
+
+
+@pytest.mark.parametrize(("numbers", "got"), [([0, 1, 1, 3], "1 twice"), ([0, 1, 2, 4], "4")])
+def test_nodes_need_numbers_of_their_own(numbers: list[int], got: str) -> None:
+    own = dict(zip(NUMBERS, numbers, strict=True))
+
+    def tell(question: Message) -> Message:
+        number = MetricRecord({records.CLIENT: own[question.metadata.dst_node_id]})
+        return Message(RecordDict({records.METRICS: number}), reply_to=question)
+
+    with pytest.raises(RuntimeError, match=f"`partition-id` from 0 to 3, each .*, got {got}"):
+        ordered(FakeGrid(list(NUMBERS), tell))

@@ -25,7 +25,6 @@ from fedleak.federation.engine.grid import OrderedGrid
 from fedleak.federation.engine.server import (
     FederationServer,
     ServerControl,
-    _last_message,
     make_strategy,
     server_app,
 )
@@ -231,14 +230,6 @@ def test_an_error_of_the_server_is_kept_for_the_thread_that_waits(error: BaseExc
     assert control.error is error
     assert control.ended.is_set()
     assert not control.stop.is_set()
-
-
-def test_a_client_is_quoted_without_the_report_around_its_message() -> None:
-    report = "<class 'flwr.X'>: Exception ClientAppException occurred. Message: out of\n memory'>"
-    assert _last_message(report) == "out of memory"
-    assert _last_message("it did not  answer") == "it did not answer"
-    dead = "<class 'ray.exceptions.ActorUnavailableError'>:<'The actor 12 is unavailable: ...'>"
-    assert _last_message(dead) == "its worker process died"
 
 
 @pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
