@@ -3,7 +3,7 @@
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,8 @@ def run(
     parts: Parts | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    federate: "Callable[..., Outcome] | None" = None,
+    scored: bool = True,
 ) -> dict[str, Any]:
     """Run federations and attacks and write all results to the run's folder.
 
@@ -51,6 +53,10 @@ def run(
             called here.
         resume: continue an interrupted run; only what is missing is computed.
         overwrite: delete an existing run.
+        federate: runs one federation, with the arguments of
+            :func:`fedleak.federation.engine.simulation.simulate`. If None, that function.
+        scored: whether the clients store their truth in the run's folder, as simulated ones do.
+            Otherwise reconstructions have no scores, and labels cannot be known.
 
     Returns:
         The contents of summary.json.
@@ -69,17 +75,24 @@ def run(
 
     parts = parts or prepare(config)
     config = config.with_clients(len(parts.data.train_set))
+    require(
+        scored or config.victims.labels != "known",
+        "Expected labels that are recovered (`labels`), as the clients of a deployment keep "
+        "theirs, got known.",
+    )
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}
-    check_resources(config)
+    if federate is None:
+        check_resources(config)
+        federate = simulate
     work = _Work(config, parts, observers)
-    work.folder.open(config, resume=resume, overwrite=overwrite)
+    work.folder.open(config, resume=resume, overwrite=overwrite, truth=scored)
     if work.is_complete:
         return work.summary
     work.observer.data_loaded(parts.data.describe())
     with work.status():
         for variant, part in config.variants.items():
             try:
-                outcome = simulate(
+                outcome = federate(
                     part,
                     parts.data,
                     # A copy, as the server loads the weights of every round into it.

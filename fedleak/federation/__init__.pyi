@@ -1,3 +1,10 @@
+from .engine.app_client import client_in_app as client_in_app
+from .engine.app_server import AppFederation as AppFederation
+from .engine.app_server import is_simulation as is_simulation
 from .engine.client import client_app as client_app
 from .engine.simulation import simulate as simulate
+from .nodes import node_number as node_number
+from .nodes import tell_number as tell_number
+from .run_config import flag as flag
+from .run_config import read_run_config as read_run_config
 from .strategy import MaliciousStrategy as MaliciousStrategy

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedleak.runs.folder import Row
 from fedleak.runs.results import is_unsupported
+from fedleak.runs.scoring import EXPLAINED
 
 ATTACK_TITLES = {"analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG"}
 """Name of an attack -> how papers write it."""
@@ -133,9 +134,19 @@ def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
         made = listing([f"{len(o.rows)} by {o.title} on {o.model}" for o in unscored])
         sentences.append(
             f"Reconstructions without a score: {made}; the ground truth is not available, so they "
-            "can only be inspected."
+            f"can only be inspected.{_explained(unscored)}"
         )
     return sentences
+
+
+def _explained(unscored: Sequence[Outcome]) -> str:
+    """How much of their updates reconstructions without a score explain."""
+    rows = [row for outcome in unscored for row in outcome.rows]
+    shares = [row[EXPLAINED] for row in rows if row.get(EXPLAINED) is not None]
+    if not shares:
+        return ""
+    mean = f"{sum(shares) / len(shares):.0%}".replace("%", " %")
+    return f" They explain {mean} of the updates on average."
 
 
 def _defence_sentence(found: Sequence[Outcome], undefended: Sequence[Outcome], base: str) -> str:

@@ -41,13 +41,14 @@ class RunFolder:
         """The state of an unfinished federation; deleted when the federation ends."""
         return self.updates(variant) / "unfinished.safetensors"
 
-    def open(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    def open(self, config: RunConfig, *, resume: bool, overwrite: bool, truth: bool = True) -> None:
         """Prepare the folder for a run of this configuration.
 
         Args:
             config: the configuration, which is written to config.yaml.
             resume: whether to continue an existing run.
             overwrite: whether to delete an existing run.
+            truth: whether the run stores the clients' truth, for which it then has a folder.
 
         Raises:
             BadInput: if the folder exists and neither is allowed, if it is not a run's folder, or
@@ -58,14 +59,14 @@ class RunFolder:
             "Expected one of `--resume` and `--overwrite`, got both.",
         )
         try:
-            self._open(config, resume=resume, overwrite=overwrite)
+            self._open(config, resume=resume, overwrite=overwrite, truth=truth)
         except OSError as error:
             raise BadInput(
                 f"Expected a folder that can be written at {self.path}, got: {error.strerror}: "
                 "choose another `--output`."
             ) from error
 
-    def _open(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    def _open(self, config: RunConfig, *, resume: bool, overwrite: bool, truth: bool) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             require(
                 self.config.is_file(),
@@ -88,7 +89,8 @@ class RunFolder:
                 shutil.rmtree(self.path)
         for variant in config.variants:
             self.updates(variant).mkdir(parents=True, exist_ok=True)
-            self.truth(variant).mkdir(parents=True, exist_ok=True)
+            if truth:
+                self.truth(variant).mkdir(parents=True, exist_ok=True)
         self.reconstructions.mkdir(parents=True, exist_ok=True)
         self.tensorboard.mkdir(parents=True, exist_ok=True)
         config.save(self.config)

@@ -104,6 +104,12 @@ class TestVerdict:
         tiny = [row | {"ssim": NAN, "success": 0} for row in some(0, 3)]
         assert "Reconstructions without a score: 3 by IGA on smlp;" in self.sentences(*tiny)[0]
 
+    def test_what_reconstructions_without_a_score_explain(self):
+        missing = {"ssim": None, "mse": None, "success": None}
+        rows = [row | missing | {"explained": 0.9 - 0.1 * n} for n, row in enumerate(some(0, 3))]
+        (sentence,) = self.sentences(*rows)
+        assert sentence.endswith("inspected. They explain 80 % of the updates on average.")
+
     def test_diverged_reconstructions_are_failures(self):
         diverged = [row | {"ssim": NAN, "mse": NAN, "success": 0} for row in some(0, 3)]
         assert "IGA reconstructs 0 of 3" in self.sentences(*diverged)[0]

@@ -4,7 +4,7 @@ import copy
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +23,13 @@ from fedleak.build import build_model, client_samples, make_data, make_defenses,
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.defenses import Defense, Outgoing, protect
-from fedleak.errors import BadInput
+from fedleak.errors import BadInput, require
 from fedleak.federation import records
 from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.federation.engine.linear_factors import linear_factors
-from fedleak.federation.engine.shared_weights import received_weights
+from fedleak.federation.engine.shared_weights import received_weights, sent_weights
 from fedleak.federation.engine.virtual_clients import client_number
+from fedleak.federation.nodes import node_number, tell_number
 from fedleak.models.lightning import lightning_of, quiet_trainer
 from fedleak.models.noise import record
 from fedleak.runtime.seeds import derive_seed
@@ -57,6 +58,10 @@ def client_app(
     config: RunConfig,
     truth: TruthFolder | None = None,
     client_states: ClientStateFolder | None = None,
+    *,
+    deployed: bool = False,
+    own_data: bool = False,
+    seed: int | None = None,
 ) -> ClientApp:
     """The ClientApp of a configuration, for simulations and deployments.
 
@@ -69,27 +74,36 @@ def client_app(
             stored.
         client_states: where the defences' state is kept between rounds. If None, it is kept in the
             client's context, which Flower keeps as long as the client's process runs.
+        deployed: whether it is a node of a deployment. It then takes nothing but weights and
+            settings from a message, has the number in its own configuration, and sends gradients
+            as they are: a factor of one is the input of a layer.
+        own_data: whether all training and test samples of the data set are this client's own.
+            Otherwise it has its part of them.
+        seed: seed of its random draws, at least 0. If None, that of the configuration, which the
+            server knows: it could take the noise of a defence off again.
     """
     app = ClientApp()
+    number = _number_of_node if deployed else client_number
+    weights = sent_weights if deployed else received_weights
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        client = client_number(message, context)
-        return Message(
-            RecordDict({records.METRICS: MetricRecord({records.CLIENT: client})}),
-            reply_to=message,
-        )
+        return tell_number(message, number(message, context))
 
     # Mods wrap the training only, since Flower's mods expect weights in every message.
     @app.train(mods=[_without_exit, *make_mods(config)])
     def train(message: Message, context: Context) -> Message:
-        client, round_ = _client_and_round(message, context)
+        client, round_ = number(message, context), _round(message)
         with _resource_limits(config):
             if client_states is None:
                 client_state = _read_client_state(context)
             else:
                 client_state = client_states.read(client)
-            content = _train(config, received_weights(message), client, round_, truth, client_state)
+            content = _train(
+                config, weights(message), client, round_, truth, client_state,
+                samples=_samples(config, client, own_data), compact=not deployed,
+                seed=config.seed if seed is None else seed,
+            )  # fmt: skip
             if client_state and client_states is not None:
                 client_states.write(round_, client, client_state)
             elif client_state:
@@ -98,13 +112,14 @@ def client_app(
 
     @app.evaluate(mods=[_without_exit])
     def evaluate(message: Message, context: Context) -> Message:
-        client, round_ = _client_and_round(message, context)
+        client, round_ = number(message, context), _round(message)
         with _resource_limits(config):
             data = _data(config)
-            model = _model(config, received_weights(message))
+            model = _model(config, weights(message))
             samples = len(data.test_set)
             # With fewer samples than clients, several clients share a sample.
-            share = range(client % samples, samples, config.federation.size)
+            first, step = (0, 1) if own_data else (client % samples, config.federation.size)
+            share = range(first, samples, step)
             seed = derive_seed(config.seed, round_, client)
             metrics = evaluate_model(model, Subset(data.test_set, list(share)), seed)
         content = RecordDict({records.METRICS: records.to_metrics(metrics, len(share))})
@@ -192,14 +207,17 @@ def _train(
     round_: int,
     truth: TruthFolder | None,
     client_state: Tensors,
+    *,
+    samples: Sequence[int],
+    compact: bool,
+    seed: int,
 ) -> RecordDict:
     """Train on a client's samples; returns the reply and updates ``client_state`` in place."""
     federation = config.federation
     data = _data(config)
     model = _model(config, sent)
     model.train(federation.mode == "train")
-    samples = _partition(_key(config))[client]
-    pl.seed_everything(derive_seed(config.seed, round_, client), verbose=False)
+    pl.seed_everything(derive_seed(seed, round_, client), verbose=False)
     loader = DataLoader(
         Subset(data.train_set, samples), batch_size=federation.batch_size, shuffle=True
     )
@@ -208,7 +226,7 @@ def _train(
     capture = _capture(model)
     factors: dict[str, Factors] = {}
     with record(model) as noise, ExitStack() as stack, warnings.catch_warnings():
-        if one_step:
+        if one_step and compact:
             factors = stack.enter_context(linear_factors(model))
         warnings.simplefilter("ignore")
         trainer = quiet_trainer(model, callbacks=[capture], **limit)
@@ -236,8 +254,10 @@ def _train(
             Outgoing(update, model, (inputs, labels), drawn) if one_step
             else Outgoing(update, model)
         )  # fmt: skip
-        seed = derive_seed(config.seed, round_, client, len(config.defenses))
-        update, effect = protect(_defenses(_key(config)), outgoing, seed=seed, memory=client_state)
+        drawn_from = derive_seed(seed, round_, client, len(config.defenses))
+        update, effect = protect(
+            _defenses(_key(config)), outgoing, seed=drawn_from, memory=client_state
+        )
         scalars |= effect
     # A tied weight is sent under each of its names, since the server does not know of the tie.
     update = {name: update[owner] for name, owner in changed.items()}
@@ -284,9 +304,28 @@ def _read_client_state(context: Context) -> Tensors:
     return {} if kept is None else records.to_tensors(kept)
 
 
-def _client_and_round(message: Message, context: Context) -> tuple[int, int]:
+def _number_of_node(_message: Message, context: Context) -> int:
+    return node_number(context)
+
+
+def _round(message: Message) -> int:
     settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
-    return client_number(message, context), int(settings[records.ROUND])
+    return int(settings[records.ROUND])
+
+
+def _samples(config: RunConfig, client: int, own_data: bool) -> Sequence[int]:
+    """Positions of a client's samples in the training set."""
+    size, batch = config.federation.size, config.federation.batch_size
+    require(client < size, f"Expected the number of a client from 0 to {size - 1}, got {client}.")
+    if not own_data:
+        return _partition(_key(config))[client]
+    found = len(_data(config).train_set)
+    require(
+        found >= batch,
+        f"Expected a batch of `batch-size` {batch} in the client's own data, got {found} training "
+        "samples: lower it.",
+    )
+    return range(found)
 
 
 def _model(config: RunConfig, state: Tensors) -> pl.LightningModule:

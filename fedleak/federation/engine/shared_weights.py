@@ -81,7 +81,12 @@ def received_weights(message: Message) -> Tensors:
     content = message.content
     if SHARED in content.config_records:
         return _load(str(content.config_records[SHARED][records.ARRAYS]))
-    return records.to_tensors(content.array_records[records.ARRAYS])
+    return sent_weights(message)
+
+
+def sent_weights(message: Message) -> Tensors:
+    """The weights in a message, which may not name a file of the reader's machine instead."""
+    return records.to_tensors(message.content.array_records[records.ARRAYS])
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from fedleak.federation.engine import virtual_clients
 from fedleak.federation.engine.virtual_clients import (
     MAX_SUPERNODES,
     SUPERNODES_PER_WORKER,
+    VIRTUAL_CLIENT,
     VirtualClientGrid,
     client_number,
     num_supernodes,
@@ -37,7 +38,7 @@ def questions(*nodes: int) -> list[Message]:
 
 def test_messages_are_sent_to_the_supernodes_in_turn_and_name_the_client() -> None:
     inner = FakeGrid([70, 80], echo)
-    grid = VirtualClientGrid(inner, 5)
+    grid = VirtualClientGrid(inner, 5, {"truth": "/runs/truth"})
     assert list(grid.get_node_ids()) == [1, 2, 3, 4, 5]
     ids = list(grid.push_messages(questions(5, 1, 3)))
     assert [message.metadata.dst_node_id for message in inner.pushed] == [70, 80, 70]
@@ -45,6 +46,7 @@ def test_messages_are_sent_to_the_supernodes_in_turn_and_name_the_client() -> No
     assert [client_number(message, other_context) for message in inner.pushed] == [4, 0, 2]
     for message in inner.pushed:
         assert message.content.config_records[records.CONFIG][records.ROUND] == 1
+        assert message.content.config_records[VIRTUAL_CLIENT]["truth"] == "/runs/truth"
     # The fake returns the last reply first.
     replies = list(grid.pull_messages(ids))
     assert [reply.metadata.src_node_id for reply in replies] == [3, 1, 5]
