@@ -5,6 +5,6 @@ from .engine.client import client_app as client_app
 from .engine.simulation import simulate as simulate
 from .nodes import node_number as node_number
 from .nodes import tell_number as tell_number
-from .run_config import flag as flag
+from .run_config import read_flag as read_flag
 from .run_config import read_run_config as read_run_config
 from .strategy import MaliciousStrategy as MaliciousStrategy

@@ -48,7 +48,7 @@ def read_run_config(values: Mapping[str, Any]) -> RunConfig:
     return replace(config, output=str(Path(config.output).expanduser().resolve()))
 
 
-def flag(values: Mapping[str, Any], name: str) -> bool:
+def read_flag(values: Mapping[str, Any], name: str) -> bool:
     """One of :data:`FLAGS` in the run config of a Flower app.
 
     Args:

@@ -2,15 +2,24 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord
+from flwr.cli.supernode.register import try_load_public_key
+from flwr.common.config import parse_config_args
+from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,7 +27,7 @@ from fedleak.audit import read_app
 from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
 from fedleak.cli.main import _run_config
-from fedleak.federation import records
+from fedleak.federation import read_run_config, records
 from fedleak.sweep import expand, load_study
 from tests.audit.apps import ONE_STEP, imports_undone, write_kind
 from tests.federation.fakes import FakeGrid, sends_weights
@@ -186,3 +195,51 @@ def test_the_wrapped_strategy_reconstructs_what_a_client_trained_on(folder: Path
     torch.testing.assert_close(found.inputs, entering, rtol=0, atol=1e-2)
     later = dict(module.attack_later("updates", strategy.knowledge))
     torch.testing.assert_close(later[key].inputs, entering, rtol=0, atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------- deployment
+
+DEPLOYMENT = DOCS / "how-to" / "deployment.md"
+
+
+def shell_lines(page: Path) -> list[list[str]]:
+    text = "".join(blocks(page, "console")).replace("\\\n", " ")
+    return [shlex.split(line.removeprefix("$ ")) for line in text.splitlines()]
+
+
+@pytest.mark.skipif(
+    shutil.which("openssl") is None or shutil.which("ssh-keygen") is None,
+    reason="openssl and ssh-keygen are not installed",
+)
+def test_certificates_and_keys_are_what_flower_takes(folder: Path) -> None:
+    for command in shell_lines(DEPLOYMENT):
+        if command[0] in ("openssl", "ssh-keygen"):
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+    authority = x509.load_pem_x509_certificate(Path("ca.crt").read_bytes())
+    server = x509.load_pem_x509_certificate(Path("server.pem").read_bytes())
+    server.verify_directly_issued_by(authority)
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.IPAddress) == [ip_address("127.0.0.1")]
+    for name in ("node-0", "node-1"):
+        key = load_ssh_private_key(Path(name).read_bytes(), None)
+        assert key.curve.name == "secp384r1"
+        assert try_load_public_key(Path(f"{name}.pub"))
+
+
+def test_flower_knows_the_options_of_a_deployment() -> None:
+    found = {"flower-superlink": [], "flower-supernode": [], "flwr": []}
+    for command in shell_lines(DEPLOYMENT):
+        if command[0] in found:
+            found[command[0]].append(command[1:])
+    (link,) = (_parse_args_run_superlink().parse_args(c) for c in found["flower-superlink"])
+    nodes = [_parse_args_run_supernode().parse_args(c) for c in found["flower-supernode"]]
+    assert link.enable_supernode_auth
+    assert [node.superlink for node in nodes] == [f"{link.host}:{link.port}"] * 2
+    assert [parse_config_args([node.node_config]) for node in nodes] == [
+        {"partition-id": number, "num-partitions": 2} for number in (0, 1)
+    ]
+    app = read_app(DOCS.parent / "examples" / "flower-app")
+    given = [c[c.index("--run-config") + 1] for c in found["flwr"] if "--run-config" in c]
+    assert len(given) == 2
+    for text in given:
+        read_run_config(app.run_config | parse_config_args([text]))

@@ -7,7 +7,7 @@ import pytest
 
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
-from fedleak.federation.run_config import flag, on_node, read_run_config
+from fedleak.federation.run_config import on_node, read_flag, read_run_config
 from fedleak.registry import Plugin
 
 NEEDED = {"data": "photos", "model": "lenet"}
@@ -87,10 +87,10 @@ def test_data_and_model_have_to_be_named() -> None:
 
 
 def test_flags() -> None:
-    assert flag({"resume": True}, "resume") is True
-    assert flag({}, "resume") is False
+    assert read_flag({"resume": True}, "resume") is True
+    assert read_flag({}, "resume") is False
     with pytest.raises(BadInput, match="Expected `resume` in the run config to be true or false"):
-        flag({"resume": "yes"}, "resume")
+        read_flag({"resume": "yes"}, "resume")
 
 
 def test_a_node_has_its_own_data() -> None:

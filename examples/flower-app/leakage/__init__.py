@@ -1,0 +1,1 @@
+"""A Flower app whose server attacks the updates of its clients."""
