@@ -7,13 +7,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord
 from flwr.cli.supernode.register import try_load_public_key
@@ -30,6 +28,7 @@ from fedleak.cli.main import _run_config
 from fedleak.federation import read_run_config, records
 from fedleak.sweep import expand, load_study
 from tests.audit.apps import ONE_STEP, imports_undone, write_kind
+from tests.examples.flower import check_certificates
 from tests.federation.fakes import FakeGrid, sends_weights
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -215,11 +214,7 @@ def test_certificates_and_keys_are_what_flower_takes(folder: Path) -> None:
     for command in shell_lines(DEPLOYMENT):
         if command[0] in ("openssl", "ssh-keygen"):
             subprocess.run(command, check=True, capture_output=True, timeout=60)
-    authority = x509.load_pem_x509_certificate(Path("ca.crt").read_bytes())
-    server = x509.load_pem_x509_certificate(Path("server.pem").read_bytes())
-    server.verify_directly_issued_by(authority)
-    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.IPAddress) == [ip_address("127.0.0.1")]
+    check_certificates(folder)
     for name in ("node-0", "node-1"):
         key = load_ssh_private_key(Path(name).read_bytes(), None)
         assert key.curve.name == "secp384r1"

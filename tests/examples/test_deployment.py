@@ -16,6 +16,7 @@ from fedleak.runs.results import read_rows
 from tests.examples.flower import (
     LOOPBACK,
     Flower,
+    check_certificates,
     copy_app,
     free_port,
     write_certificates,
@@ -175,6 +176,11 @@ def holds_truth(content: bytes, secrets: list[np.ndarray]) -> bool:
         if row.tobytes() in content or scaled.tobytes() in content:
             return True
     return False
+
+
+def test_the_certificates_of_the_test_are_strictly_valid(tmp_path: Path) -> None:
+    write_certificates(tmp_path / "made")
+    check_certificates(tmp_path / "made")
 
 
 def test_the_truth_would_be_found(deployment: Deployment) -> None:
