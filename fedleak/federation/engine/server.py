@@ -92,13 +92,17 @@ def make_strategy(config: RunConfig) -> Strategy:
     if found is None:
         raise unknown_name("strategy", name, known)
     share = federation.clients_per_round
+    accepted = inspect.signature(found).parameters
+    fraction = accepted.get("fraction_train")
+    all_train = "fraction_train" not in federation.strategy_options
+    all_train = all_train and fraction is not None and fraction.default == 1.0
     settings: dict[str, Any] = {
-        "min_train_nodes": share or 1,
+        # Else a round for which a node comes back late would be made without it.
+        "min_train_nodes": share or (federation.size if all_train else 1),
         "min_evaluate_nodes": 1,
         "min_available_nodes": federation.size,
         "fraction_evaluate": 1.0 if federation.client_evaluation else 0.0,
     }
-    accepted = inspect.signature(found).parameters
     sampling = {"fraction_train", "min_train_nodes"}
     if share is not None:
         require(

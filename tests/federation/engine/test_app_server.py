@@ -165,3 +165,23 @@ def test_the_clients_of_a_large_deployment_are_its_nodes(
     asked = [m for m in grid.pushed if m.metadata.message_type == MessageType.TRAIN]
     assert {message.metadata.dst_node_id for message in asked} == set(grid.nodes)
     assert len(read_rows(RunFolder(tmp_path / "run").results)) == 4
+
+
+def test_a_round_waits_for_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower counts the nodes before it waits for them, and would ask as many as there were."""
+    monkeypatch.setattr("fedleak.federation.engine.app_server.NETWORK_POLL_SECONDS", 0.1)
+    settings = tiny_settings(tmp_path)
+    grid = deployed_grid(settings)
+    late, looks = grid.nodes[2], []
+
+    def present() -> list[int]:
+        asked = [m for m in grid.pushed if m.metadata.message_type == MessageType.TRAIN]
+        if len(asked) == 4:  # the second round begins
+            looks.append(late)
+        return [node for node in grid.nodes if node != late or not 0 < len(looks) < 3]
+
+    monkeypatch.setattr(grid, "get_node_ids", present)
+    summary, _ = run_app(settings, grid)
+    assert len(looks) >= 3
+    assert summary["federation"]["failures"] == 0
+    assert len(read_rows(RunFolder(tmp_path / "run").results)) == 8
