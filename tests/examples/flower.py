@@ -125,13 +125,16 @@ class Flower:
         """See :func:`wait_until`."""
         wait_until(holds, seconds, what, self.logs)
 
-    def stop(self, name: str) -> None:
-        """End a process by its own number, and what it has started."""
+    def stop(self, name: str, *, kill: bool = False) -> None:
+        """End a process by its own number, without warning if told so, and what it has started."""
         process = self.processes.pop(name)
         started = []
         with suppress(psutil.Error):
             started = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
+        if kill:
+            process.kill()
+        else:
+            process.terminate()
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:

@@ -3,12 +3,14 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
 from PIL import Image
 
 from fedleak.runs.folder import RunFolder
@@ -26,6 +28,8 @@ from tests.examples.flower import (
 CLASSES, SIDE, MEAN, STD = 4, 8, 0.5, 0.25
 LINK = "test"
 START, RUN = 60, 240  # seconds, of a machine that is busy with something else
+# Twice the time between two signs of life of a node, after which it counts as gone.
+ABSENT = HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL + 1
 
 
 def write_data(path: Path, seed: int, count: int) -> np.ndarray:
@@ -207,18 +211,24 @@ def test_strangers_are_refused(deployment: Deployment) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_that_is_stopped_in_a_round_comes_back(
-    deployment: Deployment, tmp_path: Path
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+def test_a_node_that_ends_in_a_round_comes_back(
+    kill: bool, deployment: Deployment, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     trained = deployment.said("node-1").count("Receiving: train")
-    deployment.run_app(output, rounds=2)
+    deployment.run_app(output, rounds=2, **{"client-timeout": 300.0})
     deployment.wait(
         lambda: deployment.said("node-1").count("Receiving: train") > trained,
         RUN, "node 1 is asked to train",
     )  # fmt: skip
-    deployment.stop("node-1")
-    deployment.wait(deployment.member(1), START, "node 1 connects again")
+    deployment.stop("node-1", kill=kill)
+    connected = deployment.member(1)
+    if kill:  # Flower takes it for present, and the one that comes back for another, for a minute
+        assert deployment.processes.pop("node-1").wait(START) == 1
+        time.sleep(ABSENT)
+        connected = deployment.member(1)
+    deployment.wait(connected, START, "node 1 connects again")
     summary = deployment.wait_for(output)
     federation = summary["federation"]
     assert (summary["status"], federation["failures"], federation["lost_rounds"]) == (
