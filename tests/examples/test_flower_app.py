@@ -161,4 +161,4 @@ def test_it_can_be_audited(flower: Flower, tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "inputs" in found.stdout
-    assert (tmp_path / "audit" / "verdict.json").is_file()
+    assert (tmp_path / "audit" / "report.html").is_file()
