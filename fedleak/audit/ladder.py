@@ -16,7 +16,6 @@ from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import Batch, load_batches
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
-from fedleak.audit.shadow_clients import LabelShares, total_variation_distance, train_shadows
 from fedleak.audit.simulation import REPLIES, Observed
 from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
 from fedleak.audit.verdict import Answer, Estimate
@@ -24,13 +23,10 @@ from fedleak.errors import BadInput
 from fedleak.models.noise import noise_slots
 from fedleak.updates.update import InterceptedUpdate
 
-# Shadow clients: as many as the time allows, within these numbers.
-FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
 SHADOW_SHARE = 0.3
 # Samples of an update above which no attack here reconstructs single inputs in a useful time.
 MOST_SAMPLES = 64
-MADE_UP = "made-up inputs"
 # Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
 # the most that are run.
 TRIAL = (5, 25)
@@ -209,7 +205,7 @@ def told_numbers(observed: Observed, victims: Sequence[Victim]) -> Answer:
         rung=1, question="number of samples", measure="share of clients whose number is told",
         answer=Estimate.of(right), guess=Estimate.of(guessed), perfect=1.0,
         gains=tuple(a - b for a, b in zip(right, guessed, strict=True)), threat_model="A",
-        attack="reads messages", setting=_setting(victims),
+        attack="reads messages", setting=setting_of(victims),
         note=f"replies tell {', '.join(names)} too" if names else "",
     )  # fmt: skip
 
@@ -221,90 +217,6 @@ def _replies(observed: Observed) -> Iterator[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------- rung 2: properties
-
-
-def label_shares(
-    observed: Observed,
-    victims: Sequence[Victim],
-    public: Public | None,
-    *,
-    seconds: float,
-    seed: int = 0,
-    report: Report = lambda text: None,
-) -> Answer | None:
-    """Shares of labels in each client's data, by shadow clients.
-
-    Args:
-        observed: what the app's run has left; its truth is read after the attack.
-        victims: the victims; those of the first round are attacked.
-        public: samples like the clients'. If None, they are made up: normal random numbers.
-        seconds: time for the shadow clients.
-        seed: seed of the shadow clients.
-        report: told what is being done.
-
-    Returns:
-        The answer; None where the clients' labels are no classes.
-    """
-    victims = [v for v in victims if v.update.round == victims[0].update.round]
-    facts = victims[0].known.knowledge
-    layer, classes = _head(facts.model)
-    example = facts.label_example
-    if layer is None or example is None or example.is_floating_point() or example.dim() != 1:
-        return None
-    empty: dict[str, Any] = {
-        "rung": 2, "question": "shares of labels", "perfect": 0.0,
-        "measure": "total variation distance of the shares, 0 is exact",
-        "threat_model": "C" if public is None else "D", "attack": "shadow clients",
-        "setting": _setting(victims),
-    }  # fmt: skip
-    nothing = Estimate.of([])
-    if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
-        note = "the clients' optimiser cannot be followed"
-        return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
-    if public is None:
-        generator = torch.Generator().manual_seed(seed)
-        number = 20 * classes
-        shape = (number, *facts.input_shape)
-        made = (
-            torch.randn(shape, generator=generator) if victims[0].whole is None
-            else torch.randint(victims[0].whole, shape, generator=generator)
-        )  # fmt: skip
-        public = Public(made, torch.arange(number) % classes, MADE_UP)
-    begun, shadows = time.monotonic(), []
-    samples = round(sum(v.known.knowledge.num_samples for v in victims) / len(victims))
-    model = facts.model if facts.training is None else facts.model.train(facts.training)
-    for shadow in train_shadows(
-        model, victims[0].update.sent, facts.loss, facts.local,
-        public.inputs, public.labels, samples=samples, classes=classes, number=MOST_SHADOWS,
-        seed=seed,
-    ):  # fmt: skip
-        shadows.append(shadow)
-        report(f"shadow client {len(shadows)} of at most {MOST_SHADOWS}")
-        if len(shadows) >= FEWEST_SHADOWS and time.monotonic() - begun > seconds:
-            break
-    fitted = LabelShares.fit(shadows, layer)
-    found = fitted([v.update.change(list(v.update.sent)) for v in victims])
-    truth = torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
-    distances = total_variation_distance(found, truth)
-    others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
-    guess = others if len(truth) > 1 else torch.full_like(truth, 1 / classes)
-    guesses = total_variation_distance(guess, truth)
-    uniform = total_variation_distance(torch.full_like(truth, 1 / classes), truth)
-    return Answer(
-        **empty,
-        answer=Estimate.of(distances.tolist()),
-        guess=Estimate.of(guesses.tolist()),
-        gains=tuple((guesses - distances).tolist()),
-        note=(
-            f"{len(shadows)} shadow clients on {public.name}; the guess is the mean of the other "
-            f"clients, and equal shares have {float(uniform.mean()):.3g}"
-        ),
-    )
-
-
-def _shares(labels: Tensor | None, classes: int) -> Tensor:
-    assert labels is not None
-    return torch.bincount(labels.flatten(), minlength=classes)[:classes].double() / labels.numel()
 
 
 def touched_rows(
@@ -341,7 +253,7 @@ def touched_rows(
         rung=2, question="set of tokens", measure="F1 of the set, 0 to 1",
         answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0,
         gains=tuple(a - b for a, b in zip(values, guesses, strict=True)), threat_model="C",
-        attack="rows", setting=_setting(victims), tried=bool(values),
+        attack="rows", setting=setting_of(victims), tried=bool(values),
         note=refused[0].rstrip(".") if refused else "the guess is the whole vocabulary",
     )  # fmt: skip
 
@@ -416,7 +328,7 @@ def inputs(
         ),
         conclusive=not unsupported and len(scores) == len(victims),
         threat_model="C", attack=", ".join(dict.fromkeys(s.attack for s in scores)) or "none",
-        setting=_setting(victims), tried=bool(tried), note="; ".join(dict.fromkeys(notes)),
+        setting=setting_of(victims), tried=bool(tried), note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip
     return answer, scores
 
@@ -537,16 +449,12 @@ def _run(
     return found[0], ""
 
 
-def _head(model: nn.Module) -> tuple[str | None, int]:
-    """The last linear layer and its number of outputs."""
-    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not linear:
-        return None, 0
-    name, last = linear[-1]
-    return name, last.out_features
+def setting_of(victims: Sequence[Victim]) -> str:
+    """Rounds, samples, steps and optimiser of victims, in a few words, for an answer.
 
-
-def _setting(victims: Sequence[Victim]) -> str:
+    Args:
+        victims: at least one.
+    """
     rounds = sorted({victim.update.round for victim in victims})
     where = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     return f"{where}; {victims[0].setting}; labels not known"

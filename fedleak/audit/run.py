@@ -11,6 +11,7 @@ import torch
 
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
+from fedleak.audit.label_shares import label_shares
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
     Public,
@@ -19,7 +20,6 @@ from fedleak.audit.ladder import (
     batches_of,
     find_victims,
     inputs,
-    label_shares,
     told_numbers,
     touched_rows,
 )
