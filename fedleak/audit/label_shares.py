@@ -1,99 +1,233 @@
-"""Shares of labels in the clients' data, by shadow clients."""
+"""Shares of labels in the clients' data, by shadow clients: of each client, and of all together."""
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedleak.audit.ladder import Public, Report, Victim, setting_of, truth_of
-from fedleak.audit.shadow_clients import LabelShares, total_variation_distance, train_shadows
+from fedleak.audit.shadow_clients import (
+    LabelShares,
+    Shadow,
+    sum_shadows,
+    total_variation_distance,
+    train_shadows,
+)
 from fedleak.audit.simulation import Observed
 from fedleak.audit.verdict import Answer, Estimate
+from fedleak.errors import BadInput
+from fedleak.updates.loss_probe import LossProbe
+from fedleak.updates.private_model import private_copy
 
 # Shadow clients: as many as the time allows, within these numbers.
 FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
 MADE_UP = "made-up inputs"
 
 
-def label_shares(
-    observed: Observed,
-    victims: Sequence[Victim],
-    public: Public | None,
-    *,
-    seconds: float,
-    seed: int = 0,
-    report: Report = lambda text: None,
-) -> Answer | None:
-    """Shares of labels in each client's data, by shadow clients.
+class ShadowTraining:
+    """Shadow clients like the clients of the first round, trained when they are first needed.
 
     Args:
-        observed: what the app's run has left; its truth is read after the attack.
-        victims: the victims; those of the first round are attacked.
+        victims: the victims; those of the first round are asked about.
         public: samples like the clients'. If None, they are made up: normal random numbers.
         seconds: time for the shadow clients.
         seed: seed of the shadow clients.
         report: told what is being done.
 
+    Attributes:
+        victims: those of the first round.
+        public: samples like the clients', or None.
+        layer: the path of the last linear layer, or None.
+        classes: its number of outputs.
+    """
+
+    def __init__(
+        self,
+        victims: Sequence[Victim],
+        public: Public | None,
+        *,
+        seconds: float,
+        seed: int = 0,
+        report: Report = lambda text: None,
+    ) -> None:
+        self.victims = [v for v in victims if v.update.round == victims[0].update.round]
+        self.public, self._seconds, self._seed, self._report = public, seconds, seed, report
+        self.layer, self.classes = _head(victims[0].known.knowledge.model)
+
+    @cached_property
+    def applies(self) -> bool:
+        """Whether the clients' labels are classes of the last linear layer, and the loss uses them.
+
+        An autoencoder may be given labels that it does not use.
+        """
+        facts = self.victims[0].known.knowledge
+        example = facts.label_example
+        if self.layer is None or example is None:
+            return False
+        if example.is_floating_point() or example.dim() != 1:
+            return False
+        model = private_copy(facts.model)
+        if facts.training is not None:
+            model.train(facts.training)
+        return LossProbe(model, facts).kind not in ("none", "binary", "numbers")
+
+    @property
+    def source(self) -> Public:
+        """The samples that the shadow clients train on."""
+        if self.public is not None:
+            return self.public
+        facts, whole = self.victims[0].known.knowledge, self.victims[0].whole
+        generator = torch.Generator().manual_seed(self._seed)
+        number = 20 * self.classes
+        shape = (number, *facts.input_shape)
+        made = (
+            torch.randn(shape, generator=generator) if whole is None
+            else torch.randint(whole, shape, generator=generator)
+        )  # fmt: skip
+        return Public(made, torch.arange(number) % self.classes, MADE_UP)
+
+    @cached_property
+    def shadows(self) -> list[Shadow]:
+        """The shadow clients.
+
+        Raises:
+            BadInput: if the clients' optimiser cannot be followed, or a class has no public sample.
+        """
+        first, facts = self.victims[0], self.victims[0].known.knowledge
+        if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
+            raise BadInput("the clients' optimiser cannot be followed")
+        begun, found, public = time.monotonic(), list[Shadow](), self.source
+        numbers = [victim.known.knowledge.num_samples for victim in self.victims]
+        model = facts.model if facts.training is None else facts.model.train(facts.training)
+        for shadow in train_shadows(
+            model, first.update.sent, facts.loss, facts.local, public.inputs, public.labels,
+            samples=round(sum(numbers) / len(numbers)), classes=self.classes, number=MOST_SHADOWS,
+            seed=self._seed,
+        ):  # fmt: skip
+            found.append(shadow)
+            self._report(f"shadow client {len(found)} of at most {MOST_SHADOWS}")
+            if len(found) >= FEWEST_SHADOWS and time.monotonic() - begun > self._seconds:
+                break
+        return found
+
+
+def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
+    """Shares of labels in each client's data.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        training: the shadow clients.
+
     Returns:
         The answer; None where the clients' labels are no classes.
     """
-    victims = [v for v in victims if v.update.round == victims[0].update.round]
-    facts = victims[0].known.knowledge
-    layer, classes = _head(facts.model)
-    example = facts.label_example
-    if layer is None or example is None or example.is_floating_point() or example.dim() != 1:
+    if not training.applies:
         return None
-    empty: dict[str, Any] = {
-        "rung": 2, "question": "shares of labels", "perfect": 0.0,
-        "measure": "total variation distance of the shares, 0 is exact",
-        "threat_model": "C" if public is None else "D", "attack": "shadow clients",
-        "setting": setting_of(victims),
-    }  # fmt: skip
-    nothing = Estimate.of([])
-    if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
-        note = "the clients' optimiser cannot be followed"
-        return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
-    if public is None:
-        generator = torch.Generator().manual_seed(seed)
-        number = 20 * classes
-        shape = (number, *facts.input_shape)
-        made = (
-            torch.randn(shape, generator=generator) if victims[0].whole is None
-            else torch.randint(victims[0].whole, shape, generator=generator)
-        )  # fmt: skip
-        public = Public(made, torch.arange(number) % classes, MADE_UP)
-    begun, shadows = time.monotonic(), []
-    samples = round(sum(v.known.knowledge.num_samples for v in victims) / len(victims))
-    model = facts.model if facts.training is None else facts.model.train(facts.training)
-    for shadow in train_shadows(
-        model, victims[0].update.sent, facts.loss, facts.local,
-        public.inputs, public.labels, samples=samples, classes=classes, number=MOST_SHADOWS,
-        seed=seed,
-    ):  # fmt: skip
-        shadows.append(shadow)
-        report(f"shadow client {len(shadows)} of at most {MOST_SHADOWS}")
-        if len(shadows) >= FEWEST_SHADOWS and time.monotonic() - begun > seconds:
-            break
-    fitted = LabelShares.fit(shadows, layer)
-    found = fitted([v.update.change(list(v.update.sent)) for v in victims])
-    truth = torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
-    distances = total_variation_distance(found, truth)
+    victims, layer = training.victims, training.layer
+    assert layer is not None  # where it applies
+    try:
+        fitted = LabelShares.fit(training.shadows, layer)
+    except BadInput as error:
+        return _not_tried(training, victims, 2, str(error))
+    found = fitted([victim.update.change(list(victim.update.sent)) for victim in victims])
+    truth = _true_shares(observed, victims, training.classes)
     others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
-    guess = others if len(truth) > 1 else torch.full_like(truth, 1 / classes)
+    equal = torch.full_like(truth, 1 / training.classes)
+    uniform = float(total_variation_distance(equal, truth).mean())
+    note = (
+        f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is the mean "
+        f"of the other clients, and equal shares have {uniform:.3g}"
+    )
+    guess = others if len(truth) > 1 else equal
+    return _answer(training, victims, 2, found, truth, guess, note)
+
+
+def label_shares_of_sum(
+    observed: Observed, training: ShadowTraining, whole: Victim
+) -> Answer | None:
+    """Shares of labels in the data of all clients, from the sum of their updates.
+
+    The map is learned from federations of shadow clients
+    (:func:`fedleak.audit.shadow_clients.sum_shadows`). The guess without the update is the shares
+    of the public samples, or equal shares.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        training: the shadow clients.
+        whole: the sum of the updates of the first round, see
+            :func:`fedleak.audit.sums.sum_of_round`.
+
+    Returns:
+        The answer; None where the clients' labels are no classes.
+    """
+    if not training.applies:
+        return None
+    layer, classes = training.layer, training.classes
+    assert layer is not None  # where it applies
+    numbers = whole.known.knowledge.client_samples
+    weights = [number / sum(numbers) for number in numbers]
+    try:
+        federations = sum_shadows(training.shadows, layer, weights)
+        fitted = LabelShares.fit(federations, layer)
+    except BadInput as error:
+        return _not_tried(training, [whole], 0, str(error))
+    found = fitted([whole.update.change(list(whole.update.sent))])
+    truth = _true_shares(observed, [whole], classes)
+    guess, of = torch.full_like(truth, 1 / classes), "equal shares"
+    if training.public is not None:
+        guess = _shares(training.public.labels, classes)[None]
+        of = f"the shares in {training.public.name}"
+    note = (
+        f"federations of {len(weights)} drawn from {len(training.shadows)} shadow clients on "
+        f"{training.source.name}; the guess is {of}"
+    )
+    return _answer(training, [whole], 0, found, truth, guess, note)
+
+
+def _answer(
+    training: ShadowTraining, victims: Sequence[Victim], rung: int, found: Tensor, truth: Tensor,
+    guess: Tensor, note: str,
+) -> Answer:  # fmt: skip
+    """The answer for shares ``(victims, classes)`` that were found, are true, and were guessed."""
+    distances = total_variation_distance(found, truth)
     guesses = total_variation_distance(guess, truth)
-    uniform = total_variation_distance(torch.full_like(truth, 1 / classes), truth)
     return Answer(
-        **empty,
+        **_question(training, victims, rung),
         answer=Estimate.of(distances.tolist()),
         guess=Estimate.of(guesses.tolist()),
         gains=tuple((guesses - distances).tolist()),
-        note=(
-            f"{len(shadows)} shadow clients on {public.name}; the guess is the mean of the other "
-            f"clients, and equal shares have {float(uniform.mean()):.3g}"
-        ),
+        note=note,
     )
+
+
+def _not_tried(
+    training: ShadowTraining, victims: Sequence[Victim], rung: int, reason: str
+) -> Answer:
+    nothing = Estimate.of([])
+    return Answer(
+        **_question(training, victims, rung),
+        answer=nothing,
+        guess=nothing,
+        gains=(),
+        tried=False,
+        note=reason.rstrip("."),
+    )
+
+
+def _question(training: ShadowTraining, victims: Sequence[Victim], rung: int) -> dict[str, Any]:
+    return {
+        "rung": rung, "question": "shares of labels", "perfect": 0.0,
+        "measure": "total variation distance of the shares, 0 is exact",
+        "threat_model": "C" if training.public is None else "D", "attack": "shadow clients",
+        "setting": setting_of(victims),
+    }  # fmt: skip
+
+
+def _true_shares(observed: Observed, victims: Sequence[Victim], classes: int) -> Tensor:
+    return torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
 
 
 def _shares(labels: Tensor | None, classes: int) -> Tensor:

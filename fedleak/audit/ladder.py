@@ -18,7 +18,7 @@ from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
 from fedleak.audit.simulation import REPLIES, Observed
 from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
-from fedleak.audit.verdict import Answer, Estimate
+from fedleak.audit.verdict import RUNGS, Answer, Estimate
 from fedleak.errors import BadInput
 from fedleak.models.noise import noise_slots
 from fedleak.updates.update import InterceptedUpdate
@@ -47,19 +47,22 @@ class Victim:
         known: what the attacker is told.
         whole: of samples that are whole numbers, such as tokens, the number that they stay below:
             the size of the embedding; None of others.
+        parts: of a sum of updates, the clients' own, the first client's samples first; else none.
     """
 
     key: str
     update: InterceptedUpdate
     known: Known
     whole: int | None = None
+    parts: tuple["Victim", ...] = ()
 
     @property
     def setting(self) -> str:
         """Samples, steps and optimiser, in a few words."""
         facts = self.known.knowledge
         samples = f"{facts.num_samples} sample{'s' * (facts.num_samples != 1)}"
-        return f"{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
+        of = f"sum over {len(self.parts)} clients of " if self.parts else ""
+        return f"{of}{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +161,8 @@ def batches_of(observed: Observed, victim: Victim) -> list[Samples]:
 def truth_of(observed: Observed, victim: Victim) -> Samples:
     """A victim's samples and labels, those of its first epoch, for the scorer alone.
 
+    Of a sum of updates they are those of all clients.
+
     Args:
         observed: what the app's run has left.
         victim: the victim.
@@ -165,6 +170,13 @@ def truth_of(observed: Observed, victim: Victim) -> Samples:
     Raises:
         BadInput: if they were not kept.
     """
+    if victim.parts:
+        parts = [truth_of(observed, part) for part in victim.parts]
+        targets = [part.labels for part in parts if part.labels is not None]
+        return Samples(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat(targets) if len(targets) == len(parts) else None,
+        )
     batches = batches_of(observed, victim)
     number = victim.known.knowledge.num_samples
     inputs = torch.cat([batch.inputs for batch in batches])[:number]
@@ -250,7 +262,8 @@ def touched_rows(
         values.append(2 * len(has & found) / (len(has) + len(found)))
         guesses.append(2 * len(has) / (len(has) + total))
     return Answer(
-        rung=2, question="set of tokens", measure="F1 of the set, 0 to 1",
+        rung=0 if victims[0].parts else 2, question="set of tokens",
+        measure="F1 of the set, 0 to 1",
         answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0,
         gains=tuple(a - b for a, b in zip(values, guesses, strict=True)), threat_model="C",
         attack="rows", setting=setting_of(victims), tried=bool(values),
@@ -305,8 +318,12 @@ def inputs(
             continue
         tried += 1
         truth, facts = truths[victim.key], victim.known.knowledge
-        guess = mean_guess([truths[v.key].inputs for v in victims if v is not victim], truth)
+        # Of a sum there are no other clients: the guess is better than a server could make it.
+        others = [victim] if victim.parts else [v for v in victims if v is not victim]
+        guess = mean_guess([truths[other.key].inputs for other in others], truth)
         scores.append(score(victim.key, name, truth, best, guess, facts))
+    if victims[0].parts and scores:
+        notes.append("the guess is the mean of all clients' samples")
     sample = next(iter(truths.values()))
     measure, perfect = measure_of(sample)
     values, guesses = [s.value for s in scores], [s.guess for s in scores]
@@ -318,8 +335,8 @@ def inputs(
             "follows from those"
         )
     answer = Answer(
-        rung=3, question="inputs", measure=measure, answer=Estimate.of(values),
-        guess=Estimate.of(guesses), perfect=perfect,
+        rung=0 if victims[0].parts else 3, question="inputs", measure=measure,
+        answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=perfect,
         # What the update does not support is no success, even if it is near by chance.
         gains=tuple(
             gain if one.supported else min(0.0, gain)
@@ -458,3 +475,23 @@ def setting_of(victims: Sequence[Victim]) -> str:
     rounds = sorted({victim.update.round for victim in victims})
     where = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     return f"{where}; {victims[0].setting}; labels not known"
+
+
+# -------------------------------------------------------------------- rungs 4 and 5: active servers
+
+
+def active_servers(victims: Sequence[Victim]) -> list[Answer]:
+    """The questions that need a server that changes what it sends; they are not tried.
+
+    Args:
+        victims: the victims, for the setting.
+    """
+    nothing = Estimate.of([])
+    return [
+        Answer(
+            rung=rung, question="inputs", measure="", answer=nothing, guess=nothing, gains=(),
+            perfect=1.0, threat_model="F", attack="none", setting=setting_of(victims), tried=False,
+            note=f"it needs a server that {RUNGS[rung]}, and this one only listens",
+        )
+        for rung in (4, 5)
+    ]  # fmt: skip

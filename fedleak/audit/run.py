@@ -11,12 +11,13 @@ import torch
 
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
-from fedleak.audit.label_shares import label_shares
+from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
     Public,
     Report,
     Victim,
+    active_servers,
     batches_of,
     find_victims,
     inputs,
@@ -24,13 +25,15 @@ from fedleak.audit.ladder import (
     touched_rows,
 )
 from fedleak.audit.simulation import Observed, run_app
+from fedleak.audit.sums import sums_of_rounds
 from fedleak.audit.truth_scores import Score
 from fedleak.audit.verdict import Answer, Estimate, Verdict
 from fedleak.errors import BadInput, first_line, require
 from fedleak.updates.files import short
 
 VERDICT = "verdict.json"
-CANARY_SHARE = 0.2
+# Shares of the budget for the canary, and for reconstructing inputs from sums.
+CANARY_SHARE, SUM_SHARE = 0.2, 0.1
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 
@@ -134,7 +137,7 @@ def conclude(
     answers: list[Answer | None] = [told_numbers(observed, victims)]
     scores: list[Score] = []
 
-    def rung(question: str, attack: Callable[[], Answer | None]) -> None:
+    def rung(number: int, question: str, attack: Callable[[], Answer | None]) -> None:
         # Whatever the app's own code raises beside made-up data costs this question alone.
         try:
             answers.append(attack())
@@ -142,7 +145,7 @@ def conclude(
             nothing = Estimate.of([])
             answers.append(
                 Answer(
-                    rung=3 if question == "inputs" else 2, question=question, measure="",
+                    rung=number, question=question, measure="",
                     answer=nothing, guess=nothing, gains=(), perfect=1.0, threat_model="C",
                     attack="none", setting="", tried=False, note=first_line(error).rstrip("."),
                 )
@@ -154,14 +157,26 @@ def conclude(
         scores.extend(found)
         return answer
 
-    seconds = SHADOW_SHARE * budget
-    rung(
-        "shares of labels",
-        lambda: label_shares(observed, victims, public, seconds=seconds, seed=seed, report=report),
+    def reconstruct_from_sums() -> Answer:
+        seconds = SUM_SHARE * budget
+        return inputs(observed, totals, seconds=seconds, seed=seed, report=report)[0]
+
+    shadows = ShadowTraining(
+        victims, public, seconds=SHADOW_SHARE * budget, seed=seed, report=report
     )
-    rung("set of tokens", lambda: touched_rows(observed, victims, report=report))
-    rung("inputs", reconstruct)
-    verdict = Verdict(tuple(a for a in answers if a is not None), canary.reconstructed, canary.note)
+    rung(2, "shares of labels", lambda: label_shares(observed, shadows))
+    rung(2, "set of tokens", lambda: touched_rows(observed, victims, report=report))
+    totals, reasons = sums_of_rounds(victims)
+    notes += reasons
+    if totals and totals[0].update.round == victims[0].update.round:
+        rung(0, "shares of labels", lambda: label_shares_of_sum(observed, shadows, totals[0]))
+    if totals:
+        rung(0, "set of tokens", lambda: touched_rows(observed, totals, report=report))
+        rung(0, "inputs", reconstruct_from_sums)
+    rung(3, "inputs", reconstruct)
+    found = [answer for answer in (*answers, *active_servers(victims)) if answer is not None]
+    found.sort(key=lambda answer: answer.rung)
+    verdict = Verdict(tuple(found), canary.reconstructed, canary.note)
     return Audit(verdict, tuple(scores), tuple(notes))
 
 

@@ -26,13 +26,17 @@ def _imports() -> Iterator[None]:
 def test_an_app_that_leaks_everything(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
     found = audit(app, tmp_path / "out", clients=4, rounds=1, budget=20, run=run)
-    answers = {answer.question: answer for answer in found.verdict.answers}
+    answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (2, 3)}
     assert found.verdict.canary
     assert found.verdict.overall == "leaks"
     assert answers["inputs"].status == "leaks"
     assert answers["inputs"].answer.mean < 1e-2  # relative error: images too small for SSIM
     assert answers["inputs"].guess.mean > 0.3
     assert answers["shares of labels"].status == "leaks"
+    assert [answer.rung for answer in found.verdict.answers] == [0, 0, 1, 2, 3, 4, 5]
+    for answer in found.verdict.answers[-2:]:
+        assert answer.status == "not tried"
+        assert "this one only listens" in answer.sentence
     assert all(score.supported for score in found.scores)
     written = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert written == found.verdict.to_dict()
@@ -46,7 +50,8 @@ def test_facts_that_do_not_give_the_update_make_a_canary_worthless(
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
     observed = run(app, tmp_path / "out", clients=4, rounds=1)
     monkeypatch.setattr("fedleak.audit.run.replay", lambda *args: 0.5)
-    monkeypatch.setattr("fedleak.audit.run.label_shares", lambda *args, **kwargs: None)
+    for name in ("label_shares", "label_shares_of_sum"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
     found = conclude(app, observed, budget=5)
     assert found.verdict.canary is False
     assert "squared cosine 0.500" in found.verdict.canary_note
@@ -62,8 +67,9 @@ def test_what_fails_in_one_question_costs_no_other(
         raise RuntimeError("the model takes no such data")
 
     monkeypatch.setattr("fedleak.audit.run.label_shares", fails)
+    monkeypatch.setattr("fedleak.audit.run.label_shares_of_sum", lambda *args: None)
     found = conclude(app, observed, budget=5)
-    answers = {answer.question: answer for answer in found.verdict.answers}
+    answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (2, 3)}
     assert answers["shares of labels"].status == "not tried"
     assert "the model takes no such data" in answers["shares of labels"].sentence
     assert answers["inputs"].status == "leaks"
