@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.matching.hooks import LossModule, drop_running_statistics
+from fedleak.attacks.module_facts import drop_running_statistics
 from fedleak.models.module_inputs import module_input
 from fedleak.updates.files import Tensors
+from fedleak.updates.module_state import ModuleState
 
 
 class _Reached(BaseException):
@@ -43,7 +44,8 @@ class Trunk:
         drop_running_statistics(model)
         self._seen: list[Tensor] = []
         model.get_submodule(layer).register_forward_pre_hook(self._stop, with_kwargs=True)
-        self._pass, self._labels = LossModule(model, loss), batch[1]
+        self._model, self._loss, self._labels = model, loss, batch[1]
+        self._state = ModuleState(model)
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(batch[0].shape, generator=generator, dtype=batch[0].dtype)
         named = dict(model.named_parameters())
@@ -66,7 +68,9 @@ class Trunk:
             inputs: the model's inputs, ``(samples, ...)``.
         """
         try:
-            self._pass((inputs, self._labels))
+            # Clones, as the model may change its inputs in place.
+            with self._state.kept():
+                self._loss(self._model, (inputs.clone(), self._labels))
         except _Reached:
             return self._seen.pop()
         raise RuntimeError("the layer was not called")
