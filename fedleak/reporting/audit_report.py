@@ -43,7 +43,8 @@ def write_audit_report(path: Path) -> Path:
     config = AuditConfig.load(folder.config)
     summary = AuditSummary.load(folder.summary) if folder.summary.is_file() else AuditSummary()
     rows = read_rows(folder.results)
-    victims = [row for row in rows if row.question != CANARY]
+    # The clients' own updates before their sums.
+    victims = sorted([row for row in rows if row.question != CANARY], key=lambda row: -row.rung)
     verdict = summary.verdict
     page = page_template("audit_template.html").render(
         config=config,
