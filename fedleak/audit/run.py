@@ -345,7 +345,8 @@ def _ask(
     if findings.summary.answer_to(rung, name) is not None:
         return
     seconds = findings.left if share is None else min(share, findings.left)
-    findings.observer.stage_started(name, seconds if share is not None else 0.0)
+    title = not_tried(rung, name, "").title
+    findings.observer.stage_started(title, seconds if share is not None else 0.0)
     limit = min(OVERRUN * seconds, findings.left)
     signals = signals_received()
     answer: Answer | None

@@ -51,7 +51,10 @@ def write_audit_report(path: Path) -> Path:
         summary=summary,
         verdict=verdict,
         overall=verdict.overall,
-        setting=next((answer.setting for answer in verdict.answers if answer.setting), ""),
+        # That of single updates: rung 0 is of their sum.
+        setting=next(
+            (answer.setting for answer in verdict.answers if answer.setting and answer.rung), ""
+        ),
         rungs=RUNGS,
         threat_models={
             letter: text
