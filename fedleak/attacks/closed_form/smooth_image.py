@@ -19,11 +19,12 @@ from fedleak.updates.files import Tensors
 # Spectrum of the images that are expected: amplitude falls with this power of the frequency. That
 # of photographs falls with about 1; 2 is the smoother start that finds the coarse image first.
 SMOOTH, ROUGH, ROUGHER = 2.0, 1.5, 1.0
-# Weights of the prior in the stages that fit the layer's input alone.
-INPUT_WEIGHTS = (1e-2, 1e-3, 1e-4)
-# Weight of the prior, and sharpness of the smooth functions in place of ReLU and max pooling, in
-# the stages that fit the gradients as well.
-GRADIENT_STAGES = ((1e-3, 10.0), (1e-4, 30.0), (1e-5, 100.0), (1e-6, 300.0), (1e-7, 1000.0))
+# Weight of the prior, and sharpness of the smooth functions in place of ReLU and max pooling, stage
+# by stage. Stages before these that fit the layer's input alone led to worse minima in our
+# experiments: SSIM 0.50 in place of 0.97 for one network of ten.
+STAGES = (
+    (1e-2, 10.0), (1e-3, 10.0), (1e-4, 30.0), (1e-5, 100.0), (1e-6, 300.0), (1e-7, 1000.0),
+)  # fmt: skip
 LAST_STAGES = ((1e-6, 300.0), (1e-7, 1000.0))
 # Weight of the squared error of the layer's input, and of the gradients' mean.
 WEIGHT = 10.0
@@ -87,13 +88,12 @@ def smooth_image(known: KnownTrunk, *, iterations: int, report: Report) -> Smoot
 
     Args:
         known: what is known.
-        iterations: maximum number of iterations of L-BFGS in a stage that fits gradients; half as
-            many in one that does not.
+        iterations: maximum number of iterations of L-BFGS in a stage.
         report: called now and then with the progress, in evaluations.
     """
     attempts = ((SMOOTH, ROUGH), (ROUGH, ROUGHER))
-    stages = len(INPUT_WEIGHTS) / 2 + len(GRADIENT_STAGES) + len(LAST_STAGES)
-    search = _Search(known, iterations, _Counter(report, round(2 * stages * iterations)))
+    stages = len(STAGES) + len(LAST_STAGES)
+    search = _Search(known, iterations, _Counter(report, len(attempts) * stages * iterations))
     best: SmoothImage | None = None
     for first, last in attempts:
         found = search.run(first, last)
@@ -167,14 +167,12 @@ class _Search:
         low, high = known.bounds
         spectrum = Spectrum(known.shape, known.bounds, first)
         code = torch.zeros(known.shape, dtype=torch.float64)
-        for weight in INPUT_WEIGHTS:
-            code, _ = self._stage(spectrum, code, weight, None, max(1, self._iterations // 2))
-        for weight, sharpness in GRADIENT_STAGES:
-            code, _ = self._stage(spectrum, code, weight, sharpness, self._iterations)
+        for weight, sharpness in STAGES:
+            code, _ = self._stage(spectrum, code, weight, sharpness)
         image, spectrum = spectrum.image(code), Spectrum(known.shape, known.bounds, last)
         code, misfit = spectrum.code(image), math.inf
         for weight, sharpness in LAST_STAGES:
-            code, misfit = self._stage(spectrum, code, weight, sharpness, self._iterations)
+            code, misfit = self._stage(spectrum, code, weight, sharpness)
         image = torch.minimum(torch.maximum(spectrum.image(code), low), high).detach()
         with torch.no_grad():
             residual = float(self._input_error(known.trunk(image)).sqrt())
@@ -182,12 +180,11 @@ class _Search:
         return SmoothImage(image, known.value.numel() + matched, residual, misfit, 0)
 
     def _stage(
-        self, spectrum: Spectrum, start: Tensor, weight: float, sharpness: float | None,
-        iterations: int,
-    ) -> tuple[Tensor, float]:  # fmt: skip
+        self, spectrum: Spectrum, start: Tensor, weight: float, sharpness: float
+    ) -> tuple[Tensor, float]:
         """One run of L-BFGS: the code, and the misfit of the gradients in its last evaluation."""
         code = start.detach().clone().requires_grad_()
-        kinks = None if sharpness is None else SmoothKinks(sharpness)
+        kinks, iterations = SmoothKinks(sharpness), self._iterations
         misfit = math.inf if self._parameters else 0.0
         optimizer = torch.optim.LBFGS(
             [code], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
@@ -198,7 +195,7 @@ class _Search:
             nonlocal misfit
             image = spectrum.image(code)
             value = self._fit(image) + weight * code.square().mean()
-            if kinks is not None and self._parameters:
+            if self._parameters:
                 gradients = self._gradient_error(image, kinks)
                 misfit = float(gradients.detach())
                 value = value + WEIGHT * gradients

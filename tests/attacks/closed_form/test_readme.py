@@ -85,13 +85,11 @@ def test_thresholds_are_those_of_the_code() -> None:
 
 def test_stages_of_the_smooth_image_are_those_of_the_code() -> None:
     text = section(8)
-    assert smooth_image.INPUT_WEIGHTS == (1e-2, 1e-3, 1e-4)
-    assert "0.01, 0.001, 0.0001" in text
-    assert [sharpness for _, sharpness in smooth_image.GRADIENT_STAGES] == [10, 30, 100, 300, 1000]
-    assert "10, 30, 100, 300 and 1000" in text
-    weights = [weight for weight, _ in smooth_image.GRADIENT_STAGES]
-    assert (weights[0], weights[-1]) == (1e-3, 1e-7)
-    assert "from 0.001 to 1e-7" in text
+    assert [sharpness for _, sharpness in smooth_image.STAGES] == [10, 10, 30, 100, 300, 1000]
+    assert "10, 10, 30, 100, 300 and 1000" in text
+    weights = [weight for weight, _ in smooth_image.STAGES]
+    assert (weights[0], weights[-1]) == (1e-2, 1e-7)
+    assert "from 0.01 to 1e-7" in text
     assert (smooth_image.SMOOTH, smooth_image.ROUGH, smooth_image.ROUGHER) == (2, 1.5, 1)
     assert smooth_image.MISFIT == 0.002
     assert smooth_image.WEIGHT == 10
