@@ -57,8 +57,11 @@ class ExactNRA(JointAttack):
     - A layer has more inputs than equations (outputs of 0 of a ReLU are only upper bounds; of
       several samples there is only one gradient): the images of minimum total variation that the
       remaining layers map to what is known of their output, a convex problem if one layer remains.
-    - The layers are no chain: gradient matching by L-BFGS in float64 with the relative squared
-      error of each layer, known noise injected and known features in the cost.
+    - The layers before the known one have functions between them, or max pooling: for one image,
+      the image of a smooth spectrum that yields the known input and the gradients before it
+      (:mod:`fedleak.attacks.closed_form.smooth_image`).
+    - The layers are no chain otherwise: gradient matching by L-BFGS in float64 with the relative
+      squared error of each layer, known noise injected and known features in the cost.
     - Noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the
       same gradient matching, over the images and that noise together.
     - Fallback to NRA, with the known noise, and started from the images of that gradient matching
@@ -67,8 +70,9 @@ class ExactNRA(JointAttack):
       layers cannot be recovered, if the gradient matching does not converge, if a layer draws
       random numbers outside the noise slots (a dropout in train mode), or if noise is missing and
       the samples are no images.
-    - Fallback to NRA from the image of minimum total variation, if no image fits the equations:
-      noise was added to the gradient, entries were cut from it, or a solver did not converge.
+    - Fallback to NRA from the image of minimum total variation or of a smooth spectrum, if no image
+      fits the equations: noise was added to the gradient, entries were cut from it, or a solver did
+      not converge.
 
     The closed form attacks updates one by one; those that fall back to NRA are attacked together.
 
@@ -86,8 +90,8 @@ class ExactNRA(JointAttack):
     Args:
         solver_iterations: maximum number of iterations of a layer's least-squares solver, at
             least 1.
-        image_iterations: iterations of L-BFGS in each stage of minimising the total variation, at
-            least 1.
+        image_iterations: iterations of L-BFGS in each stage of minimising the total variation, or
+            of the search of a smooth image, at least 1.
         soft_gates: whether the image of minimum total variation is then fitted to the gradients of
             the layers before a ReLU, through a smooth approximation of the ReLU that is sharpened.
         matching_steps: L-BFGS steps of the gradient matching, of up to 20 evaluations each, at

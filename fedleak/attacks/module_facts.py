@@ -1,10 +1,13 @@
 """Properties of a model that several attacks depend on."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedleak.attacks.module_calls import calls_of, chain_to, same_entries
 from fedleak.updates.knowledge import Knowledge
@@ -87,3 +90,18 @@ def sharing_layers(modules: Iterable[tuple[str, nn.Module]]) -> set[str]:
         for value in module.parameters(recurse=False):
             owners.setdefault(id(value), []).append(name)
     return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
+def drop_running_statistics(model: nn.Module) -> None:
+    """Remove the running statistics of norm layers in train mode, which do not use them.
+
+    Args:
+        model: the model, changed in place; layers that compute otherwise than torch's are left.
+    """
+    each: Iterator[Any] = iter(model.modules())
+    for module in each:
+        own = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        own = own or type(module).forward is _InstanceNorm.forward
+        if own and module.training:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None

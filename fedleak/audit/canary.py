@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.explained import simulated_update
+from fedleak.attacks.explained import NOT_SETTLED, simulated_update
 from fedleak.audit.ladder import Report, Victim, best_result
 from fedleak.audit.samples import Attacked
 from fedleak.audit.truth_scores import Samples, measure_of, score
@@ -50,6 +50,9 @@ class Canary:
 def make_sample(knowledge: Knowledge, whole: int | None, seed: int = 0) -> Tensor:
     """A made-up sample ``(1, ...)``: a smooth image, normal random numbers, or whole numbers.
 
+    The image is a grid of 3 x 3 random colours, enlarged bicubically, so that what the attacks
+    presume of images holds: neighbouring pixels are alike. They are not told more of it.
+
     Args:
         knowledge: gives shape and range.
         whole: of whole numbers, the number that they stay below; None of others.
@@ -60,7 +63,7 @@ def make_sample(knowledge: Knowledge, whole: int | None, seed: int = 0) -> Tenso
         return torch.randint(whole, (1, *shape), generator=generator)
     if len(shape) != 3:
         return torch.randn(1, *shape, generator=generator)
-    coarse = torch.rand(1, shape[0], 4, 4, generator=generator)
+    coarse = torch.rand(1, shape[0], 3, 3, generator=generator)
     image = functional.interpolate(coarse, size=shape[1:], mode="bicubic").clamp(0, 1)
     low, high = knowledge.bounds
     return low + (high - low) * image
@@ -106,12 +109,10 @@ def run_canary(
     measure, perfect = measure_of(truth)
     reached = value >= REACHED if perfect == 1.0 else value <= WITHIN
     state = "was" if reached else "was not"
-    return Canary(
-        reached,
-        f"the audit's own client {state} reconstructed by {name} ({measure}: {value:.3g})",
-        value,
-        Attacked(truth, found.inputs, guess, scored),
-    )
+    doubts = [] if reached else [text for text in found.findings if text.startswith(NOT_SETTLED)]
+    note = f"the audit's own client {state} reconstructed by {name} ({measure}: {value:.3g})"
+    attacked = Attacked(truth, found.inputs, guess, scored)
+    return Canary(reached, "; ".join([note, *doubts]), value, attacked)
 
 
 def replay(victim: Victim, batches: Sequence[Samples]) -> float:

@@ -19,31 +19,25 @@ from fedleak.audit.batches import Batch, load_batches
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
 from fedleak.audit.samples import Attacked
-from fedleak.audit.shadow_clients import LabelShares, total_variation_distance, train_shadows
 from fedleak.audit.simulation import REPLIES, Observed
 from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
-from fedleak.audit.verdict import Answer, Estimate
+from fedleak.audit.verdict import RUNGS, Answer, Estimate
 from fedleak.errors import BadInput
 from fedleak.models.noise import noise_slots
 from fedleak.runtime.time_limit import time_limit
 from fedleak.updates.update import InterceptedUpdate
 
-# Shadow clients: as many as the time allows, within these numbers.
-FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
-# Shadow clients by which it is foreseen how long the fewest take.
-TRIED_SHADOWS = 3
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
 SHADOW_SHARE = 0.3
 # Samples of an update above which no attack here reconstructs single inputs in a useful time.
 MOST_SAMPLES = 64
-MADE_UP = "made-up inputs"
 # Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
 # the most that are run.
 TRIAL = (5, 25)
 FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
 # Share of the time for gradient matching that is planned, as iterations may take longer than in the
 # trials; and by how much the attacks on an update may exceed its share, if there is time at all.
-PLANNED, OVERRUN = 0.85, 2.0
+PLANNED, OVERRUN = 0.75, 2.0
 # Share of an update from which no other attack is tried.
 EXPLAINS_ALL = 0.999
 
@@ -61,19 +55,22 @@ class Victim:
         known: what the attacker is told.
         whole: of samples that are whole numbers, such as tokens, the number that they stay below:
             the size of the embedding; None of others.
+        parts: of a sum of updates, the clients' own, the first client's samples first; else none.
     """
 
     key: str
     update: InterceptedUpdate
     known: Known
     whole: int | None = None
+    parts: tuple["Victim", ...] = ()
 
     @property
     def setting(self) -> str:
         """Samples, steps and optimiser, in a few words."""
         facts = self.known.knowledge
         samples = f"{facts.num_samples} sample{'s' * (facts.num_samples != 1)}"
-        return f"{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
+        of = f"sum over {len(self.parts)} clients of " if self.parts else ""
+        return f"{of}{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +169,8 @@ def batches_of(observed: Observed, victim: Victim) -> list[Samples]:
 def truth_of(observed: Observed, victim: Victim) -> Samples:
     """A victim's samples and labels, those of its first epoch, for the scorer alone.
 
+    Of a sum of updates they are those of all clients.
+
     Args:
         observed: what the app's run has left.
         victim: the victim.
@@ -179,6 +178,13 @@ def truth_of(observed: Observed, victim: Victim) -> Samples:
     Raises:
         BadInput: if they were not kept.
     """
+    if victim.parts:
+        parts = [truth_of(observed, part) for part in victim.parts]
+        targets = [part.labels for part in parts if part.labels is not None]
+        return Samples(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat(targets) if len(targets) == len(parts) else None,
+        )
     batches = batches_of(observed, victim)
     number = victim.known.knowledge.num_samples
     inputs = torch.cat([batch.inputs for batch in batches])[:number]
@@ -219,7 +225,7 @@ def told_numbers(observed: Observed, victims: Sequence[Victim]) -> Answer:
         rung=1, question="number of samples", measure="share of clients whose number is told",
         answer=Estimate.of(right), guess=Estimate.of(guessed), perfect=1.0,
         gains=tuple(a - b for a, b in zip(right, guessed, strict=True)), threat_model="A",
-        attack="reads messages", setting=_setting(victims),
+        attack="reads messages", setting=setting_of(victims),
         note=f"replies tell {', '.join(names)} too" if names else "",
     )  # fmt: skip
 
@@ -231,98 +237,6 @@ def _replies(observed: Observed) -> Iterator[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------- rung 2: properties
-
-
-def label_shares(
-    observed: Observed,
-    victims: Sequence[Victim],
-    public: Public | None,
-    *,
-    seconds: float,
-    seed: int = 0,
-    report: Report = lambda text: None,
-) -> Answer | None:
-    """Shares of labels in each client's data, by shadow clients.
-
-    Args:
-        observed: what the app's run has left; its truth is read after the attack.
-        victims: the victims; those of the first round are attacked.
-        public: samples like the clients'. If None, they are made up: normal random numbers.
-        seconds: time for the shadow clients.
-        seed: seed of the shadow clients.
-        report: told what is being done.
-
-    Returns:
-        The answer; None where the clients' labels are no classes.
-    """
-    victims = [v for v in victims if v.update.round == victims[0].update.round]
-    facts = victims[0].known.knowledge
-    layer, classes = _head(facts.model)
-    example = facts.label_example
-    if layer is None or example is None or example.is_floating_point() or example.dim() != 1:
-        return None
-    empty: dict[str, Any] = {
-        "rung": 2, "question": "shares of labels", "perfect": 0.0,
-        "measure": "total variation distance of the shares, 0 is exact",
-        "threat_model": "C" if public is None else "D", "attack": "shadow clients",
-        "setting": _setting(victims),
-    }  # fmt: skip
-    nothing = Estimate.of([])
-    if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
-        note = "the clients' optimiser cannot be followed"
-        return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
-    if public is None:
-        generator = torch.Generator().manual_seed(seed)
-        number = 20 * classes
-        shape = (number, *facts.input_shape)
-        made = (
-            torch.randn(shape, generator=generator) if victims[0].whole is None
-            else torch.randint(victims[0].whole, shape, generator=generator)
-        )  # fmt: skip
-        public = Public(made, torch.arange(number) % classes, MADE_UP)
-    begun, shadows = time.monotonic(), []
-    samples = round(sum(v.known.knowledge.num_samples for v in victims) / len(victims))
-    model = facts.model if facts.training is None else facts.model.train(facts.training)
-    for shadow in train_shadows(
-        model, victims[0].update.sent, facts.loss, facts.local,
-        public.inputs, public.labels, samples=samples, classes=classes, number=MOST_SHADOWS,
-        seed=seed,
-    ):  # fmt: skip
-        shadows.append(shadow)
-        report(f"shadow client {len(shadows)} of at most {MOST_SHADOWS}")
-        spent = time.monotonic() - begun
-        needed = FEWEST_SHADOWS * spent / len(shadows)
-        if len(shadows) >= FEWEST_SHADOWS and spent > seconds:
-            break
-        if TRIED_SHADOWS <= len(shadows) < FEWEST_SHADOWS and needed > seconds:
-            note = (
-                f"{FEWEST_SHADOWS} shadow clients need about {needed:.0f} s, more than the "
-                f"{seconds:.0f} s that the budget has for them"
-            )
-            return Answer(**empty, answer=nothing, guess=nothing, gains=(), tried=False, note=note)
-    fitted = LabelShares.fit(shadows, layer)
-    found = fitted([v.update.change(list(v.update.sent)) for v in victims])
-    truth = torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
-    distances = total_variation_distance(found, truth)
-    others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
-    guess = others if len(truth) > 1 else torch.full_like(truth, 1 / classes)
-    guesses = total_variation_distance(guess, truth)
-    uniform = total_variation_distance(torch.full_like(truth, 1 / classes), truth)
-    return Answer(
-        **empty,
-        answer=Estimate.of(distances.tolist()),
-        guess=Estimate.of(guesses.tolist()),
-        gains=tuple((guesses - distances).tolist()),
-        note=(
-            f"{len(shadows)} shadow clients on {public.name}; the guess is the mean of the other "
-            f"clients, and equal shares have {float(uniform.mean()):.3g}"
-        ),
-    )
-
-
-def _shares(labels: Tensor | None, classes: int) -> Tensor:
-    assert labels is not None
-    return torch.bincount(labels.flatten(), minlength=classes)[:classes].double() / labels.numel()
 
 
 def touched_rows(
@@ -356,10 +270,11 @@ def touched_rows(
         values.append(2 * len(has & found) / (len(has) + len(found)))
         guesses.append(2 * len(has) / (len(has) + total))
     return Answer(
-        rung=2, question="set of tokens", measure="F1 of the set, 0 to 1",
+        rung=0 if victims[0].parts else 2, question="set of tokens",
+        measure="F1 of the set, 0 to 1",
         answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0,
         gains=tuple(a - b for a, b in zip(values, guesses, strict=True)), threat_model="C",
-        attack="rows", setting=_setting(victims), tried=bool(values),
+        attack="rows", setting=setting_of(victims), tried=bool(values),
         note=refused[0].rstrip(".") if refused else "the guess is the whole vocabulary",
     )  # fmt: skip
 
@@ -374,6 +289,7 @@ def inputs(
     seconds: float,
     seed: int = 0,
     report: Report = lambda text: None,
+    limit: float | None = None,
     done: Mapping[str, Score] | None = None,
     finished: Finished = lambda attacked: None,
 ) -> tuple[Answer, list[Score]]:
@@ -385,9 +301,10 @@ def inputs(
     Args:
         observed: what the app's run has left; its truth is read after the attack.
         victims: the victims.
-        seconds: time for all of them; an attack that has begun is ended where it takes longer.
+        seconds: time for all of them.
         seed: seed of the attacks.
         report: told what is being done.
+        limit: seconds after which an attack that is still going on is ended. If None, ``seconds``.
         done: scores of updates that were attacked before, by key; they are not attacked again.
         finished: called with what was made of each update as soon as it is scored.
 
@@ -397,6 +314,7 @@ def inputs(
     scores = dict(done or {})
     notes: list[str] = []
     end = time.monotonic() + seconds
+    latest = end if limit is None else time.monotonic() + limit
     truths = {victim.key: truth_of(observed, victim) for victim in victims}
     small = [v for v in victims if v.known.knowledge.num_samples <= MOST_SAMPLES]
     if len(small) < len(victims):
@@ -408,12 +326,15 @@ def inputs(
             notes.append(f"no time was left for {len(new) - position} of {len(victims)}")
             break
         share = left / (len(new) - position)
-        best, name, reason = best_result(victim, share, seed, report, limit=left)
+        most = max(left, latest - time.monotonic())
+        best, name, reason = best_result(victim, share, seed, report, limit=most)
         if best is None:
             notes.append(reason.rstrip("."))
             continue
         truth, facts = truths[victim.key], victim.known.knowledge
-        guess = mean_guess([truths[v.key].inputs for v in victims if v is not victim], truth)
+        # Of a sum there are no other clients: the guess is better than a server could make it.
+        others = [victim] if victim.parts else [v for v in victims if v is not victim]
+        guess = mean_guess([truths[other.key].inputs for other in others], truth)
         found = score(victim.key, name, truth, best, guess, facts)
         finished(Attacked(truth, best.inputs, guess, found))
         scores[victim.key] = found
@@ -433,6 +354,8 @@ def inputs_answer(
         notes: what else must be said.
     """
     notes = list(notes)
+    if victims[0].parts and scores:
+        notes.append("the guess is the mean of all clients' samples")
     measure, perfect = measure_of(sample)
     values, guesses = [s.value for s in scores], [s.guess for s in scores]
     sign = 1 if perfect == 1.0 else -1
@@ -443,8 +366,8 @@ def inputs_answer(
             "follows from those"
         )
     return Answer(
-        rung=3, question="inputs", measure=measure, answer=Estimate.of(values),
-        guess=Estimate.of(guesses), perfect=perfect,
+        rung=0 if victims[0].parts else 3, question="inputs", measure=measure,
+        answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=perfect,
         # What the update does not support is no success, even if it is near by chance.
         gains=tuple(
             gain if one.supported else min(0.0, gain)
@@ -453,7 +376,7 @@ def inputs_answer(
         ),
         conclusive=not unsupported and len(scores) == len(victims),
         threat_model="C", attack=", ".join(dict.fromkeys(s.attack for s in scores)) or "none",
-        setting=_setting(victims), tried=bool(scores), note="; ".join(dict.fromkeys(notes)),
+        setting=setting_of(victims), tried=bool(scores), note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip
 
 
@@ -579,16 +502,32 @@ def _run(
     return found[0], ""
 
 
-def _head(model: nn.Module) -> tuple[str | None, int]:
-    """The last linear layer and its number of outputs."""
-    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not linear:
-        return None, 0
-    name, last = linear[-1]
-    return name, last.out_features
+def setting_of(victims: Sequence[Victim]) -> str:
+    """Rounds, samples, steps and optimiser of victims, in a few words, for an answer.
 
-
-def _setting(victims: Sequence[Victim]) -> str:
+    Args:
+        victims: at least one.
+    """
     rounds = sorted({victim.update.round for victim in victims})
     where = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     return f"{where}; {victims[0].setting}; labels not known"
+
+
+# -------------------------------------------------------------------- rungs 4 and 5: active servers
+
+
+def active_servers(victims: Sequence[Victim]) -> list[Answer]:
+    """The questions that need a server that changes what it sends; they are not tried.
+
+    Args:
+        victims: the victims, for the setting.
+    """
+    nothing = Estimate.of([])
+    return [
+        Answer(
+            rung=rung, question="inputs", measure="", answer=nothing, guess=nothing, gains=(),
+            perfect=1.0, threat_model="F", attack="none", setting=setting_of(victims), tried=False,
+            note=f"it needs a server that {RUNGS[rung]}, and this one only listens",
+        )
+        for rung in (4, 5)
+    ]  # fmt: skip

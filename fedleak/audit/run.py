@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,16 @@ from fedleak.audit.canary import AGREES, Canary, replay, run_canary
 from fedleak.audit.config import AuditConfig
 from fedleak.audit.findings import Findings, not_tried
 from fedleak.audit.folder import AuditFolder
+from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
     Public,
     Victim,
+    active_servers,
     batches_of,
     find_victims,
     inputs,
     inputs_answer,
-    label_shares,
     told_numbers,
     touched_rows,
     truth_of,
@@ -32,6 +34,7 @@ from fedleak.audit.progress import AuditObserver, AuditObservers
 from fedleak.audit.samples import Attacked
 from fedleak.audit.simulation import Observed, run_app, server_models, with_rounds
 from fedleak.audit.summary import AuditSummary, Status
+from fedleak.audit.sums import sums_of_rounds
 from fedleak.audit.truth_scores import Score
 from fedleak.audit.verdict import Answer, Verdict
 from fedleak.config import versions
@@ -41,11 +44,17 @@ from fedleak.runtime.interrupts import reraise_as_interrupt, signals_received
 from fedleak.runtime.time_limit import time_limit
 from fedleak.updates.files import short
 
-CANARY_SHARE = 0.2
+# Shares of the budget for the canary, and for reconstructing inputs from sums.
+CANARY_SHARE, SUM_SHARE = 0.2, 0.1
 # By how much a question may exceed its share of the budget, if there is time at all.
 OVERRUN = 1.5
-# The questions, rung by rung, in the order in which they are asked.
-PLAN = ((1, "number of samples"), (2, "shares of labels"), (2, "set of tokens"), (3, "inputs"))
+Question = tuple[int, str]
+"""A rung, and what is asked."""
+# The questions, in the order in which they are asked.
+TOLD, SHARES, TOKENS = (1, "number of samples"), (2, "shares of labels"), (2, "set of tokens")
+SUM_SHARES, SUM_TOKENS, SUM_INPUTS = (0, SHARES[1]), (0, TOKENS[1]), (0, "inputs")
+INPUTS = (3, "inputs")
+PLAN: tuple[Question, ...] = (TOLD, SHARES, TOKENS, SUM_SHARES, SUM_TOKENS, SUM_INPUTS, INPUTS)
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 
@@ -234,9 +243,15 @@ def conclude(
     findings.check_model(victims[0].known.knowledge.model)
     notes = [*reasons, *observed.failures]
     notes += dict.fromkeys(note for victim in victims for note in victim.known.notes)
-    summary.notes = notes
-    has_rows = victims[0].whole is not None
-    findings.plan(PLAN if has_rows else [question for question in PLAN if question != PLAN[2]])
+    totals, reasons = sums_of_rounds(victims)
+    summary.notes = [*notes, *reasons]
+    of_first_round = bool(totals) and totals[0].update.round == victims[0].update.round
+    applies = {
+        TOKENS: victims[0].whole is not None, SUM_SHARES: of_first_round,
+        SUM_TOKENS: victims[0].whole is not None and bool(totals), SUM_INPUTS: bool(totals),
+    }  # fmt: skip
+    questions = [question for question in PLAN if applies.get(question, True)]
+    findings.plan(questions)
     stages = int(summary.canary is None) + len(summary.unfinished)
     observer.attacks_started(stages, budget, summary.used)
     findings.begin(budget)
@@ -244,52 +259,72 @@ def conclude(
         seconds = min(CANARY_SHARE * budget, findings.left)
         observer.stage_started("the audit's own client", seconds)
         findings.set_canary(_canary(victims[0], observed, seconds, findings.left, seed, observer))
-    _ask(findings, PLAN[0], lambda _: told_numbers(observed, victims), limited=False)
-    _ask(
-        findings, PLAN[1],
-        lambda seconds: label_shares(
-            observed, victims, public, seconds=seconds, seed=seed, report=observer.progressed
-        ),
-        share=SHADOW_SHARE * budget,
-    )  # fmt: skip
-    if has_rows:
-        _ask(
-            findings, PLAN[2],
-            lambda _: touched_rows(observed, victims, report=observer.progressed),
-        )  # fmt: skip
-
-    def reconstruct(seconds: float) -> Answer:
-        known = findings.scores(*PLAN[3])
-        sample = truth_of(observed, victims[0])
-
-        def attacked(one: Attacked) -> None:
-            known[one.score.key] = one.score
-            given = [known[victim.key] for victim in victims if victim.key in known]
-            done = f"the audit ended after {len(given)} of {len(victims)} updates"
-            findings.add_attacked(*PLAN[3], one, inputs_answer(victims, given, sample, [done]))
-            observer.victim_attacked(len(given), len(victims))
-
-        answer, _ = inputs(
-            observed, victims, seconds=seconds, seed=seed, report=observer.progressed,
-            done=dict(known), finished=attacked,
-        )  # fmt: skip
-        return answer
-
-    # Its attacks are ended one by one.
-    _ask(findings, PLAN[3], reconstruct, share=findings.left, limited=False)
+    report, time_for_shadows = observer.progressed, SHADOW_SHARE * budget
+    shadows = ShadowTraining(
+        victims, public, seconds=min(time_for_shadows, findings.left), seed=seed, report=report
+    )
+    rest = partial(_reconstruct, findings, observed, seed=seed)
+    attacks: dict[Question, Callable[[float], Answer | None]] = {
+        TOLD: lambda _: told_numbers(observed, victims),
+        SHARES: lambda _: label_shares(observed, shadows),
+        TOKENS: lambda _: touched_rows(observed, victims, report=report),
+        SUM_SHARES: lambda _: label_shares_of_sum(observed, shadows, totals[0]),
+        SUM_TOKENS: lambda _: touched_rows(observed, totals, report=report),
+        SUM_INPUTS: partial(rest, SUM_INPUTS, totals),
+        INPUTS: partial(rest, INPUTS, victims),
+    }
+    shares = {
+        SHARES: time_for_shadows, SUM_SHARES: time_for_shadows, SUM_INPUTS: SUM_SHARE * budget,
+        INPUTS: budget,
+    }  # fmt: skip
+    for question in questions:
+        # Messages need no time; attacks on inputs are ended one by one.
+        limited = question not in (TOLD, SUM_INPUTS, INPUTS)
+        _ask(findings, question, attacks[question], share=shares.get(question), limited=limited)
+    for answer in active_servers(victims):
+        if summary.answer_to(answer.rung, answer.question) is None:
+            summary.answers.append(answer)
+    findings.save()
     return _found(findings)
+
+
+def _reconstruct(
+    findings: Findings,
+    observed: Observed,
+    question: Question,
+    victims: Sequence[Victim],
+    seconds: float,
+    *,
+    seed: int,
+) -> Answer:
+    """The answer to a question about inputs; what is found is kept victim by victim."""
+    known = findings.scores(*question)
+    sample = truth_of(observed, victims[0])
+
+    def attacked(one: Attacked) -> None:
+        known[one.score.key] = one.score
+        given = [known[victim.key] for victim in victims if victim.key in known]
+        done = f"the audit ended after {len(given)} of {len(victims)} updates"
+        findings.add_attacked(*question, one, inputs_answer(victims, given, sample, [done]))
+        findings.observer.victim_attacked(len(given), len(victims))
+
+    answer, _ = inputs(
+        observed, victims, seconds=seconds, seed=seed, report=findings.observer.progressed,
+        limit=min(OVERRUN * seconds, findings.left), done=dict(known), finished=attacked,
+    )  # fmt: skip
+    return answer
 
 
 def _found(findings: Findings) -> Audit:
     """What the findings come to."""
     summary = findings.summary
-    scores = tuple(findings.scores(*PLAN[3]).values())
+    scores = tuple(findings.scores(*INPUTS).values())
     return Audit(summary.verdict, scores, tuple(summary.notes))
 
 
 def _ask(
     findings: Findings,
-    question: tuple[int, str],
+    question: Question,
     attack: Callable[[float], Answer | None],
     *,
     share: float | None = None,
@@ -310,7 +345,8 @@ def _ask(
     if findings.summary.answer_to(rung, name) is not None:
         return
     seconds = findings.left if share is None else min(share, findings.left)
-    findings.observer.stage_started(name, seconds if share is not None else 0.0)
+    title = not_tried(rung, name, "").title
+    findings.observer.stage_started(title, seconds if share is not None else 0.0)
     limit = min(OVERRUN * seconds, findings.left)
     signals = signals_received()
     answer: Answer | None

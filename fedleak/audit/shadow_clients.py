@@ -155,6 +155,43 @@ def _train(
                 value.add_(changes[name])
 
 
+def sum_shadows(
+    shadows: Sequence[Shadow], layer: str, weights: Sequence[float], *, seed: int = 0
+) -> list[Shadow]:
+    """Shadow federations: what a server sees of several shadow clients behind secure aggregation.
+
+    There are as many as shadow clients. Each consists of clients that are drawn, with replacement,
+    from those of one fold of :meth:`LabelShares.fit`: a federation that is left out of a fit has no
+    client in common with the others.
+
+    Args:
+        shadows: the shadow clients.
+        layer: the path of the linear layer whose change is kept.
+        weights: share of each client in the mean that the server sees; they add up to 1.
+        seed: seed of the draws.
+
+    Returns:
+        For each federation the mean of its clients' changes, and of their shares of labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.tensor(weights, dtype=torch.float64)
+    found = []
+    for number in range(len(shadows)):
+        fold = shadows[number % FOLDS :: FOLDS]
+        drawn = torch.randint(len(fold), (len(share),), generator=generator).tolist()
+        clients = [fold[at] for at in drawn]
+        change = {
+            name: torch.tensordot(
+                share, torch.stack([one.change[name].double() for one in clients]), dims=1
+            )
+            for name in (f"{layer}.weight", f"{layer}.bias")
+            if name in clients[0].change
+        }
+        shares = share @ torch.stack([one.shares.double() for one in clients])
+        found.append(Shadow(change, shares))
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class LabelShares:
     """The map from the change of a client's weights to the shares of its labels.

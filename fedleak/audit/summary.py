@@ -68,7 +68,7 @@ class AuditSummary:
         """What was not tried, or not on all updates, and why, a sentence each."""
         answers = self.verdict.answers
         return [answer.sentence for answer in answers if answer.status == "not tried"] + [
-            f"{answer.question}: {answer.note}."
+            f"{answer.title}: {answer.note}."
             for answer in answers
             if answer.status != "not tried" and not answer.conclusive and answer.note
         ]

@@ -134,6 +134,13 @@ class Answer:
             raise unknown_name("threat model", self.threat_model, list(THREAT_MODELS))
 
     @property
+    def title(self) -> str:
+        """The question, and of whom it is asked where that is not a server that sees updates."""
+        of = {0: "from the sum over clients alone", 4: "by chosen hyperparameters",
+              5: "by chosen parameters"}  # fmt: skip
+        return f"{self.question} {of[self.rung]}" if self.rung in of else self.question
+
+    @property
     def status(self) -> Status:
         """``leaks`` if the answers beat the guess: the interval of the gains lies above 0."""
         if not self.tried or not self.gains:
@@ -155,14 +162,14 @@ class Answer:
     def sentence(self) -> str:
         """The answer in one sentence."""
         if self.status == "not tried":
-            return f"{self.question}: not tried{': ' if self.note else ''}{self.note}."
+            return f"{self.title}: not tried{': ' if self.note else ''}{self.note}."
         several = self.question.split()[0].endswith("s")  # shares, inputs
         verb = {
             "leaks": "leak" if several else "leaks",
             "not shown": f"{'were' if several else 'was'} not shown to leak",
         }[self.status]
         text = (
-            f"{self.question} {verb}; {self.measure}: {self.answer}, a guess without the update: "
+            f"{self.title} {verb}; {self.measure}: {self.answer}, a guess without the update: "
             f"{self.guess}, n = {self.answer.n}"
         )
         return f"{text}; {self.note}." if self.note else f"{text}."
@@ -187,23 +194,28 @@ class Verdict:
     def overall(self) -> Overall:
         """``leaks`` if an answer above metadata does.
 
-        ``nothing found`` needs a canary that was reconstructed, and every question tried with a
-        result from which something follows.
+        ``nothing found`` needs a canary that was reconstructed, and every question of a server that
+        sees the updates (rungs 2 and 3) tried with a result from which something follows. What the
+        sum over clients tells, the updates tell, so that rung 0 need not be tried; rungs 4 and 5
+        are no listening server's, and the sentence names them.
         """
         above = [answer for answer in self.answers if answer.rung != 1]
         if any(answer.status == "leaks" for answer in above):
             return "leaks"
-        tried = all(answer.status != "not tried" and answer.conclusive for answer in above)
+        asked = [answer for answer in above if answer.rung in (2, 3)]
+        tried = all(answer.status != "not tried" and answer.conclusive for answer in asked)
         return "nothing found" if self.canary and tried else "not proven"
 
     @property
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        leaking = [a.question for a in self.answers if a.status == "leaks" and a.rung != 1]
+        leaking = [a.title for a in self.answers if a.status == "leaks" and a.rung != 1]
         if leaking:
             return f"Leaks: {', '.join(dict.fromkeys(leaking))}."
         if self.overall == "nothing found":
-            return "Nothing found by these attackers in this setting; another attacker may."
+            active = any(a.rung > 3 and a.status == "not tried" for a in self.answers)
+            more = " A server that changes what it sends was not tried." if active else ""
+            return f"Nothing found by these attackers in this setting; another attacker may.{more}"
         why = self.canary_note or "no client of known data was reconstructed"
         if self.canary:
             why = "a question was not tried, or its results are not supported by the updates"
@@ -265,11 +277,23 @@ def read_limits(texts: Sequence[str]) -> dict[str, float]:
             raise BadInput(
                 f"Expected a share such as 0.1, or QUESTION=0.1, as `--fail-above`, got {text}."
             ) from None
-    for question, limit in found.items():
+    check_limits(found)
+    return found
+
+
+def check_limits(limits: Mapping[str, float]) -> None:
+    """Check limits for the answers of an audit.
+
+    Args:
+        limits: see :meth:`Verdict.above`.
+
+    Raises:
+        BadInput: if a question is none of an audit's, or a limit is not from 0 to 1.
+    """
+    for question, limit in limits.items():
         if question not in ("*", *QUESTIONS):
             raise unknown_name("question", question, QUESTIONS)
         require(0 <= limit <= 1, f"Expected a limit from 0 to 1 for `{question}`, got {limit:g}.")
-    return found
 
 
 def _without_nan(value: Any) -> Any:

@@ -74,7 +74,7 @@ def print_audit(found: Audit, console: Console) -> None:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for answer in found.verdict.answers:
         table.add_row(
-            answer.question, str(answer.answer), str(answer.guess), str(answer.answer.n),
+            answer.title, str(answer.answer), str(answer.guess), str(answer.answer.n),
             answer.status, answer.threat_model,
         )  # fmt: skip
     console.print(table, highlight=False)

@@ -43,14 +43,18 @@ def write_audit_report(path: Path) -> Path:
     config = AuditConfig.load(folder.config)
     summary = AuditSummary.load(folder.summary) if folder.summary.is_file() else AuditSummary()
     rows = read_rows(folder.results)
-    victims = [row for row in rows if row.question != CANARY]
+    # The clients' own updates before their sums.
+    victims = sorted([row for row in rows if row.question != CANARY], key=lambda row: -row.rung)
     verdict = summary.verdict
     page = page_template("audit_template.html").render(
         config=config,
         summary=summary,
         verdict=verdict,
         overall=verdict.overall,
-        setting=next((answer.setting for answer in verdict.answers if answer.setting), ""),
+        # That of single updates: rung 0 is of their sum.
+        setting=next(
+            (answer.setting for answer in verdict.answers if answer.setting and answer.rung), ""
+        ),
         rungs=RUNGS,
         threat_models={
             letter: text

@@ -594,13 +594,13 @@ def test_pooling_and_other_activations(activation: nn.Module) -> None:
     assert missed(victim, found.inputs) < 0.1
 
 
-def test_own_model_whose_layers_are_no_chain_is_matched() -> None:
+def test_own_model_whose_layers_are_no_chain_has_a_smooth_image() -> None:
     torch.manual_seed(0)
     model = OwnClassifier(input_shape=(1, 7, 6), num_classes=4)
     victim = make_victim(model, (1, 7, 6))
-    (found,) = RGAP(matching_steps=60)([victim.update], victim.knowledge)
+    (found,) = RGAP()([victim.update], victim.knowledge)
     assert any("nor the unchanged output of the module before it" in f for f in said(found))
-    assert "gradient matching by L-BFGS" in said(found)[-1]
+    assert "smooth image from" in said(found)[-1]
     assert missed(victim, found.inputs) < 0.25
 
 

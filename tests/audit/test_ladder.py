@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedleak.audit.ladder import best_result, inputs, label_shares, touched_rows
+from fedleak.audit.label_shares import ShadowTraining, label_shares
+from fedleak.audit.ladder import best_result, inputs, touched_rows
 from fedleak.audit.samples import Attacked
 from tests.audit.apps import ONE_STEP, imports_undone, observe
 
@@ -47,8 +48,8 @@ def test_shadow_clients_that_would_take_too_long_are_not_trained(
             trained.append(number)
             yield number
 
-    monkeypatch.setattr("fedleak.audit.ladder.train_shadows", slowly)
-    answer = label_shares(observed, victims, None, seconds=0.5)
+    monkeypatch.setattr("fedleak.audit.label_shares.train_shadows", slowly)
+    answer = label_shares(observed, ShadowTraining(victims, None, seconds=0.5))
     assert answer is not None
     assert answer.status == "not tried"
     assert re.search(r"40 shadow clients need about \d+ s, more than the 0 s", answer.sentence)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fedleak.audit.shadow_clients import (
     LabelShares,
     Shadow,
+    sum_shadows,
     total_variation_distance,
     train_shadows,
 )
@@ -143,3 +144,43 @@ def test_too_few_shadows_or_another_layer() -> None:
         LabelShares.fit([shadow] * 3, "a")
     with pytest.raises(BadInput, match="got `b`"):
         LabelShares.fit([shadow] * 10, "b")
+
+
+def test_federations_of_shadow_clients_are_means_of_those_of_one_fold() -> None:
+    def shadow(number: int) -> Shadow:
+        weight, shares = torch.full((2, 3), float(2**number)), torch.tensor([number / 20, 0.5])
+        return Shadow({"out.weight": weight, "other": torch.ones(1)}, shares.double())
+
+    federations = sum_shadows([shadow(n) for n in range(20)], "out", [0.75, 0.25])
+    assert len(federations) == 20
+    for number, found in enumerate(federations):
+        assert list(found.change) == ["out.weight"]
+        # Two clients of the same fold whose powers of two, so weighted, add up to the weight.
+        fold = range(number % 5, 20, 5)
+        pairs = [
+            (0.75 * a + 0.25 * b) / 20
+            for a in fold
+            for b in fold
+            if 0.75 * 2**a + 0.25 * 2**b == float(found.change["out.weight"][0, 0])
+        ]
+        assert len(pairs) == 1
+        assert found.shares.tolist() == pytest.approx([pairs[0], 0.5])
+    assert len({float(found.shares[0]) for found in federations}) > 10
+
+
+def test_shares_of_all_clients_follow_from_the_sum_of_their_updates() -> None:
+    inputs, labels = public()
+    shadows = list(train_shadows(
+        network(), network().state_dict(), loss, LocalTraining(learning_rate=0.1, batch_size=BATCH),
+        inputs, labels, samples=SAMPLES, classes=CLASSES, number=100,
+    ))  # fmt: skip
+    clients, weights = shadows[:6], [1 / 6] * 6
+    learned = LabelShares.fit(sum_shadows(shadows[6:], "2", weights), "2")
+    change = {
+        name: sum(client.change[name].double() for client in clients) / 6
+        for name in ("2.weight", "2.bias")
+    }
+    truth = torch.stack([client.shares for client in clients]).mean(0)
+    found = learned([change])
+    assert float(total_variation_distance(found, truth)) < 0.05
+    assert float(total_variation_distance(torch.full_like(truth, 1 / CLASSES), truth)) > 0.08

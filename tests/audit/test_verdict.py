@@ -81,6 +81,16 @@ def test_a_distance_is_better_if_it_is_smaller() -> None:
         ((POOR, answer([], [])), True, "not proven", "Not proven: a question was not tried"),
         ((answer([0.1, 0.1], [0.2, 0.2], conclusive=False),), True, "not proven", "Not proven"),
         ((POOR,), None, "not proven", "Not proven"),
+        # What the sum tells, the updates tell: a server that sees those was tried.
+        ((POOR, answer([], [], rung=0)), True, "nothing found", "Nothing found"),
+        ((POOR, answer([0.9, 0.8], [0.1, 0.2], rung=0)), True, "leaks",
+         "Leaks: inputs from the sum over clients alone."),
+        ((answer([], [], rung=0),), False, "not proven", "Not proven"),
+        # Servers that change what they send are not among the attackers, which is said.
+        ((POOR, answer([], [], rung=4)), True, "nothing found",
+         "Nothing found by these attackers in this setting; another attacker may. A server that "
+         "changes what it sends was not tried."),
+        ((answer([], []), answer([], [], rung=5)), True, "not proven", "Not proven: a question"),
         # What messages say in clear is no finding about the data.
         ((answer([1.0, 1.0], [0.0, 0.0], rung=1, question="number of samples"),), True,
          "nothing found", "Nothing found"),

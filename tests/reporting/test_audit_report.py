@@ -23,7 +23,7 @@ def test_the_page_of_an_audit_that_found_something(tmp_path: Path) -> None:
     assert f"Setting: {SETTING}." in text
     assert "Inputs leak; SSIM, 0 to 1: 0.875 (" in text
     assert "Shares of labels: not tried: 40 shadow clients need about 90 s" in text
-    assert "Threat model C the server sees updates; knows the model" in text
+    assert "Threat model C sees updates; knows the model" in text
     assert "Rung 3 the server reconstructs inputs" in text
     assert "Passed: the audit's own client was reconstructed by iga." in text
     assert "SGD (lr 0.05, momentum 0.9)" in text

@@ -1,5 +1,6 @@
 """Noise of a variational bottleneck, from the inputs of the linear layers around it."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -51,6 +52,21 @@ class Head:
             # 0 * inputs: autograd raises for inputs that the loss does not depend on.
             (other_paths,) = torch.autograd.grad(loss + 0 * inputs.sum(), inputs)
         return not bool(other_paths.any())
+
+    def uses(self) -> set[str]:
+        """Names of the parameters that the loss depends on otherwise than by the layer's input."""
+        model = copy.deepcopy(self._model).requires_grad_()
+        named = dict(model.named_parameters())
+        value = self.value.detach()
+        with torch.random.fork_rng(), replace_inputs(model, {self._layer: value}):
+            loss = self._loss(model, self._batch)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, list(named.values()), allow_unused=True
+        )
+        return {
+            name for name, gradient in zip(named, found, strict=True)
+            if gradient is not None and bool(gradient.any())
+        }  # fmt: skip
 
     def input_gradient(self, noise: Mapping[str, Tensor]) -> Tensor:
         """Gradient of the loss with respect to the layer's input.

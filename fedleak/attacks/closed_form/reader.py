@@ -15,6 +15,8 @@ from fedleak.attacks.closed_form.layer_inversion import invert_layers
 from fedleak.attacks.closed_form.linear import KnownInput, known_inputs
 from fedleak.attacks.closed_form.min_variation import RemainingLayers, min_variation_image
 from fedleak.attacks.closed_form.noise import AGREEMENT, Head, restore_noise
+from fedleak.attacks.closed_form.smooth_image import MISFIT, KnownTrunk, smooth_image
+from fedleak.attacks.closed_form.trunk import Trunk
 from fedleak.attacks.module_calls import Call, calls_of, chain_to, same_entries
 from fedleak.attacks.module_facts import draws, sharing_layers
 from fedleak.models.noise import Noise, noise_slots
@@ -24,6 +26,11 @@ from fedleak.updates.knowledge import Knowledge
 # Largest relative residual of what is known at which an image counts as a fit. It is larger if
 # noise was added to the gradient or entries were pruned, and if a solver did not converge.
 FITS = 1e-2
+# The same of an image of a smooth spectrum, which is a local minimum near the true one.
+SMOOTH_FITS = 3e-2
+# Share of all gradients before a layer below which a parameter's gradient is not matched: that of a
+# bias before a batch norm is rounding.
+NEGLIGIBLE = 1e-4
 
 
 class Reading(NamedTuple):
@@ -219,6 +226,9 @@ class Reader:
         if ambiguous := self._ambiguous_gradient(chain):
             findings.append(ambiguous)
             return Reading(None, features, findings)
+        smooth = self._known_trunk(known, chain)
+        if smooth is not None:
+            return self._smooth_image(smooth, known, features, report)
         error = torch.full_like(value, known.error) * value.square().mean().sqrt()
         last = Estimate(value, error, torch.zeros_like(value, dtype=torch.bool), known.gradient)
         inverted, steps, reason = invert_layers(
@@ -230,12 +240,8 @@ class Reader:
         for call, estimate in inverted:
             if bool(estimate.known.all()) and count[call.name] == 1:
                 features = {call.name: estimate.value}
-        first = chain[0] if chain else known.call
-        if not same_entries(first.input, self._batch[0]) or first.input_version:
-            findings.append(
-                f"the input of {first.name} is neither the model's input nor the unchanged output "
-                "of the module before it"
-            )
+        if broken := self._break(chain, known):
+            findings.append(broken)
             return Reading(None, features, findings)
         if reason is None:
             image = inverted[-1][1] if inverted else last
@@ -253,6 +259,59 @@ class Reader:
             return Reading(None, features, findings)
         remaining = self._remaining_layers(rest, inverted, last)
         return self._min_variation(remaining, features, report)
+
+    def _break(self, chain: list[Call], known: KnownLayer) -> str | None:
+        """Why the layers before a known one are no chain from the model's input on; else None."""
+        first = chain[0] if chain else known.call
+        if same_entries(first.input, self._batch[0]) and not first.input_version:
+            return None
+        return (
+            f"the input of {first.name} is neither the model's input nor the unchanged output of "
+            "the module before it"
+        )
+
+    def _known_trunk(self, known: KnownLayer, chain: list[Call]) -> KnownTrunk | None:
+        """What precedes a known layer, where the layers cannot be inverted one by one; else None.
+
+        So it is with functions between the modules, such as ``relu(conv(x))``, and max pooling.
+        """
+        facts = self._facts
+        if facts.num_samples > 1 or len(facts.input_shape) != 3 or known.before:
+            return None
+        broken = self._break(chain, known)
+        pooled = any(isinstance(call.module, nn.MaxPool2d) for call in chain)
+        if broken is None and not pooled:
+            return None
+        trunk = Trunk(self._model, facts.loss, self._batch, known.call.name)
+        if trunk.draws or not trunk.parameters:
+            return None
+        # Of a parameter that the head uses as well, or that is frozen, no gradient is matched.
+        names = [name for name in trunk.parameters if name in self._gradient]
+        behind = known.head.uses()
+        weights = {name: self._gradient[name] for name in names if name not in behind}
+        whole = torch.stack([value.norm() for value in weights.values()]).norm() if weights else 0
+        weights = {n: value for n, value in weights.items() if value.norm() > NEGLIGIBLE * whole}
+        if not bool(known.head.value.any()) or not bool(known.gradient.any()):
+            return None
+        self.findings += [broken] if broken else ["max pooling has no layer rule"]
+        low, high = (bound.double() for bound in facts.bounds)
+        return KnownTrunk(
+            trunk, known.head.value, known.gradient, weights, (low, high), self._batch[0].shape
+        )
+
+    def _smooth_image(
+        self, smooth: KnownTrunk, known: KnownLayer, features: Tensors, report: Report
+    ) -> Reading:
+        found = smooth_image(smooth, iterations=self._image_iterations, report=report)
+        findings = self.findings
+        findings.append(
+            f"smooth image from {found.equations} equations: relative error {found.residual:.1e} "
+            f"of the input of {known.call.name}, {found.misfit:.1e} of the gradients before it"
+        )
+        fits = found.residual <= SMOOTH_FITS and found.misfit <= MISFIT
+        if not fits:
+            findings.append("no smooth image was found that agrees with what is known")
+        return Reading(found.image, features, findings, found.evaluations, fits=fits)
 
     def _ambiguous_gradient(self, chain: list[Call]) -> str | None:
         """Why a parameter's gradient is not that of a single call in the chain; None if it is."""

@@ -22,9 +22,9 @@ from fedleak.attacks.matching.hooks import (
     LinearHooks,
     LossModule,
     Rows,
-    drop_running_statistics,
 )
 from fedleak.attacks.matching.priors import Statistics
+from fedleak.attacks.module_facts import drop_running_statistics
 from fedleak.models.noise import inject
 from fedleak.updates.compression import Factors
 from fedleak.updates.files import Tensors

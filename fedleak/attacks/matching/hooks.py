@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedleak.attacks.matching.differentiation import is_ordinary
 from fedleak.attacks.matching.priors import Statistics
@@ -18,21 +17,6 @@ from fedleak.updates.module_state import ModuleState
 # By linear layer: its inputs ``(rows, in)`` and the gradients of its outputs ``(rows, out)``. The
 # weight's gradient is ``outputs^T inputs``.
 Rows = dict[str, tuple[Tensor, Tensor]]
-
-
-def drop_running_statistics(model: nn.Module) -> None:
-    """Remove the running statistics of norm layers in train mode, which do not use them.
-
-    Args:
-        model: the model, changed in place; layers that compute otherwise than torch's are left.
-    """
-    each: Iterator[Any] = iter(model.modules())
-    for module in each:
-        own = type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-        own = own or type(module).forward is _InstanceNorm.forward
-        if own and module.training:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
 class LossModule(nn.Module):

@@ -123,3 +123,20 @@ def test_two_noises_before_one_layer_cannot_be_recovered() -> None:
     _, _, found, failed = head_of(make_victim(TwoNoises().double(), (1, 2, 3)))
     assert found == {}
     assert failed == ["one", "two"]
+
+
+def test_what_the_head_uses() -> None:
+    """A penalty on a weight before the layer is used by the head, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+
+    def plain(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(module(batch[0]), batch[1])
+
+    def penalised(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return plain(module, batch) + module[0].bias.square().sum()
+
+    batch, value = (torch.zeros(1, 4).double(), torch.tensor([1])), torch.rand(1, 3).double()
+    assert Head(model, plain, batch, "2", value).uses() == {"2.weight", "2.bias"}
+    used = Head(model, penalised, batch, "2", value).uses()
+    assert used == {"2.weight", "2.bias", "0.bias"}

@@ -13,6 +13,7 @@ from fedleak.attacks.closed_form import (
     noise,
     reader,
     relu_masks,
+    smooth_image,
 )
 from fedleak.attacks.closed_form.estimates import MAX_RELATIVE_ERROR
 
@@ -80,3 +81,17 @@ def test_thresholds_are_those_of_the_code() -> None:
     assert min_variation.SHARPNESS == (10, 30, 100, 300, 0)
     assert reader.FITS == 0.01
     assert "is at most 0.01" in section(8)
+
+
+def test_stages_of_the_smooth_image_are_those_of_the_code() -> None:
+    text = section(8)
+    assert [sharpness for _, sharpness in smooth_image.STAGES] == [10, 10, 30, 100, 300, 1000]
+    assert "10, 10, 30, 100, 300 and 1000" in text
+    weights = [weight for weight, _ in smooth_image.STAGES]
+    assert (weights[0], weights[-1]) == (1e-2, 1e-7)
+    assert "from 0.01 to 1e-7" in text
+    assert (smooth_image.SMOOTH, smooth_image.ROUGH, smooth_image.ROUGHER) == (2, 1.5, 1)
+    assert smooth_image.MISFIT == 0.002
+    assert smooth_image.WEIGHT == 10
+    assert reader.SMOOTH_FITS == 0.03
+    assert reader.NEGLIGIBLE == 1e-4

@@ -1,0 +1,254 @@
+"""Shares of labels in the clients' data, by shadow clients: of each client, and of all together."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.audit.ladder import Public, Report, Victim, setting_of, truth_of
+from fedleak.audit.shadow_clients import (
+    LabelShares,
+    Shadow,
+    sum_shadows,
+    total_variation_distance,
+    train_shadows,
+)
+from fedleak.audit.simulation import Observed
+from fedleak.audit.verdict import Answer, Estimate
+from fedleak.errors import BadInput
+from fedleak.updates.loss_probe import LossProbe
+from fedleak.updates.private_model import private_copy
+
+# Shadow clients: as many as the time allows, within these numbers.
+FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
+# Shadow clients by which it is foreseen how long the fewest take.
+TRIED_SHADOWS = 3
+MADE_UP = "made-up inputs"
+
+
+class ShadowTraining:
+    """Shadow clients like the clients of the first round, trained when they are first needed.
+
+    Args:
+        victims: the victims; those of the first round are asked about.
+        public: samples like the clients'. If None, they are made up: normal random numbers.
+        seconds: time for the shadow clients.
+        seed: seed of the shadow clients.
+        report: told what is being done.
+
+    Attributes:
+        victims: those of the first round.
+        public: samples like the clients', or None.
+        layer: the path of the last linear layer, or None.
+        classes: its number of outputs.
+    """
+
+    def __init__(
+        self,
+        victims: Sequence[Victim],
+        public: Public | None,
+        *,
+        seconds: float,
+        seed: int = 0,
+        report: Report = lambda text: None,
+    ) -> None:
+        self.victims = [v for v in victims if v.update.round == victims[0].update.round]
+        self.public, self._seconds, self._seed, self._report = public, seconds, seed, report
+        self.layer, self.classes = _head(victims[0].known.knowledge.model)
+
+    @cached_property
+    def applies(self) -> bool:
+        """Whether the clients' labels are classes of the last linear layer, and the loss uses them.
+
+        An autoencoder may be given labels that it does not use.
+        """
+        facts = self.victims[0].known.knowledge
+        example = facts.label_example
+        if self.layer is None or example is None:
+            return False
+        if example.is_floating_point() or example.dim() != 1:
+            return False
+        model = private_copy(facts.model)
+        if facts.training is not None:
+            model.train(facts.training)
+        return LossProbe(model, facts).kind not in ("none", "binary", "numbers")
+
+    @property
+    def source(self) -> Public:
+        """The samples that the shadow clients train on."""
+        if self.public is not None:
+            return self.public
+        facts, whole = self.victims[0].known.knowledge, self.victims[0].whole
+        generator = torch.Generator().manual_seed(self._seed)
+        number = 20 * self.classes
+        shape = (number, *facts.input_shape)
+        made = (
+            torch.randn(shape, generator=generator) if whole is None
+            else torch.randint(whole, shape, generator=generator)
+        )  # fmt: skip
+        return Public(made, torch.arange(number) % self.classes, MADE_UP)
+
+    @cached_property
+    def shadows(self) -> list[Shadow]:
+        """The shadow clients.
+
+        Raises:
+            BadInput: if the clients' optimiser cannot be followed, a class has no public sample, or
+                the time does not suffice.
+        """
+        first, facts = self.victims[0], self.victims[0].known.knowledge
+        if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
+            raise BadInput("the clients' optimiser cannot be followed")
+        begun, found, public = time.monotonic(), list[Shadow](), self.source
+        numbers = [victim.known.knowledge.num_samples for victim in self.victims]
+        model = facts.model if facts.training is None else facts.model.train(facts.training)
+        for shadow in train_shadows(
+            model, first.update.sent, facts.loss, facts.local, public.inputs, public.labels,
+            samples=round(sum(numbers) / len(numbers)), classes=self.classes, number=MOST_SHADOWS,
+            seed=self._seed,
+        ):  # fmt: skip
+            found.append(shadow)
+            self._report(f"shadow client {len(found)} of at most {MOST_SHADOWS}")
+            spent = time.monotonic() - begun
+            needed = FEWEST_SHADOWS * spent / len(found)
+            if len(found) >= FEWEST_SHADOWS and spent > self._seconds:
+                break
+            if TRIED_SHADOWS <= len(found) < FEWEST_SHADOWS and needed > self._seconds:
+                raise BadInput(
+                    f"{FEWEST_SHADOWS} shadow clients need about {needed:.0f} s, more than the "
+                    f"{self._seconds:.0f} s that the budget has for them"
+                )
+        return found
+
+
+def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
+    """Shares of labels in each client's data.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        training: the shadow clients.
+
+    Returns:
+        The answer; None where the clients' labels are no classes.
+    """
+    if not training.applies:
+        return None
+    victims, layer = training.victims, training.layer
+    assert layer is not None  # where it applies
+    try:
+        fitted = LabelShares.fit(training.shadows, layer)
+    except BadInput as error:
+        return _not_tried(training, victims, 2, str(error))
+    found = fitted([victim.update.change(list(victim.update.sent)) for victim in victims])
+    truth = _true_shares(observed, victims, training.classes)
+    others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
+    equal = torch.full_like(truth, 1 / training.classes)
+    uniform = float(total_variation_distance(equal, truth).mean())
+    note = (
+        f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is the mean "
+        f"of the other clients, and equal shares have {uniform:.3g}"
+    )
+    guess = others if len(truth) > 1 else equal
+    return _answer(training, victims, 2, found, truth, guess, note)
+
+
+def label_shares_of_sum(
+    observed: Observed, training: ShadowTraining, whole: Victim
+) -> Answer | None:
+    """Shares of labels in the data of all clients, from the sum of their updates.
+
+    The map is learned from federations of shadow clients
+    (:func:`fedleak.audit.shadow_clients.sum_shadows`). The guess without the update is the shares
+    of the public samples, or equal shares.
+
+    Args:
+        observed: what the app's run has left; its truth is read after the attack.
+        training: the shadow clients.
+        whole: the sum of the updates of the first round, see
+            :func:`fedleak.audit.sums.sum_of_round`.
+
+    Returns:
+        The answer; None where the clients' labels are no classes.
+    """
+    if not training.applies:
+        return None
+    layer, classes = training.layer, training.classes
+    assert layer is not None  # where it applies
+    numbers = whole.known.knowledge.client_samples
+    weights = [number / sum(numbers) for number in numbers]
+    try:
+        federations = sum_shadows(training.shadows, layer, weights)
+        fitted = LabelShares.fit(federations, layer)
+    except BadInput as error:
+        return _not_tried(training, [whole], 0, str(error))
+    found = fitted([whole.update.change(list(whole.update.sent))])
+    truth = _true_shares(observed, [whole], classes)
+    guess, of = torch.full_like(truth, 1 / classes), "equal shares"
+    if training.public is not None:
+        guess = _shares(training.public.labels, classes)[None]
+        of = f"the shares in {training.public.name}"
+    note = (
+        f"federations of {len(weights)} drawn from {len(training.shadows)} shadow clients on "
+        f"{training.source.name}; the guess is {of}"
+    )
+    return _answer(training, [whole], 0, found, truth, guess, note)
+
+
+def _answer(
+    training: ShadowTraining, victims: Sequence[Victim], rung: int, found: Tensor, truth: Tensor,
+    guess: Tensor, note: str,
+) -> Answer:  # fmt: skip
+    """The answer for shares ``(victims, classes)`` that were found, are true, and were guessed."""
+    distances = total_variation_distance(found, truth)
+    guesses = total_variation_distance(guess, truth)
+    return Answer(
+        **_question(training, victims, rung),
+        answer=Estimate.of(distances.tolist()),
+        guess=Estimate.of(guesses.tolist()),
+        gains=tuple((guesses - distances).tolist()),
+        note=note,
+    )
+
+
+def _not_tried(
+    training: ShadowTraining, victims: Sequence[Victim], rung: int, reason: str
+) -> Answer:
+    nothing = Estimate.of([])
+    return Answer(
+        **_question(training, victims, rung),
+        answer=nothing,
+        guess=nothing,
+        gains=(),
+        tried=False,
+        note=reason.rstrip("."),
+    )
+
+
+def _question(training: ShadowTraining, victims: Sequence[Victim], rung: int) -> dict[str, Any]:
+    return {
+        "rung": rung, "question": "shares of labels", "perfect": 0.0,
+        "measure": "total variation distance of the shares, 0 is exact",
+        "threat_model": "C" if training.public is None else "D", "attack": "shadow clients",
+        "setting": setting_of(victims),
+    }  # fmt: skip
+
+
+def _true_shares(observed: Observed, victims: Sequence[Victim], classes: int) -> Tensor:
+    return torch.stack([_shares(truth_of(observed, v).labels, classes) for v in victims])
+
+
+def _shares(labels: Tensor | None, classes: int) -> Tensor:
+    assert labels is not None
+    return torch.bincount(labels.flatten(), minlength=classes)[:classes].double() / labels.numel()
+
+
+def _head(model: nn.Module) -> tuple[str | None, int]:
+    """The last linear layer and its number of outputs."""
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        return None, 0
+    name, last = linear[-1]
+    return name, last.out_features

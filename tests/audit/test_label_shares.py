@@ -1,0 +1,102 @@
+"""Shares of labels by shadow clients, asked of small apps without Ray."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
+from fedleak.audit.ladder import Public
+from fedleak.audit.sums import sum_of_round
+from tests.audit.apps import imports_undone, observe
+
+
+@pytest.fixture(autouse=True)
+def _imports() -> Iterator[None]:
+    with imports_undone():
+        yield
+
+
+@pytest.mark.parametrize("kind", ["table", "lightning"])
+def test_labels_that_are_no_classes_are_not_asked_for(kind: str, tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, kind)
+    training = ShadowTraining(victims, None, seconds=1)
+    assert label_shares(observed, training) is None
+    assert label_shares_of_sum(observed, training, sum_of_round(victims)) is None
+
+
+# Clients of 40 samples, three quarters of which are of one class.
+CLASSES = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+def data(number):
+    torch.manual_seed(100 + number)
+    labels = torch.tensor([number % 4] * 30 + [(number + 1) % 4] * 10)
+    return torch.utils.data.TensorDataset(torch.randn(40, 6), labels)
+
+def train(model, examples, lr):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    for x, y in torch.utils.data.DataLoader(examples, batch_size=10, shuffle=True):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+"""
+
+
+def test_shares_of_each_client_and_of_all_together(tmp_path: Path) -> None:
+    # Classes 0 and 1 of four clients: 3 of 4 samples of all are of classes 0 to 3 in other shares.
+    task = CLASSES.replace("number % 4", "number % 2").replace("(number + 1) % 4", "2")
+    _, observed, victims = observe(tmp_path, "images", task=task)
+    training = ShadowTraining(victims, None, seconds=1)
+    answer = label_shares(observed, training)
+    assert answer is not None
+    assert answer.rung == 2
+    assert answer.answer.mean < 0.1
+    assert answer.status == "leaks"
+    shadows = training.shadows
+    of_all = label_shares_of_sum(observed, training, sum_of_round(victims))
+    assert of_all is not None
+    assert training.shadows is shadows  # not trained again
+    assert of_all.rung == 0
+    assert of_all.answer.n == 1
+    # 3/8, 3/8, 1/4 and 0: 1/4 from equal shares.
+    assert of_all.guess.mean == pytest.approx(0.25)
+    assert of_all.answer.mean < 0.1
+
+
+def test_public_samples_give_the_guess_of_all_clients(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=CLASSES)
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3])
+    generator = torch.Generator().manual_seed(0)
+    public = Public(torch.randn(8, 6, generator=generator), labels, "public.npz")
+    training = ShadowTraining(victims, public, seconds=1)
+    answer = label_shares_of_sum(observed, training, sum_of_round(victims))
+    assert answer is not None
+    assert answer.threat_model == "D"
+    # The clients have equal shares, the public samples 5/8, 1/8, 1/8 and 1/8.
+    assert answer.guess.mean == pytest.approx(0.375)
+    assert "the guess is the shares in public.npz" in answer.note
+
+
+def test_an_optimiser_that_cannot_be_followed_is_said(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=CLASSES)
+    unknown = victims[0].known.knowledge.with_training(optimizer="unknown")
+    victims = [replace(v, known=replace(v.known, knowledge=unknown)) for v in victims]
+    training = ShadowTraining(victims, None, seconds=1)
+    for answer in (
+        label_shares(observed, training),
+        label_shares_of_sum(observed, training, sum_of_round(victims)),
+    ):
+        assert answer is not None
+        assert answer.status == "not tried"
+        assert "the clients' optimiser cannot be followed" in answer.sentence
