@@ -2,9 +2,9 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from fedleak.attacks.uncertainty import (
     Around,
     error_of_gradient,
     error_of_signs,
+    krylov_dimensions,
     moved_by_half,
 )
 from fedleak.errors import first_line
-from fedleak.models.noise import inject, record
+from fedleak.models.noise import inject, noise_slots, record
+from fedleak.updates.blocks import blocks
 from fedleak.updates.files import Tensors
 from fedleak.updates.gradient_estimate import response
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.module_state import ModuleState, state_kept
 from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
@@ -47,6 +50,8 @@ REPLACED = 6
 SAME_DIRECTION = 0.9
 # and told to differ beyond this factor.
 SAME_SIZE = 1.15
+# Relative difference of losses from which random numbers act on them.
+SAME_LOSS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -199,18 +204,23 @@ def _compare(
     if random:
         return Explained(math.nan, reason=f"the random numbers of {random[0]} were not restored")
     client = _Client(model, update, knowledge, labels, names, dimensions)
-    u = client.sent_back
-    missed, factor, nearest = [], None, u
+    missed, factor, own = [], None, _Scaled({}, 0.0)
     for guess in (False, True):
-        v = client.simulated(torch.zeros_like(inputs) if guess else inputs, noise)
-        if not bool(v.isfinite().all()):
+        before = torch.get_rng_state()
+        found = client.simulated(torch.zeros_like(inputs) if guess else inputs, noise)
+        # What is drawn need not act on the loss.
+        drew = not guess and not torch.equal(torch.get_rng_state(), before)
+        if drew and client.is_random(inputs, noise):
+            title = type(knowledge.model).__name__
+            return Explained(math.nan, reason=f"the random numbers of {title} were not restored")
+        inner, size, whole_size = client.products(found)
+        if not math.isfinite(size):
             return Explained(0.0)
-        inner, size = float(u @ v), float(v @ v)
         best = max(0.0, inner / size) if size else 0.0
-        missed.append(float((u - best * v).square().sum()))
-        alike = inner > 0 and inner**2 > SAME_DIRECTION * size * float(u @ u)
+        missed.append(client.missed(_Scaled(found, best)))
+        alike = inner > 0 and inner**2 > SAME_DIRECTION * size * whole_size
         if not guess:
-            nearest, factor = best * v, best if alike else None
+            own, factor = _Scaled(found, best), best if alike else None
     share = 1 - missed[0] / missed[1] if missed[1] else 0.0
     share = max(0.0, share) if math.isfinite(share) else 0.0
     if share < SUPPORTED_FROM:
@@ -219,7 +229,7 @@ def _compare(
     estimate = client.error_of_numbers if whole else client.error
     error, why = None, None
     try:
-        error = estimate(inputs, noise, nearest)
+        error = estimate(inputs, noise, own)
         too_large = error is None and share < ALL_EXPLAINED
         why = "the model is too large" if too_large else None
     except Exception as failed:  # of the user's own code, beside the inputs that it was made for
@@ -227,9 +237,17 @@ def _compare(
     return Explained(share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes)
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """An update of a reconstruction, and the factor with which it is nearest to the client's."""
+
+    update: Tensors
+    factor: float
+
+
 @dataclass(frozen=True, eq=False)
 class _Client:
-    """A client's update and its simulation, flattened: ``(entries,)`` of the compared parameters.
+    """A client's update and its simulation; vectors are ``(entries,)`` of the compared parameters.
 
     Args:
         model: a private copy of the model with the weights that were sent, in the client's modes.
@@ -247,23 +265,53 @@ class _Client:
     names: list[str]
     dimensions: Mapping[str, int]
 
+    @cached_property
+    def _received(self) -> Tensors:
+        return {name: self.update.received[name] for name in self.names}
+
+    @cached_property
+    def _state(self) -> ModuleState:
+        return ModuleState(self.model)
+
     def flat(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Values by parameter, of the compared ones."""
+        """Values by parameter as a vector."""
         return torch.cat([values[name].double().flatten() for name in self.names])
+
+    def _blocks(self, found: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The client's gradient or change of weights and another one, block by block."""
+        for name, got in self._received.items():
+            if self.update.protocol == "fedavg":
+                for new, old, other in blocks(got, self.update.sent[name], found[name]):
+                    yield new - old, other
+            else:
+                yield from blocks(got, found[name])
+
+    def products(self, found: Mapping[str, Tensor]) -> tuple[float, float, float]:
+        """The inner products of the client's update with another, of that, and of the client's."""
+        inner = size = whole = 0.0
+        for one, other in self._blocks(found):
+            inner += float(one @ other)
+            size += float(other @ other)
+            whole += float(one @ one)
+        return inner, size, whole
+
+    def missed(self, own: _Scaled) -> float:
+        """The squared distance of the client's update from another."""
+        return sum(
+            float((one - own.factor * other).square().sum())
+            for one, other in self._blocks(own.update)
+        )
 
     @property
     def sent_back(self) -> Tensor:
         """The client's gradient or change of weights."""
-        update = self.update
-        gradient = update.protocol == "fedsgd"
-        return self.flat(update.received if gradient else update.change(self.names))
+        gradient = self.update.protocol == "fedsgd"
+        return self.flat(self._received if gradient else self.update.change(self.names))
 
     @property
     def _is_one_step(self) -> bool:
         """Whether the update is one step of one client, which can be inverted."""
-        facts = self.knowledge
-        alone = facts.number_of_clients == 1
-        return self.update.protocol != "fedsgd" and facts.steps == 1 and alone
+        return self.update.protocol != "fedsgd" and self.knowledge.is_one_step
 
     @property
     def sizes(self) -> float | None:
@@ -275,23 +323,46 @@ class _Client:
         told = self.flat(estimate.deviation)[self.flat(estimate.gradient) != 0]
         return float(told.isfinite().double().mean()) if len(told) else 0.0
 
-    def simulated(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-        """The same for given inputs and noise."""
+    def simulated(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensors:
+        """The same for given inputs and noise, by parameter."""
         return self._simulated(inputs, noise, self.knowledge, self.update.protocol)
 
-    def gradient(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+    def gradient(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensors:
         """The gradient at the weights that were sent, for given inputs and noise."""
         return self._simulated(inputs, noise, replace(self.knowledge, protocol="fedsgd"), "fedsgd")
 
     def _simulated(
         self, inputs: Tensor, noise: Mapping[str, Tensor], knowledge: Knowledge, protocol: str
-    ) -> Tensor:
-        model = copy.deepcopy(self.model) if protocol != "fedsgd" else self.model
+    ) -> Tensors:
+        alone = knowledge.number_of_clients == 1
+        moves = protocol != "fedsgd" and alone and knowledge.steps > 1
         batch = inputs, self.labels
-        found = simulated_update(
-            model, knowledge, batch, noise, self.names, protocol, self.dimensions
-        )
-        return self.flat(found)
+        with self._state.kept():
+            return simulated_update(
+                copy.deepcopy(self.model) if moves else self.model, knowledge, batch, noise,
+                self.names, protocol, self.dimensions,
+            )  # fmt: skip
+
+    def loss(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+        """The loss at the weights that were sent, without a graph."""
+        first = self._first(noise)
+        with torch.no_grad(), self._state.kept(), inject(self.model, first):
+            return self.knowledge.loss(self.model, (inputs, self.labels))
+
+    def is_random(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> bool:
+        """Whether the loss depends on random numbers that no noise slot draws."""
+        found = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            found.append(self.loss(inputs, noise))
+        return not torch.allclose(*found, rtol=SAME_LOSS, atol=0, equal_nan=True)
+
+    def _first(self, noise: Mapping[str, Tensor]) -> Tensors:
+        """Of noise of several epochs, that of the first."""
+        return {
+            slot: value[:, 0] if value.dim() > self.dimensions.get(slot, value.dim()) else value
+            for slot, value in noise.items()
+        }
 
     def input_gradient(
         self, inputs: Tensor, noise: Mapping[str, Tensor], offset: Tensor
@@ -308,19 +379,14 @@ class _Client:
         """
         leaves = {"": inputs, **noise}
         leaves = {slot: value.detach().clone().requires_grad_() for slot, value in leaves.items()}
-        # Of noise of several epochs, that of the first.
-        first = {
-            slot: value[:, 0] if value.dim() > self.dimensions.get(slot, value.dim()) else value
-            for slot, value in leaves.items()
-            if slot
-        }
+        first = self._first({slot: value for slot, value in leaves.items() if slot})
         weights = [self.model.get_parameter(name) for name in self.names]
         kept = [value.detach().clone() for value in weights]
         parts = offset.split([value.numel() for value in weights])
         try:
             for value, part in zip(weights, parts, strict=True):
                 value.data += part.reshape(value.shape).to(value)
-            with inject(self.model, first):
+            with self._state.kept(), inject(self.model, first):
                 loss = self.knowledge.loss(self.model, (leaves[""], self.labels))
             found = torch.autograd.grad(
                 loss, list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -330,27 +396,32 @@ class _Client:
                 value.data.copy_(own)
         return dict(zip(leaves, found, strict=True))
 
-    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float | None:
+    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled) -> float | None:
         """The likely error of a reconstruction, see :mod:`fedleak.attacks.uncertainty`.
 
         Args:
             inputs: the reconstruction.
             noise: its noise, by slot.
-            found: its update, scaled to be as near to the client's as it can be.
+            own: its update, as near to the client's as it can be.
         """
         update, local, steps = self.update, self.knowledge.local, self.knowledge.steps
-        loss = self.knowledge.loss(copy.deepcopy(self.model), (inputs, self.labels))
         low, high = (bound.to(inputs).expand_as(inputs[0]) for bound in self.knowledge.bounds)
         # Of normalised images 0 is the mean of all; else it may be at the end of their range.
         inside = ((low < 0) & (high > 0)) | ~(low.isfinite() & high.isfinite())
         guess = torch.where(inside, 0.0, (low + high) / 2).expand_as(inputs)
-        around = Around(
-            self.gradient, partial(self.input_gradient, inputs, noise), self.simulated, inputs,
-            noise, guess, self.flat(update.sent), loss.dtype == torch.float64,
-        )  # fmt: skip
-        if around.distance == 0:
+        if torch.equal(inputs, guess):
             return 1.0
-        target = self.sent_back
+        entries = sum(update.sent[name].numel() for name in self.names)
+        if not krylov_dimensions(len(inputs), entries):
+            return None
+        in_float64 = self.loss(inputs, noise).dtype == torch.float64
+        around = Around(
+            lambda *moved: self.flat(self.gradient(*moved)),
+            partial(self.input_gradient, inputs, noise),
+            lambda *moved: self.flat(self.simulated(*moved)),
+            inputs, noise, guess, self.flat(update.sent), in_float64,
+        )  # fmt: skip
+        target, found = self.sent_back, own.factor * self.flat(own.update)
         missed = target - found
         rounding = torch.finfo(update.received[self.names[0]].dtype).eps
         if update.protocol == "fedsgd":
@@ -383,23 +454,28 @@ class _Client:
         wrong = HALF * math.sqrt(float(missed.square().sum()) / moved)
         return None if error is None else math.hypot(error, wrong)
 
-    def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], found: Tensor) -> float:
+    def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled) -> float:
         """The same of whole numbers: what is left over the least change by another number."""
-        left = float((self.sent_back - found).square().sum())
         base = self.simulated(inputs, noise)
         generator = torch.Generator().manual_seed(0)
         changes = []
         for place in torch.randperm(inputs.numel(), generator=generator)[:REPLACED].tolist():
             moved = inputs.clone()
-            own = moved.view(-1)
+            flat = moved.view(-1)
             # Up to the numbers that are there, any is one that an embedding takes.
-            others = {int(own[place]) - 1, 0, *inputs.flatten(1)[:, place % inputs[0].numel()]}
-            others = {int(other) for other in others} - {-1, int(own[place])}
+            others = {int(flat[place]) - 1, 0, *inputs.flatten(1)[:, place % inputs[0].numel()]}
+            others = {int(other) for other in others} - {-1, int(flat[place])}
             if others:
-                own[place] = min(others)
-                change = self.simulated(moved, noise) - base
-                changes.append(float(change.square().sum()))
-        return left / max(min(changes, default=math.inf), 1e-300)
+                flat[place] = min(others)
+                found = self.simulated(moved, noise)
+                changes.append(
+                    sum(
+                        float((a - b).square().sum())
+                        for name in self.names
+                        for a, b in blocks(found[name], base[name])
+                    )
+                )
+        return self.missed(own) / max(min(changes, default=math.inf), 1e-300)
 
 
 def simulated_update(
@@ -417,7 +493,7 @@ def simulated_update(
 
     Args:
         model: a private copy of the model with the weights that were sent, in the client's modes;
-            its weights are moved.
+            its weights are moved by several steps.
         knowledge: gives loss, optimiser, steps and clients.
         batch: inputs and labels of all samples, the first client's first.
         noise: slot -> noise ``(num_samples, ...)``, or ``(num_samples, epochs, ...)``; other slots
@@ -441,7 +517,8 @@ def simulated_update(
     steps = knowledge.steps
     batches = knowledge.local_batches if steps > 1 else [slice(0, len(inputs))]
     parameters = {name: model.get_parameter(name) for name in names}
-    begin = {name: value.detach().clone() for name, value in parameters.items()}
+    # One step moves no weight that is read again.
+    begin = {n: v.detach().clone() for n, v in parameters.items()} if steps > 1 else {}
     state: State = {}
     for step in range(steps):
         part = batches[step % len(batches)]
@@ -462,6 +539,8 @@ def simulated_update(
             return gradients
         weights = {name: value.detach() for name, value in parameters.items()}
         changes, state = optimizer_step(knowledge.local, weights, gradients, state, step)
+        if steps == 1:
+            return changes
         for name, value in parameters.items():
             value.data += changes[name]
     return {name: value.detach() - begin[name] for name, value in parameters.items()}
@@ -471,7 +550,8 @@ def _dimensions(
     model: nn.Module, knowledge: Knowledge, batch: tuple[Tensor, Tensor]
 ) -> dict[str, int]:
     """Slot -> number of dimensions of what it draws in one forward pass."""
-    probe = copy.deepcopy(model)  # a pass in train mode moves batch-norm statistics
-    with record(probe) as notes, torch.no_grad():
-        knowledge.loss(probe, batch)
+    if not noise_slots(model):
+        return {}
+    with record(model) as notes, torch.no_grad(), state_kept(model):
+        knowledge.loss(model, batch)
     return {name: values[0].dim() for name, values in notes.items() if values}

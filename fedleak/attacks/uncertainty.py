@@ -72,9 +72,19 @@ class Around:
 
     @property
     def dimensions(self) -> int:
-        """Number of dimensions of the Krylov space; 0 if the model is too large for any."""
-        most = WORK / (len(self.inputs) * len(self.weights))
-        return 0 if most < LEAST else min(MOST, int(most))
+        """See :func:`krylov_dimensions`."""
+        return krylov_dimensions(len(self.inputs), len(self.weights))
+
+
+def krylov_dimensions(samples: int, entries: int) -> int:
+    """Number of dimensions of the Krylov space; 0 if the model is too large for any.
+
+    Args:
+        samples: number of samples.
+        entries: number of entries of the compared parameters.
+    """
+    most = WORK / (samples * entries)
+    return 0 if most < LEAST else min(MOST, int(most))
 
 
 def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float | None:

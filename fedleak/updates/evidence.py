@@ -5,15 +5,18 @@ finding only where an honest update that was made as told could not look so, up 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedleak.updates.blocks import blocks, row_blocks
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.loss_probe import CrossEntropyForm, LossProbe
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
@@ -27,6 +30,8 @@ NEARLY_ALL = 0.9
 GATHERED, FEW = 0.3, 16
 # Optimisers whose first step is nearly the gradient's sign.
 FIRST_STEPS = ("adam", "adamw", "rmsprop", "adagrad")
+# Entries of large updates that are looked at first, and how much less of them may be alike.
+SAMPLE, SAMPLED = 2**16, 0.1
 # Largest relative difference of entries that are alike.
 ALIKE = 0.02
 # A row is parallel to the weights' row if 1 - cosine^2 is below this.
@@ -126,7 +131,7 @@ def examine(
     _tell(findings, "missing", missing, "did not come and {are} left out")
     _tell(
         findings, "frozen", [name for name in still if name in trained],
-        "did not move and {are} left out: frozen, unused, or the client's own",
+        "did not move and {are} left out: frozen, unused, the client's own, or of inputs of 0",
     )  # fmt: skip
     strangers = [n for n, value in moved.items() if n not in trained and bool(value.any())]
     _tell(findings, "thawed", strangers, "moved although the model does not train {them}")
@@ -167,12 +172,16 @@ def _about_protocol(
 ) -> Iterator[Finding]:
     """Weights, their difference and a gradient taken for each other."""
     names = list(live)
-    got = torch.cat([received[name].double().flatten() for name in names])
-    sent = torch.cat([update.sent[name].double().flatten() for name in names])
-    size, norm = float(got.norm()), float(sent.norm())
+    inner = got = sent = 0.0
+    for name in names:
+        for one, other in blocks(received[name], update.sent[name]):
+            inner += float(one @ other)
+            got += float(one @ one)
+            sent += float(other @ other)
+    size, norm = got**0.5, sent**0.5
     if not size or not norm:
         return
-    cosine = float(got @ sent) / (size * norm)
+    cosine = inner / (size * norm)
     if update.protocol == "fedavg":
         # Weights that were trained for a while stay near those they began with.
         if abs(cosine) < 0.5 and size < 0.5 * norm:
@@ -206,35 +215,33 @@ def _about_entries(
     live: Tensors,
 ) -> Iterator[Finding]:
     """Signs, a first step of Adam, quantisation, sparsity, half precision."""
-    whole = torch.cat([value.double().flatten() for value in live.values()])
-    got = torch.cat([received[name].double().flatten() for name in live])
-    nonzero = whole[whole != 0]
-    share = 1 - len(nonzero) / len(whole)
+    got = [received[name] for name in live]
+    entries = sum(value.numel() for value in got)
+    nonzero = sum(int(value.count_nonzero()) for value in live.values())
+    share = 1 - nonzero / entries
     # The first steps of Adam are alike, so that their rounded differences take few values, and
     # those of several clients cancel each other.
     steps_alike = update.protocol != "fedsgd" and knowledge.local.optimizer != "sgd"
     cancelling = steps_alike and knowledge.number_of_clients > 1
-    if len(nonzero) >= MANY and not cancelling:
-        yield from _about_sizes(update, knowledge, live, nonzero)
+    if nonzero >= MANY and not cancelling:
+        yield from _about_sizes(update, knowledge, live)
     steps_alike &= update.protocol == "delta"
-    if len(got) >= MANY and bool((got == got.round()).all()):
+    if entries >= MANY and _all_kept(got, torch.round):
         yield Finding("integers", "all numbers are whole: quantised, without the scale to undo it")
     elif (levels := _levels({name: received[name] for name in live}, steps_alike)) is not None:
         yield Finding(
             "levels", f"the numbers of a tensor take only {levels} values: quantised by the client"
         )
-    if len(whole) >= MANY and share > 0.5 and not cancelling and not _whole_rows(live):
+    if entries >= MANY and share > 0.5 and not cancelling and not _whole_rows(live):
         yield Finding(
             "sparse",
             f"{share:.0%} of the entries are 0, singly and not by rows: pruned or sparsified by "
             "the client",
         )
-    kinds = {value.dtype for value in live.values()} if update.protocol == "fedsgd" else set()
-    kinds |= {received[name].dtype for name in live}
+    many = sum(int(value.count_nonzero()) for value in got) >= MANY
     for kind, title in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
-        values = got[got != 0]
-        rounded = values.to(kind).double()
-        if kind in kinds or (len(values) >= MANY and bool((rounded == values).all())):
+        told = any(value.dtype == kind for value in got)
+        if told or (many and _all_kept(got, partial(_rounded_to, kind))):
             yield Finding(
                 "precision",
                 f"the numbers are rounded to {title}: small gradients are lost, and what follows "
@@ -243,12 +250,24 @@ def _about_entries(
             return
 
 
+def _all_kept(values: Iterable[Tensor], change: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a change leaves every number of some tensors as it is, in float64."""
+    return all(torch.equal(change(part), part) for value in values for (part,) in blocks(value))
+
+
+def _rounded_to(kind: torch.dtype, values: Tensor) -> Tensor:
+    return values.to(kind).double()
+
+
 def _about_sizes(
-    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, nonzero: Tensor
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
 ) -> Iterator[Finding]:
-    sizes = nonzero.abs()
-    typical = float(sizes.median())
-    alike = float(((sizes - typical).abs() <= ALIKE * typical).double().mean())
+    # Sizes that are alike are so in a sample.
+    sample = _nonzero(torch.cat(_sample(live)))
+    if len(sample) >= MANY and _alike_sizes(sample)[1] < NEARLY_ALL - SAMPLED:
+        return
+    whole = _nonzero(torch.cat([value.flatten() for value in live.values()]))
+    typical, alike = _alike_sizes(whole)
     if alike < NEARLY_ALL:
         return
     local = knowledge.local
@@ -267,6 +286,26 @@ def _about_sizes(
         )
 
 
+def _alike_sizes(values: Tensor) -> tuple[float, float]:
+    """The median size of some numbers, and the share of those of that size."""
+    sizes = values.double().abs()
+    typical = float(sizes.median())
+    return typical, float(((sizes - typical).abs() <= ALIKE * typical).double().mean())
+
+
+def _sample(live: Tensors) -> list[Tensor]:
+    """Random entries of large tensors, of each in proportion to its size; all of small ones."""
+    generator = torch.Generator().manual_seed(0)
+    share = SAMPLE / sum(value.numel() for value in live.values())
+    found = []
+    for value in live.values():
+        flat, number = value.flatten(), math.ceil(share * value.numel())
+        if share < 1:
+            flat = flat[torch.randint(len(flat), (number,), generator=generator)]
+        found.append(flat)
+    return found
+
+
 def _about_first_step(
     update: InterceptedUpdate, knowledge: Knowledge, live: Tensors
 ) -> Iterator[Finding]:
@@ -274,27 +313,24 @@ def _about_first_step(
     local = knowledge.local
     if local.optimizer not in FIRST_STEPS or knowledge.steps > 1 or not local.learning_rate:
         return
-    ratios, errors = [], []
-    for name, own in local.groups(live).items():
-        old, moved = update.sent[name].double().flatten(), live[name].double().flatten()
-        rate, limit = own.rate_at(0), 1.0
-        if own.optimizer == "rmsprop":
-            centred = own.alpha if own.centered else 1.0
-            limit = ((1 - own.alpha) * centred) ** -0.5 if centred else math.inf
-        if own.optimizer == "adamw":
-            moved = moved + rate * own.weight_decay * old
-        if not rate or not math.isfinite(limit):
-            return
-        ratios.append(moved.abs() / (rate * limit))
-        kept = torch.finfo(update.sent[name].dtype).eps
-        errors.append(kept * (2 * old.abs() + moved.abs()) / (rate * limit))
-    ratio, error = torch.cat(ratios), torch.cat(errors)
-    highest = float(ratio.max())
+    most = {name: _largest_first_step(own) for name, own in local.groups(live).items()}
+    if not all(0 < each < math.inf for each in most.values()):
+        return
+    highest = over = error = 0.0
+    for ratios, errors in _first_steps(update, knowledge, live, most):
+        highest = max(highest, float(ratios.max()))
+        over = max(over, float((ratios - errors).max()))
+        error = max(error, float(errors.max()))
     # That is where the entries gather whose gradient is far above eps.
-    gathered = float(((ratio - highest).abs() <= ALIKE * highest).double().mean())
-    over = float((ratio - error).max()) > 1 + LARGER
-    under = highest < 1 - 2 * ALIKE - float(error.max()) and len(ratio) >= FEW
-    if over or (under and gathered > GATHERED):
+    entries = sum(value.numel() for value in live.values())
+    under = highest < 1 - 2 * ALIKE - error and entries >= FEW
+    if under:
+        gathered = sum(
+            int(((ratios - highest).abs() <= ALIKE * highest).count_nonzero())
+            for ratios, _ in _first_steps(update, knowledge, live, most)
+        )
+        under = gathered / entries > GATHERED
+    if over > 1 + LARGER or under:
         yield Finding(
             "rate",
             f"the weights moved by up to {highest:.2g} times what a first step of "
@@ -303,19 +339,47 @@ def _about_first_step(
         )
 
 
+def _largest_first_step(own: LocalTraining) -> float:
+    """What a first step of Adam and its kin moves a weight by at most."""
+    limit = 1.0
+    if own.optimizer == "rmsprop":
+        share = (1 - own.alpha) * (own.alpha if own.centered else 1.0)
+        limit = share**-0.5 if share else math.inf
+    return own.rate_at(0) * limit
+
+
+def _first_steps(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, most: Mapping[str, float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The entries of a first step over the largest possible one, and their errors by rounding."""
+    for name, own in knowledge.local.groups(live).items():
+        kept = torch.finfo(update.sent[name].dtype).eps
+        decay = own.rate_at(0) * own.weight_decay if own.optimizer == "adamw" else 0.0
+        for old, moved in blocks(update.sent[name], live[name]):
+            size = (moved + decay * old).abs()
+            yield size / most[name], kept * (2 * old.abs() + size) / most[name]
+
+
 def _levels(received: Tensors, steps_alike: bool) -> int | None:
     """Number of values of a tensor's entries, of a large tensor with very few."""
     for value in () if steps_alike else received.values():
-        flat = value.double().flatten()
-        flat = flat[flat != 0]
+        flat = value.flatten()
         if len(flat) < 4 * MANY:
             continue
-        part = flat[:: max(1, len(flat) // (4 * MANY))][: 4 * MANY]
+        part = _nonzero(flat[:: max(1, len(flat) // (8 * MANY))])
+        if len(part) < 4 * MANY:
+            part = _nonzero(flat)
+        if len(part) < 4 * MANY:
+            continue
+        part = part[:: len(part) // (4 * MANY)][: 4 * MANY]
         # Signs are told elsewhere.
-        number = len(part.unique())
-        if len(part.abs().unique()) > 1 and number <= MANY // 4:
-            return len(flat.unique())
+        if len(part.abs().unique()) > 1 and len(part.unique()) <= MANY // 4:
+            return len(_nonzero(flat).unique())
     return None
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    return values[values != 0]
 
 
 def _whole_rows(live: Tensors) -> bool:
@@ -338,18 +402,21 @@ def _about_decay(
     for name, value in live.items():
         if value.dim() < 2 or knowledge.local.of(name).weight_decay:
             continue
-        old, new = update.sent[name].double().flatten(1), value.double().flatten(1)
+        old, new = update.sent[name].flatten(1), value.flatten(1)
         if old.shape[1] < 8:
             continue
-        norms = old.square().sum(1), new.square().sum(1)
-        inner = (old * new).sum(1)
+        sums = [
+            torch.stack([a.square().sum(1), b.square().sum(1), (a * b).sum(1)])
+            for a, b in row_blocks(old, new)
+        ]
+        before, after, inner = torch.cat(sums, dim=1)
         # Rounding of the weights is noise in a small change.
-        noise = torch.finfo(update.sent[name].dtype).eps ** 2 * norms[0]
-        clear = norms[1] > 1e4 * noise
-        off = 1 - inner.square() / (norms[0] * norms[1]).clamp_min(1e-300)
-        rows = clear & (off < PARALLEL) & (norms[0] > 0)
+        noise = torch.finfo(update.sent[name].dtype).eps ** 2 * before
+        clear = after > 1e4 * noise
+        off = 1 - inner.square() / (before * after).clamp_min(1e-300)
+        rows = clear & (off < PARALLEL) & (before > 0)
         if bool(rows.any()):
-            factors = inner[rows] / norms[0][rows]
+            factors = inner[rows] / before[rows]
             middle = float(factors.median())
             same = (factors / middle - 1).abs() < ALIKE if middle else factors == 0
             if middle < 0 and float(same.double().mean()) > NEARLY_ALL:
@@ -378,7 +445,7 @@ def _about_bias(
     name = f"{loss.layer}.bias"
     if loss.kind not in ("classes", "binary") or name not in live or not loss.bias_is_alone:
         return
-    gradient = update.gradient(knowledge.model, knowledge)[name].double().cpu()
+    gradient = _gradient(update, knowledge, name).double().cpu()
     rounding = 30 * torch.finfo(update.received[name].dtype).eps
     noise = rounding * float(gradient.abs().max())
     if weights:
@@ -453,6 +520,12 @@ def _about_counts(
             )
 
 
+def _gradient(update: InterceptedUpdate, knowledge: Knowledge, name: str) -> Tensor:
+    """The client's gradient of one parameter."""
+    alone = replace(update, received={name: update.received[name]})
+    return alone.gradient(knowledge.model, knowledge)[name]
+
+
 def _sent_model(update: InterceptedUpdate, knowledge: Knowledge) -> nn.Module:
     model = private_copy(knowledge.model).cpu()
     model.load_state_dict(update.sent)
@@ -469,14 +542,19 @@ def _about_rank(
     epochs = max(math.ceil(client.steps / len(client.batches)) for client in knowledge.by_client)
     if update.protocol == "fedsgd":
         epochs = 1
-    gradient = update.gradient(knowledge.model, knowledge)
-    for name, rows in rows_of_linear_layers(knowledge).items():
-        weight = f"{name}.weight"
-        limit = rows * epochs
-        matrix = gradient[weight].double() if weight in live else None
-        if matrix is None or limit > LARGEST_RANK or 2 * limit >= min(matrix.shape):
+    weights = {
+        f"{name}.weight": name for name, module in knowledge.model.named_modules()
+        if type(module) is nn.Linear
+    }  # fmt: skip
+    wide = [n for n in weights if n in live and 2 * samples * epochs < min(live[n].shape)]
+    rows = rows_of_linear_layers(knowledge) if wide else {}
+    for weight in wide:
+        limit = rows.get(weights[weight], 0) * epochs
+        if not 0 < 2 * limit < min(live[weight].shape) or limit > LARGEST_RANK:
             continue
-        kept = torch.finfo(gradient[weight].dtype).eps
+        gradient = _gradient(update, knowledge, weight)
+        kept = torch.finfo(gradient.dtype).eps
+        matrix = gradient.double()
         noise = kept * float(matrix.norm())
         if update.protocol != "fedsgd":
             noise += (
@@ -511,37 +589,50 @@ def _next_singular_value(matrix: Tensor, rank: int) -> float:
 def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
     """Number of inputs that each linear layer sees in a forward pass of all samples.
 
-    Layers that share their weight with another, or whose weight is used in another way, may be
-    among them. Empty if the model fails on such inputs.
+    Layers on whose weight the loss depends in another way than by the layer's output are left out:
+    their gradient is not that of the inputs alone, as with a penalty on the weights or a weight
+    that an embedding has too. Empty if the model fails on such inputs.
 
     Args:
         knowledge: gives model, loss, and number and shape of the samples.
     """
-    model = private_copy(knowledge.model).cpu()
+    model = private_copy(knowledge.model).cpu().requires_grad_(False)
     like = next(model.parameters())
     counts: dict[str, int] = {}
+    weights: dict[str, Tensor] = {}
     handles = []
 
-    def hook(name: str) -> Callable[..., None]:
-        def count(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(name: str) -> Callable[..., Tensor]:
+        def count(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
             first = args[0] if args else next(iter(kwargs.values()), None)
             if isinstance(first, Tensor):
                 counts[name] = counts.get(name, 0) + first.numel() // max(1, first.shape[-1])
+            return output.detach()
 
         return count
 
     for name, module in model.named_modules():
         if type(module) is nn.Linear:
-            handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+            weights[name] = module.weight.requires_grad_()
+            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
     samples = knowledge.num_samples
     inputs = torch.zeros(samples, *knowledge.input_shape, dtype=like.dtype)
     labels = knowledge.dummy_labels(samples).cpu()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            knowledge.loss(model, (inputs, labels))
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            loss = knowledge.loss(model, (inputs, labels))
+            found: tuple[Tensor | None, ...] = (None,) * len(weights)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     except Exception:  # a user's own model may raise anything; the attack itself tells it
         return {}
     finally:
         for handle in handles:
             handle.remove()
-    return counts
+    alone = {
+        name for name, value in zip(weights, found, strict=True)
+        if value is None or not bool(value.any())
+    }  # fmt: skip
+    return {name: number for name, number in counts.items() if name in alone}

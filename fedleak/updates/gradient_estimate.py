@@ -151,4 +151,7 @@ def _adagrad_inverse(ratio: Tensor, eps: float, start: float) -> tuple[Tensor, T
 
 def change_of(sent: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> Tensors:
     """Returned weights minus those that were sent, in float64."""
-    return {name: value.double() - sent[name].double() for name, value in received.items()}
+    return {
+        name: value.to(torch.float64, copy=True).sub_(sent[name])
+        for name, value in received.items()
+    }

@@ -262,6 +262,53 @@ def test_frozen_parameters_are_left_out_and_named() -> None:
     assert found.text.startswith("`1.weight`, `1.bias` did not move and are left out")
 
 
+class Penalised(nn.Module):
+    """A network whose own loss has a penalty on its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        penalty = sum(value.square().sum() for value in self.parameters())
+        return functional.cross_entropy(self.net(batch[0]), batch[1]) + 0.01 * penalty
+
+
+class Tied(nn.Module):
+    """A language model whose output layer has the weight of its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 32)
+        self.out = nn.Linear(32, 40, bias=False)
+        self.out.weight = self.embed.weight
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens = batch[0].long()
+        hidden = self.embed(tokens[:, :-1]).tanh()
+        return functional.cross_entropy(self.out(hidden).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("kind", [Penalised, Tied])
+def test_a_weight_that_the_loss_takes_in_another_way_too(kind: type[nn.Module]) -> None:
+    """Its gradient is of a higher rank than the layer's inputs, with all told right."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind()
+    shape = (6,) if kind is Tied else SHAPE
+    inputs = torch.tensor([[3, 17, 4, 9, 21, 30]]) if kind is Tied else samples(1)[0]
+    found = torch.autograd.grad(
+        batch_loss(model, (inputs, torch.tensor([0]))), list(model.parameters())
+    )
+    update = InterceptedUpdate.of(model, gradient=found)
+    facts = Knowledge(model, shape, num_samples=1, labels=torch.tensor([0]))
+    assert check(model, update, facts) == []
+    if kind is Penalised:
+        # Where the penalty is not told, that is found.
+        plain = replace(facts, loss=lambda own, batch: loss(own.net, batch))
+        assert {finding.kind for finding in check(model, update, plain)} == {"rank"}
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     honest=st.sampled_from([s for _, s in HONEST if "make" not in s and "steps" not in s]),
