@@ -33,6 +33,8 @@ SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
 """Share of an update from which, and likely error up to which, it settles a reconstruction."""
+# Share of an update below which what is left is said even where the reconstruction is settled.
+NEARLY_ALL = 0.99
 # Share of a gradient's entries of which a step of Adam tells the size, from which signs are not all
 # that settles the inputs. Measured below it, at an explained share of 1.00: errors of 0.08 to 1.1.
 SIZES_FROM = 0.1
@@ -50,6 +52,11 @@ REPLACED = 6
 SAME_DIRECTION = 0.9
 # and told to differ beyond this factor.
 SAME_SIZE = 1.15
+# A guess explains all but rounding if it leaves no larger share of the update than this, and no
+# more than this many times the rounding of each entry.
+NO_MORE, ROUNDED = 1e-8, 10.0
+# Inputs are as far from the guess as this share of half their range, or of 1 where they have none.
+NEAREST = 1e-3
 # Relative difference of losses from which random numbers act on them.
 SAME_LOSS = 1e-9
 
@@ -71,6 +78,7 @@ class Explained:
         whole: whether the samples are whole numbers.
         sizes: of one step of Adam or its kin, the share of the gradient's entries of which the
             update tells the size, and not the sign alone; else None.
+        by_guess: whether the guess explains all of the update up to rounding.
     """
 
     share: float
@@ -80,6 +88,7 @@ class Explained:
     not_estimated: str | None = None
     whole: bool = False
     sizes: float | None = None
+    by_guess: bool = False
 
     @property
     def settled(self) -> bool:
@@ -94,13 +103,24 @@ class Explained:
         if self.reason is not None:
             return (f"not checked against the update, as {self.reason}",)
         found = []
-        if self.share < SUPPORTED_FROM:
+        if self.share < SUPPORTED_FROM and self.by_guess:
+            found.append(
+                "not supported by the update: inputs of 0 explain all of it, and the "
+                "reconstruction does not"
+            )
+        elif self.share < SUPPORTED_FROM:
             found.append(
                 f"not supported by the update: the reconstruction explains {self.share:.0%} of it, "
                 "so nothing follows from it"
             )
         elif not self.settled:
             found.append(f"{NOT_SETTLED}: {self._doubt}")
+        elif self.share < NEARLY_ALL:
+            found.append(
+                f"the reconstruction leaves {1 - self.share:.1%} of the update unexplained, of "
+                "which the client's own inputs leave nothing unless it added noise or something "
+                "was told wrong"
+            )
         if self.not_estimated is not None:
             found.append(f"how far off the inputs may be is not estimated: {self.not_estimated}")
         if self.factor is not None and not 1 / SAME_SIZE <= self.factor <= SAME_SIZE:
@@ -221,10 +241,14 @@ def _compare(
         alike = inner > 0 and inner**2 > SAME_DIRECTION * size * whole_size
         if not guess:
             own, factor = _Scaled(found, best), best if alike else None
-    share = 1 - missed[0] / missed[1] if missed[1] else 0.0
-    share = max(0.0, share) if math.isfinite(share) else 0.0
+    share = max(0.0, 1 - missed[0] / missed[1]) if missed[1] else 0.0
+    rounding = client.rounding if missed[1] <= NO_MORE * whole_size else -1.0
+    by_guess = missed[1] <= rounding
+    if by_guess:
+        # The inputs are all 0, or act on nothing.
+        share = float(missed[0] <= rounding)
     if share < SUPPORTED_FROM:
-        return Explained(share, factor)
+        return Explained(share, factor, by_guess=by_guess)
     whole = not inputs.is_floating_point()
     estimate = client.error_of_numbers if whole else client.error
     error, why = None, None
@@ -284,7 +308,8 @@ class _Client:
                 for new, old, other in blocks(got, self.update.sent[name], found[name]):
                     yield new - old, other
             else:
-                yield from blocks(got, found[name])
+                for own, other in blocks(got, found[name]):
+                    yield own, other
 
     def products(self, found: Mapping[str, Tensor]) -> tuple[float, float, float]:
         """The inner products of the client's update with another, of that, and of the client's."""
@@ -301,6 +326,18 @@ class _Client:
             float((one - own.factor * other).square().sum())
             for one, other in self._blocks(own.update)
         )
+
+    @property
+    def rounding(self) -> float:
+        """The squared distance up to which the client's update and a simulated one are equal."""
+        total, gradient = 0.0, self.update.protocol == "fedsgd"
+        for name, got in self._received.items():
+            sent = self.update.sent[name]
+            kept = ROUNDED * torch.finfo((got if gradient else sent).dtype).eps
+            for new, old in blocks(got, sent):
+                size = new.abs() if gradient else new.abs() + old.abs()
+                total += float((kept * size).square().sum())
+        return total
 
     @property
     def sent_back(self) -> Tensor:
@@ -354,8 +391,8 @@ class _Client:
         found = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            found.append(self.loss(inputs, noise))
-        return not torch.allclose(*found, rtol=SAME_LOSS, atol=0, equal_nan=True)
+            found.append(float(self.loss(inputs, noise)))
+        return not math.isclose(*found, rel_tol=SAME_LOSS)
 
     def _first(self, noise: Mapping[str, Tensor]) -> Tensors:
         """Of noise of several epochs, that of the first."""
@@ -409,8 +446,8 @@ class _Client:
         # Of normalised images 0 is the mean of all; else it may be at the end of their range.
         inside = ((low < 0) & (high > 0)) | ~(low.isfinite() & high.isfinite())
         guess = torch.where(inside, 0.0, (low + high) / 2).expand_as(inputs)
-        if torch.equal(inputs, guess):
-            return 1.0
+        width = torch.where(low.isfinite() & high.isfinite(), (high - low) / 2, 1.0)
+        least = NEAREST * float(width.expand_as(inputs).norm())
         entries = sum(update.sent[name].numel() for name in self.names)
         if not krylov_dimensions(len(inputs), entries):
             return None
@@ -419,7 +456,7 @@ class _Client:
             lambda *moved: self.flat(self.gradient(*moved)),
             partial(self.input_gradient, inputs, noise),
             lambda *moved: self.flat(self.simulated(*moved)),
-            inputs, noise, guess, self.flat(update.sent), in_float64,
+            inputs, noise, guess, self.flat(update.sent), in_float64, least,
         )  # fmt: skip
         target, found = self.sent_back, own.factor * self.flat(own.update)
         missed = target - found
@@ -443,7 +480,7 @@ class _Client:
             size = self.flat(estimate.gradient).abs()
             measured = known.isfinite() & (size > 0)
             if bool(measured.any()):
-                off = self.gradient(inputs, noise).abs()[measured] / size[measured] - 1
+                off = self.flat(self.gradient(inputs, noise)).abs()[measured] / size[measured] - 1
                 known = known + float(off.square().mean().sqrt()) * size
         error = error_of_signs(around, known)
         if error is not None and steps > 1:

@@ -51,9 +51,10 @@ class Around:
         simulated: the update of inputs and noise.
         inputs: the reconstruction.
         noise: its noise, by slot.
-        guess: a guess of the inputs without the update, another than the reconstruction.
+        guess: a guess of the inputs without the update.
         weights: the sent weights.
         in_float64: whether the loss is computed in float64.
+        least: least distance of the reconstruction from the guess.
     """
 
     gradient: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -64,11 +65,12 @@ class Around:
     guess: Tensor
     weights: Tensor
     in_float64: bool
+    least: float = 0.0
 
     @property
     def distance(self) -> float:
-        """Distance of the reconstruction from the guess."""
-        return float((self.inputs - self.guess).norm())
+        """Distance of the reconstruction from the guess, at least ``least``."""
+        return max(self.least, float((self.inputs - self.guess).norm()))
 
     @property
     def dimensions(self) -> int:
@@ -139,7 +141,8 @@ def moved_by_half(around: Around, found: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(MOVES + 1, *inputs.shape, generator=generator, dtype=torch.float64)
     moves = [HALF * around.distance * one / one.norm() for one in normal[1:].to(inputs)]
-    moves += [off * (HALF * normal[0].to(inputs)).expm1(), -HALF * off]
+    if float(off.norm()) >= around.distance:
+        moves += [off * (HALF * normal[0].to(inputs)).expm1(), -HALF * off]
     changes = [around.simulated(inputs + move, around.noise) - found for move in moves]
     return min(float(change.square().sum()) for change in changes)
 

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks import uncertainty
 from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.explained import explained_share
 from fedleak.models.noise import inject
-from fedleak.updates.knowledge import batch_loss
+from fedleak.updates.knowledge import Knowledge, batch_loss
+from fedleak.updates.update import InterceptedUpdate
 from tests.cases import (
     LIGHT_MODELS,
     ModelCase,
@@ -213,3 +215,119 @@ def test_several_steps(epochs: int) -> None:
     victim = several_steps(case_victim(LIGHT_MODELS[0], precode=True), batch_size=1, epochs=epochs)
     share = share_of(victim, true_reconstruction(victim))
     assert share == pytest.approx(1, abs=1e-4)
+
+
+class Drawing(nn.Module):
+    """A layer that draws as users write it, outside of the noise slots."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.scale * torch.randn_like(features)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.0])
+def test_random_numbers_outside_of_the_slots(scale: float) -> None:
+    """With other random numbers than the client's, nothing can be said; if they act on the loss."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 20), Drawing(scale), nn.Tanh(), nn.Linear(20, 3))
+        inputs, labels = torch.randn(1, 6), torch.tensor([1])
+        gradient = torch.autograd.grad(
+            functional.cross_entropy(model(inputs), labels), list(model.parameters())
+        )
+    update = InterceptedUpdate.of(model, gradient=gradient)
+    knowledge = Knowledge(model, (6,), num_samples=1, loss=cross_entropy_of)
+    before = torch.get_rng_state()
+    found = explained_share(update, knowledge, inputs, labels, {})
+    assert torch.equal(torch.get_rng_state(), before)
+    if scale:
+        assert math.isnan(found.share)
+        assert found.findings == (
+            "not checked against the update, as the random numbers of Sequential were not restored",
+        )
+    else:
+        assert found.share == pytest.approx(1, abs=1e-6)
+        assert found.findings == ()
+
+
+def cross_entropy_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def of_constant(value: float, *, dead: bool = False, protocol: str = "fedsgd") -> tuple[Any, ...]:
+    """An update of an image of one colour, by a network of sigmoids, or by one of dead ReLUs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        act = nn.ReLU if dead else nn.Sigmoid
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), act(), nn.Flatten(), nn.Linear(144, 3))
+    if dead:
+        nn.init.constant_(model[0].bias, -50.0)
+    inputs, labels = torch.full((1, 1, 6, 6), value), torch.tensor([1])
+    parameters = dict(model.named_parameters())
+    loss = cross_entropy_of(model, (inputs, labels))
+    found = dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+    received = found
+    if protocol == "fedavg":
+        received = {name: value - 0.1 * found[name] for name, value in parameters.items()}
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    received = {name: value.detach() for name, value in received.items()}
+    update = InterceptedUpdate(1, 0, protocol, 1, "net", sent, received)  # type: ignore[arg-type]
+    knowledge = Knowledge(
+        model, (1, 6, 6), num_samples=1, loss=cross_entropy_of, learning_rate=0.1,
+        protocol=protocol,  # type: ignore[arg-type]
+    )  # fmt: skip
+    left_out = frozenset(n for n, value in found.items() if not value.any())
+    return update, knowledge, inputs, labels, {}, left_out
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_an_image_that_is_the_guess(value: float, protocol: str) -> None:
+    """A black image is what the share is counted from, a grey one what the error is."""
+    update, knowledge, inputs, *rest = of_constant(value, protocol=protocol)
+    found = explained_share(update, knowledge, inputs, *rest)
+    assert found.share == pytest.approx(1, abs=1e-6)
+    assert found.findings == ()
+    near = explained_share(update, knowledge, inputs + 1e-6, *rest)
+    assert near.settled
+    other = explained_share(
+        update, knowledge, torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)), *rest
+    )
+    assert other.findings
+    if value == 0:
+        assert other.share == 0
+        assert other.findings[0] == (
+            "not supported by the update: inputs of 0 explain all of it, and the reconstruction "
+            "does not"
+        )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_inputs_that_act_on_nothing_are_not_settled(value: float) -> None:
+    update, knowledge, inputs, *rest = of_constant(0.7, dead=True)
+    found = explained_share(update, knowledge, torch.full_like(inputs, value), *rest)
+    assert not found.settled
+    assert found.findings[0].startswith("not settled by the update")
+
+
+def test_a_small_rest_is_said() -> None:
+    victim = case_victim(LIGHT_MODELS[0], precode=False)
+    truth = victim.truth
+    move = torch.randn(truth.inputs.shape, generator=torch.Generator().manual_seed(0))
+    size, share = 1.0, 0.0
+    while not share > 0.93:
+        size /= 1.2
+        near = truth.inputs + size * move
+        found = explained_share(victim.update, victim.knowledge, near, truth.labels, {})
+        share = found.share
+    assert share < 0.99
+    assert found.findings
+    plain = replace(found, error=0.01)
+    assert plain.settled
+    assert plain.findings[0].startswith(
+        f"the reconstruction leaves {1 - share:.1%} of the update unexplained, of which "
+    )
+    assert replace(plain, share=0.995).findings == found.findings[1:]
