@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -20,7 +21,7 @@ from fedleak.attacks.uncertainty import (
 )
 from fedleak.errors import first_line
 from fedleak.models.noise import inject, noise_slots, record
-from fedleak.updates.blocks import blocks
+from fedleak.updates.blocks import blocks, inner_product
 from fedleak.updates.files import Tensors
 from fedleak.updates.gradient_estimate import response
 from fedleak.updates.knowledge import Knowledge
@@ -57,6 +58,8 @@ SAME_SIZE = 1.15
 NO_MORE, ROUNDED = 1e-8, 10.0
 # Inputs are as far from the guess as this share of half their range, or of 1 where they have none.
 NEAREST = 1e-3
+# Of inputs in another order, least distance over their own spread.
+MOVED_FROM = 0.1
 # Relative difference of losses from which random numbers act on them.
 SAME_LOSS = 1e-9
 
@@ -79,6 +82,8 @@ class Explained:
         sizes: of one step of Adam or its kin, the share of the gradient's entries of which the
             update tells the size, and not the sign alone; else None.
         by_guess: whether the guess explains all of the update up to rounding.
+        twin: what can be done to the inputs without changing their update, such as ``reversed along
+            axis 1``; None if nothing that is tried.
     """
 
     share: float
@@ -89,11 +94,12 @@ class Explained:
     whole: bool = False
     sizes: float | None = None
     by_guess: bool = False
+    twin: str | None = None
 
     @property
     def settled(self) -> bool:
         """Whether the update tells the inputs well enough, as far as that can be estimated."""
-        if self.share < SETTLED_FROM or (self.error or 0.0) > SETTLED_TO:
+        if self.share < SETTLED_FROM or (self.error or 0.0) > SETTLED_TO or self.twin is not None:
             return False
         return self.whole or self.sizes is None or self.sizes >= SIZES_FROM
 
@@ -141,6 +147,8 @@ class Explained:
         if self.whole:
             return "what is left unexplained is as much as another number in the samples changes"
         if self.error is None or self.error <= SETTLED_TO:
+            if self.twin is not None:
+                return f"the same inputs {self.twin} have the same update"
             return (
                 f"of {1 - (self.sizes or 0.0):.0%} of the gradient's entries it tells the sign "
                 "alone, which other inputs have too"
@@ -258,7 +266,12 @@ def _compare(
         why = "the model is too large" if too_large else None
     except Exception as failed:  # of the user's own code, beside the inputs that it was made for
         why = f"the model fails beside them: {first_line(failed)}"
-    return Explained(share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes)
+    explained = Explained(
+        share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes
+    )
+    if not explained.settled or whole:
+        return explained
+    return replace(explained, twin=client.twin(inputs, noise, own.update))
 
 
 @dataclass(frozen=True)
@@ -393,6 +406,32 @@ class _Client:
             torch.manual_seed(seed)
             found.append(float(self.loss(inputs, noise)))
         return not math.isclose(*found, rel_tol=SAME_LOSS)
+
+    def twin(self, inputs: Tensor, noise: Mapping[str, Tensor], update: Tensors) -> str | None:
+        """See :class:`Explained`.
+
+        Args:
+            inputs: the reconstruction.
+            noise: its noise, by slot.
+            update: its update.
+        """
+        loss = self.loss(inputs, noise)
+        rounding = SAME_LOSS if loss.dtype == torch.float64 else SAME_LOSS**0.5
+        size = sum(inner_product(value, value) for value in update.values())
+        for title, moved in _moves(inputs, self.knowledge):
+            # The loss costs less than the update, and tells nearly all apart.
+            with suppress(Exception):  # of the user's own code, beside the inputs of the client
+                if not math.isclose(self.loss(moved, noise), loss, rel_tol=rounding):
+                    continue
+                found = self.simulated(moved, noise)
+                off = sum(
+                    float((a - b).square().sum())
+                    for name in self.names
+                    for a, b in blocks(found[name], update[name])
+                )
+                if off <= rounding * size:
+                    return title
+        return None
 
     def _first(self, noise: Mapping[str, Tensor]) -> Tensors:
         """Of noise of several epochs, that of the first."""
@@ -581,6 +620,24 @@ def simulated_update(
         for name, value in parameters.items():
             value.data += changes[name]
     return {name: value.detach() - begin[name] for name, value in parameters.items()}
+
+
+def _moves(inputs: Tensor, knowledge: Knowledge) -> Iterator[tuple[str, Tensor]]:
+    """The samples in other orders and with the other sign, far from what they are.
+
+    A model that takes a set, a mean over places, or squares, does not tell them apart.
+    """
+    # Of images the channels, which no model takes for each other, stay.
+    axes = range(2 if inputs.dim() == 4 else 1, inputs.dim())
+    found = [(f"shifted along axis {axis - 1}", inputs.roll(1, axis)) for axis in axes]
+    found += [(f"reversed along axis {axis - 1}", inputs.flip(axis)) for axis in axes]
+    low, high = (bound.to(inputs) for bound in knowledge.bounds)
+    if bool(((-inputs >= low) & (-inputs <= high)).all()):
+        found.append(("with the other sign", -inputs))
+    size = float((inputs - inputs.mean()).norm())
+    for title, moved in found:
+        if float((moved - inputs).norm()) > MOVED_FROM * size:
+            yield title, moved
 
 
 def _dimensions(

@@ -331,3 +331,79 @@ def test_a_small_rest_is_said() -> None:
         f"the reconstruction leaves {1 - share:.1%} of the update unexplained, of which "
     )
     assert replace(plain, share=0.995).findings == found.findings[1:]
+
+
+class OfSet(nn.Module):
+    """A network that takes the mean over the places of a sample ``(places, features)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.head = nn.Linear(3, 24), nn.Linear(24, 4)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.head(self.each(samples).tanh().square().mean(dim=1))
+
+
+class OfSquares(nn.Module):
+    """A network that squares its inputs' products with its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 24, bias=False), nn.Linear(24, 4)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.head(self.body(samples).square())
+
+
+def circular() -> nn.Module:
+    """A convolution that wraps around, and the mean over its places."""
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, padding_mode="circular"), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def ordered() -> nn.Module:
+    """A network for samples of the same shape that tells all of their entries apart."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(15, 24), nn.Tanh(), nn.Linear(24, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "twin"),
+    [
+        (OfSet, (5, 3), "shifted along axis 0"),
+        (OfSquares, (6,), "with the other sign"),
+        (circular, (1, 5, 5), "shifted along axis 1"),
+        (ordered, (5, 3), None),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_inputs_that_a_model_does_not_tell_apart_are_not_settled(
+    make: Any, shape: tuple[int, ...], twin: str | None, protocol: str
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = make(), torch.rand(1, *shape)
+    labels = torch.tensor([1])
+    parameters = dict(model.named_parameters())
+    loss = cross_entropy_of(model, (inputs, labels))
+    gradient = dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+    given: dict[str, Any] = {"gradient": gradient}
+    if protocol == "fedavg":
+        given = {"weights": {n: (v - 0.1 * gradient[n]).detach() for n, v in parameters.items()}}
+    update = InterceptedUpdate.of(model, **given)
+    knowledge = Knowledge(
+        model, shape, num_samples=1, loss=cross_entropy_of, learning_rate=0.1,
+        protocol=protocol,  # type: ignore[arg-type]
+    )  # fmt: skip
+    found = explained_share(update, knowledge, inputs, labels, {})
+    assert found.share == pytest.approx(1, abs=1e-6)
+    assert found.twin == twin
+    if twin is None:
+        assert found.findings == ()
+    else:
+        assert found.findings == (
+            f"not settled by the update: the same inputs {twin} have the same update",
+        )
+    level = explained_share(update, knowledge, torch.full_like(inputs, 0.2), labels, {})
+    assert level.twin is None
