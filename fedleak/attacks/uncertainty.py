@@ -29,9 +29,17 @@ MOST, LEAST, WORK = 64, 8, 3e7
 # not told from 0, for a loss that is computed in float64 and in float32 (by central differences).
 STEP = {True: 1e-6, False: 3e-3}
 RESOLVED = {True: 1e-5, False: 3e-4}
+# The first derivatives in the weights are taken with a tenth of the step as well, down to the least
+# step, until both agree.
+CHECKS, STEADY, LEAST_STEP = 4, 1e-4, 1e-10
 # Random moves by half of the distance from the guess.
 MOVES = 4
 HALF = 0.5
+# Entries differ in scale from this ratio of the largest distance from the guess to this quantile,
+# and vary by at least this share of that.
+OTHER_SCALE, LOW, LOW_SHARE = 1e3, 0.25, 0.1
+# What is missed is rounding up to this many times that of the entry, as of sums.
+BY_ROUNDING = 30.0
 # Vectors whose rest is smaller than this, of a length of 1, are dependent.
 DEPENDENT = 1e-8
 TINY = 1e-300
@@ -73,6 +81,24 @@ class Around:
         return max(self.least, float((self.inputs - self.guess).norm()))
 
     @property
+    def unit(self) -> Tensor:
+        """What each entry of the inputs varies by beforehand, in the shape of the inputs.
+
+        It is the root mean square of the entries' distances from the guess. Where these differ by
+        orders of magnitude, as of a table's columns that are not standardised, it is each entry's
+        own distance, or a share of the lower ones.
+        """
+        own = (self.inputs - self.guess).abs().double()
+        mean = torch.full_like(own, self.distance / own.numel() ** 0.5)
+        moved = own[own > 0]
+        if self.inputs.dim() > 2 or not len(moved):
+            return mean
+        low = float(moved.quantile(LOW))
+        if float(own.max()) < OTHER_SCALE * low:
+            return mean
+        return own.clamp_min(LOW_SHARE * low)
+
+    @property
     def dimensions(self) -> int:
         """See :func:`krylov_dimensions`."""
         return krylov_dimensions(len(self.inputs), len(self.weights))
@@ -104,7 +130,9 @@ def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float
         The error over the distance of the reconstruction from the guess. None if the model is too
         large.
     """
-    spread = (rounding.square() + missed.square().mean()).sqrt()
+    # What rounding alone can miss is not spread over entries of another size.
+    more = (missed.square() - (BY_ROUNDING * rounding).square()).clamp_min(0)
+    spread = (rounding.square() + more.mean()).sqrt()
     # An entry that fits by chance must not decide alone, nor one that is exactly 0.
     spread = spread.clamp_min(max(LOWEST * float(rounding.max()), TINY**0.25))
     return _error(around, spread, missed, float((rounding / spread).square().mean()))
@@ -140,7 +168,8 @@ def moved_by_half(around: Around, found: Tensor) -> float:
     inputs, off = around.inputs, around.inputs - around.guess
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(MOVES + 1, *inputs.shape, generator=generator, dtype=torch.float64)
-    moves = [HALF * around.distance * one / one.norm() for one in normal[1:].to(inputs)]
+    unit = around.unit.to(inputs) * inputs.numel() ** 0.5
+    moves = [HALF * unit * one / one.norm() for one in normal[1:].to(inputs)]
     if float(off.norm()) >= around.distance:
         moves += [off * (HALF * normal[0].to(inputs)).expm1(), -HALF * off]
     changes = [around.simulated(inputs + move, around.noise) - found for move in moves]
@@ -245,8 +274,8 @@ def _krylov(
 class _Derivative:
     """The derivative J of the gradient in the unknowns, and ``J^T S^-1 J``.
 
-    The unknowns are the entries of the inputs, in units of their root mean square distance from
-    the guess, and those of the noise.
+    The unknowns are the entries of the inputs, each in its :attr:`Around.unit`, and those of the
+    noise.
 
     Args:
         around: the update around the reconstruction.
@@ -255,8 +284,9 @@ class _Derivative:
 
     def __init__(self, around: Around, spread: Tensor) -> None:
         self._around, self._spread = around, spread
-        self._step = STEP[around.in_float64]
-        self._unit = around.distance / around.inputs.numel() ** 0.5
+        self._step = self._weight_step = STEP[around.in_float64]
+        self._checks = CHECKS if around.in_float64 else 0
+        self._unit = around.unit
         self.base = around.gradient(around.inputs, around.noise)
         self._input_base = self._of_inputs(torch.zeros_like(around.weights))
 
@@ -266,8 +296,8 @@ class _Derivative:
         return torch.cat([inputs.double(), torch.zeros(noise, dtype=torch.float64)])
 
     def unknowns(self, inputs: Tensor) -> Tensor:
-        """The same of inputs in their shape."""
-        return self.padded(inputs.flatten().cpu())
+        """The same of inputs in their shape and their own units."""
+        return self.padded((inputs.double() / self._unit).flatten().cpu())
 
     def squared(self, vector: Tensor) -> Tensor:
         """``J^T S^-1 J`` times unknowns of length 1."""
@@ -284,7 +314,22 @@ class _Derivative:
         length = float(vector.norm())
         if not length:
             return torch.zeros_like(self._input_base)
-        step = self._step * float(self._around.weights.norm().clamp_min(TINY)) / length
+        vector = vector / length * float(self._around.weights.norm().clamp_min(TINY))
+        found = self._along(vector)
+        # Weights that inputs of another size are multiplied with take a smaller step.
+        while self._checks and self._weight_step > LEAST_STEP:
+            self._weight_step /= 10
+            finer = self._along(vector)
+            if float((finer - found).norm()) <= STEADY * float(finer.norm()):
+                self._weight_step *= 10
+                self._checks -= 1
+                break
+            found = finer
+        return found * length / float(self._around.weights.norm().clamp_min(TINY))
+
+    def _along(self, vector: Tensor) -> Tensor:
+        """The derivative of the inputs' gradient along weights of their own length."""
+        step = self._weight_step
         if self._around.in_float64:
             return (self._of_inputs(step * vector) - self._input_base) / step
         return (self._of_inputs(step * vector) - self._of_inputs(-step * vector)) / (2 * step)
@@ -292,9 +337,8 @@ class _Derivative:
     def _moved(self, vector: Tensor) -> Tensor:
         around = self._around
         size = around.inputs.numel()
-        inputs = around.inputs + (self._unit * vector[:size]).reshape(around.inputs.shape).to(
-            around.inputs
-        )
+        moved = self._unit * vector[:size].reshape(around.inputs.shape)
+        inputs = around.inputs + moved.to(around.inputs)
         noise, at = {}, size
         for slot, value in around.noise.items():
             noise[slot] = value + vector[at : at + value.numel()].reshape(value.shape).to(value)
@@ -303,6 +347,6 @@ class _Derivative:
 
     def _of_inputs(self, offset: Tensor) -> Tensor:
         found = self._around.input_gradient(offset)
-        parts = [self._unit * found[""].double().flatten()]
+        parts = [(self._unit * found[""].double()).flatten()]
         parts += [found[slot].double().flatten() for slot in self._around.noise]
         return torch.cat(parts)

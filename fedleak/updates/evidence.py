@@ -36,8 +36,9 @@ SAMPLE, SAMPLED = 2**16, 0.1
 ALIKE = 0.02
 # A row is parallel to the weights' row if 1 - cosine^2 is below this.
 PARALLEL = 1e-4
-# Rank: a singular value counts if it is this much larger than rounding can make it.
-ABOVE_ROUNDING = 30.0
+# Rank: a singular value counts if it is this much larger than rounding can make it, and than this
+# share of the matrix; of one input, if it is this much larger than rounding.
+ABOVE_ROUNDING, SHARE, ABOVE_PRODUCT = 30.0, 1e-4, 5.0
 # Larger layers are not examined for their rank.
 LARGEST_RANK = 256
 # Share by which a gradient may be larger than exact arithmetic allows, as of half precision.
@@ -279,10 +280,11 @@ def _about_sizes(
         )
         return
     if local.optimizer not in FIRST_STEPS:
+        told = "" if local.optimizer == "unknown" else f", where {local.optimizer} was told"
         yield Finding(
             "adam",
             f"{alike:.0%} of the weights moved by plus or minus {typical:.2g}, as in a first step "
-            f"of Adam with that learning rate, where {local.optimizer} was told",
+            f"of Adam with that learning rate{told}",
         )
 
 
@@ -566,7 +568,9 @@ def _about_rank(
                 # The decay that is subtracted is that at the mean of the first and last weights.
                 noise += local.weight_decay * float(live[weight].norm())
         found = _next_singular_value(matrix, limit)
-        if found > ABOVE_ROUNDING * noise and found > 1e-4 * float(matrix.norm()):
+        # The rows of a product of two vectors are rounded, and no sum whose terms may cancel.
+        times, share = (ABOVE_ROUNDING, SHARE) if limit > 1 else (ABOVE_PRODUCT, 0.0)
+        if found > times * noise and found > share * float(matrix.norm()):
             steps = f" and {knowledge.steps} local steps" if knowledge.steps > 1 else ""
             yield Finding(
                 "rank",

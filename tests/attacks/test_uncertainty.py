@@ -122,3 +122,33 @@ def test_too_large_models_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, inputs = drawn(60, 10), drawn(1, 10, seed=1)
     monkeypatch.setattr(uncertainty, "WORK", 100.0)
     assert error_of_gradient(around(matrix, inputs), rounding(matrix), rounding(matrix)) is None
+
+
+@pytest.mark.parametrize("largest", [5.0, 5e4])
+def test_columns_of_other_scales(largest: float) -> None:
+    """A table's row that is not standardised: each column counts in units of its own."""
+    scale = torch.tensor([largest, 40.0, 1.0, 0.3, 3.0, 7.0]).double()
+    matrix = drawn(60, 6) / scale
+    inputs = (drawn(1, 6, seed=1).sign() * (1 + drawn(1, 6, seed=2).abs())) * scale
+    exact = error_of_gradient(around(matrix, inputs), rounding(matrix), rounding(matrix))
+    assert exact is not None
+    assert exact < 1e-3
+    if largest > 1e3:
+        off = torch.tensor([0.0, 0, 0, 1, 0, 0]).double() * inputs[0]
+        found = error_of_gradient(around(matrix, inputs), matrix @ off, rounding(matrix))
+        assert found == pytest.approx((1 / 6) ** 0.5, rel=0.1)
+
+
+def test_rounding_of_large_entries_is_not_spread_over_small_ones() -> None:
+    matrix = torch.cat([1e5 * drawn(60, 6), drawn(60, 6, seed=3)])
+    matrix[:60, 3:] = 0
+    inputs = drawn(1, 6, seed=1)
+    kept = 1e-7 * (matrix @ inputs[0]).abs()
+    missed = 5 * kept * drawn(120, seed=4).clamp(-3, 3)
+    found = error_of_gradient(around(matrix, inputs), missed, kept)
+    assert found is not None
+    assert found < 1e-3
+    # As much, at entries where rounding does not explain it.
+    found = error_of_gradient(around(matrix, inputs), missed.flip(0), kept)
+    assert found is not None
+    assert found > 1e-3
