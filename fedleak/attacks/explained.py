@@ -14,6 +14,7 @@ from fedleak.attacks.module_facts import drawing_layers
 from fedleak.attacks.uncertainty import (
     HALF,
     Around,
+    Estimate,
     error_of_gradient,
     error_of_signs,
     krylov_dimensions,
@@ -56,6 +57,8 @@ SAME_SIZE = 1.15
 # A guess explains all but rounding if it leaves no larger share of the update than this, and no
 # more than this many times the rounding of each entry.
 NO_MORE, ROUNDED = 1e-8, 10.0
+# Share of what is left that is said, where it is this many times more than that rounding.
+REST_FROM, ROUNDED_FROM = 0.5, 100.0
 # Inputs are as far from the guess as this share of half their range, or of 1 where they have none.
 NEAREST = 1e-3
 # Of inputs in another order, least distance over their own spread.
@@ -81,6 +84,8 @@ class Explained:
         whole: whether the samples are whole numbers.
         sizes: of one step of Adam or its kin, the share of the gradient's entries of which the
             update tells the size, and not the sign alone; else None.
+        rest: of one step, share of what is left unexplained, in norm, that other inputs near these
+            do not explain either, if it is more than rounding.
         by_guess: whether the guess explains all of the update up to rounding.
         twin: what can be done to the inputs without changing their update, such as ``reversed along
             axis 1``; None if nothing that is tried.
@@ -93,6 +98,7 @@ class Explained:
     not_estimated: str | None = None
     whole: bool = False
     sizes: float | None = None
+    rest: float = 0.0
     by_guess: bool = False
     twin: str | None = None
 
@@ -126,6 +132,12 @@ class Explained:
                 f"the reconstruction leaves {1 - self.share:.1%} of the update unexplained, of "
                 "which the client's own inputs leave nothing unless it added noise or something "
                 "was told wrong"
+            )
+        elif self.rest > REST_FROM:
+            found.append(
+                f"of what is left unexplained, {1 - self.share:.1g} of the update, no inputs near "
+                "these explain much: the search ended in another minimum, or there is noise or "
+                "rounding by the client, or labels, loss or number of samples are not those told"
             )
         if self.not_estimated is not None:
             found.append(f"how far off the inputs may be is not estimated: {self.not_estimated}")
@@ -197,13 +209,20 @@ def explained_share(
     arguments = (update, knowledge, inputs, labels, noise, left_out)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         try:
-            return _compare(*arguments, torch.float64)
+            found = _compare(*arguments, torch.float64)
         except Exception:
             # Some models compute in one type of number only.
             try:
                 return _compare(*arguments, None)
             except Exception as error:  # of the user's own code
                 return Explained(math.nan, reason=f"the model fails: {first_line(error)}")
+        if found.share < SETTLED_FROM and not found.by_guess:
+            # The gradient of a confident model is a difference of nearly equal numbers, which is
+            # that of the true inputs in the client's precision alone.
+            with suppress(Exception):
+                own = _compare(*arguments, None)
+                return own if own.share > found.share else found
+        return found
 
 
 def _compare(
@@ -259,15 +278,17 @@ def _compare(
         return Explained(share, factor, by_guess=by_guess)
     whole = not inputs.is_floating_point()
     estimate = client.error_of_numbers if whole else client.error
-    error, why = None, None
+    error, why, rest = None, None, 0.0
     try:
-        error = estimate(inputs, noise, own)
+        estimated = estimate(inputs, noise, own)
+        if estimated is not None:
+            error, rest = estimated
         too_large = error is None and share < ALL_EXPLAINED
         why = "the model is too large" if too_large else None
     except Exception as failed:  # of the user's own code, beside the inputs that it was made for
         why = f"the model fails beside them: {first_line(failed)}"
     explained = Explained(
-        share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes
+        share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes, rest=rest
     )
     if not explained.settled or whole:
         return explained
@@ -472,7 +493,7 @@ class _Client:
                 value.data.copy_(own)
         return dict(zip(leaves, found, strict=True))
 
-    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled) -> float | None:
+    def error(self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled) -> Estimate | None:
         """The likely error of a reconstruction, see :mod:`fedleak.attacks.uncertainty`.
 
         Args:
@@ -485,8 +506,6 @@ class _Client:
         # Of normalised images 0 is the mean of all; else it may be at the end of their range.
         inside = ((low < 0) & (high > 0)) | ~(low.isfinite() & high.isfinite())
         guess = torch.where(inside, 0.0, (low + high) / 2).expand_as(inputs)
-        width = torch.where(low.isfinite() & high.isfinite(), (high - low) / 2, 1.0)
-        least = NEAREST * float(width.expand_as(inputs).norm())
         entries = sum(update.sent[name].numel() for name in self.names)
         if not krylov_dimensions(len(inputs), entries):
             return None
@@ -495,13 +514,16 @@ class _Client:
             lambda *moved: self.flat(self.gradient(*moved)),
             partial(self.input_gradient, inputs, noise),
             lambda *moved: self.flat(self.simulated(*moved)),
-            inputs, noise, guess, self.flat(update.sent), in_float64, least,
+            inputs, noise, guess, self.flat(update.sent), in_float64,
+            _least_distance(inputs, low, high),
         )  # fmt: skip
         target, found = self.sent_back, own.factor * self.flat(own.update)
         missed = target - found
         rounding = torch.finfo(update.received[self.names[0]].dtype).eps
         if update.protocol == "fedsgd":
-            return error_of_gradient(around, missed, rounding * target.abs())
+            return self._more_than_rounding(
+                error_of_gradient(around, missed, rounding * target.abs()), own
+            )
         sizes = self.flat(update.sent).abs() + target.abs()
         groups = local.groups(self.names)
         if local.is_linear:
@@ -511,7 +533,9 @@ class _Client:
                     for name, own in groups.items()
                 }
             )
-            return error_of_gradient(around, missed / scale, rounding * sizes / scale.abs())
+            return self._more_than_rounding(
+                error_of_gradient(around, missed / scale, rounding * sizes / scale.abs()), own
+            )
         known = torch.full_like(target, math.inf)
         if self._is_one_step:
             estimate = update.estimate(self.knowledge.model, self.knowledge)
@@ -528,9 +552,18 @@ class _Client:
         # How far a move changes the update by as much as is left unexplained: wrong signs.
         moved = max(moved_by_half(around, found), 1e-300)
         wrong = HALF * math.sqrt(float(missed.square().sum()) / moved)
-        return None if error is None else math.hypot(error, wrong)
+        return None if error is None else Estimate(math.hypot(error, wrong))
 
-    def error_of_numbers(self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled) -> float:
+    def _more_than_rounding(self, found: Estimate | None, own: _Scaled) -> Estimate | None:
+        """An estimate without a rest that is rounding, or that of steps of other gradients."""
+        one = self.update.protocol == "fedsgd" or self.knowledge.is_one_step
+        if found is None or (one and self.missed(own) > ROUNDED_FROM**2 * self.rounding):
+            return found
+        return found._replace(rest=0.0)
+
+    def error_of_numbers(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], own: _Scaled
+    ) -> Estimate:
         """The same of whole numbers: what is left over the least change by another number."""
         base = self.simulated(inputs, noise)
         generator = torch.Generator().manual_seed(0)
@@ -551,7 +584,7 @@ class _Client:
                         for a, b in blocks(found[name], base[name])
                     )
                 )
-        return self.missed(own) / max(min(changes, default=math.inf), 1e-300)
+        return Estimate(self.missed(own) / max(min(changes, default=math.inf), 1e-300))
 
 
 def simulated_update(
@@ -634,10 +667,16 @@ def _moves(inputs: Tensor, knowledge: Knowledge) -> Iterator[tuple[str, Tensor]]
     low, high = (bound.to(inputs) for bound in knowledge.bounds)
     if bool(((-inputs >= low) & (-inputs <= high)).all()):
         found.append(("with the other sign", -inputs))
-    size = float((inputs - inputs.mean()).norm())
+    size = MOVED_FROM * float((inputs - inputs.mean()).norm())
     for title, moved in found:
-        if float((moved - inputs).norm()) > MOVED_FROM * size:
+        if float((moved - inputs).norm()) > max(size, _least_distance(inputs, low, high)):
             yield title, moved
+
+
+def _least_distance(inputs: Tensor, low: Tensor, high: Tensor) -> float:
+    """What is not nearer than rounding: a share of half the range of each entry, or of 1."""
+    width = torch.where(low.isfinite() & high.isfinite(), (high - low) / 2, 1.0)
+    return NEAREST * float(width.expand_as(inputs[0]).norm() * len(inputs) ** 0.5)
 
 
 def _dimensions(

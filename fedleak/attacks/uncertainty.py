@@ -16,6 +16,7 @@ transpose are applied, by differences, to some tens of vectors.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,19 @@ TINY = 1e-300
 # Least spread of an entry, over the largest spread by rounding; of a gradient in float32, over its
 # largest entry: smaller entries are rounding.
 LOWEST, ROUNDED = 1e-9, 1e-6
+
+
+class Estimate(NamedTuple):
+    """How far off a reconstruction may be.
+
+    Args:
+        error: the error over the distance of the reconstruction from the guess.
+        rest: share of what the reconstruction leaves unexplained, in norm, that moves of inputs and
+            noise within the Krylov space do not explain either.
+    """
+
+    error: float
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ def krylov_dimensions(samples: int, entries: int) -> int:
     return 0 if most < LEAST else min(MOST, int(most))
 
 
-def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float | None:
+def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> Estimate | None:
     """The likely error of a reconstruction from a gradient, or from steps that are linear in it.
 
     Its parts are the step of Gauss and Newton from the reconstruction, which is the error itself
@@ -127,8 +141,7 @@ def error_of_gradient(around: Around, missed: Tensor, rounding: Tensor) -> float
         rounding: error of each entry by rounding.
 
     Returns:
-        The error over the distance of the reconstruction from the guess. None if the model is too
-        large.
+        The estimate. None if the model is too large.
     """
     # What rounding alone can miss is not spread over entries of another size.
     more = (missed.square() - (BY_ROUNDING * rounding).square()).clamp_min(0)
@@ -155,7 +168,8 @@ def error_of_signs(around: Around, known: Tensor) -> float | None:
     spread = spread.clamp_min(max(ROUNDED * float(gradient.max()), TINY**0.25))
     # Entries that are 0 whatever the inputs, as of inactive units, tell nothing.
     spread = torch.where(gradient > 0, spread, math.inf)
-    return _error(around, spread, None, 0.0)
+    found = _error(around, spread, None, 0.0)
+    return None if found is None else found.error
 
 
 def moved_by_half(around: Around, found: Tensor) -> float:
@@ -176,7 +190,7 @@ def moved_by_half(around: Around, found: Tensor) -> float:
     return min(float(change.square().sum()) for change in changes)
 
 
-def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) -> float | None:
+def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) -> Estimate | None:
     """See :func:`error_of_gradient`.
 
     Args:
@@ -210,12 +224,14 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     vectors = basis.T @ vectors
     lost = RESOLVED[around.in_float64] ** 2 * precision[-1]
     precision = (precision - lost).clamp_min(0)
-    factor = 1.0
+    factor, rest = 1.0, 0.0
     if missed is not None and wanted is not None:
         # Along what is not told from 0, this is the differences' error.
         wanted = torch.where(precision > 0, vectors.T @ wanted, 0.0)
         told = wanted.square() / precision.clamp_min(TINY)
-        left = float((missed / spread).square().sum() - told.sum())
+        whole = float((missed / spread).square().sum())
+        left = whole - float(told.sum())
+        rest = (max(0.0, left) / max(whole, TINY)) ** 0.5
         live = int((derivative.base != 0).sum())
         factor = max(max(0.0, left) / max(1, live - len(basis)) + floor, TINY)
     # Each unknown varies by 1, and the common directions by the distance from the guess.
@@ -232,7 +248,7 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     if wanted is not None:
         shift = vectors @ solved(wanted) / factor
         total += float(shift[:size].square().sum()) / size
-    return math.sqrt(max(0.0, total))
+    return Estimate(math.sqrt(max(0.0, total)), rest)
 
 
 def _orthonormal(vectors: list[Tensor]) -> Tensor:

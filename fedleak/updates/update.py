@@ -8,6 +8,7 @@ from typing import Any, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fedleak.errors import BadInput, require
 from fedleak.updates.compression import CompactTensors, Factors, check_encoded
@@ -128,6 +129,12 @@ class InterceptedUpdate:
         require(
             isinstance(module, nn.Module),
             f"Expected a module, got {type(model).__name__}.",
+        )
+        lazy = [n for n, v in model.named_parameters() if isinstance(v, UninitializedParameter)]
+        require(
+            not lazy,
+            f"Expected {type(model).__name__} to have parameters with numbers in them, got "
+            f"`{(lazy or [''])[0]}` of a lazy layer: call the model once.",
         )
         values: list[Any] = list(model.state_dict().values())
         require(

@@ -407,3 +407,62 @@ def test_inputs_that_a_model_does_not_tell_apart_are_not_settled(
         )
     level = explained_share(update, knowledge, torch.full_like(inputs, 0.2), labels, {})
     assert level.twin is None
+
+
+def of_row(margin: float = 0.0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network and a row, whose label has a logit above all others by at least a margin."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 5))
+        inputs, labels = torch.randn(1, 8), torch.tensor([2])
+    with torch.no_grad():
+        model[2].bias[2] += margin
+    return model, inputs, labels
+
+
+def test_a_gradient_that_is_a_difference_of_nearly_equal_numbers() -> None:
+    """Of certain predictions, the true inputs have the client's gradient in its precision alone."""
+    model, inputs, labels = of_row(margin=17.5)
+    loss = cross_entropy_of(model, (inputs, labels))
+    update = InterceptedUpdate.of(
+        model, gradient=torch.autograd.grad(loss, list(model.parameters()))
+    )
+    knowledge = Knowledge(model, (8,), num_samples=1, loss=cross_entropy_of)
+    found = explained_share(update, knowledge, inputs, labels, {})
+    assert found.share == pytest.approx(1, abs=1e-6)
+    double = copy.deepcopy(model).double()
+    exact = torch.autograd.grad(
+        cross_entropy_of(double, (inputs.double(), labels)), list(double.parameters())
+    )
+    # What the client computed is far from that, which the inputs have in float64.
+    received = list(update.received.values())
+    off = sum(float((a - b).square().sum()) for a, b in zip(received, exact, strict=True))
+    assert off > 0.01 * sum(float(b.square().sum()) for b in exact)
+    other = explained_share(update, knowledge, inputs.flip(1), labels, {})
+    assert other.share < 0.5
+
+
+def test_what_no_inputs_near_explain_is_said() -> None:
+    """Half of what is left is beside all gradients of other inputs, as of noise."""
+    model, inputs, labels = of_row()
+    loss = cross_entropy_of(model, (inputs, labels))
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    generator = torch.Generator().manual_seed(0)
+    noisy = [
+        value + 1e-3 * value.norm() * torch.randn(value.shape, generator=generator)
+        for value in gradient
+    ]
+    knowledge = Knowledge(model, (8,), num_samples=1, loss=cross_entropy_of)
+
+    def findings(given: Any, inputs: Tensor) -> tuple[str, ...]:
+        update = InterceptedUpdate.of(model, gradient=given)
+        found = explained_share(update, knowledge, inputs, labels, {})
+        assert found.share > 0.99
+        return found.findings
+
+    (told,) = findings(noisy, inputs)
+    assert "no inputs near these explain much" in told
+    assert findings(gradient, inputs) == ()
+    # What moves of the inputs explain, and rounding, is not.
+    assert findings(gradient, inputs + 0.01 * inputs.flip(1)) == ()
+    assert findings(gradient, inputs + 1e-6 * inputs.flip(1)) == ()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks import uncertainty
-from fedleak.attacks.uncertainty import Around, error_of_gradient, error_of_signs, moved_by_half
+from fedleak.attacks.uncertainty import Around, error_of_signs, moved_by_half
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -35,6 +35,11 @@ def around(matrix: Tensor, inputs: Tensor, of_noise: Tensor | None = None) -> Ar
     )  # fmt: skip
 
 
+def error_of_gradient(*arguments: Any) -> float | None:
+    found = uncertainty.error_of_gradient(*arguments)
+    return None if found is None else found.error
+
+
 def rounding(matrix: Tensor) -> Tensor:
     return torch.full((len(matrix),), 1e-9, dtype=torch.float64)
 
@@ -46,6 +51,18 @@ def test_what_a_search_has_left_over_is_the_error(entries: int, unknowns: int, s
     off *= size * inputs.norm() / off.norm()
     found = error_of_gradient(around(matrix, inputs), matrix @ off, rounding(matrix))
     assert found == pytest.approx(size, rel=0.05)
+
+
+def test_a_rest_is_what_no_inputs_explain() -> None:
+    matrix, inputs = drawn(60, 10), drawn(1, 10, seed=1)
+    basis, _ = torch.linalg.qr(torch.cat([matrix, drawn(60, 1, seed=2)], dim=1))
+    within, beside = matrix @ drawn(10, seed=3), basis[:, 10]
+    within = within / within.norm()
+    for share in (0.0, 0.3, 1.0):
+        missed = 1e-3 * ((1 - share**2) ** 0.5 * within + share * beside)
+        found = uncertainty.error_of_gradient(around(matrix, inputs), missed, rounding(matrix))
+        assert found is not None
+        assert found.rest == pytest.approx(share, abs=1e-3)
 
 
 def test_inputs_that_change_nothing_stay_as_uncertain_as_before() -> None:

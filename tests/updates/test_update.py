@@ -475,3 +475,12 @@ def test_a_list_of_arrays_keeps_its_order_and_a_client_its_own_sent_weights(tmp_
     assert len(update_files(tmp_path)) == 3
     remove_round(tmp_path, 3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lazy_layer_that_was_never_called_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(BadInput, match=r"got `1\.weight` of a lazy layer: call the model once"):
+        InterceptedUpdate.of(model, gradient=[torch.zeros(3, 4), torch.zeros(3)])
+    model(torch.zeros(1, 4))
+    found = InterceptedUpdate.of(model, gradient=[torch.zeros(3, 4), torch.zeros(3)])
+    assert set(found.received) == {"1.weight", "1.bias"}
