@@ -30,15 +30,14 @@ MOST, LEAST, WORK = 64, 8, 3e7
 # not told from 0, for a loss that is computed in float64 and in float32 (by central differences).
 STEP = {True: 1e-6, False: 3e-3}
 RESOLVED = {True: 1e-5, False: 3e-4}
-# The first derivatives in the weights are taken with a tenth of the step as well, down to the least
-# step, until both agree.
-CHECKS, STEADY, LEAST_STEP = 4, 1e-4, 1e-10
 # Random moves by half of the distance from the guess.
 MOVES = 4
 HALF = 0.5
-# Entries differ in scale from this ratio of the largest distance from the guess to this quantile,
-# and vary by at least this share of that.
-OTHER_SCALE, LOW, LOW_SHARE = 1e3, 0.25, 0.1
+# Entries differ in scale from this largest distance from the guess on, and from this ratio of it to
+# this quantile; they vary by at least this share of that.
+UNUSUAL, OTHER_SCALE, LOW, LOW_SHARE = 100.0, 1e3, 0.25, 0.1
+# Numbers in a derivative that is computed column by column, which is more exact.
+COLUMNS = 3e6
 # What is missed is rounding up to this many times that of the entry, as of sums.
 BY_ROUNDING = 30.0
 # Vectors whose rest is smaller than this, of a length of 1, are dependent.
@@ -46,7 +45,7 @@ DEPENDENT = 1e-8
 TINY = 1e-300
 # Least spread of an entry, over the largest spread by rounding; of a gradient in float32, over its
 # largest entry: smaller entries are rounding.
-LOWEST, ROUNDED = 1e-9, 1e-6
+LOWEST, ROUNDED = 1e-4, 1e-6
 
 
 class Estimate(NamedTuple):
@@ -98,17 +97,17 @@ class Around:
     def unit(self) -> Tensor:
         """What each entry of the inputs varies by beforehand, in the shape of the inputs.
 
-        It is the root mean square of the entries' distances from the guess. Where these differ by
-        orders of magnitude, as of a table's columns that are not standardised, it is each entry's
-        own distance, or a share of the lower ones.
+        It is the root mean square of the entries' distances from the guess. Where some are large
+        and they differ by orders of magnitude, as of a table's columns that are not standardised,
+        it is each entry's own distance, or a share of the lower ones.
         """
         own = (self.inputs - self.guess).abs().double()
         mean = torch.full_like(own, self.distance / own.numel() ** 0.5)
-        moved = own[own > 0]
-        if self.inputs.dim() > 2 or not len(moved):
+        most = float(own.max())
+        if self.inputs.dim() > 2 or most < UNUSUAL:
             return mean
-        low = float(moved.quantile(LOW))
-        if float(own.max()) < OTHER_SCALE * low:
+        low = float(own[own > 0].quantile(LOW))
+        if most < OTHER_SCALE * low:
             return mean
         return own.clamp_min(LOW_SHARE * low)
 
@@ -216,10 +215,16 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     other = other - common.T @ (common @ other)
     starts = [*common, other / other.norm().clamp_min(TINY)]
     wanted = None
-    if missed is not None:
-        wanted = derivative.transposed(missed / spread.square())
-        starts.insert(0, wanted)
-    basis, image = _krylov(derivative, starts, around.dimensions)
+    unknowns = len(other)
+    if unknowns <= around.dimensions and unknowns * len(spread) <= COLUMNS:
+        columns = derivative.columns()
+        basis, image = torch.eye(unknowns, dtype=torch.float64), columns.T @ columns
+        wanted = None if missed is None else columns.T @ (missed / spread)
+    else:
+        if missed is not None:
+            wanted = derivative.transposed(missed / spread.square())
+            starts.insert(0, wanted)
+        basis, image = _krylov(derivative, starts, around.dimensions)
     precision, vectors = torch.linalg.eigh(basis @ image.T)
     vectors = basis.T @ vectors
     lost = RESOLVED[around.in_float64] ** 2 * precision[-1]
@@ -300,8 +305,7 @@ class _Derivative:
 
     def __init__(self, around: Around, spread: Tensor) -> None:
         self._around, self._spread = around, spread
-        self._step = self._weight_step = STEP[around.in_float64]
-        self._checks = CHECKS if around.in_float64 else 0
+        self._step = STEP[around.in_float64]
         self._unit = around.unit
         self.base = around.gradient(around.inputs, around.noise)
         self._input_base = self._of_inputs(torch.zeros_like(around.weights))
@@ -315,37 +319,29 @@ class _Derivative:
         """The same of inputs in their shape and their own units."""
         return self.padded((inputs.double() / self._unit).flatten().cpu())
 
+    def columns(self) -> Tensor:
+        """``S^-1/2 J`` ``(entries, unknowns)``."""
+        unit = torch.eye(len(self._input_base), dtype=torch.float64)
+        return torch.stack([self._along(one, self._step) / self._spread for one in unit], dim=1)
+
     def squared(self, vector: Tensor) -> Tensor:
         """``J^T S^-1 J`` times unknowns of length 1."""
         # Each is moved by the step, in its unit.
-        step = self._step * len(vector) ** 0.5
-        if self._around.in_float64:
-            change = (self._moved(step * vector) - self.base) / step
-        else:
-            change = (self._moved(step * vector) - self._moved(-step * vector)) / (2 * step)
+        change = self._along(vector, self._step * len(vector) ** 0.5)
         return self.transposed(change / self._spread.square())
+
+    def _along(self, vector: Tensor, step: float) -> Tensor:
+        """``J`` times unknowns of length 1, by a step along them."""
+        if self._around.in_float64:
+            return (self._moved(step * vector) - self.base) / step
+        return (self._moved(step * vector) - self._moved(-step * vector)) / (2 * step)
 
     def transposed(self, vector: Tensor) -> Tensor:
         """``J^T`` times a vector of entries: how the inputs' gradient changes with the weights."""
         length = float(vector.norm())
         if not length:
             return torch.zeros_like(self._input_base)
-        vector = vector / length * float(self._around.weights.norm().clamp_min(TINY))
-        found = self._along(vector)
-        # Weights that inputs of another size are multiplied with take a smaller step.
-        while self._checks and self._weight_step > LEAST_STEP:
-            self._weight_step /= 10
-            finer = self._along(vector)
-            if float((finer - found).norm()) <= STEADY * float(finer.norm()):
-                self._weight_step *= 10
-                self._checks -= 1
-                break
-            found = finer
-        return found * length / float(self._around.weights.norm().clamp_min(TINY))
-
-    def _along(self, vector: Tensor) -> Tensor:
-        """The derivative of the inputs' gradient along weights of their own length."""
-        step = self._weight_step
+        step = self._step * float(self._around.weights.norm().clamp_min(TINY)) / length
         if self._around.in_float64:
             return (self._of_inputs(step * vector) - self._input_base) / step
         return (self._of_inputs(step * vector) - self._of_inputs(-step * vector)) / (2 * step)
