@@ -216,7 +216,8 @@ def explained_share(
                 return _compare(*arguments, None)
             except Exception as error:  # of the user's own code
                 return Explained(math.nan, reason=f"the model fails: {first_line(error)}")
-        if found.share < SETTLED_FROM and not found.by_guess:
+        linear = update.protocol == "fedsgd" or knowledge.local.is_linear
+        if linear and found.share < SETTLED_FROM and not found.by_guess:
             # The gradient of a confident model is a difference of nearly equal numbers, which is
             # that of the true inputs in the client's precision alone.
             with suppress(Exception):
