@@ -12,6 +12,7 @@ from .attacks.base import Progress as Progress
 from .attacks.base import Reconstruction as Reconstruction
 from .attacks.dlg import DLG as DLG
 from .attacks.dlg import IDLG as IDLG
+from .attacks.exact_batch import ExactBatch as ExactBatch
 from .attacks.exact_nra import RGAP as RGAP
 from .attacks.exact_nra import ExactNRA as ExactNRA
 from .attacks.iga import IGA as IGA

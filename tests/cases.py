@@ -14,7 +14,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import DLG, IDLG, IGA, NRA, RGAP, Analytic, Attack, ExactNRA, PartialIGA
+from fedleak.attacks import (
+    DLG,
+    IDLG,
+    IGA,
+    NRA,
+    RGAP,
+    Analytic,
+    Attack,
+    ExactBatch,
+    ExactNRA,
+    PartialIGA,
+)
 from fedleak.models import DMLP, SMLP, LeNet, LeNetR, Precode, ResNet18, record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge, batch_loss
@@ -111,6 +122,7 @@ ATTACKS = (
     AttackCase(DLG, {"iterations": 1}),
     AttackCase(IDLG, {"iterations": 4, "optimizer": "adam", "learning_rate": 0.1}),
     AttackCase(Analytic, {}),
+    AttackCase(ExactBatch, {"starts": 64, "rows": 4}),
     AttackCase(
         ExactNRA,
         {

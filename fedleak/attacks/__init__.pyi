@@ -5,6 +5,7 @@ from .base import Progress as Progress
 from .base import Reconstruction as Reconstruction
 from .dlg import DLG as DLG
 from .dlg import IDLG as IDLG
+from .exact_batch import ExactBatch as ExactBatch
 from .exact_nra import RGAP as RGAP
 from .exact_nra import ExactNRA as ExactNRA
 from .iga import IGA as IGA

@@ -134,6 +134,8 @@ class Reconstruction:
             caller of the plugin sets it.
         rows: path of an embedding -> numbers of its rows that the samples touched, ascending;
             empty where they were not read.
+        error_bounds: bound on the Euclidean norm of each input's error, ``(num_samples,)``, of an
+            attack that certifies samples; infinite of one that is a guess. If None, it does not.
     """
 
     inputs: Tensor
@@ -145,6 +147,7 @@ class Reconstruction:
     findings: tuple[str, ...] = ()
     explained: float = math.nan
     rows: Tensors = field(default_factory=dict)
+    error_bounds: Tensor | None = None
 
     @property
     def supported(self) -> bool:
@@ -599,6 +602,7 @@ def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate)
         labels=result.labels.detach().cpu(),
         noise={name: value.detach().cpu() for name, value in result.noise.items()},
         rows={name: value.detach().cpu() for name, value in result.rows.items()},
+        error_bounds=None if result.error_bounds is None else result.error_bounds.detach().cpu(),
     )
     found = explained_share(
         update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out

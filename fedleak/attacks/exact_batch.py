@@ -1,0 +1,302 @@
+"""Exact batches: whole batches out of one gradient, each sample with a certificate."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.base import (
+    Attack,
+    Family,
+    NoiseUse,
+    Problem,
+    Progress,
+    Reconstruction,
+    Report,
+)
+from fedleak.attacks.exact_batches.network import Network, read_network
+from fedleak.attacks.exact_batches.pixel_levels import pixel_levels
+from fedleak.attacks.exact_batches.recovery import Recovery
+from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+from fedleak.attacks.labels import recover_labels
+from fedleak.errors import BadInput, require
+from fedleak.updates.knowledge import Knowledge
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ExactBatch(Attack):
+    """Recovers the samples of a batch by linear algebra and certifies each of them.
+
+    For networks of linear layers with ReLU between them and a cross entropy. The gradient of a
+    hidden layer is ``sum_i d_i (h_i, 1)^T`` over the samples, with the layer's input h and the
+    sample's signal d, the gradient of the loss with respect to the layer's output. Samples are
+    found one after the other and subtracted from the gradient that came, by four stages, of which
+    the first that finds one is followed by the first again:
+
+    - A unit of the first layer that is active for one remaining sample alone: its row of the
+      gradient is a multiple of the sample (Shariati and Meybodi 2026; Fowl et al. 2022).
+    - A unit that is active for two to four remaining samples of 8-bit pixels: integer relations
+      between differences of neighbouring pixels give the samples
+      (:mod:`fedleak.attacks.exact_batches.row_integers`).
+    - A whole signal of the last hidden layer: each entry is 0 or the head's column times the
+      sample's residual, softmax minus one-hot label, a mixture of two linear regressions
+      (:mod:`fedleak.attacks.exact_batches.two_state`). Behind one hidden layer or more, the zeros
+      of the ReLU then settle that layer's input and the sample
+      (:mod:`fedleak.attacks.exact_batches.descent`).
+    - All remaining signals of a network with one hidden layer together
+      (:mod:`fedleak.attacks.exact_batches.closure`).
+
+    8-bit images are rounded to their levels where every pixel is near one, so that no error is
+    passed on. A sample is certified if the gradient that the model computes for it lies in the span
+    of the columns of what is left, its input in the span of the rows, their pairing is 1, so that
+    subtracting it lowers the rank by one, and its signal is the one that was found, each up to
+    rounding (:mod:`fedleak.attacks.exact_batches.certificate`). The result has a bound on each
+    certified sample's error. What is not certified is a guess, the mean of what is left; it stands
+    last, with a bound of infinity, unless the labels were told, in whose order the samples stand.
+
+    The cost is the share of the norm of the first layer's gradient that is left.
+
+    Args:
+        starts: highest number of random starts for signals in succession that find nothing, at
+            least 0.
+        rows: highest number of rows in succession that are taken apart and give nothing, at least
+            0.
+        levels: whether images are rounded to 8-bit levels where they are near.
+        accuracy: largest bound on the norm of a certified sample's error, on the scale before
+            normalisation, positive.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    name: ClassVar[str] = "exact_batch"
+    paper: ClassVar[str] = (
+        "this project, after Shariati and Meybodi 2026, and SPEAR, NeurIPS 2024, "
+        "https://arxiv.org/abs/2403.03945"
+    )
+    family: ClassVar[Family] = "analytic"
+    needs: ClassVar[str] = "one gradient; linear layers with ReLU; cross entropy"
+    noise: ClassVar[NoiseUse] = "refused"
+    needs_first_linear: ClassVar[bool] = True
+    boxed: ClassVar[bool] = True
+
+    starts: int = 2000
+    rows: int = 60
+    levels: bool = True
+    accuracy: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "rows"):
+            count = getattr(self, name)
+            require(count >= 0, f"Expected `{name}` to be at least 0, got {count}.")
+        require(
+            0 < self.accuracy < math.inf,
+            f"Expected `accuracy` to be a positive number, got {self.accuracy}.",
+        )
+
+    def refuses(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`Attack.refuses`."""
+        reason = super().refuses(knowledge)
+        if reason is not None:
+            return reason
+        if knowledge.steps > 1 or knowledge.number_of_clients > 1:
+            return (
+                f"{self.name} needs the gradient of one batch and the update is of "
+                f"{knowledge.steps} steps of {knowledge.number_of_clients} clients"
+            )
+        found = read_network(knowledge)
+        if isinstance(found, str):
+            return f"{self.name} needs a cross entropy of linear layers with ReLU between, but {found}"
+        return None
+
+    def run(self, problem: Problem, report: Report) -> Reconstruction:
+        """See :meth:`Attack.run`.
+
+        Raises:
+            BadInput: if the update does not tell of a layer, or tells its gradient up to bounds
+                alone.
+        """
+        facts = replace(problem.knowledge, model=problem.model)
+        network = read_network(facts, problem.loss)
+        assert isinstance(network, Network)  # by :meth:`refuses`
+        self._check(problem, network)
+        generator = problem.generator
+        remainder = Remainder(
+            network, network.gradients(problem.gradient), facts.num_samples, generator,
+            _of_weights(problem, network),
+        )  # fmt: skip
+        recovery = Recovery(
+            remainder=remainder,
+            bounds=_flat_bounds(facts),
+            levels=pixel_levels(facts, network.unit) if self.levels else None,
+            shape=tuple(facts.input_shape),
+            head_bias=_head_bias(problem, network),
+            generator=generator,
+            starts=self.starts,
+            rows=self.rows,
+            progress=_progress(report, facts.num_samples),
+        )
+        recovery.run()
+        return self._result(problem, recovery)
+
+    def _check(self, problem: Problem, network: Network) -> None:
+        untold = [name for name in network.names if f"{name}.weight" in problem.left_out]
+        require(
+            not untold,
+            f"Expected an update that tells of every linear layer, got none of "
+            f"`{untold[0] if untold else ''}.weight`.",
+        )
+        require(
+            not problem.deviation,
+            f"Expected a gradient for {self.name}, got a step of {problem.knowledge.local.optimizer} "
+            "that tells it up to bounds alone.",
+        )
+
+    def _result(self, problem: Problem, recovery: Recovery) -> Reconstruction:
+        facts, remainder = problem.knowledge, recovery.remainder
+        found, missing = remainder.found, remainder.missing
+        largest = float(torch.tensor(facts.std).max())
+        certified = found.bounds * largest <= self.accuracy
+        found = found[torch.cat([certified.nonzero(), (~certified).nonzero()]).flatten()]
+        bounds = torch.where(found.bounds * largest <= self.accuracy, found.bounds, torch.inf)
+        inputs = found.inputs.repeat_interleave(found.counts, dim=0)
+        labels = found.labels.repeat_interleave(found.counts)
+        bounds = bounds.repeat_interleave(found.counts)
+        if missing:
+            guess = _mean_left(remainder, _flat_bounds(facts))
+            inputs = torch.cat([inputs, guess.expand(missing, -1)])
+            labels = torch.cat([labels, _labels_left(problem, labels)])
+            bounds = torch.cat([bounds, bounds.new_full((missing,), torch.inf)])
+        if facts.labels is not None:
+            order = _order_of(labels, facts.labels.cpu())
+            inputs, labels, bounds = inputs[order], labels[order], bounds[order]
+        low, high = _flat_bounds(facts)
+        like = problem.gradient[f"{remainder.network.names[0]}.weight"]
+        left = float(remainder.matrix(0).norm() / remainder.gradients[0].norm())
+        return Reconstruction(
+            inputs=torch.minimum(torch.maximum(inputs, low), high)
+            .reshape(problem.batch_shape)
+            .to(like),
+            labels=labels.to(like.device),
+            costs=[(0, left)],
+            findings=_findings(recovery, bounds),
+            error_bounds=bounds,
+        )
+
+
+def _of_weights(problem: Problem, network: Network) -> list[Tensor]:
+    """Standard deviation of the error that the rounding of weights adds to each row's entries."""
+    facts = problem.knowledge
+    found = []
+    for layer in range(network.hidden):
+        weight = network.weights[layer]
+        sizes = weight.square().mean(dim=1).sqrt()
+        rate = facts.learning_rate or 1.0
+        found.append(network.unit * sizes / rate if facts.protocol != "fedsgd" else 0 * sizes)
+    return found
+
+
+def _flat_bounds(facts: Knowledge) -> tuple[Tensor, Tensor]:
+    low, high = (bound.double().expand(facts.input_shape).flatten() for bound in facts.bounds)
+    return low, high
+
+
+def _head_bias(problem: Problem, network: Network) -> Tensor | None:
+    name = f"{network.names[-1]}.bias"
+    if not network.has_bias(network.hidden) or name in problem.left_out:
+        return None
+    return problem.gradient[name].double().cpu()
+
+
+def _progress(report: Report, samples: int) -> Callable[[int], None]:
+    return lambda found: report(Progress(found, samples, 1 - found / max(samples, 1)))
+
+
+def _mean_left(remainder: Remainder, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean of the samples that are left, weighted by their signals, ``(1, entries)``."""
+    matrix = remainder.matrix(0)
+    if remainder.network.has_bias(0):
+        bias = matrix[:, -1]
+        mean = (bias @ matrix[:, :-1]) / bias.square().sum().clamp_min(1e-300)
+    else:
+        mean = matrix.abs().mean(dim=0)
+        mean = mean / mean.max().clamp_min(1e-300)
+    low, high = bounds
+    return torch.minimum(torch.maximum(mean, low), high)[None]
+
+
+def _labels_left(problem: Problem, found: Tensor) -> Tensor:
+    """The labels of the samples that were not found: those that are told or recovered, less them.
+
+    Where they cannot be recovered, class 0 stands for each.
+    """
+    facts = problem.knowledge
+    try:
+        labels = facts.labels
+        if labels is None:
+            labels = recover_labels(problem.model, problem.gradient, facts, problem.loss)
+        left = labels.tolist()
+    except BadInput:
+        left = [0] * facts.num_samples
+    for label in found.tolist():
+        if label in left:
+            left.remove(label)
+    number = facts.num_samples - len(found)
+    return torch.tensor((left + [0] * number)[:number], dtype=torch.long)
+
+
+def _order_of(labels: Tensor, told: Tensor) -> Tensor:
+    """Numbers of the samples in the order of the told labels; the others fill what is left."""
+    free = list(range(len(labels)))
+    order: list[int | None] = []
+    for label in told.tolist():
+        at = next((i for i in free if int(labels[i]) == label), None)
+        order.append(at)
+        if at is not None:
+            free.remove(at)
+    return torch.tensor([free.pop(0) if at is None else at for at in order], dtype=torch.long)
+
+
+def _findings(recovery: Recovery, bounds: Tensor) -> tuple[str, ...]:
+    """What there is to say about the samples, a sentence each."""
+    remainder = recovery.remainder
+    certified, batch = int(bounds.isfinite().sum()), remainder.batch
+    text = f"{certified} of {batch} samples certified"
+    if certified:
+        text += f", norm of the error at most {float(bounds[bounds.isfinite()].max()):.1e}"
+    found = [text]
+    if recovery.sources:
+        stages = ", ".join(f"{number} {stage}" for stage, number in recovery.sources.items())
+        found.append(f"found by stage: {stages}")
+    repeated = int((remainder.found.counts > 1).sum())
+    if repeated:
+        found.append(f"{repeated} samples occur more than once in the batch")
+    if remainder.missing:
+        rank = remainder.factors(0, weighted=True).rank
+        found.append(
+            f"{remainder.missing} samples missing, what is left of the gradient of "
+            f"{remainder.network.names[0]} has rank {rank}"
+        )
+        if rank < remainder.missing:
+            found.append(
+                f"{remainder.missing - rank} samples are present and leave less than the rounding "
+                "of the gradient, as those that the model classifies with certainty"
+            )
+    if certified < batch:
+        guesses = (~bounds.isfinite()).nonzero().flatten().tolist()
+        found.append(f"guesses, not certified: samples {_ranges(guesses)}")
+    return tuple(found)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as a text, runs in short: ``3, 5 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, dict.fromkeys(run))) for run in runs)

@@ -1,0 +1,191 @@
+"""Samples that are alone in a row of the gradient: read, certified, subtracted, and again."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.exact_batches.certificate import Tolerances, agreement
+from fedleak.attacks.exact_batches.client_residuals import fit_residuals
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
+from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+
+# A row counts from this many standard deviations of its rounding on.
+LEAST_SIZE = 8.0
+# How far outside of its range an input may lie, as a share of the range.
+OUTSIDE = 1e-3
+# Highest number of equal samples that is recognised.
+MOST_EQUAL = 4
+# Relative distance up to which two samples are the same.
+SAME = 1e-3
+# A row of several samples changes when one of them is subtracted, by more than this share.
+CHANGED = 1e-3
+
+
+class Candidates(NamedTuple):
+    """Samples that a row of what is left of the first layer's gradient may hold.
+
+    Args:
+        inputs: ``(candidates, entries)``.
+        rounded: whether the pixels were rounded to levels, ``(candidates,)``.
+        rows: number of the row, ``(candidates,)``.
+        amplitudes: factor of the sample in that row, ``(candidates,)``.
+    """
+
+    inputs: Tensor
+    rounded: Tensor
+    rows: Tensor
+    amplitudes: Tensor
+
+    def __add__(self, other: "Candidates") -> "Candidates":  # type: ignore[override]
+        return Candidates(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+@dataclass
+class Cascade:
+    """The cascade over rows in which one sample is left (Shariati and Meybodi 2026).
+
+    Where unit j of the first layer is active for one remaining sample alone, row j of the layer's
+    gradient is a multiple of its input: the bias's entry, or the levels of 8-bit pixels, give the
+    factor. The sample's subtraction leaves other samples alone in their rows.
+
+    Args:
+        remainder: what is left of the gradient; samples are subtracted from it.
+        bounds: lowest and highest valid input, normalised, ``(entries,)`` each.
+        levels: levels of 8-bit pixels; None of other samples.
+    """
+
+    remainder: Remainder
+    bounds: tuple[Tensor, Tensor]
+    levels: PixelLevels | None
+
+    def run(self) -> int:
+        """Subtract samples until no row has one alone.
+
+        Returns:
+            Number of samples that were found.
+        """
+        before = len(self.remainder.found)
+        seen = torch.zeros_like(self.remainder.gradients[0])
+        while self.remainder.missing > 0:
+            fit_residuals(self.remainder)
+            matrix = self.remainder.matrix(0)
+            changed = (matrix - seen).abs().amax(dim=1) > CHANGED * matrix.abs().amax(dim=1)
+            seen = matrix.clone()
+            large = matrix.abs().amax(dim=1) > LEAST_SIZE * self.remainder.rounding(0)
+            rows = (changed & large).nonzero().flatten()
+            found = self.certified(self.of_rows(matrix, rows))
+            if len(found) == 0:
+                break
+            self.remainder.add(found)
+        return len(self.remainder.found) - before
+
+    def of_rows(self, matrix: Tensor, rows: Tensor) -> Candidates:
+        """What rows hold if each holds a single sample.
+
+        Args:
+            matrix: what is left of the first layer's gradient.
+            rows: numbers of the rows.
+        """
+        if self.remainder.network.has_bias(0):
+            return self._by_bias(matrix[rows], rows)
+        return self._by_levels(matrix[rows], rows)
+
+    def _by_bias(self, values: Tensor, rows: Tensor) -> Candidates:
+        factor = values[:, -1:]
+        usable = factor.abs().flatten() > LEAST_SIZE * self.remainder.rounding(0)[rows]
+        values, rows = values[usable], rows[usable]
+        inputs = values[:, :-1] / values[:, -1:]
+        low, high = self.bounds
+        span = torch.where((high - low).isfinite(), high - low, 0.0)
+        inside = ((inputs >= low - OUTSIDE * span) & (inputs <= high + OUTSIDE * span)).all(dim=1)
+        inputs, rows = inputs[inside], rows[inside]
+        rounded = torch.zeros(len(rows), dtype=torch.bool)
+        if self.levels is not None:
+            exact, rounded = self.levels.round(inputs)
+            inputs = torch.where(rounded[:, None], exact, inputs)
+        return self._candidates(inputs, rounded, rows)
+
+    def _by_levels(self, values: Tensor, rows: Tensor) -> Candidates:
+        found = Candidates(
+            values[:0], torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.long),
+            values[:0, 0],
+        )  # fmt: skip
+        if self.levels is None or not self.levels.is_plain:
+            return found
+        low, high = values.amin(dim=1), values.amax(dim=1)
+        largest = torch.maximum(low.abs(), high.abs())
+        one_sign = torch.minimum(low.abs(), high.abs()) <= OUTSIDE * largest
+        one_sign |= low * high >= 0
+        for value, row in zip(values[one_sign], rows[one_sign], strict=True):
+            inputs = self.levels.scaled(value)
+            if len(inputs):
+                good = torch.ones(len(inputs), dtype=torch.bool)
+                found = found + self._candidates(inputs, good, row.expand(len(inputs)))
+        return found
+
+    def certified(self, candidates: Candidates) -> Samples:
+        """Those candidates that have a certificate, each once.
+
+        Args:
+            candidates: what rows may hold.
+        """
+        remainder, network = self.remainder, self.remainder.network
+        trace = network.trace(candidates.inputs)
+        inputs = network.extended(0, candidates.inputs)
+        amplitude = candidates.amplitudes
+        factors = remainder.factors(0, weighted=True)
+        least = torch.full((len(inputs),), torch.inf, dtype=torch.float64)
+        labels, counts = torch.zeros(2, len(inputs), dtype=torch.long)
+        residuals = torch.zeros(len(inputs), network.classes, dtype=torch.float64)
+        for label in range(network.classes):
+            named = torch.full((len(inputs),), label)
+            own = network.residuals(trace.softmax, named)
+            signals = network.signals(trace.masks, own)[0]
+            entry = signals.gather(1, candidates.rows[:, None])[:, 0]
+            times = (amplitude / entry).nan_to_num(0).round().clamp(1, MOST_EQUAL)
+            off = ((amplitude - times * entry) / amplitude).abs()
+            agrees = agreement(factors, times[:, None] * signals, inputs)
+            good = torch.zeros_like(candidates.rounded)
+            for rounded in (False, True):
+                tolerances = Tolerances.of(network.unit, rounded=rounded)
+                holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
+                good |= holds & (candidates.rounded == rounded)
+            better = good & (agrees.columns < least)
+            least = torch.where(better, agrees.columns, least)
+            labels, counts = torch.where(better, named, labels), torch.where(better, times.long(), counts)
+            residuals = torch.where(better[:, None], times[:, None] * own, residuals)
+        bounds = self._error_bounds(candidates, amplitude)
+        found = Samples(candidates.inputs, labels, counts, residuals, bounds)
+        return self.distinct(found[least.isfinite()], least[least.isfinite()])
+
+    def _error_bounds(self, candidates: Candidates, amplitude: Tensor) -> Tensor:
+        """Bounds on the norms of the errors: rounding over the amplitude; 0 of whole levels."""
+        size = candidates.inputs.shape[1] ** 0.5
+        noise = LEAST_SIZE * self.remainder.rounding(0)[candidates.rows] * size
+        return torch.where(candidates.rounded, 0.0, noise / amplitude.abs())
+
+    def _candidates(self, inputs: Tensor, rounded: Tensor, rows: Tensor) -> Candidates:
+        """Candidates that are alone in their rows."""
+        entering = self.remainder.network.extended(0, inputs)
+        values = self.remainder.matrix(0)[rows]
+        amplitudes = (values * entering).sum(dim=1) / entering.square().sum(dim=1)
+        return Candidates(inputs, rounded, rows, amplitudes)
+
+    def distinct(self, found: Samples, error: Tensor) -> Samples:
+        """Each sample once, in the form that agrees best; none that was found before.
+
+        Args:
+            found: certified samples.
+            error: the smaller, the better one agrees, ``(samples,)``.
+        """
+        before = self.remainder.found.inputs
+        kept: list[int] = []
+        for at in error.argsort().tolist():
+            others = torch.cat([before, found.inputs[kept]])
+            near = (others - found.inputs[at]).norm(dim=1) <= SAME * found.inputs[at].norm()
+            if not bool(near.any()):
+                kept.append(at)
+        found = found[torch.tensor(kept, dtype=torch.long)]
+        return found[found.counts.cumsum(0) <= self.remainder.missing]

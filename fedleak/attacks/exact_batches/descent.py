@@ -1,0 +1,168 @@
+"""From a sample's signal in the last hidden layer down to the sample, with no other one known."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.exact_batches.factorisation import Factors
+from fedleak.attacks.exact_batches.network import Network
+from fedleak.attacks.exact_batches.remainder import Remainder
+from fedleak.attacks.exact_batches.two_state import Signals
+
+# Rounds of reweighted least squares, the weights' last width, and the cost of a negative entry
+# relative to that of a positive one.
+ITERATIONS = 40
+NARROWER = 0.75
+FIRST_WIDTH = 0.3
+LAST_WIDTH = 1e-7
+NEGATIVE = 20.0
+# An entry counts as 0 up to this share of the largest.
+ZERO = 1e-3
+# Equations for each unknown, at least.
+EQUATIONS = 1.1
+# Bounds are this many standard deviations of the equations' residuals.
+DEVIATIONS = 6.0
+
+
+class Descended(NamedTuple):
+    """Samples, with what the equations say of them.
+
+    Args:
+        inputs: ``(samples, entries)``.
+        labels: ``(samples,)``.
+        signals: signals in the last hidden layer, ``(samples, units)``.
+        bounds: bound on the norm of each input's error, from the residuals of the equations that
+            gave it, ``(samples,)``.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    signals: Tensor
+    bounds: Tensor
+
+
+class _Solution(NamedTuple):
+    """A vector in the span of some rows, and a bound on its error's norm."""
+
+    value: Tensor
+    bound: float
+
+
+def descend(remainder: Remainder, signals: Signals) -> list[Descended]:
+    """The samples with these signals.
+
+    The input h of the last hidden layer is an output of a ReLU: no entry is negative, many are 0,
+    it lies in the span of the rows, and its pairing with the signal is known. These settle it.
+    Where a unit of a layer below is active, its output is linear in the layer's input, which lies
+    in the span of that layer's rows: a least-squares problem, layer by layer down to the sample.
+
+    Args:
+        remainder: what is left of the gradient; its network has at least two hidden layers, each
+            with a bias.
+        signals: signals of its last hidden layer, in the basis of the factors' columns.
+
+    Returns:
+        One sample for each signal that has enough equations.
+    """
+    network = remainder.network
+    last = network.hidden - 1
+    factors = remainder.factors(last)
+    coordinates, residuals = signed(signals)
+    found = []
+    for own, residual in zip(coordinates, residuals, strict=True):
+        hidden = _settled(factors.rows, own / factors.sizes)
+        # The entry of the bias is 1: it tells the signal's scale.
+        factor = hidden.value[-1]
+        if not float(factor) > 0:
+            continue
+        output = _Solution(hidden.value[:-1] / factor, hidden.bound / float(factor))
+        for layer in reversed(range(last)):
+            below = _input_of(network, layer, remainder.factors(layer), output)
+            if below is None:
+                break
+            output = below
+        else:
+            found.append(
+                Descended(
+                    output.value[None],
+                    residual.argmin()[None],
+                    (factors.columns @ (own * factor))[None],
+                    torch.tensor([output.bound], dtype=torch.float64),
+                )
+            )
+    return found
+
+
+def signed(signals: Signals) -> tuple[Tensor, Tensor]:
+    """Coordinates and residuals with the sign for which the label's residual is negative.
+
+    It is the only negative one, and so the largest.
+
+    Args:
+        signals: signals up to a factor each.
+    """
+    largest = signals.residuals.abs().argmax(dim=1, keepdim=True)
+    sign = -signals.residuals.gather(1, largest).sign()
+    return sign * signals.coordinates, sign * signals.residuals
+
+
+def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
+    """The vector in the rows' span without negative entries that has a pairing of 1.
+
+    Of all vectors with the pairing, the one with the smallest sum of entries of which none is
+    negative, by reweighted least squares; then least squares on its entries of 0.
+
+    Args:
+        rows: orthonormal rows, ``(rank, in + 1)``; the last entry is the bias's.
+        pairing: the linear function of the coordinates that is 1, ``(rank,)``.
+    """
+    entries = rows[:, :-1]
+    weights = torch.ones(entries.shape[1], dtype=rows.dtype)
+    value, width = weights, FIRST_WIDTH
+    for _ in range(ITERATIONS):
+        value = _paired(entries, weights, pairing) @ entries
+        size = value.square().mean().sqrt()
+        weights = torch.where(value < 0, NEGATIVE, 1.0) / (value.abs() / size).clamp_min(width)
+        width = max(width * NARROWER, LAST_WIDTH)
+    zero = (value.abs() <= ZERO * value.abs().max()).to(rows)
+    count, unknowns = int(zero.sum()), len(rows)
+    if count < EQUATIONS * unknowns:
+        return _Solution(value.new_zeros(rows.shape[1]), torch.inf)
+    coordinates = _paired(entries, zero, pairing)
+    off = ((coordinates @ entries) * zero).norm() / max(count - unknowns + 1, 1) ** 0.5
+    spread = torch.linalg.svdvals(entries * zero).clamp_min(1e-12)[: unknowns - 1]
+    bound = DEVIATIONS * float(off) * float(spread.pow(-2).sum().sqrt())
+    return _Solution(coordinates @ rows, bound)
+
+
+def _paired(entries: Tensor, weights: Tensor, pairing: Tensor) -> Tensor:
+    """Coordinates of least weighted squares whose pairing is 1."""
+    system = (entries * weights) @ entries.T
+    diagonal = system.diagonal()
+    diagonal += 1e-15 * diagonal.mean()
+    solution = torch.linalg.solve_ex(system, pairing[:, None]).result[:, 0]
+    return solution / (pairing @ solution)
+
+
+def _input_of(
+    network: Network, layer: int, factors: Factors, output: _Solution
+) -> _Solution | None:
+    """A layer's input from its output where that is active; None with too few equations."""
+    weight, bias = network.weights[layer], network.biases[layer]
+    assert bias is not None
+    # Outputs of 0 come with errors, of which negative ones show the size.
+    least = 3 * max(-float(output.value.min()), 0.0)
+    active = output.value > least
+    if int(active.sum()) < EQUATIONS * factors.rank:
+        return None
+    whole = torch.cat([weight, bias[:, None]], dim=1)[active]
+    # That the input's last entry is 1 is an equation too.
+    system = torch.cat([whole @ factors.rows.T, factors.rows[None, :, -1]])
+    right = torch.cat([output.value[active], output.value.new_ones(1)])
+    fit = torch.linalg.lstsq(system, right[:, None], driver="gelsd")
+    coordinates = fit.solution[:, 0]
+    off = (system @ coordinates - right).norm() / max(len(right) - factors.rank, 1) ** 0.5
+    sizes = fit.singular_values.clamp_min(1e-300)
+    bound = DEVIATIONS * float(off) * float(sizes.pow(-2).sum().sqrt())
+    return _Solution((coordinates @ factors.rows)[:-1], bound + output.bound / float(sizes.min()))

@@ -1,0 +1,242 @@
+"""The stages together: samples alone in a row, rows taken apart, signals, closure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.exact_batches.cascade import Candidates, Cascade
+from fedleak.attacks.exact_batches.certificate import LEAST_SPARE, Tolerances, agreement
+from fedleak.attacks.exact_batches.closure import closed_inputs
+from fedleak.attacks.exact_batches.descent import Descended, descend, signed
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
+from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+from fedleak.attacks.exact_batches.row_integers import take_apart
+from fedleak.attacks.exact_batches.two_state import Signals, TwoStates
+
+# Numbers of one computation of random starts.
+NUMBERS = 2**22
+MOST_AT_ONCE = 64
+# Shares of random softmaxes in the starts.
+SPREADS = (0.0, 0.3, 1.0)
+# Of the tolerance of a signal, in float32 and in float64.
+SIGNAL = (1e-3, 1e-6)
+
+
+@dataclass
+class Recovery:
+    """Finds the samples of a batch, from what is left of its gradient.
+
+    Args:
+        remainder: what is left; samples are subtracted from it.
+        bounds: lowest and highest valid input, normalised, ``(entries,)`` each.
+        levels: levels of 8-bit pixels; None of other samples.
+        shape: shape of a sample.
+        head_bias: gradient of the head's bias, ``(classes,)``; None if it has none.
+        generator: source of random draws.
+        starts: highest number of random starts in succession that find nothing.
+        rows: highest number of rows that are taken apart in succession and give nothing.
+        progress: called from time to time with the number of samples found.
+
+    Attributes:
+        sources: stage -> number of samples that it found.
+    """
+
+    remainder: Remainder
+    bounds: tuple[Tensor, Tensor]
+    levels: PixelLevels | None
+    shape: tuple[int, ...]
+    head_bias: Tensor | None
+    generator: torch.Generator
+    starts: int
+    rows: int
+    progress: Callable[[int], None]
+    sources: dict[str, int] = field(default_factory=dict)
+    _tried: dict[int, Tensor] = field(default_factory=dict)
+    _spreads: list[list[int]] = field(default_factory=lambda: [[1, 1] for _ in SPREADS])
+
+    def run(self) -> None:
+        """Go through the stages until all samples are found or no stage finds one."""
+        while self._missing:
+            before = len(self.remainder.found)
+            for stage in (self._alone, self._rows, self._signals):
+                stage()
+                if len(self.remainder.found) > before:
+                    break
+            else:
+                return
+
+    @property
+    def _missing(self) -> int:
+        return self.remainder.missing
+
+    def _add(self, stage: str, samples: Samples) -> None:
+        self.remainder.add(samples)
+        self._count(stage, len(samples))
+
+    def _count(self, stage: str, number: int) -> None:
+        if number:
+            self.sources[stage] = self.sources.get(stage, 0) + number
+            self.progress(len(self.remainder.found))
+
+    # ------------------------------------------------------------------------ rows of one sample
+
+    def _alone(self) -> None:
+        self._count("alone in a row", self._cascade.run())
+
+    @property
+    def _cascade(self) -> Cascade:
+        return Cascade(self.remainder, self.bounds, self.levels)
+
+    # ------------------------------------------------------------------- rows of several samples
+
+    def _rows(self) -> None:
+        """Take rows apart, those with the fewest expected samples first, until one gives some."""
+        remainder, levels = self.remainder, self.levels
+        biased = remainder.network.has_bias(0)
+        if levels is None or not (biased or levels.is_plain):
+            return
+        matrix, rounding = remainder.matrix(0), remainder.rounding(0)
+        failed = 0
+        for row in self._by_expected_samples().tolist():
+            if failed >= self.rows:
+                return
+            value = matrix[row]
+            known = self._tried.get(row)
+            if known is not None and torch.allclose(known, value, rtol=1e-3, atol=0):
+                continue
+            self._tried[row] = value.clone()
+            if float(value.abs().max()) <= 100 * float(rounding[row]):
+                continue
+            plain = value[:-1] * levels.std + levels.mean * value[-1] if biased else value
+            failed += 1
+            for parts in take_apart(plain, self.shape, float(rounding[row])):
+                images = (parts.images - levels.mean) / levels.std
+                exact, near = levels.round(images)
+                candidates = Candidates(
+                    exact[near], near[near], torch.full((int(near.sum()),), row),
+                    parts.amplitudes[near],
+                )  # fmt: skip
+                found = self._cascade.certified(candidates)
+                if len(found):
+                    self._add("rows taken apart", found)
+                    return
+
+    def _by_expected_samples(self) -> Tensor:
+        """Numbers of the first layer's rows, by how often their unit is active for what is known."""
+        network, found = self.remainder.network, self.remainder.found
+        inputs = found.inputs
+        if len(found) < 2:
+            return self.remainder.matrix(0).norm(dim=1).argsort()
+        outputs = network.apply(0, inputs)
+        return (outputs.mean(dim=0) / outputs.std(dim=0).clamp_min(1e-12)).argsort()
+
+    # ------------------------------------------------------------------------------------ signals
+
+    def _signals(self) -> None:
+        """Random starts until a sample is found, or all that there are to be closed."""
+        remainder, network = self.remainder, self.remainder.network
+        last = network.hidden - 1
+        factors = remainder.factors(last)
+        rank = factors.rank
+        units = int((factors.columns.abs().amax(dim=1) > 0).sum())
+        biased = all(network.has_bias(layer) for layer in range(network.hidden))
+        if not biased or rank == 0 or units < rank + network.classes + LEAST_SPARE:
+            return
+        single = last > 0
+        narrow = network.unit > torch.finfo(torch.float64).eps
+        states = TwoStates(
+            factors.columns, network.weights[-1], self.generator, SIGNAL[not narrow]
+        )
+        at_once = max(1, min(MOST_AT_ONCE, NUMBERS // (factors.columns.numel())))
+        kept: Signals | None = None
+        failed = 0
+        while failed < self.starts:
+            spread = self._choose_spread()
+            found = states.search(self._labels(at_once), SPREADS[spread])
+            new = found if kept is None else states.joined(kept, found)
+            fresh = len(new.errors) - (0 if kept is None else len(kept.errors))
+            self._spreads[spread][0] += fresh
+            self._spreads[spread][1] += at_once
+            failed = 0 if fresh else failed + at_once
+            kept = new
+            if fresh == 0:
+                continue
+            if single:
+                samples = self._descended(kept)
+                if len(samples):
+                    self._add("signals", samples)
+                    return
+            elif len(kept.errors) >= rank:
+                self._close(kept)
+                return
+        if kept is not None and len(kept.errors) and not single:
+            self._close(kept)
+
+    def _choose_spread(self) -> int:
+        rates = torch.tensor([found / tried for found, tried in self._spreads]) + 1e-3
+        return int(torch.multinomial(rates, 1, generator=self.generator))
+
+    def _labels(self, number: int) -> Tensor:
+        """Labels of random starts, by what the gradient of the head's bias says is missing."""
+        classes, scale = self.remainder.network.classes, self.remainder.network.scale
+        if self.head_bias is None:
+            weights = torch.ones(classes, dtype=torch.float64)
+        else:
+            left = self.head_bias / scale - self.remainder.found.residuals.sum(dim=0)
+            weights = (self._missing / classes - left).clamp_min(0.2)
+        return torch.multinomial(weights, number, replacement=True, generator=self.generator)
+
+    def _descended(self, signals: Signals) -> Samples:
+        network = self.remainder.network
+        found = descend(self.remainder, signals)
+        if not found:
+            return Samples.none(network.weights[0].shape[1], network.classes)
+        return self._certified(Descended(*map(torch.cat, zip(*found, strict=True))))
+
+    def _close(self, signals: Signals) -> None:
+        """All samples from all signals, by the first layer's gradient."""
+        network, factors = self.remainder.network, self.remainder.factors(0)
+        coordinates, residuals = signed(signals)
+        whole = coordinates @ factors.columns.T
+        inputs, bounds = closed_inputs(self.remainder.matrix(0), whole)
+        factor = inputs[:, -1:]
+        good = factor[:, 0] > 0
+        if not bool(good.any()):
+            return
+        whole, inputs, factor = whole[good], inputs[good], factor[good]
+        found = Descended(
+            inputs[:, :-1] / factor, residuals[good].argmin(dim=1), whole * factor,
+            bounds[good] / factor[:, 0],
+        )  # fmt: skip
+        self._add("closure", self._certified(found))
+
+    def _certified(self, candidates: Descended) -> Samples:
+        """Those samples whose own signals are those that the equations gave, and that agree."""
+        remainder, network = self.remainder, self.remainder.network
+        inputs = candidates.inputs
+        rounded = torch.zeros(len(inputs), dtype=torch.bool)
+        if self.levels is not None:
+            exact, rounded = self.levels.round(inputs)
+            inputs = torch.where(rounded[:, None], exact, inputs)
+        trace = network.trace(inputs)
+        own = network.residuals(trace.softmax, candidates.labels)
+        signals = network.signals(trace.masks, own)
+        size = candidates.signals.norm(dim=1)
+        along = (signals[-1] * candidates.signals).sum(dim=1) / signals[-1].square().sum(dim=1)
+        times = along.nan_to_num(0).round().clamp_min(1)
+        off = (times[:, None] * signals[-1] - candidates.signals).norm(dim=1) / size
+        agrees = agreement(
+            remainder.factors(0, weighted=True), times[:, None] * signals[0], network.extended(0, inputs)
+        )
+        good = torch.zeros_like(rounded)
+        for kind in (False, True):
+            tolerances = Tolerances.of(network.unit, rounded=kind)
+            holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
+            good |= holds & (rounded == kind)
+        bounds = torch.where(rounded, 0.0, candidates.bounds)
+        found = Samples(
+            inputs, candidates.labels, times.long(), times[:, None] * own, bounds
+        )
+        return self._cascade.distinct(found[good], off[good])

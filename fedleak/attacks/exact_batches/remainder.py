@@ -1,0 +1,189 @@
+"""What is left of a gradient when the samples that were found are subtracted from it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.exact_batches.factorisation import Factors, factorise
+from fedleak.attacks.exact_batches.network import Network
+
+# Of an entry's rounding error, in units of unit roundoff times the root mean square of its row.
+ROUNDING = 2.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that were found.
+
+    Args:
+        inputs: ``(samples, entries)``, float64.
+        labels: ``(samples,)``.
+        counts: how often each occurs in the batch, ``(samples,)``.
+        residuals: softmax minus one-hot label as the client had them, times the count,
+            ``(samples, classes)``.
+        bounds: bound on the Euclidean norm of each one's error, normalised, ``(samples,)``.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    counts: Tensor
+    residuals: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def none(cls, entries: int, classes: int) -> "Samples":
+        """No samples.
+
+        Args:
+            entries: number of entries of a sample.
+            classes: number of classes.
+        """
+        empty, whole = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long)
+        return cls(empty.reshape(0, entries), whole, whole, empty.reshape(0, classes), empty)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __add__(self, other: "Samples") -> "Samples":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Samples(*(torch.cat(pair) for pair in pairs))
+
+    def __getitem__(self, chosen: Tensor) -> "Samples":
+        return Samples(*(value[chosen] for value in vars(self).values()))
+
+
+class Remainder:
+    """A gradient without the parts of the samples found so far.
+
+    It is computed from the gradient that came each time, so that errors do not add up.
+
+    Args:
+        network: the network.
+        gradients: of each hidden layer, from :meth:`Network.gradients`.
+        batch: number of samples of the gradient.
+        generator: source of random draws.
+        noise: of each hidden layer, standard deviation of a further error of each row's entries,
+            ``(out,)``, as of weights instead of a gradient. If None, there is none.
+
+    Attributes:
+        found: the samples found so far.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        gradients: list[Tensor],
+        batch: int,
+        generator: torch.Generator,
+        noise: list[Tensor] | None = None,
+    ) -> None:
+        self.network, self.gradients, self.batch = network, gradients, batch
+        self.found = Samples.none(network.weights[0].shape[1], network.classes)
+        self._generator, self._noise = generator, noise
+        self._matrices: dict[int, Tensor] = {}
+        self._factors: dict[tuple[int, bool], Factors] = {}
+        self._trace = network.trace(self.found.inputs)
+
+    @property
+    def missing(self) -> int:
+        """Number of samples that were not found."""
+        return self.batch - int(self.found.counts.sum())
+
+    def add(self, samples: Samples) -> None:
+        """Subtract further samples.
+
+        Args:
+            samples: they are taken to be in the batch.
+        """
+        self.set(self.found + samples)
+
+    def set(self, samples: Samples) -> None:
+        """Subtract these samples and no others.
+
+        Args:
+            samples: they are taken to be in the batch.
+        """
+        self.found = samples
+        self._trace = self.network.trace(samples.inputs)
+        self._forget()
+
+    def set_residuals(self, residuals: Tensor) -> None:
+        """Replace the residuals of the samples that were found.
+
+        Args:
+            residuals: ``(samples, classes)``.
+        """
+        self.found = replace(self.found, residuals=residuals)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._matrices, self._factors = {}, {}
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """Active units of the found samples, ``(samples, out)`` for each hidden layer."""
+        return self._trace.masks
+
+    def signals(self, layer: int) -> Tensor:
+        """The found samples' signals in a layer, ``(samples, out)``.
+
+        Args:
+            layer: number of a hidden layer.
+        """
+        return self.network.signals(self._trace.masks, self.found.residuals)[layer]
+
+    def entering(self, layer: int) -> Tensor:
+        """The found samples' inputs of a layer, with the 1 for its bias, ``(samples, in + 1)``.
+
+        Args:
+            layer: number of a hidden layer.
+        """
+        return self.network.extended(layer, self._trace.inputs[layer])
+
+    def matrix(self, layer: int) -> Tensor:
+        """What is left of a layer's gradient, ``(out, in + 1)``.
+
+        Args:
+            layer: number of a hidden layer.
+        """
+        if layer not in self._matrices:
+            taken = self.signals(layer).T @ self.entering(layer)
+            self._matrices[layer] = self.gradients[layer] - taken
+        return self._matrices[layer]
+
+    def factors(self, layer: int, *, weighted: bool = False) -> Factors:
+        """Factors of what is left of a layer's gradient.
+
+        Args:
+            layer: number of a hidden layer.
+            weighted: whether rows are divided by their rounding errors first, so that the rows of
+                few samples, which are the most exact, count as much as they can.
+        """
+        if (layer, weighted) not in self._factors:
+            rounding = self.rounding(layer)
+            floor = float(rounding.square().mean().sqrt())
+            even = (rounding > 0).to(rounding)
+            weights = (floor / rounding).nan_to_num(0, 0, 0) if weighted else even
+            self._factors[layer, weighted] = factorise(
+                self.matrix(layer), self.missing, floor, self._generator, weights
+            )
+        return self._factors[layer, weighted]
+
+    def rounding(self, layer: int) -> Tensor:
+        """Standard deviation of the rounding error of an entry of each row, ``(out,)``.
+
+        An entry is a sum over the batch, each of whose terms and partial sums is rounded: its error
+        is a few units of roundoff of the row's size.
+
+        Args:
+            layer: number of a hidden layer.
+        """
+        gradient = self.gradients[layer]
+        sizes = gradient.square().mean(dim=1)
+        if len(self.found):
+            # Parts that cancel have left no trace in the sum.
+            inputs = self.entering(layer).square().mean(dim=1)
+            sizes = torch.maximum(sizes, self.signals(layer).square().T @ inputs)
+        own = ROUNDING * self.network.unit * sizes.sqrt()
+        return own if self._noise is None else (own.square() + self._noise[layer].square()).sqrt()

@@ -1,0 +1,105 @@
+"""Small perceptrons, batches of 8-bit images for them, and their gradients by plain autograd."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.exact_batches.network import Network, read_network
+from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
+
+SHAPE = (1, 8, 8)
+
+
+class Batch(NamedTuple):
+    """A client's batch, its gradient and what the server knows."""
+
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    gradient: Tensors
+    knowledge: Knowledge
+
+    @property
+    def update(self) -> InterceptedUpdate:
+        return InterceptedUpdate.of(
+            self.model, gradient=self.gradient, num_examples=len(self.labels)
+        )
+
+    @property
+    def network(self) -> Network:
+        found = read_network(self.knowledge)
+        assert isinstance(found, Network), found
+        return found
+
+    @property
+    def remainder(self) -> Remainder:
+        network = self.network
+        generator = torch.Generator().manual_seed(0)
+        return Remainder(
+            network, network.gradients(self.gradient), len(self.labels), generator
+        )
+
+    def samples(self, chosen: list[int]) -> Samples:
+        """Samples of the batch as if they had been found."""
+        network = self.network
+        inputs, labels = self.inputs[chosen].flatten(1).double(), self.labels[chosen]
+        residuals = network.residuals(network.trace(inputs).softmax, labels)
+        ones = torch.ones(len(chosen), dtype=torch.long)
+        return Samples(inputs, labels, ones, residuals, torch.zeros(len(chosen)).double())
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def perceptron(widths: tuple[int, ...], *, bias: bool = True, std: float | None = None) -> nn.Module:
+    """Linear layers with ReLU between; with PyTorch's initialisation or N(0, std^2)."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for at, (incoming, outgoing) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.ReLU()] * (at > 0) + [nn.Linear(incoming, outgoing, bias=bias)]
+    model = nn.Sequential(*layers)
+    if std is not None:
+        for value in model.parameters():
+            nn.init.normal_(value, std=std)
+    return model
+
+
+def smooth_images(number: int, seed: int) -> Tensor:
+    """Images of 8 x 8 pixels with 256 levels and little contrast between neighbours, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(number, 1, 3, 3, generator=generator)
+    fine = functional.interpolate(coarse, SHAPE[1:], mode="bilinear")
+    fine = fine + 0.02 * torch.randn(fine.shape, generator=generator)
+    return (255 * fine.clamp(0, 1)).round()
+
+
+def make_batch(
+    widths: tuple[int, ...] = (64, 48, 5),
+    number: int = 6,
+    *,
+    seed: int = 0,
+    bias: bool = True,
+    std: float | None = None,
+    kind: torch.dtype = torch.float64,
+    mean: float = 0.0,
+    deviation: float = 1.0,
+) -> Batch:
+    """A batch and its gradient; the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = perceptron(widths, bias=bias, std=std).to(kind)
+        labels = torch.randint(widths[-1], (number,))
+    inputs = (smooth_images(number, seed).to(kind) / 255 - mean) / deviation
+    loss = cross_entropy(model, (inputs, labels))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    values = torch.autograd.grad(loss, parameters)
+    knowledge = Knowledge(
+        model, SHAPE, widths[-1], mean=(mean,), std=(deviation,), num_samples=number,
+        loss=cross_entropy,
+    )  # fmt: skip
+    return Batch(model, inputs, labels, dict(zip(names, values, strict=True)), knowledge)
