@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("published, float64", True, torch.float64, 0, (64, 128, 192, 256)),
     Setting("published, float32", True, torch.float32, 0, (64, 128, 192, 256)),
-    Setting("untrained, float32", False, torch.float32, 0, (64, 128, 192)),
+    Setting("untrained, float32", False, torch.float32, 0, (32, 64, 128, 192)),
     Setting("trained, float32", False, torch.float32, STEPS, (32, 64)),
 )
 

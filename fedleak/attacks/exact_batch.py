@@ -84,7 +84,7 @@ class ExactBatch(Attack):
     boxed: ClassVar[bool] = True
 
     starts: int = 2000
-    rows: int = 60
+    rows: int = 300
     levels: bool = True
     accuracy: float = 0.01
 

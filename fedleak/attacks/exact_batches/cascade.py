@@ -12,7 +12,7 @@ from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 
 # A row counts from this many standard deviations of its rounding on.
-LEAST_SIZE = 8.0
+LEAST_SIZE = 16.0
 # How far outside of its range an input may lie, as a share of the range.
 OUTSIDE = 1e-3
 # Highest number of equal samples that is recognised.

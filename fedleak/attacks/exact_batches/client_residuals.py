@@ -1,17 +1,14 @@
 """The residuals that the client itself computed, from rows that hold found samples alone."""
 
 import torch
-from torch import Tensor
 
 from fedleak.attacks.exact_batches.remainder import Remainder
 
 # A row holds found samples alone if what is left of it, off their inputs, is below this many
 # standard deviations of its rounding.
-CLOSED = 4.0
-# Equations for each unknown, at least.
-EQUATIONS = 2
-# Largest relative change of a residual.
-LARGEST = 0.05
+CLOSED = 8.0
+# Relative size of singular values of the found inputs that count.
+SINGULAR = 1e-9
 
 
 def fit_residuals(remainder: Remainder) -> None:
@@ -20,7 +17,8 @@ def fit_residuals(remainder: Remainder) -> None:
     Where logits are large, the client's softmax differs from the one computed here by much more
     than the rounding of the gradient, and what the subtraction leaves would hide weak samples. A
     row in which found samples alone are active determines their signals in it; these are linear in
-    the residuals.
+    the errors of the logits, whose size follows from the rounding of the head's sums: a Bayesian
+    linear regression for each sample.
 
     Args:
         remainder: its samples' residuals are replaced.
@@ -29,29 +27,30 @@ def fit_residuals(remainder: Remainder) -> None:
     if len(found) == 0:
         return
     entering, matrix = remainder.entering(0), remainder.matrix(0)
-    inverse = torch.linalg.pinv(entering, rtol=1e-9)
-    coefficients = matrix @ inverse
+    coefficients = matrix @ torch.linalg.pinv(entering, rtol=SINGULAR)
     rest = (matrix - coefficients @ entering).square().mean(dim=1).sqrt()
     rounding = remainder.rounding(0)
     closed = (rest <= CLOSED * rounding) & (rounding > 0)
+    trace = network.trace(found.inputs)
+    # The error of a logit: a sum of many products, each rounded.
+    sizes = (trace.inputs[-1].abs() @ network.weights[-1].abs().T).amax(dim=1)
     residuals = found.residuals.clone()
     units = torch.eye(network.classes, dtype=torch.float64)
-    # Residuals add up to 0.
-    basis = torch.linalg.qr(units - 1 / network.classes).Q[:, :-1]
     for at in range(len(found)):
-        masks = [mask[at : at + 1] for mask in remainder.masks]
+        masks = [mask[at : at + 1].expand(network.classes, -1) for mask in trace.masks]
         rows = closed & (masks[0][0] > 0)
-        if int(rows.sum()) < EQUATIONS * network.classes:
+        deviation = network.unit * sizes[at]
+        if not bool(rows.any()):
             continue
-        weight = 1 / rounding[rows]
-        by_unit = network.signals([m.expand(network.classes, -1) for m in masks], units)[0]
-        system = (by_unit[:, rows].T @ basis) * weight[:, None]
-        moved = torch.linalg.lstsq(system, (coefficients[rows, at] * weight)[:, None]).solution
-        change = basis @ moved[:, 0]
-        if bool(change.isfinite().all()) and _is_small(change, residuals[at]):
-            residuals[at] += change
+        softmax = trace.softmax[at]
+        by_logit = (softmax.diag() - torch.outer(softmax, softmax)) * float(found.counts[at])
+        by_unit = network.signals(masks, units)[0][:, rows]
+        # Errors of the logits in units of their deviation, and rows in units of their rounding.
+        system = (by_unit.T @ by_logit) * deviation / rounding[rows, None]
+        right = (coefficients[rows, at] / rounding[rows])[:, None]
+        inner = torch.cat([system, units])
+        padded = torch.cat([right, right.new_zeros(network.classes, 1)])
+        moved = torch.linalg.lstsq(inner, padded).solution[:, 0]
+        if bool(moved.isfinite().all()):
+            residuals[at] += by_logit @ (moved * deviation)
     remainder.set_residuals(residuals)
-
-
-def _is_small(change: Tensor, residual: Tensor) -> bool:
-    return bool(change.norm() <= LARGEST * residual.norm())

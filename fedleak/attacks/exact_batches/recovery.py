@@ -58,14 +58,13 @@ class Recovery:
 
     def run(self) -> None:
         """Go through the stages until all samples are found or no stage finds one."""
-        while self._missing:
-            before = len(self.remainder.found)
-            for stage in (self._alone, self._rows, self._signals):
-                stage()
-                if len(self.remainder.found) > before:
-                    break
-            else:
-                return
+        found = -1
+        while self._missing and len(self.remainder.found) > found:
+            self._alone()
+            found = len(self.remainder.found)
+            for stage in (self._rows, self._signals):
+                if self._missing and len(self.remainder.found) == found:
+                    stage()
 
     @property
     def _missing(self) -> int:

@@ -9,7 +9,7 @@ from fedleak.attacks.exact_batches.factorisation import Factors, factorise
 from fedleak.attacks.exact_batches.network import Network
 
 # Of an entry's rounding error, in units of unit roundoff times the root mean square of its row.
-ROUNDING = 2.0
+ROUNDING = 1.0
 
 
 @dataclass(frozen=True)

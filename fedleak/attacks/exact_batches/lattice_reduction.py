@@ -1,0 +1,95 @@
+"""Reduced bases of integer lattices by LLL, in exact integer arithmetic."""
+
+
+def reduced(rows: list[list[int]]) -> list[list[int]]:
+    """An LLL-reduced basis of the lattice that some vectors span, the shortest first.
+
+    Lenstra, Lenstra, Lovasz 1982, with Lovasz factor 3/4 and the integer Gram-Schmidt coefficients
+    of Cohen, A Course in Computational Algebraic Number Theory, 1993, algorithm 2.6.7.
+
+    Args:
+        rows: linearly independent vectors.
+
+    Raises:
+        ValueError: if they are linearly dependent.
+    """
+    basis = _Basis([list(row) for row in rows])
+    at, known = 1, 0
+    basis.orthogonalise(0)
+    while at < len(rows):
+        if at > known:
+            basis.orthogonalise(at)
+            known = at
+        basis.size_reduce(at, at - 1)
+        if basis.is_ordered(at):
+            for other in reversed(range(at - 1)):
+                basis.size_reduce(at, other)
+            at += 1
+        else:
+            basis.swap(at, known)
+            at = max(1, at - 1)
+    return sorted(basis.rows, key=lambda row: sum(value * value for value in row))
+
+
+class _Basis:
+    """A basis with the integers of its Gram-Schmidt orthogonalisation.
+
+    Attributes:
+        rows: the basis.
+    """
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows = rows
+        # Determinants of the leading Gram matrices, that of none first.
+        self._d = [1, *[0] * len(rows)]
+        self._l = [[0] * len(rows) for _ in rows]
+
+    def orthogonalise(self, at: int) -> None:
+        """Compute the coefficients of a row from the rows before it."""
+        d, l = self._d, self._l
+        for j in range(at + 1):
+            value = sum(x * y for x, y in zip(self.rows[at], self.rows[j], strict=True))
+            for i in range(j):
+                value = (d[i + 1] * value - l[at][i] * l[j][i]) // d[i]
+            if j < at:
+                l[at][j] = value
+        if value == 0:
+            raise ValueError("Expected linearly independent vectors, got dependent ones.")
+        d[at + 1] = value
+
+    def size_reduce(self, at: int, other: int) -> None:
+        """Subtract the multiple of another row that leaves the smallest coefficient."""
+        d, l = self._d, self._l
+        if 2 * abs(l[at][other]) <= d[other + 1]:
+            return
+        times = (2 * l[at][other] + d[other + 1]) // (2 * d[other + 1])
+        self.rows[at] = [
+            x - times * y for x, y in zip(self.rows[at], self.rows[other], strict=True)
+        ]
+        l[at][other] -= times * d[other + 1]
+        for i in range(other):
+            l[at][i] -= times * l[other][i]
+
+    def is_ordered(self, at: int) -> bool:
+        """Lovasz's condition of a row and the one before it."""
+        d, l = self._d, self._l[at][at - 1]
+        return 4 * (d[at + 1] * d[at - 1] + l * l) >= 3 * d[at] ** 2
+
+    def swap(self, at: int, known: int) -> None:
+        """Swap a row with the one before it.
+
+        Args:
+            at: number of the row.
+            known: number of the last row whose coefficients are known.
+        """
+        d, l = self._d, self._l
+        self.rows[at], self.rows[at - 1] = self.rows[at - 1], self.rows[at]
+        for j in range(at - 1):
+            l[at][j], l[at - 1][j] = l[at - 1][j], l[at][j]
+        own = l[at][at - 1]
+        new = (d[at - 1] * d[at + 1] + own * own) // d[at]
+        for i in range(at + 1, known + 1):
+            value = l[i][at]
+            l[i][at] = (d[at + 1] * l[i][at - 1] - own * value) // d[at]
+            l[i][at - 1] = (new * value + own * l[i][at]) // d[at + 1]
+        d[at] = new
