@@ -10,15 +10,15 @@ from fedleak.attacks.exact_batches.network import Network
 from fedleak.attacks.exact_batches.remainder import Remainder
 from fedleak.attacks.exact_batches.two_state import Signals
 
-# Rounds of reweighted least squares, the weights' last width, and the cost of a negative entry
-# relative to that of a positive one.
-ITERATIONS = 40
-NARROWER = 0.75
+# Rounds of reweighted least squares, the weights' widths, and the cost of a negative entry relative to
+# that of a positive one.
+ITERATIONS = 60
+NARROWER = 0.85
 FIRST_WIDTH = 0.3
-LAST_WIDTH = 1e-7
+LAST_WIDTH = 1e-4
 NEGATIVE = 20.0
-# An entry counts as 0 up to this share of the largest.
-ZERO = 1e-3
+# An entry counts as 0 up to this share of the largest, from one round of least squares to the next.
+ZEROS = (1e-3, 1e-4, 1e-5)
 # Equations for each unknown, at least.
 EQUATIONS = 1.1
 # Bounds are this many standard deviations of the equations' residuals.
@@ -49,11 +49,12 @@ class _Solution(NamedTuple):
     bound: float
 
 
-def descend(remainder: Remainder, signals: Signals) -> list[Descended]:
+def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[Descended]:
     """The samples with these signals.
 
     The input h of the last hidden layer is an output of a ReLU: no entry is negative, many are 0,
-    it lies in the span of the rows, and its pairing with the signal is known. These settle it.
+    it lies in the span of the rows, and its pairing is 1 with its own signal and 0 with every other
+    one. These settle it, without other signals as long as the batch is small.
     Where a unit of a layer below is active, its output is linear in the layer's input, which lies
     in the span of that layer's rows: a least-squares problem, layer by layer down to the sample.
 
@@ -61,17 +62,21 @@ def descend(remainder: Remainder, signals: Signals) -> list[Descended]:
         remainder: what is left of the gradient; its network has at least two hidden layers, each
             with a bias.
         signals: signals of its last hidden layer, in the basis of the factors' columns.
+        chosen: numbers of the signals whose samples are wanted.
 
     Returns:
-        One sample for each signal that has enough equations.
+        One sample for each of these that has enough equations.
     """
     network = remainder.network
     last = network.hidden - 1
     factors = remainder.factors(last)
     coordinates, residuals = signed(signals)
     found = []
-    for own, residual in zip(coordinates, residuals, strict=True):
-        hidden = _settled(factors.rows, own / factors.sizes)
+    pairings = coordinates / factors.sizes
+    for at in chosen:
+        own, residual = coordinates[at], residuals[at]
+        rows, pairing = _without_others(factors.rows, pairings, at)
+        hidden = _settled(rows, pairing)
         # The entry of the bias is 1: it tells the signal's scale.
         factor = hidden.value[-1]
         if not float(factor) > 0:
@@ -107,33 +112,56 @@ def signed(signals: Signals) -> tuple[Tensor, Tensor]:
     return sign * signals.coordinates, sign * signals.residuals
 
 
-def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
-    """The vector in the rows' span without negative entries that has a pairing of 1.
+def _without_others(rows: Tensor, pairings: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """The part of the rows' span that has a pairing of 0 with all signals but one.
 
-    Of all vectors with the pairing, the one with the smallest sum of entries of which none is
-    negative, by reweighted least squares; then least squares on its entries of 0.
+    Args:
+        rows: ``(rank, in + 1)``.
+        pairings: linear functions of the coordinates, ``(signals, rank)``.
+        at: number of the one.
+
+    Returns:
+        Orthonormal rows of that part, and the pairing of the one in their coordinates.
+    """
+    others = torch.cat([pairings[:at], pairings[at + 1 :]])
+    if len(others) == 0:
+        return rows, pairings[at]
+    free = torch.linalg.qr(others.T, mode="complete").Q[:, len(others) :]
+    return free.T @ rows, free.T @ pairings[at]
+
+
+def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
+    """The vector in the rows' span with the most entries of 0, none negative, and a pairing of 1.
+
+    The sum of the entries' logarithms is minimised by reweighted least squares; then least squares
+    on the entries of 0.
 
     Args:
         rows: orthonormal rows, ``(rank, in + 1)``; the last entry is the bias's.
         pairing: the linear function of the coordinates that is 1, ``(rank,)``.
     """
-    entries = rows[:, :-1]
+    entries, unknowns = rows[:, :-1], len(rows)
     weights = torch.ones(entries.shape[1], dtype=rows.dtype)
     value, width = weights, FIRST_WIDTH
     for _ in range(ITERATIONS):
         value = _paired(entries, weights, pairing) @ entries
         size = value.square().mean().sqrt()
-        weights = torch.where(value < 0, NEGATIVE, 1.0) / (value.abs() / size).clamp_min(width)
+        cost = torch.where(value < 0, NEGATIVE, 1.0)
+        weights = cost / (value.abs() / size).clamp_min(width).square()
         width = max(width * NARROWER, LAST_WIDTH)
-    zero = (value.abs() <= ZERO * value.abs().max()).to(rows)
-    count, unknowns = int(zero.sum()), len(rows)
-    if count < EQUATIONS * unknowns:
-        return _Solution(value.new_zeros(rows.shape[1]), torch.inf)
-    coordinates = _paired(entries, zero, pairing)
-    off = ((coordinates @ entries) * zero).norm() / max(count - unknowns + 1, 1) ** 0.5
-    spread = torch.linalg.svdvals(entries * zero).clamp_min(1e-12)[: unknowns - 1]
-    bound = DEVIATIONS * float(off) * float(spread.pow(-2).sum().sqrt())
-    return _Solution(coordinates @ rows, bound)
+    found = _Solution(value.new_zeros(rows.shape[1]), torch.inf)
+    for share in ZEROS:
+        zero = (value.abs() <= share * value.abs().max()).to(rows)
+        count = int(zero.sum())
+        if count < EQUATIONS * unknowns:
+            break
+        coordinates = _paired(entries, zero, pairing)
+        value = coordinates @ entries
+        off = (value * zero).norm() / max(count - unknowns + 1, 1) ** 0.5
+        spread = torch.linalg.svdvals(entries * zero).clamp_min(1e-12)[: unknowns - 1]
+        bound = DEVIATIONS * float(off) * float(spread.pow(-2).sum().sqrt())
+        found = _Solution(coordinates @ rows, bound)
+    return found
 
 
 def _paired(entries: Tensor, weights: Tensor, pairing: Tensor) -> Tensor:

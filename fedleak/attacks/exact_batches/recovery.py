@@ -20,6 +20,9 @@ NUMBERS = 2**22
 MOST_AT_ONCE = 64
 # Shares of random softmaxes in the starts.
 SPREADS = (0.0, 0.3, 1.0)
+# Rows are taken apart if no more samples than these are expected; with fewer samples found, none can
+# be expected, and these rows are tried.
+MOST_EXPECTED, LEAST_FOUND, ROWS_WITHOUT_FOUND = 12.0, 5, 20
 # Of the tolerance of a signal, in float32 and in float64.
 SIGNAL = (1e-3, 1e-6)
 
@@ -123,13 +126,19 @@ class Recovery:
                     return
 
     def _by_expected_samples(self) -> Tensor:
-        """Numbers of the first layer's rows, by how often their unit is active for what is known."""
+        """Numbers of the first layer's rows in which few samples are expected, the fewest first.
+
+        A unit is taken to be active for a remaining sample with the frequency that a normal
+        distribution with the mean and the deviation of the found samples gives.
+        """
         network, found = self.remainder.network, self.remainder.found
-        inputs = found.inputs
-        if len(found) < 2:
-            return self.remainder.matrix(0).norm(dim=1).argsort()
-        outputs = network.apply(0, inputs)
-        return (outputs.mean(dim=0) / outputs.std(dim=0).clamp_min(1e-12)).argsort()
+        if len(found) < LEAST_FOUND:
+            return self.remainder.matrix(0).norm(dim=1).argsort()[:ROWS_WITHOUT_FOUND]
+        outputs = network.apply(0, found.inputs)
+        shares = outputs.mean(dim=0) / outputs.std(dim=0).clamp_min(1e-12)
+        expected = self._missing * torch.special.ndtr(shares)
+        order = expected.argsort()
+        return order[expected[order] <= MOST_EXPECTED]
 
     # ------------------------------------------------------------------------------------ signals
 
@@ -150,7 +159,7 @@ class Recovery:
         )
         at_once = max(1, min(MOST_AT_ONCE, NUMBERS // (factors.columns.numel())))
         kept: Signals | None = None
-        failed = 0
+        failed, tried = 0, 0
         while failed < self.starts:
             spread = self._choose_spread()
             found = states.search(self._labels(at_once), SPREADS[spread])
@@ -163,7 +172,10 @@ class Recovery:
             if fresh == 0:
                 continue
             if single:
-                samples = self._descended(kept)
+                # With more signals known, the others may be settled as well.
+                again = len(kept.errors) >= 1.2 * tried
+                samples = self._descended(kept, again, fresh)
+                tried = len(kept.errors) if again else tried
                 if len(samples):
                     self._add("signals", samples)
                     return
@@ -187,9 +199,11 @@ class Recovery:
             weights = (self._missing / classes - left).clamp_min(0.2)
         return torch.multinomial(weights, number, replacement=True, generator=self.generator)
 
-    def _descended(self, signals: Signals) -> Samples:
-        network = self.remainder.network
-        found = descend(self.remainder, signals)
+    def _descended(self, signals: Signals, again: bool, fresh: int) -> Samples:
+        """The certified samples of all signals, or of those found last."""
+        network, number = self.remainder.network, len(signals.errors)
+        first = 0 if again else number - fresh
+        found = descend(self.remainder, signals, list(range(first, number)))
         if not found:
             return Samples.none(network.weights[0].shape[1], network.classes)
         return self._certified(Descended(*map(torch.cat, zip(*found, strict=True))))
