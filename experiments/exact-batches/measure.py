@@ -11,6 +11,7 @@ import argparse
 import csv
 import os
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("published, float64", True, torch.float64, 0, (64, 128, 192, 256)),
     Setting("published, float32", True, torch.float32, 0, (64, 128, 192, 256)),
-    Setting("untrained, float32", False, torch.float32, 0, (32, 64, 128, 192)),
-    Setting("trained, float32", False, torch.float32, STEPS, (32, 64)),
+    Setting("untrained, float32", False, torch.float32, 0, (32, 64, 128, 192, 256)),
+    Setting("trained, float32", False, torch.float32, STEPS, (32, 64, 128)),
 )
 
 
@@ -122,7 +123,9 @@ def measure(setting: Setting, batch: int, seed: int, data: tuple[Tensor, Tensor]
         model, SHAPE, CLASSES, mean=mean, std=std, num_samples=batch,
         loss=lambda m, b: functional.cross_entropy(m(b[0]), b[1]),
     )  # fmt: skip
+    started = time.process_time()
     (found,) = ExactBatch()([update], knowledge, seed=seed)
+    seconds = time.process_time() - started
     bounds = found.error_bounds
     assert bounds is not None
     scale = columns[1].double()
@@ -140,7 +143,7 @@ def measure(setting: Setting, batch: int, seed: int, data: tuple[Tensor, Tensor]
         "worst_error": f"{float(errors[certified].max()) if certified.any() else 0:.2e}",
         "left": f"{found.cost:.2e}",
         "accuracy": f"{float((output.argmax(1) == y).double().mean()):.3f}",
-        "seconds": f"{found.seconds:.1f}", "findings": " | ".join(found.findings),
+        "seconds": f"{seconds:.1f}", "findings": " | ".join(found.findings),
     }  # fmt: skip
 
 

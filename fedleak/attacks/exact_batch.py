@@ -20,7 +20,7 @@ from fedleak.attacks.base import (
 from fedleak.attacks.exact_batches.network import Network, read_network
 from fedleak.attacks.exact_batches.pixel_levels import pixel_levels
 from fedleak.attacks.exact_batches.recovery import Recovery
-from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+from fedleak.attacks.exact_batches.remainder import Remainder
 from fedleak.attacks.labels import recover_labels
 from fedleak.errors import BadInput, require
 from fedleak.updates.knowledge import Knowledge
@@ -109,7 +109,9 @@ class ExactBatch(Attack):
             )
         found = read_network(knowledge)
         if isinstance(found, str):
-            return f"{self.name} needs a cross entropy of linear layers with ReLU between, but {found}"
+            return (
+                f"{self.name} needs a cross entropy of linear layers with ReLU between, but {found}"
+            )
         return None
 
     def run(self, problem: Problem, report: Report) -> Reconstruction:
@@ -275,7 +277,7 @@ def _findings(recovery: Recovery, bounds: Tensor) -> tuple[str, ...]:
     if repeated:
         found.append(f"{repeated} samples occur more than once in the batch")
     if remainder.missing:
-        rank = remainder.factors(0, weighted=True).rank
+        rank = remainder.rank()
         found.append(
             f"{remainder.missing} samples missing, what is left of the gradient of "
             f"{remainder.network.names[0]} has rank {rank}"

@@ -154,16 +154,20 @@ class Cascade:
                 good |= holds & (candidates.rounded == rounded)
             better = good & (agrees.columns < least)
             least = torch.where(better, agrees.columns, least)
-            labels, counts = torch.where(better, named, labels), torch.where(better, times.long(), counts)
+            labels, counts = (
+                torch.where(better, named, labels),
+                torch.where(better, times.long(), counts),
+            )
             residuals = torch.where(better[:, None], times[:, None] * own, residuals)
         bounds = self._error_bounds(candidates, amplitude)
         found = Samples(candidates.inputs, labels, counts, residuals, bounds)
         return self.distinct(found[least.isfinite()], least[least.isfinite()])
 
     def _error_bounds(self, candidates: Candidates, amplitude: Tensor) -> Tensor:
-        """Bounds on the norms of the errors: rounding over the amplitude; 0 of whole levels."""
+        """Bounds on the norms of the errors: the row's error over the amplitude; 0 of levels."""
         size = candidates.inputs.shape[1] ** 0.5
         noise = LEAST_SIZE * self.remainder.rounding(0)[candidates.rows] * size
+        noise = noise + self.remainder.inherited(0)[candidates.rows]
         return torch.where(candidates.rounded, 0.0, noise / amplitude.abs())
 
     def _candidates(self, inputs: Tensor, rounded: Tensor, rows: Tensor) -> Candidates:

@@ -87,7 +87,7 @@ def agreement(factors: Factors, signals: Tensor, inputs: Tensor) -> Agreement:
     columns = (signals - along @ factors.columns.T).norm(dim=1) / signals.norm(dim=1)
     rows = (inputs - across @ factors.rows).norm(dim=1) / inputs.norm(dim=1)
     pairing = (along * across / factors.sizes).sum(dim=1)
-    active = int((factors.columns.abs().amax(dim=1) > 0).sum()) if factors.rank else 0
+    active = int((factors.weights > 0).sum())
     spare = min(active, inputs.shape[1]) - factors.rank
     return Agreement(
         columns.nan_to_num(torch.inf), rows.nan_to_num(torch.inf), (pairing - 1).abs(), spare

@@ -76,14 +76,16 @@ def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[D
     for at in chosen:
         own, residual = coordinates[at], residuals[at]
         rows, pairing = _without_others(factors.rows, pairings, at)
-        hidden = _settled(rows, pairing)
+        spread = _spread(remainder, factors, last, factors.rows @ rows.T)
+        hidden = _settled(rows, pairing, spread)
         # The entry of the bias is 1: it tells the signal's scale.
         factor = hidden.value[-1]
         if not float(factor) > 0:
             continue
         output = _Solution(hidden.value[:-1] / factor, hidden.bound / float(factor))
         for layer in reversed(range(last)):
-            below = _input_of(network, layer, remainder.factors(layer), output)
+            lower = remainder.factors(layer)
+            below = _input_of(network, layer, lower, output, _spread(remainder, lower, layer))
             if below is None:
                 break
             output = below
@@ -112,6 +114,22 @@ def signed(signals: Signals) -> tuple[Tensor, Tensor]:
     return sign * signals.coordinates, sign * signals.residuals
 
 
+def _spread(
+    remainder: Remainder, factors: Factors, layer: int, change: Tensor | None = None
+) -> Tensor:
+    """Standard deviation of the norm of the error of each row of the factors, by the noise.
+
+    Args:
+        remainder: what is left of the gradient.
+        factors: of the layer.
+        layer: number of the layer.
+        change: coordinates of other rows in those of the factors, ``(rank, rows)``.
+    """
+    noise = remainder.noise(factors, layer) * factors.rows.shape[1] ** 0.5
+    own = noise / factors.sizes
+    return own if change is None else (change.square().T @ own.square()).sqrt()
+
+
 def _without_others(rows: Tensor, pairings: Tensor, at: int) -> tuple[Tensor, Tensor]:
     """The part of the rows' span that has a pairing of 0 with all signals but one.
 
@@ -130,7 +148,7 @@ def _without_others(rows: Tensor, pairings: Tensor, at: int) -> tuple[Tensor, Te
     return free.T @ rows, free.T @ pairings[at]
 
 
-def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
+def _settled(rows: Tensor, pairing: Tensor, spread: Tensor) -> _Solution:
     """The vector in the rows' span with the most entries of 0, none negative, and a pairing of 1.
 
     The sum of the entries' logarithms is minimised by reweighted least squares; then least squares
@@ -139,6 +157,7 @@ def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
     Args:
         rows: orthonormal rows, ``(rank, in + 1)``; the last entry is the bias's.
         pairing: the linear function of the coordinates that is 1, ``(rank,)``.
+        spread: standard deviation of each row's error, ``(rank,)``.
     """
     entries, unknowns = rows[:, :-1], len(rows)
     weights = torch.ones(entries.shape[1], dtype=rows.dtype)
@@ -158,8 +177,11 @@ def _settled(rows: Tensor, pairing: Tensor) -> _Solution:
         coordinates = _paired(entries, zero, pairing)
         value = coordinates @ entries
         off = (value * zero).norm() / max(count - unknowns + 1, 1) ** 0.5
-        spread = torch.linalg.svdvals(entries * zero).clamp_min(1e-12)[: unknowns - 1]
-        bound = DEVIATIONS * float(off) * float(spread.pow(-2).sum().sqrt())
+        sizes = torch.linalg.svdvals(entries * zero).clamp_min(1e-12)[: unknowns - 1]
+        # Errors of the rows move the equations as well as the vector that solves them.
+        least = float(sizes.min()) if len(sizes) else torch.inf
+        own = float((coordinates * spread).norm()) * (1 + 1 / least)
+        bound = DEVIATIONS * (float(off) * float(sizes.pow(-2).sum().sqrt()) + own)
         found = _Solution(coordinates @ rows, bound)
     return found
 
@@ -174,7 +196,7 @@ def _paired(entries: Tensor, weights: Tensor, pairing: Tensor) -> Tensor:
 
 
 def _input_of(
-    network: Network, layer: int, factors: Factors, output: _Solution
+    network: Network, layer: int, factors: Factors, output: _Solution, spread: Tensor
 ) -> _Solution | None:
     """A layer's input from its output where that is active; None with too few equations."""
     weight, bias = network.weights[layer], network.biases[layer]
@@ -192,5 +214,7 @@ def _input_of(
     coordinates = fit.solution[:, 0]
     off = (system @ coordinates - right).norm() / max(len(right) - factors.rank, 1) ** 0.5
     sizes = fit.singular_values.clamp_min(1e-300)
-    bound = DEVIATIONS * float(off) * float(sizes.pow(-2).sum().sqrt())
-    return _Solution((coordinates @ factors.rows)[:-1], bound + output.bound / float(sizes.min()))
+    least, largest = float(sizes.min()), float(torch.linalg.matrix_norm(whole, 2))
+    own = float((coordinates * spread).norm()) * (1 + largest / least)
+    bound = DEVIATIONS * (float(off) * float(sizes.pow(-2).sum().sqrt()) + own)
+    return _Solution((coordinates @ factors.rows)[:-1], bound + output.bound / least)

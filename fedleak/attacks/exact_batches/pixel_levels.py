@@ -62,8 +62,8 @@ class PixelLevels:
         if not self.narrow:
             # A float64 client may hold pixels that were computed in float32.
             wide = self.inputs(levels, narrow=False)
-            closer = (wide - inputs).norm(dim=1) <= (exact - inputs).norm(dim=1)
-            exact = torch.where(closer[:, None], wide, exact)
+            narrow = 2 * (exact - inputs).norm(dim=1) < (wide - inputs).norm(dim=1)
+            exact = torch.where(narrow[:, None], exact, wide)
         return exact, near
 
     def scaled(self, direction: Tensor) -> Tensor:

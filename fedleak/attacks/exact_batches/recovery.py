@@ -9,7 +9,7 @@ from torch import Tensor
 from fedleak.attacks.exact_batches.cascade import Candidates, Cascade
 from fedleak.attacks.exact_batches.certificate import LEAST_SPARE, Tolerances, agreement
 from fedleak.attacks.exact_batches.closure import closed_inputs
-from fedleak.attacks.exact_batches.descent import Descended, descend, signed
+from fedleak.attacks.exact_batches.descent import DEVIATIONS, Descended, descend, signed
 from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 from fedleak.attacks.exact_batches.row_integers import take_apart
@@ -23,6 +23,8 @@ SPREADS = (0.0, 0.3, 1.0)
 # Rows are taken apart if no more samples than these are expected; with fewer samples found, none can
 # be expected, and these rows are tried.
 MOST_EXPECTED, LEAST_FOUND, ROWS_WITHOUT_FOUND = 12.0, 5, 20
+# Signals that are kept, for each direction of the columns' span: more are no samples'.
+MOST_SIGNALS = 2
 # Of the tolerance of a signal, in float32 and in float64.
 SIGNAL = (1e-3, 1e-6)
 
@@ -148,19 +150,17 @@ class Recovery:
         last = network.hidden - 1
         factors = remainder.factors(last)
         rank = factors.rank
-        units = int((factors.columns.abs().amax(dim=1) > 0).sum())
+        units = int((factors.weights > 0).sum())
         biased = all(network.has_bias(layer) for layer in range(network.hidden))
         if not biased or rank == 0 or units < rank + network.classes + LEAST_SPARE:
             return
         single = last > 0
         narrow = network.unit > torch.finfo(torch.float64).eps
-        states = TwoStates(
-            factors.columns, network.weights[-1], self.generator, SIGNAL[not narrow]
-        )
-        at_once = max(1, min(MOST_AT_ONCE, NUMBERS // (factors.columns.numel())))
+        states = TwoStates(factors.columns, network.weights[-1], self.generator, SIGNAL[not narrow])
+        at_once = max(1, min(MOST_AT_ONCE, self.starts, NUMBERS // factors.columns.numel()))
         kept: Signals | None = None
-        failed, tried = 0, 0
-        while failed < self.starts:
+        failed, tried, most = 0, 0, MOST_SIGNALS * rank + MOST_AT_ONCE
+        while failed < self.starts and (kept is None or len(kept.errors) < most):
             spread = self._choose_spread()
             found = states.search(self._labels(at_once), SPREADS[spread])
             new = found if kept is None else states.joined(kept, found)
@@ -214,6 +214,10 @@ class Recovery:
         coordinates, residuals = signed(signals)
         whole = coordinates @ factors.columns.T
         inputs, bounds = closed_inputs(self.remainder.matrix(0), whole)
+        # Errors of the signals move the inputs as far as the equations' condition allows.
+        sizes = torch.linalg.svdvals(whole)
+        own = (signals.errors * whole.norm(dim=1) * inputs.norm(dim=1)).sum()
+        bounds = bounds + DEVIATIONS * own / sizes.min().clamp_min(1e-300)
         factor = inputs[:, -1:]
         good = factor[:, 0] > 0
         if not bool(good.any()):
@@ -241,7 +245,9 @@ class Recovery:
         times = along.nan_to_num(0).round().clamp_min(1)
         off = (times[:, None] * signals[-1] - candidates.signals).norm(dim=1) / size
         agrees = agreement(
-            remainder.factors(0, weighted=True), times[:, None] * signals[0], network.extended(0, inputs)
+            remainder.factors(0, weighted=True),
+            times[:, None] * signals[0],
+            network.extended(0, inputs),
         )
         good = torch.zeros_like(rounded)
         for kind in (False, True):
@@ -249,7 +255,5 @@ class Recovery:
             holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
             good |= holds & (rounded == kind)
         bounds = torch.where(rounded, 0.0, candidates.bounds)
-        found = Samples(
-            inputs, candidates.labels, times.long(), times[:, None] * own, bounds
-        )
+        found = Samples(inputs, candidates.labels, times.long(), times[:, None] * own, bounds)
         return self._cascade.distinct(found[good], off[good])

@@ -161,14 +161,46 @@ class Remainder:
                 few samples, which are the most exact, count as much as they can.
         """
         if (layer, weighted) not in self._factors:
-            rounding = self.rounding(layer)
-            floor = float(rounding.square().mean().sqrt())
-            even = (rounding > 0).to(rounding)
-            weights = (floor / rounding).nan_to_num(0, 0, 0) if weighted else even
-            self._factors[layer, weighted] = factorise(
-                self.matrix(layer), self.missing, floor, self._generator, weights
-            )
+            own = self._factorised(self.matrix(layer), layer, weighted)
+            self._factors[layer, weighted] = own
         return self._factors[layer, weighted]
+
+    def rank(self) -> int:
+        """Rank of what is left of the first layer's gradient, off the inputs of the found samples.
+
+        The client's signals are rounded too, which leaves multiples of the found samples' inputs.
+        """
+        matrix, entering = self.matrix(0), self.entering(0)
+        if len(entering):
+            matrix = matrix - (matrix @ torch.linalg.pinv(entering, rtol=1e-9)) @ entering
+        return self._factorised(matrix, 0, True).rank
+
+    def _factorised(self, matrix: Tensor, layer: int, weighted: bool) -> Factors:
+        rounding = self.rounding(layer)
+        floor = float(rounding.square().mean().sqrt())
+        even = (rounding > 0).to(rounding)
+        weights = (floor / rounding).nan_to_num(0, 0, 0) if weighted else even
+        return factorise(matrix, self.missing, floor, self._generator, weights)
+
+    def inherited(self, layer: int) -> Tensor:
+        """Bound on the norm of the error that the found samples' errors leave in each row, ``(out,)``.
+
+        The first layer's input is the sample; of a later layer it is taken to be as wrong.
+
+        Args:
+            layer: number of a hidden layer.
+        """
+        return self.signals(layer).abs().T @ self.found.bounds
+
+    def noise(self, factors: Factors, layer: int) -> float:
+        """Root mean square of an entry of the noise in a layer's remainder, all sources together.
+
+        Args:
+            factors: of the layer's remainder.
+            layer: number of a hidden layer.
+        """
+        size = self.gradients[layer].numel() ** 0.5
+        return factors.noise + float(self.inherited(layer).norm()) / size
 
     def rounding(self, layer: int) -> Tensor:
         """Standard deviation of the rounding error of an entry of each row, ``(out,)``.

@@ -28,6 +28,8 @@ LEAST = 20.0
 GAP = 3.0
 # Largest coefficient of an image in the reduced basis.
 COEFFICIENT = 3
+# Images of which sets are made up, at most.
+MOST_IMAGES = 8
 # Residuals up to this many standard deviations of the rounding are rounding.
 ROUNDING = 6.0
 # Rounds in which the factors are fitted: what their errors multiply the rounding by, and the share
@@ -198,11 +200,15 @@ def _several(values: Tensor, factors: Tensor, noise: float) -> list[Parts]:
     coefficients = coefficients[coefficients.abs().sum(dim=1) > 0]
     some = pixels[torch.linspace(0, len(pixels) - 1, 4 * PRESELECTED).long()] @ coefficients.T
     possible = (some.amin(dim=0) >= 0) & (some.amax(dim=0) <= LEVELS)
-    combined = pixels @ coefficients[possible].T
-    combined = combined[:, (combined.amin(dim=0) >= 0) & (combined.amax(dim=0) <= LEVELS)]
-    order = combined.sum(dim=0).argsort(descending=True)[:8]
+    coefficients = coefficients[possible]
+    combined = pixels @ coefficients.T
+    inside = (combined.amin(dim=0) >= 0) & (combined.amax(dim=0) <= LEVELS)
+    combined, left = combined[:, inside], coefficients[inside].tolist()
+    # A sum of two others is no image of its own.
+    sums = {tuple(map(sum, zip(*pair, strict=True))) for pair in itertools.combinations(left, 2)}
+    order = [at for at, one in enumerate(left) if tuple(one) not in sums][:MOST_IMAGES]
     found = []
-    for chosen in itertools.combinations(order.tolist(), number):
+    for chosen in itertools.combinations(order, number):
         images = combined[:, list(chosen)]
         fit = torch.linalg.lstsq(images, values[:, None], driver="gelsd")
         rest = values - images @ fit.solution[:, 0]
@@ -222,7 +228,9 @@ def _pairs(values: Tensor, factors: Tensor, noise: float) -> list[Parts]:
         # Each pair of images once.
         if one * four - two * three != 1:
             continue
-        own = torch.stack([one * factors[0] + two * factors[1], three * factors[0] + four * factors[1]])
+        own = torch.stack(
+            [one * factors[0] + two * factors[1], three * factors[0] + four * factors[1]]
+        )
         if _levels(some, own, noise) is None:
             continue
         levels = _levels(values, own, noise)

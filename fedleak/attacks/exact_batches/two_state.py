@@ -129,7 +129,7 @@ class TwoStates:
         starts, classes = len(labels), len(self.head)
         drawn = torch.rand(starts, classes, generator=self.generator, dtype=torch.float64)
         # Exponential numbers, normalised, are evenly distributed softmaxes.
-        others = (1 - spread) + spread * -drawn.clamp_min(1e-12).log() ** 2
+        others = (1 - spread) + spread * -(drawn.clamp_min(1e-12).log() ** 2)
         others.scatter_(1, labels[:, None], 0)
         r = others / others.sum(dim=1, keepdim=True)
         r.scatter_(1, labels[:, None], -1)

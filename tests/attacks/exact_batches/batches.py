@@ -40,9 +40,7 @@ class Batch(NamedTuple):
     def remainder(self) -> Remainder:
         network = self.network
         generator = torch.Generator().manual_seed(0)
-        return Remainder(
-            network, network.gradients(self.gradient), len(self.labels), generator
-        )
+        return Remainder(network, network.gradients(self.gradient), len(self.labels), generator)
 
     def samples(self, chosen: list[int]) -> Samples:
         """Samples of the batch as if they had been found."""
@@ -57,7 +55,9 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def perceptron(widths: tuple[int, ...], *, bias: bool = True, std: float | None = None) -> nn.Module:
+def perceptron(
+    widths: tuple[int, ...], *, bias: bool = True, std: float | None = None
+) -> nn.Module:
     """Linear layers with ReLU between; with PyTorch's initialisation or N(0, std^2)."""
     layers: list[nn.Module] = [nn.Flatten()]
     for at, (incoming, outgoing) in enumerate(zip(widths, widths[1:], strict=False)):

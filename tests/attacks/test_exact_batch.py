@@ -1,0 +1,172 @@
+"""The attack on whole batches: what it returns and says, what it refuses, and no false certificate."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from fedleak import attack
+from fedleak.attacks.exact_batch import ExactBatch
+from fedleak.errors import BadInput
+from fedleak.updates.update import InterceptedUpdate
+from tests.attacks.exact_batches.batches import Batch, cross_entropy, make_batch
+
+WIDTHS = (64, 90, 70, 5)
+
+
+def found_of(batch: Batch, **changes):
+    (found,) = ExactBatch(starts=200, rows=2, **changes)([batch.update], batch.knowledge)
+    return found
+
+
+def errors_of(batch: Batch, found) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance of each sample to the nearest one of the batch, and whether the label is right."""
+    flat = found.inputs.flatten(1).double()
+    error, at = torch.cdist(flat, batch.inputs.flatten(1).double()).min(dim=1)
+    return error, found.labels == batch.labels[at]
+
+
+def test_a_whole_batch_with_its_labels() -> None:
+    batch = make_batch(WIDTHS, 8, mean=0.5, deviation=0.25, kind=torch.float32)
+    found = found_of(batch)
+    error, right = errors_of(batch, found)
+    assert float(error.max()) < 1e-5
+    assert bool(right.all())
+    assert found.error_bounds.isfinite().all()
+    assert found.findings[0].startswith("8 of 8 samples certified, norm of the error at most")
+    assert found.explained > 0.999
+    assert found.cost < 1e-5
+
+
+def test_told_labels_give_the_order() -> None:
+    batch = make_batch(WIDTHS, 5)
+    labels = torch.tensor([3, 0, 4, 1, 2])
+    loss = cross_entropy(batch.model, (batch.inputs, labels))
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    told = batch._replace(
+        labels=labels, gradient=dict(zip(batch.gradient, values, strict=True)),
+        knowledge=replace(batch.knowledge, labels=labels),
+    )  # fmt: skip
+    found = found_of(told)
+    assert torch.equal(found.labels, labels)
+    torch.testing.assert_close(found.inputs, batch.inputs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_front_door(reduction: str) -> None:
+    batch = make_batch(WIDTHS, 6)
+    loss = functional.cross_entropy(batch.model(batch.inputs), batch.labels, reduction=reduction)
+    gradient = torch.autograd.grad(loss, list(batch.model.parameters()))
+    found = attack(
+        batch.model, gradient, input_shape=(1, 8, 8), num_samples=6, method=ExactBatch(starts=200),
+        loss=lambda out, y: functional.cross_entropy(out, y, reduction=reduction),
+    )  # fmt: skip
+    error, right = errors_of(batch, found)
+    assert float(error.max()) < 1e-6
+    assert bool(right.all())
+
+
+@pytest.mark.parametrize("protocol", ["weights", "delta"])
+def test_weights_after_one_step(protocol: str) -> None:
+    batch = make_batch(WIDTHS, 4, kind=torch.float32)
+    rate = 0.5
+    changes = {name: -rate * value for name, value in batch.gradient.items()}
+    if protocol == "weights":
+        changes = {
+            name: value.detach() + changes[name] for name, value in batch.model.named_parameters()
+        }
+    update = InterceptedUpdate.of(batch.model, **{protocol: changes}, num_examples=4)
+    knowledge = replace(
+        batch.knowledge, protocol=update.protocol, local_training=None, learning_rate=rate
+    )
+    (found,) = ExactBatch(starts=200, rows=2)([update], knowledge)
+    error, right = errors_of(batch, found)
+    certified = found.error_bounds.isfinite()
+    assert bool((right & (error < 1e-3))[certified].all())
+    assert int(certified.sum()) >= (4 if protocol == "delta" else 0)
+
+
+def test_samples_that_leave_no_gradient_are_told() -> None:
+    """A sample that the model classifies with certainty is in the batch and not in the gradient."""
+    batch = make_batch((64, 150, 5), 5, std=0.5, kind=torch.float32)
+    with torch.no_grad():
+        batch.model[3].weight *= 30
+        batch.model[3].bias.zero_()
+    labels = batch.model(batch.inputs).argmax(dim=1)
+    labels[:4] = (labels[:4] + 1) % 5
+    loss = cross_entropy(batch.model, (batch.inputs, labels))
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    certain = batch._replace(labels=labels, gradient=dict(zip(batch.gradient, values, strict=True)))
+    text = " ".join(found_of(certain).findings)
+    assert "leave less than the rounding" in text
+    assert "guesses, not certified: samples" in text
+
+
+def test_noise_leaves_guesses_alone() -> None:
+    batch = make_batch(WIDTHS, 6)
+    noisy = {
+        name: value + 1e-3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        for name, value in batch.gradient.items()
+    }
+    found = found_of(batch._replace(gradient=noisy))
+    assert not found.error_bounds.isfinite().any()
+    assert found.findings[0].endswith("0 of 6 samples certified") or "0 of 6" in " ".join(
+        found.findings
+    )
+    assert bool(((found.inputs >= 0) & (found.inputs <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "fedavg", "learning_rate": 0.1, "local_steps": 2}, "of 2 steps"),
+        (
+            {"loss": lambda m, b: functional.cross_entropy(m(b[0]), b[1], label_smoothing=0.2)},
+            "not a cross entropy in which all classes count alike",
+        ),
+    ],
+)
+def test_what_it_refuses(change, message: str) -> None:
+    batch = make_batch(WIDTHS, 4)
+    facts = {"local_training": None} if "learning_rate" in change else {}
+    knowledge = replace(batch.knowledge, **facts, **change)
+    reason = ExactBatch().refuses(knowledge)
+    assert reason is not None
+    assert message in reason
+
+
+@pytest.mark.parametrize("settings_", [{"starts": -1}, {"rows": -1}, {"accuracy": 0.0}])
+def test_settings_out_of_range(settings_) -> None:
+    with pytest.raises(BadInput, match=f"Expected `{next(iter(settings_))}` to be"):
+        ExactBatch(**settings_)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    widths=st.sampled_from([(64, 30, 3), (64, 48, 5), (64, 40, 24, 4), (64, 20, 20, 20, 3)]),
+    number=st.integers(1, 12),
+    seed=st.integers(0, 999),
+    bias=st.booleans(),
+    std=st.sampled_from([None, 0.3, 1.0]),
+    kind=st.sampled_from([torch.float32, torch.float64]),
+    levels=st.booleans(),
+    normalised=st.booleans(),
+)
+def test_no_certificate_is_false(
+    widths, number, seed, bias, std, kind, levels, normalised
+) -> None:
+    mean, deviation = (0.5, 0.25) if normalised else (0.0, 1.0)
+    batch = make_batch(
+        widths, number, seed=seed, bias=bias, std=std, kind=kind, mean=mean, deviation=deviation
+    )
+    if not any(bool(value.any()) for value in batch.gradient.values()):
+        return
+    (found,) = ExactBatch(starts=60, rows=2, levels=levels)([batch.update], batch.knowledge)
+    error, right = errors_of(batch, found)
+    certified = found.error_bounds.isfinite()
+    # Rounding of the result to the client's precision comes on top of the bound.
+    allowed = found.error_bounds.double() + 1e-5
+    assert bool((right & (error <= allowed) & (error * deviation <= 0.0101))[certified].all())
