@@ -30,7 +30,9 @@ from fedleak.updates.knowledge import Knowledge
 class ExactBatch(Attack):
     """Recovers the samples of a batch by linear algebra and certifies each of them.
 
-    For networks of linear layers with ReLU between them and a cross entropy. The gradient of a
+    For networks of linear layers with ReLU between them and a cross entropy, and one gradient or
+    one step of SGD; of several steps nothing is certified but where the weights hardly move. The
+    gradient of a
     hidden layer is ``sum_i d_i (h_i, 1)^T`` over the samples, with the layer's input h and the
     sample's signal d, the gradient of the loss with respect to the layer's output. Samples are
     found one after the other and subtracted from the gradient that came, by four stages, of which
@@ -102,11 +104,6 @@ class ExactBatch(Attack):
         reason = super().refuses(knowledge)
         if reason is not None:
             return reason
-        if knowledge.steps > 1 or knowledge.number_of_clients > 1:
-            return (
-                f"{self.name} needs the gradient of one batch and the update is of "
-                f"{knowledge.steps} steps of {knowledge.number_of_clients} clients"
-            )
         found = read_network(knowledge)
         if isinstance(found, str):
             return (
@@ -118,13 +115,16 @@ class ExactBatch(Attack):
         """See :meth:`Attack.run`.
 
         Raises:
-            BadInput: if the update does not tell of a layer, or tells its gradient up to bounds
-                alone.
+            BadInput: if the update tells the gradient up to bounds alone.
         """
         facts = replace(problem.knowledge, model=problem.model)
         network = read_network(facts, problem.loss)
         assert isinstance(network, Network)  # by :meth:`refuses`
-        self._check(problem, network)
+        require(
+            not problem.deviation,
+            f"Expected a gradient for {self.name}, got a step of {facts.local.optimizer} that "
+            "tells it up to bounds alone.",
+        )
         generator = problem.generator
         remainder = Remainder(
             network, network.gradients(problem.gradient), facts.num_samples, generator,
@@ -143,19 +143,6 @@ class ExactBatch(Attack):
         )
         recovery.run()
         return self._result(problem, recovery)
-
-    def _check(self, problem: Problem, network: Network) -> None:
-        untold = [name for name in network.names if f"{name}.weight" in problem.left_out]
-        require(
-            not untold,
-            f"Expected an update that tells of every linear layer, got none of "
-            f"`{untold[0] if untold else ''}.weight`.",
-        )
-        require(
-            not problem.deviation,
-            f"Expected a gradient for {self.name}, got a step of {problem.knowledge.local.optimizer} "
-            "that tells it up to bounds alone.",
-        )
 
     def _result(self, problem: Problem, recovery: Recovery) -> Reconstruction:
         facts, remainder = problem.knowledge, recovery.remainder
@@ -177,14 +164,15 @@ class ExactBatch(Attack):
             inputs, labels, bounds = inputs[order], labels[order], bounds[order]
         low, high = _flat_bounds(facts)
         like = problem.gradient[f"{remainder.network.names[0]}.weight"]
-        left = float(remainder.matrix(0).norm() / remainder.gradients[0].norm())
+        whole = remainder.gradients[0].norm().clamp_min(1e-300)
+        left = float(remainder.matrix(0).norm() / whole)
         return Reconstruction(
             inputs=torch.minimum(torch.maximum(inputs, low), high)
             .reshape(problem.batch_shape)
             .to(like),
             labels=labels.to(like.device),
             costs=[(0, left)],
-            findings=_findings(recovery, bounds),
+            findings=(*_about_update(problem, remainder.network), *_findings(recovery, bounds)),
             error_bounds=bounds,
         )
 
@@ -260,6 +248,22 @@ def _order_of(labels: Tensor, told: Tensor) -> Tensor:
         if at is not None:
             free.remove(at)
     return torch.tensor([free.pop(0) if at is None else at for at in order], dtype=torch.long)
+
+
+def _about_update(problem: Problem, network: Network) -> tuple[str, ...]:
+    """What in the update keeps samples from being found."""
+    facts = problem.knowledge
+    found = [
+        f"`{name}.weight` did not move: frozen, or not sent"
+        for name in network.names[:-1]
+        if f"{name}.weight" in problem.left_out
+    ]
+    if facts.steps > 1:
+        found.append(
+            f"the update is of {facts.steps} steps, each with weights of its own: the mean of "
+            "their gradients is taken for that of one"
+        )
+    return tuple(found)
 
 
 def _findings(recovery: Recovery, bounds: Tensor) -> tuple[str, ...]:

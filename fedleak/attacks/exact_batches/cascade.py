@@ -17,6 +17,8 @@ LEAST_SIZE = 16.0
 OUTSIDE = 1e-3
 # Highest number of equal samples that is recognised.
 MOST_EQUAL = 4
+# Share of another sample in an input, at most, in units of the relative errors of its equations.
+MIXTURE = 10.0
 # Relative distance up to which two samples are the same.
 SAME = 1e-3
 # A row of several samples changes when one of them is subtracted, by more than this share.
@@ -37,9 +39,6 @@ class Candidates(NamedTuple):
     rounded: Tensor
     rows: Tensor
     amplitudes: Tensor
-
-    def __add__(self, other: "Candidates") -> "Candidates":  # type: ignore[override]
-        return Candidates(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
 @dataclass
@@ -108,22 +107,18 @@ class Cascade:
         return self._candidates(inputs, rounded, rows)
 
     def _by_levels(self, values: Tensor, rows: Tensor) -> Candidates:
-        found = Candidates(
-            values[:0], torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.long),
-            values[:0, 0],
-        )  # fmt: skip
-        if self.levels is None or not self.levels.is_plain:
-            return found
+        inputs, chosen = [values[:0]], [rows[:0]]
         low, high = values.amin(dim=1), values.amax(dim=1)
         largest = torch.maximum(low.abs(), high.abs())
         one_sign = torch.minimum(low.abs(), high.abs()) <= OUTSIDE * largest
         one_sign |= low * high >= 0
-        for value, row in zip(values[one_sign], rows[one_sign], strict=True):
-            inputs = self.levels.scaled(value)
-            if len(inputs):
-                good = torch.ones(len(inputs), dtype=torch.bool)
-                found = found + self._candidates(inputs, good, row.expand(len(inputs)))
-        return found
+        if self.levels is not None and self.levels.is_plain:
+            for value, row in zip(values[one_sign], rows[one_sign], strict=True):
+                found = self.levels.scaled(value)
+                inputs.append(found)
+                chosen.append(row.expand(len(found)))
+        every = torch.cat(inputs)
+        return self._candidates(every, torch.ones(len(every), dtype=torch.bool), torch.cat(chosen))
 
     def certified(self, candidates: Candidates) -> Samples:
         """Those candidates that have a certificate, each once.
@@ -138,6 +133,7 @@ class Cascade:
         factors = remainder.factors(0, weighted=True)
         least = torch.full((len(inputs),), torch.inf, dtype=torch.float64)
         labels, counts = torch.zeros(2, len(inputs), dtype=torch.long)
+        errors = torch.zeros_like(amplitude)
         residuals = torch.zeros(len(inputs), network.classes, dtype=torch.float64)
         for label in range(network.classes):
             named = torch.full((len(inputs),), label)
@@ -154,21 +150,42 @@ class Cascade:
                 good |= holds & (candidates.rounded == rounded)
             better = good & (agrees.columns < least)
             least = torch.where(better, agrees.columns, least)
+            errors = torch.where(better, off + agrees.columns + agrees.pairing, errors)
             labels, counts = (
                 torch.where(better, named, labels),
                 torch.where(better, times.long(), counts),
             )
             residuals = torch.where(better[:, None], times[:, None] * own, residuals)
-        bounds = self._error_bounds(candidates, amplitude)
+        bounds = self._error_bounds(candidates, errors)
         found = Samples(candidates.inputs, labels, counts, residuals, bounds)
         return self.distinct(found[least.isfinite()], least[least.isfinite()])
 
-    def _error_bounds(self, candidates: Candidates, amplitude: Tensor) -> Tensor:
-        """Bounds on the norms of the errors: the row's error over the amplitude; 0 of levels."""
+    def _error_bounds(self, candidates: Candidates, errors: Tensor) -> Tensor:
+        """Bounds on the norms of the errors; 0 of whole levels.
+
+        The row's error over the amplitude, and what another sample may have in the row.
+        """
         size = candidates.inputs.shape[1] ** 0.5
         noise = LEAST_SIZE * self.remainder.rounding(0)[candidates.rows] * size
         noise = noise + self.remainder.inherited(0)[candidates.rows]
-        return torch.where(candidates.rounded, 0.0, noise / amplitude.abs())
+        bounds = noise / candidates.amplitudes.abs() + self.mixture(errors, candidates.inputs)
+        return torch.where(candidates.rounded, 0.0, bounds)
+
+    def mixture(self, errors: Tensor, inputs: Tensor) -> Tensor:
+        """Bound on the part of another sample in each input, by the errors of its equations.
+
+        With the share c of another sample, an input's signal and amplitude are those of a sample of
+        the batch up to about c, so that larger shares would have been seen.
+
+        Args:
+            errors: relative errors of the equations, ``(samples,)``.
+            inputs: ``(samples, entries)``.
+        """
+        low, high = self.bounds
+        span = (high - low).norm()
+        size = span if bool(span.isfinite()) else 2 * inputs.norm(dim=1)
+        bounds: Tensor = MIXTURE * errors * size
+        return bounds
 
     def _candidates(self, inputs: Tensor, rounded: Tensor, rows: Tensor) -> Candidates:
         """Candidates that are alone in their rows."""

@@ -53,4 +53,5 @@ def closed_inputs(matrix: Tensor, signals: Tensor) -> tuple[Tensor, Tensor]:
 
 def _least_squares(matrix: Tensor, signals: Tensor, weights: Tensor) -> Tensor:
     root = weights[:, None]
-    return torch.linalg.lstsq(signals.T * root, matrix * root, driver="gelsd").solution
+    found: Tensor = torch.linalg.lstsq(signals.T * root, matrix * root, driver="gelsd").solution
+    return found

@@ -1,5 +1,6 @@
 """From a sample's signal in the last hidden layer down to the sample, with no other one known."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from fedleak.attacks.exact_batches.network import Network
 from fedleak.attacks.exact_batches.remainder import Remainder
 from fedleak.attacks.exact_batches.two_state import Signals
 
-# Rounds of reweighted least squares, the weights' widths, and the cost of a negative entry relative to
-# that of a positive one.
+# Rounds of reweighted least squares, the weights' widths, and the cost of a negative entry
+# relative to that of a positive one.
 ITERATIONS = 60
 NARROWER = 0.85
 FIRST_WIDTH = 0.3
@@ -125,8 +126,8 @@ def _spread(
         layer: number of the layer.
         change: coordinates of other rows in those of the factors, ``(rank, rows)``.
     """
-    noise = remainder.noise(factors, layer) * factors.rows.shape[1] ** 0.5
-    own = noise / factors.sizes
+    noise = remainder.noise(factors, layer) * math.sqrt(factors.rows.shape[1])
+    own: Tensor = noise / factors.sizes
     return own if change is None else (change.square().T @ own.square()).sqrt()
 
 
@@ -191,7 +192,7 @@ def _paired(entries: Tensor, weights: Tensor, pairing: Tensor) -> Tensor:
     system = (entries * weights) @ entries.T
     diagonal = system.diagonal()
     diagonal += 1e-15 * diagonal.mean()
-    solution = torch.linalg.solve_ex(system, pairing[:, None]).result[:, 0]
+    solution: Tensor = torch.linalg.solve_ex(system, pairing[:, None]).result[:, 0]
     return solution / (pairing @ solution)
 
 

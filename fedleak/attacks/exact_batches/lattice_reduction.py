@@ -42,38 +42,38 @@ class _Basis:
         self.rows = rows
         # Determinants of the leading Gram matrices, that of none first.
         self._d = [1, *[0] * len(rows)]
-        self._l = [[0] * len(rows) for _ in rows]
+        self._mu = [[0] * len(rows) for _ in rows]
 
     def orthogonalise(self, at: int) -> None:
         """Compute the coefficients of a row from the rows before it."""
-        d, l = self._d, self._l
+        d, mu = self._d, self._mu
         for j in range(at + 1):
             value = sum(x * y for x, y in zip(self.rows[at], self.rows[j], strict=True))
             for i in range(j):
-                value = (d[i + 1] * value - l[at][i] * l[j][i]) // d[i]
+                value = (d[i + 1] * value - mu[at][i] * mu[j][i]) // d[i]
             if j < at:
-                l[at][j] = value
+                mu[at][j] = value
         if value == 0:
             raise ValueError("Expected linearly independent vectors, got dependent ones.")
         d[at + 1] = value
 
     def size_reduce(self, at: int, other: int) -> None:
         """Subtract the multiple of another row that leaves the smallest coefficient."""
-        d, l = self._d, self._l
-        if 2 * abs(l[at][other]) <= d[other + 1]:
+        d, mu = self._d, self._mu
+        if 2 * abs(mu[at][other]) <= d[other + 1]:
             return
-        times = (2 * l[at][other] + d[other + 1]) // (2 * d[other + 1])
+        times = (2 * mu[at][other] + d[other + 1]) // (2 * d[other + 1])
         self.rows[at] = [
             x - times * y for x, y in zip(self.rows[at], self.rows[other], strict=True)
         ]
-        l[at][other] -= times * d[other + 1]
+        mu[at][other] -= times * d[other + 1]
         for i in range(other):
-            l[at][i] -= times * l[other][i]
+            mu[at][i] -= times * mu[other][i]
 
     def is_ordered(self, at: int) -> bool:
         """Lovasz's condition of a row and the one before it."""
-        d, l = self._d, self._l[at][at - 1]
-        return 4 * (d[at + 1] * d[at - 1] + l * l) >= 3 * d[at] ** 2
+        d, mu = self._d, self._mu[at][at - 1]
+        return 4 * (d[at + 1] * d[at - 1] + mu * mu) >= 3 * d[at] ** 2
 
     def swap(self, at: int, known: int) -> None:
         """Swap a row with the one before it.
@@ -82,14 +82,14 @@ class _Basis:
             at: number of the row.
             known: number of the last row whose coefficients are known.
         """
-        d, l = self._d, self._l
+        d, mu = self._d, self._mu
         self.rows[at], self.rows[at - 1] = self.rows[at - 1], self.rows[at]
         for j in range(at - 1):
-            l[at][j], l[at - 1][j] = l[at - 1][j], l[at][j]
-        own = l[at][at - 1]
+            mu[at][j], mu[at - 1][j] = mu[at - 1][j], mu[at][j]
+        own = mu[at][at - 1]
         new = (d[at - 1] * d[at + 1] + own * own) // d[at]
         for i in range(at + 1, known + 1):
-            value = l[i][at]
-            l[i][at] = (d[at + 1] * l[i][at - 1] - own * value) // d[at]
-            l[i][at - 1] = (new * value + own * l[i][at]) // d[at + 1]
+            value = mu[i][at]
+            mu[i][at] = (d[at + 1] * mu[i][at - 1] - own * value) // d[at]
+            mu[i][at - 1] = (new * value + own * mu[i][at]) // d[at + 1]
         d[at] = new

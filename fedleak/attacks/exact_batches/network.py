@@ -195,11 +195,11 @@ def read_network(knowledge: Knowledge, probe: LossProbe | None = None) -> Networ
     form = probe.cross_entropy
     if form is None or not form.is_even or form.is_smoothed or probe.layer != layers[-1].name:
         return "the loss is not a cross entropy in which all classes count alike"
-    modules = [call.module for call in layers]
+    modules = [call.module for call in layers if isinstance(call.module, nn.Linear)]
     network = Network(
         tuple(call.name for call in layers),
         tuple(m.weight.detach().double() for m in modules),
-        tuple(None if m.bias is None else m.bias.detach().double() for m in modules),
+        tuple(_double(m.bias) for m in modules),
         1 / (samples * float(form.divisor.mean())),
         unit,
     )
@@ -212,3 +212,7 @@ def read_network(knowledge: Knowledge, probe: LossProbe | None = None) -> Networ
         ):
             return f"{kind} is no chain of linear layers with ReLU between them"
     return network
+
+
+def _double(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().double()

@@ -20,8 +20,8 @@ NUMBERS = 2**22
 MOST_AT_ONCE = 64
 # Shares of random softmaxes in the starts.
 SPREADS = (0.0, 0.3, 1.0)
-# Rows are taken apart if no more samples than these are expected; with fewer samples found, none can
-# be expected, and these rows are tried.
+# Rows are taken apart if no more samples than these are expected; with fewer samples found, none
+# can be expected, and these rows are tried.
 MOST_EXPECTED, LEAST_FOUND, ROWS_WITHOUT_FOUND = 12.0, 5, 20
 # Signals that are kept, for each direction of the columns' span: more are no samples'.
 MOST_SIGNALS = 2
@@ -135,10 +135,11 @@ class Recovery:
         """
         network, found = self.remainder.network, self.remainder.found
         if len(found) < LEAST_FOUND:
-            return self.remainder.matrix(0).norm(dim=1).argsort()[:ROWS_WITHOUT_FOUND]
+            sizes: Tensor = self.remainder.matrix(0).norm(dim=1)
+            return sizes.argsort()[:ROWS_WITHOUT_FOUND]
         outputs = network.apply(0, found.inputs)
         shares = outputs.mean(dim=0) / outputs.std(dim=0).clamp_min(1e-12)
-        expected = self._missing * torch.special.ndtr(shares)
+        expected: Tensor = self._missing * torch.special.ndtr(shares)
         order = expected.argsort()
         return order[expected[order] <= MOST_EXPECTED]
 
@@ -160,11 +161,11 @@ class Recovery:
         at_once = max(1, min(MOST_AT_ONCE, self.starts, NUMBERS // factors.columns.numel()))
         kept: Signals | None = None
         failed, tried, most = 0, 0, MOST_SIGNALS * rank + MOST_AT_ONCE
-        while failed < self.starts and (kept is None or len(kept.errors) < most):
+        while failed < self.starts and (kept is None or len(kept) < most):
             spread = self._choose_spread()
             found = states.search(self._labels(at_once), SPREADS[spread])
             new = found if kept is None else states.joined(kept, found)
-            fresh = len(new.errors) - (0 if kept is None else len(kept.errors))
+            fresh = len(new) - (0 if kept is None else len(kept))
             self._spreads[spread][0] += fresh
             self._spreads[spread][1] += at_once
             failed = 0 if fresh else failed + at_once
@@ -173,16 +174,16 @@ class Recovery:
                 continue
             if single:
                 # With more signals known, the others may be settled as well.
-                again = len(kept.errors) >= 1.2 * tried
+                again = len(kept) >= 1.2 * tried
                 samples = self._descended(kept, again, fresh)
-                tried = len(kept.errors) if again else tried
+                tried = len(kept) if again else tried
                 if len(samples):
                     self._add("signals", samples)
                     return
-            elif len(kept.errors) >= rank:
+            elif len(kept) >= rank:
                 self._close(kept)
                 return
-        if kept is not None and len(kept.errors) and not single:
+        if kept is not None and len(kept) and not single:
             self._close(kept)
 
     def _choose_spread(self) -> int:
@@ -201,7 +202,7 @@ class Recovery:
 
     def _descended(self, signals: Signals, again: bool, fresh: int) -> Samples:
         """The certified samples of all signals, or of those found last."""
-        network, number = self.remainder.network, len(signals.errors)
+        network, number = self.remainder.network, len(signals)
         first = 0 if again else number - fresh
         found = descend(self.remainder, signals, list(range(first, number)))
         if not found:
@@ -210,7 +211,7 @@ class Recovery:
 
     def _close(self, signals: Signals) -> None:
         """All samples from all signals, by the first layer's gradient."""
-        network, factors = self.remainder.network, self.remainder.factors(0)
+        factors = self.remainder.factors(0)
         coordinates, residuals = signed(signals)
         whole = coordinates @ factors.columns.T
         inputs, bounds = closed_inputs(self.remainder.matrix(0), whole)
@@ -254,6 +255,7 @@ class Recovery:
             tolerances = Tolerances.of(network.unit, rounded=kind)
             holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
             good |= holds & (rounded == kind)
-        bounds = torch.where(rounded, 0.0, candidates.bounds)
+        mixture = self._cascade.mixture(off + agrees.columns + agrees.pairing, inputs)
+        bounds = torch.where(rounded, 0.0, candidates.bounds + mixture)
         found = Samples(inputs, candidates.labels, times.long(), times[:, None] * own, bounds)
         return self._cascade.distinct(found[good], off[good])

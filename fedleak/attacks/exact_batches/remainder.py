@@ -1,5 +1,6 @@
 """What is left of a gradient when the samples that were found are subtracted from it."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -183,14 +184,22 @@ class Remainder:
         return factorise(matrix, self.missing, floor, self._generator, weights)
 
     def inherited(self, layer: int) -> Tensor:
-        """Bound on the norm of the error that the found samples' errors leave in each row, ``(out,)``.
+        """Bound on the norm of the error that found samples leave in each row, ``(out,)``.
 
-        The first layer's input is the sample; of a later layer it is taken to be as wrong.
+        A found sample's own error, and that of its signal, as the client's logits are rounded. The
+        first layer's input is the sample; a later layer's is taken to be as wrong.
 
         Args:
             layer: number of a hidden layer.
         """
-        return self.signals(layer).abs().T @ self.found.bounds
+        logits = self._trace.inputs[-1].abs() @ self.network.weights[-1].abs().T
+        softmax = self._trace.softmax
+        changes = softmax * (1 - softmax) * logits.amax(dim=1, keepdim=True)
+        shares = self.network.unit * changes.norm(dim=1)
+        shares = shares / self.found.residuals.norm(dim=1).clamp_min(1e-300)
+        own: Tensor = self.found.bounds + shares * self.entering(layer).norm(dim=1)
+        bounds: Tensor = self.signals(layer).abs().T @ own
+        return bounds
 
     def noise(self, factors: Factors, layer: int) -> float:
         """Root mean square of an entry of the noise in a layer's remainder, all sources together.
@@ -199,7 +208,7 @@ class Remainder:
             factors: of the layer's remainder.
             layer: number of a hidden layer.
         """
-        size = self.gradients[layer].numel() ** 0.5
+        size = math.sqrt(self.gradients[layer].numel())
         return factors.noise + float(self.inherited(layer).norm()) / size
 
     def rounding(self, layer: int) -> Tensor:
@@ -217,5 +226,5 @@ class Remainder:
             # Parts that cancel have left no trace in the sum.
             inputs = self.entering(layer).square().mean(dim=1)
             sizes = torch.maximum(sizes, self.signals(layer).square().T @ inputs)
-        own = ROUNDING * self.network.unit * sizes.sqrt()
+        own: Tensor = ROUNDING * self.network.unit * sizes.sqrt()
         return own if self._noise is None else (own.square() + self._noise[layer].square()).sqrt()

@@ -1,8 +1,8 @@
 """A row of several 8-bit images, taken apart by integer relations between its entries.
 
 Where n samples are active, row j of the first layer's gradient is ``sum_i a_i m_i / 255`` with
-unknown real numbers ``a_i`` and vectors ``m_i`` of whole numbers from 0 to 255. Where the images are
-smooth, differences of neighbouring pixels are small whole numbers for each of them, and some
+unknown real numbers ``a_i`` and vectors ``m_i`` of whole numbers from 0 to 255. Where the images
+are smooth, differences of neighbouring pixels are small whole numbers for each of them, and some
 whole-number combinations of n + 1 or more such differences are 0 for all n images at once: short
 vectors of a lattice, which LLL finds (the orthogonal lattice of the hidden subset sum problem,
 Nguyen and Stern 1999, https://doi.org/10.1007/3-540-48405-1_3). They determine the span of the
@@ -166,7 +166,7 @@ def _of_short_basis(differences: Tensor, numbers: Tensor, factors: Tensor) -> Te
         short = torch.tensor(reduced(rows), dtype=torch.float64).T
     except ValueError:
         return factors
-    change = torch.linalg.lstsq(short, numbers[chosen], driver="gelsd").solution.round()
+    change: Tensor = torch.linalg.lstsq(short, numbers[chosen], driver="gelsd").solution.round()
     return change @ factors
 
 
@@ -243,7 +243,7 @@ def _pairs(values: Tensor, factors: Tensor, noise: float) -> list[Parts]:
 
 
 def _levels(values: Tensor, factors: Tensor, noise: float) -> Tensor | None:
-    """Levels of two images whose combination has the values, ``(values, 2)``; None if there are none."""
+    """Levels of two images whose combination has the values, ``(values, 2)``; None if none has."""
     second = torch.arange(LEVELS + 1, dtype=values.dtype)
     rest = values[:, None] - factors[1] * second
     first = (rest / factors[0]).round()

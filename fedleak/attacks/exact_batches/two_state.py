@@ -7,7 +7,6 @@ two states ``s_j`` for each entry: a mixture of two linear regressions of which 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +27,8 @@ POLISHING = 6
 SAME = 0.99
 
 
-class Signals(NamedTuple):
+@dataclass(frozen=True)
+class Signals:
     """Signals up to a factor each.
 
     Args:
@@ -41,8 +41,15 @@ class Signals(NamedTuple):
     residuals: Tensor
     errors: Tensor
 
-    def __getitem__(self, chosen: Tensor | slice) -> "Signals":  # type: ignore[override]
-        return Signals(*(value[chosen] for value in tuple(self)))
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Signals":
+        return Signals(*(value[chosen] for value in vars(self).values()))
+
+    def __add__(self, other: "Signals") -> "Signals":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Signals(*(torch.cat(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,7 @@ class TwoStates:
             torch.nn.functional.normalize(part.coordinates, dim=1) for part in (one, other)
         )
         new = ((after @ before.T).abs() <= SAME).all(dim=1)
-        pairs = zip(tuple(one), tuple(other[new]), strict=True)
-        return Signals(*(torch.cat(pair) for pair in pairs))
+        return one + other[new]
 
     def _starts(self, labels: Tensor, spread: float) -> tuple[Tensor, Tensor]:
         """Random masks, projected onto the columns' span, and residuals."""

@@ -1,5 +1,6 @@
 """Small perceptrons, batches of 8-bit images for them, and their gradients by plain autograd."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ def perceptron(
 ) -> nn.Module:
     """Linear layers with ReLU between; with PyTorch's initialisation or N(0, std^2)."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for at, (incoming, outgoing) in enumerate(zip(widths, widths[1:], strict=False)):
+    for at, (incoming, outgoing) in enumerate(pairwise(widths)):
         layers += [nn.ReLU()] * (at > 0) + [nn.Linear(incoming, outgoing, bias=bias)]
     model = nn.Sequential(*layers)
     if std is not None:

@@ -1,4 +1,4 @@
-"""Factors against a full singular value decomposition, and the noise against that which was added."""
+"""Factors against a full singular value decomposition, and the noise against what was added."""
 
 import pytest
 import torch

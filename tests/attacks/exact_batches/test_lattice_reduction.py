@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from fedleak.attacks.exact_batches.lattice_reduction import reduced
 
 SQUARES = st.integers(2, 5).flatmap(
-    lambda n: st.lists(st.lists(st.integers(-999, 999), min_size=n, max_size=n), min_size=n, max_size=n)
-)  # fmt: skip
+    lambda n: st.lists(
+        st.lists(st.integers(-999, 999), min_size=n, max_size=n), min_size=n, max_size=n
+    )
+)
 
 
 def determinant(rows: list[list[Fraction]]) -> Fraction:
@@ -50,7 +52,7 @@ def test_it_spans_the_same_lattice_with_short_vectors(rows: list[list[int]]) -> 
     found = reduced(rows)
     assert abs(determinant([[Fraction(v) for v in row] for row in found])) == abs(size)
     assert all(c.denominator == 1 for row in found for c in coordinates(row, rows))
-    # Of a basis reduced with factor 3/4: the first vector's length is at most 2^((n-1)/4) |det|^(1/n).
+    # With factor 3/4, the first vector's length is at most 2^((n-1)/4) |det|^(1/n).
     n, shortest = len(rows), sum(v * v for v in found[0])
     assert shortest ** (2 * n) <= 2 ** (n * (n - 1)) * abs(size) ** 4
 

@@ -71,7 +71,9 @@ def test_functions_between_the_layers_count() -> None:
         (SMLP(input_shape=SHAPE, num_classes=3, width=8, precode=Precode(2)), None, "draws noise"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), cross_entropy, "no hidden layer"),
         (
-            nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 3)),
+            nn.Sequential(
+                nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 3)
+            ),
             cross_entropy, "other layers with weights",
         ),
         (
@@ -80,7 +82,9 @@ def test_functions_between_the_layers_count() -> None:
             "not a cross entropy",
         ),
         (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+            nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+            ),
             cross_entropy, "no chain",
         ),
     ],

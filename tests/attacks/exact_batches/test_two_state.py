@@ -28,7 +28,7 @@ def test_every_signal_that_is_found_is_one_of_the_batch(widths: tuple[int, ...])
     batch = make_batch(widths, 8)
     states, true = states_of(batch)
     found = states.search(torch.arange(64) % widths[-1], 0.3)
-    assert len(found.errors) >= 6
+    assert len(found) >= 6
     own = torch.nn.functional.normalize(found.coordinates @ states.columns.T, dim=1)
     cosines = (own @ true.T).abs()
     assert float(cosines.max(dim=1).values.min()) > 1 - 1e-9
@@ -51,5 +51,5 @@ def test_signals_are_joined_without_repetition() -> None:
     states, _ = states_of(batch)
     found = states.search(torch.arange(64) % 5, 0.0)
     flipped = Signals(-2 * found.coordinates, -2 * found.residuals, found.errors)
-    assert len(states.joined(found[:3], flipped).errors) == len(found.errors)
-    assert len(states.distinct(flipped).errors) == len(found.errors)
+    assert len(states.joined(found[:3], flipped)) == len(found)
+    assert len(states.distinct(flipped)) == len(found)
