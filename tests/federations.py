@@ -79,6 +79,7 @@ ATTACKS |= {
         "nra_iterations": 20,
     },
     "analytic": {},
+    "exact_batch": {"starts": 16, "rows": 2},
     "rows": {},
     "tokens": {"iterations": 3, "evaluations": 60},
 }  # fmt: skip
@@ -117,7 +118,7 @@ class Cell(NamedTuple):
 
 
 NEEDS_NOISE = ("nra", "iga_partial", "exact_nra")
-NEEDS_LINEAR = ("analytic", "exact_nra", "rgap")
+NEEDS_LINEAR = ("analytic", "exact_batch", "exact_nra", "rgap")
 OF_NUMBERS = ("rows", "tokens")
 
 

@@ -180,7 +180,9 @@ def read_network(knowledge: Knowledge, probe: LossProbe | None = None) -> Networ
     generator = torch.Generator().manual_seed(0)
     shape = (max(TRIED, samples), *knowledge.input_shape)
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64)
-    labels = knowledge.dummy_labels(1).cpu().expand(len(inputs))
+    labels = knowledge.dummy_labels(1).cpu()
+    labels = labels.expand(len(inputs), *labels.shape[1:])
+    labels = labels.double() if labels.is_floating_point() else labels
     try:
         calls = calls_of(model.double(), knowledge.loss, (inputs, labels))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
