@@ -81,6 +81,10 @@ COMPARED = {
         "peak memory of a federation of {users_in_all[1]:,} users ({many_users_gb:.3g} GB) over "
         "one of {users_in_all[0]:,} ({few_users_gb:.3g} GB)"
     ),
+    "two_worker_speedup": (
+        "IGA on {victims} LeNet victims, a task on Ray each: one worker "
+        "({one_worker_seconds:.3g} s) over two ({two_workers_seconds:.3g} s)"
+    ),
     "malicious_round_overhead": (
         "a round of {clients} clients of a Flower app: every update intercepted and written to "
         "disk by `MaliciousStrategy` ({listening_round_seconds:.3g} s) over FedAvg alone "

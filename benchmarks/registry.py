@@ -23,6 +23,7 @@ from benchmarks.recommender import (
     fedvae_users_peak_ratio,
 )
 from benchmarks.sweep import sweep_two_process_speedup
+from benchmarks.workers import two_worker_speedup
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "sweep_two_process_speedup": Benchmark(
         sweep_two_process_speedup, least=1.4, quick={"iterations": 10, "repetitions": 1}
+    ),
+    "two_worker_speedup": Benchmark(
+        two_worker_speedup, least=1.7, quick={"victims": 2, "iterations": 10, "repetitions": 1}
     ),
     "time_to_leak_dmlp": Benchmark(
         time_to_leak_dmlp, least=8, quick={"victims": 1, "iterations": 50, "plain": 2}

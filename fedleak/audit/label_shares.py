@@ -1,7 +1,7 @@
 """Shares of labels in the clients' data, by shadow clients: of each client, and of all together."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,7 @@ class ShadowTraining:
         seconds: time for the shadow clients.
         seed: seed of the shadow clients.
         report: told what is being done.
+        train: trains them. If None, :func:`fedleak.audit.shadow_clients.train_shadows`.
 
     Attributes:
         victims: those of the first round.
@@ -54,7 +55,9 @@ class ShadowTraining:
         seconds: float,
         seed: int = 0,
         report: Report = lambda text: None,
+        train: Callable[..., Iterator[Shadow]] | None = None,
     ) -> None:
+        self._train = train or train_shadows
         self.victims = [v for v in victims if v.update.round == victims[0].update.round]
         self.public, self._seconds, self._seed, self._report = public, seconds, seed, report
         self.layer, self.classes = _head(victims[0].known.knowledge.model)
@@ -105,7 +108,7 @@ class ShadowTraining:
         begun, found, public = time.monotonic(), list[Shadow](), self.source
         numbers = [victim.known.knowledge.num_samples for victim in self.victims]
         model = facts.model if facts.training is None else facts.model.train(facts.training)
-        for shadow in train_shadows(
+        for shadow in self._train(
             model, first.update.sent, facts.loss, facts.local, public.inputs, public.labels,
             samples=round(sum(numbers) / len(numbers)), classes=self.classes, number=MOST_SHADOWS,
             seed=self._seed,

@@ -42,7 +42,12 @@ PLANNED, OVERRUN = 0.75, 2.0
 EXPLAINS_ALL = 0.999
 
 Report = Callable[[str], None]
+# A result or None, the attack's name, and why an attack gave none.
+Found = tuple[Reconstruction | None, str, str]
 Finished = Callable[[Attacked], None]
+AttackAll = Callable[
+    [Sequence["Victim"], float, float, int, Report], Iterator[tuple["Victim", Found]]
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +297,7 @@ def inputs(
     limit: float | None = None,
     done: Mapping[str, Score] | None = None,
     finished: Finished = lambda attacked: None,
+    attack_all: AttackAll | None = None,
 ) -> tuple[Answer, list[Score]]:
     """What the attacks reconstruct of the inputs, victim by victim while there is time.
 
@@ -307,6 +313,7 @@ def inputs(
         limit: seconds after which an attack that is still going on is ended. If None, ``seconds``.
         done: scores of updates that were attacked before, by key; they are not attacked again.
         finished: called with what was made of each update as soon as it is scored.
+        attack_all: attacks the updates. If None, :func:`one_by_one`.
 
     Returns:
         The answer, and the score of each victim that was attacked.
@@ -320,14 +327,9 @@ def inputs(
     if len(small) < len(victims):
         notes.append(f"updates of more than {MOST_SAMPLES} samples are not searched for inputs")
     new = [victim for victim in small if victim.key not in scores]
-    for position, victim in enumerate(new):
-        left = end - time.monotonic()
-        if left <= 0:
-            notes.append(f"no time was left for {len(new) - position} of {len(victims)}")
-            break
-        share = left / (len(new) - position)
-        most = max(left, latest - time.monotonic())
-        best, name, reason = best_result(victim, share, seed, report, limit=most)
+    tried = 0
+    for victim, (best, name, reason) in (attack_all or one_by_one)(new, end, latest, seed, report):
+        tried += 1
         if best is None:
             notes.append(reason.rstrip("."))
             continue
@@ -338,8 +340,34 @@ def inputs(
         found = score(victim.key, name, truth, best, guess, facts)
         finished(Attacked(truth, best.inputs, guess, found))
         scores[victim.key] = found
+    if tried < len(new):
+        notes.append(f"no time was left for {len(new) - tried} of {len(victims)}")
     given = [scores[victim.key] for victim in victims if victim.key in scores]
     return inputs_answer(victims, given, next(iter(truths.values())), notes), given
+
+
+def one_by_one(
+    victims: Sequence[Victim], end: float, latest: float, seed: int, report: Report
+) -> Iterator[tuple[Victim, Found]]:
+    """Attack updates in turn while there is time, which is divided over those that are left.
+
+    Args:
+        victims: the victims.
+        end: when their time has passed, by ``time.monotonic``.
+        latest: when an attack that is still going on is ended.
+        seed: seed of the attacks.
+        report: told what is being done.
+
+    Yields:
+        Victims and what :func:`best_result` has found.
+    """
+    for position, victim in enumerate(victims):
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        share = left / (len(victims) - position)
+        most = max(left, latest - time.monotonic())
+        yield victim, best_result(victim, share, seed, report, limit=most)
 
 
 def inputs_answer(
@@ -431,7 +459,7 @@ class _OutOfTime(Exception):
 
 def best_result(
     victim: Victim, seconds: float, seed: int, report: Report, limit: float = math.inf
-) -> tuple[Reconstruction | None, str, str]:
+) -> Found:
     """Run the attacks on an update in turn, until one explains it.
 
     Args:

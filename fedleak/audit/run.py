@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedleak.audit.app import FlowerApp
+from fedleak.audit.attack_workers import AttackWorkers, attack_workers
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
 from fedleak.audit.config import AuditConfig
 from fedleak.audit.findings import Findings, not_tried
@@ -19,6 +20,7 @@ from fedleak.audit.folder import AuditFolder
 from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
+    AttackAll,
     Public,
     Victim,
     active_servers,
@@ -93,6 +95,7 @@ def audit(
     cpus_per_client: float = 1.0,
     gpus_per_client: float = 0.0,
     ray_address: str | None = None,
+    processes: int = 1,
     observers: Sequence[AuditObserver] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -111,6 +114,8 @@ def audit(
         cpus_per_client: CPUs that one client occupies.
         gpus_per_client: GPUs that one client occupies.
         ray_address: address of a Ray cluster. If None, a private instance of Ray is started.
+        processes: number of updates that are attacked, and of shadow clients that are trained, at
+            the same time, at least 1; if more, as tasks on Ray.
         observers: told of the audit's events.
         resume: continue an interrupted audit: the app does not train again if its run was complete,
             and what was answered is not asked again. If the budget is larger than before, what was
@@ -129,6 +134,7 @@ def audit(
     """
     require(budget > 0, f"Expected a budget above 0 seconds, got {budget:g}.")
     require(clients >= 1, f"Expected at least 1 client, got {clients}.")
+    require(processes >= 1, f"Expected `processes` to be at least 1, got {processes}.")
     resources = {
         "cpus_per_client": cpus_per_client, "gpus_per_client": gpus_per_client,
         "ray_address": ray_address,
@@ -153,7 +159,11 @@ def audit(
     with _status(findings):
         findings.plan(PLAN)
         observed = _observed(app, files, findings, run, clients, rounds, resources)
-        conclude(app, observed, budget=budget, public=public, seed=seed, findings=findings)
+        with attack_workers(processes, ray_address) as workers:
+            conclude(
+                app, observed, budget=budget, public=public, seed=seed, findings=findings,
+                workers=workers,
+            )  # fmt: skip
     return _found(findings)
 
 
@@ -219,6 +229,7 @@ def conclude(
     public: Public | None = None,
     seed: int = 0,
     findings: Findings | None = None,
+    workers: AttackWorkers | None = None,
 ) -> Audit:
     """Attack what an app's server saw.
 
@@ -230,6 +241,7 @@ def conclude(
         seed: see :func:`audit`.
         findings: takes up what is found; what it has already is not tried again. If None, nothing
             is written.
+        workers: attack updates and train shadow clients. If None, this process does.
 
     Raises:
         BadInput: if no update can be attacked; the sentence is that of the first.
@@ -261,9 +273,13 @@ def conclude(
         findings.set_canary(_canary(victims[0], observed, seconds, findings.left, seed, observer))
     report, time_for_shadows = observer.progressed, SHADOW_SHARE * budget
     shadows = ShadowTraining(
-        victims, public, seconds=min(time_for_shadows, findings.left), seed=seed, report=report
-    )
-    rest = partial(_reconstruct, findings, observed, seed=seed)
+        victims, public, seconds=min(time_for_shadows, findings.left), seed=seed, report=report,
+        train=None if workers is None else workers.train_shadows,
+    )  # fmt: skip
+    rest = partial(
+        _reconstruct, findings, observed, seed=seed,
+        attack_all=None if workers is None else workers.attack,
+    )  # fmt: skip
     attacks: dict[Question, Callable[[float], Answer | None]] = {
         TOLD: lambda _: told_numbers(observed, victims),
         SHARES: lambda _: label_shares(observed, shadows),
@@ -296,6 +312,7 @@ def _reconstruct(
     seconds: float,
     *,
     seed: int,
+    attack_all: AttackAll | None,
 ) -> Answer:
     """The answer to a question about inputs; what is found is kept victim by victim."""
     known = findings.scores(*question)
@@ -311,6 +328,7 @@ def _reconstruct(
     answer, _ = inputs(
         observed, victims, seconds=seconds, seed=seed, report=findings.observer.progressed,
         limit=min(OVERRUN * seconds, findings.left), done=dict(known), finished=attacked,
+        attack_all=attack_all,
     )  # fmt: skip
     return answer
 

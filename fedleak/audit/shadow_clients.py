@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.errors import require
+from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.files import Tensors
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.optimizer_steps import State, optimizer_step
@@ -56,10 +57,11 @@ def train_shadows(
     samples: int,
     classes: int,
     number: int = 160,
+    first: int = 0,
     concentration: float = 0.5,
     seed: int = 0,
 ) -> Iterator[Shadow]:
-    """Train shadow clients one after another.
+    """Train shadow clients one after another; each one's random numbers are its own.
 
     Args:
         model: the clients' model, in the modes in which they train it; it is left as it is.
@@ -71,6 +73,7 @@ def train_shadows(
         samples: number of samples of a client, at least 1.
         classes: number of classes.
         number: number of shadow clients.
+        first: number of the first one: 10 from 0 and 10 from 10 are the same as 20 from 0.
         concentration: of the Dirichlet distribution of the shares, above 0.
         seed: seed of the shares, the samples and their order.
 
@@ -87,10 +90,11 @@ def train_shadows(
     empty = [c for c, pool in enumerate(pools) if not len(pool)]
     require(not empty, f"Expected public samples of each class, got none of class {empty[:1]}.")
     training.rate  # noqa: B018 - raises if it is not known
-    generator, counting = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     copy = private_copy(model)
     buffers = {name: value.clone() for name, value in copy.named_buffers()}
-    for _ in range(number):
+    for position in range(first, first + number):
+        own = derive_seed(seed, position)
+        generator, counting = torch.Generator().manual_seed(own), np.random.default_rng(own)
         counts = _draw_counts(samples, classes, concentration, counting)
         chosen = torch.cat([
             pool[_positions(len(pool), int(count), generator)]

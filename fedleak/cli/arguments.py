@@ -308,6 +308,10 @@ def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
         help="Exit with 3 if an answer goes further from the guess to the exact answer.",
     )  # fmt: skip
     audit.add_argument("--seed", type=int, default=0, help="Seed of the attacks.")
+    audit.add_argument(
+        "--processes", type=int, default=1,
+        help="Updates attacked at the same time, as tasks on Ray. Default: one, without Ray.",
+    )  # fmt: skip
     audit.add_argument("--cpus-per-client", type=float, default=1.0, help="CPUs of a client.")
     audit.add_argument("--gpus-per-client", type=float, default=0.0, help="GPUs of a client.")
     audit.add_argument(

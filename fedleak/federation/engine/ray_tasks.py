@@ -99,6 +99,14 @@ class RayTasks:
         remote = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
         return RayTask(remote.remote(*arguments))
 
+    def share(self, value: Any) -> Any:
+        """What stands for a value as an argument of many tasks; it is copied to a machine once.
+
+        Args:
+            value: the value.
+        """
+        return ray.put(value)
+
     def ended(self, tasks: Sequence[RayTask[Result]]) -> Iterator[RayTask[Result]]:
         """Tasks in the order in which they end.
 
