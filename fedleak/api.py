@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.attacks.exact_batch import ExactBatch
 from fedleak.attacks.explained import NOT_SETTLED
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
@@ -173,7 +174,8 @@ def attack(
             ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters.
         input_shape: shape of one sample, such as ``(3, 32, 32)``.
         method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
-            noise slots, else ``rgap``; both fall back to gradient matching.
+            noise slots, ``exact_batch`` for several samples where it certifies each of them, else
+            ``rgap``; the first and the last fall back to gradient matching.
         labels: the labels as the loss takes them, ``(num_samples, ...)``: classes, or numbers such
             as the targets of a regression. If None, they are recovered from the gradient, or
             searched together with the inputs.
@@ -268,7 +270,11 @@ def attack(
         )
         chosen = _method(method, model)
         where = device or str(next(model.parameters()).device)
-        (found,) = chosen([update], knowledge, seed=seed, device=where)
+        whole = _whole_batch(update, knowledge, seed, where) if method is None else None
+        if whole is not None:
+            chosen, found = ExactBatch(), whole
+        else:
+            (found,) = chosen([update], knowledge, seed=seed, device=where)
         return Found(
             **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
             method=chosen.name,
@@ -400,6 +406,21 @@ def _method(method: str | type[Attack] | Attack | None, model: nn.Module) -> Att
         f"Expected `method` to be the name, class or instance of an attack, got {method!r:.60}.",
     )
     return method() if isinstance(method, type) else method
+
+
+def _whole_batch(
+    update: InterceptedUpdate, knowledge: Knowledge, seed: int, device: str
+) -> Reconstruction | None:
+    """The samples of a batch if the exact method certifies all of them."""
+    exact = ExactBatch()
+    if knowledge.num_samples == 1 or exact.refuses(knowledge) is not None:
+        return None
+    try:
+        (found,) = exact([update], knowledge, seed=seed, device=device)
+    except BadInput:
+        return None
+    bounds = found.error_bounds
+    return found if bounds is not None and bool(bounds.isfinite().all()) else None
 
 
 def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any], Tensor]:

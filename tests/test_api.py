@@ -443,3 +443,30 @@ def test_the_sum_of_two_clients_gradients(clients: Any) -> None:
     assert found.labels.tolist() == [1, 3]
     torch.testing.assert_close(found.inputs, images.flip(0), rtol=0, atol=1e-3)
     assert found.explained > 0.999
+
+
+def test_a_batch_of_a_perceptron_is_read_whole_by_default() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 96), nn.ReLU(), nn.Linear(96, 5))
+    images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 1, 2, 4, 3])
+    found = attack(
+        model, gradient_of(model, (images, labels)), input_shape=(3, 8, 8), num_samples=6
+    )
+    assert found.method == "exact_batch"
+    assert found.error_bounds is not None
+    assert bool(found.error_bounds.isfinite().all())
+    assert sorted(found.labels.tolist()) == sorted(labels.tolist())
+    distances = torch.cdist(found.inputs.flatten(1), images.flatten(1))
+    assert float(distances.min(dim=1).values.max()) < 1e-3
+    assert sorted(distances.argmin(dim=1).tolist()) == list(range(6))
+
+
+def test_where_a_batch_is_not_certified_whole_another_method_follows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
+    images, labels = torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 1, 2, 0, 2])
+    gradient = gradient_of(model, (images, labels))
+    exact = attack(model, gradient, input_shape=(3, 2, 2), num_samples=6, method="exact_batch")
+    assert exact.error_bounds is not None
+    assert not bool(exact.error_bounds.isfinite().all())
+    assert attack(model, gradient, input_shape=(3, 2, 2), num_samples=6).method == "rgap"

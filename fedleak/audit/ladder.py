@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks import IGA, NRA, RGAP, Analytic, Attack, ExactNRA, Rows, Tokens
+from fedleak.attacks import IGA, NRA, RGAP, Analytic, Attack, ExactBatch, ExactNRA, Rows, Tokens
 from fedleak.attacks.attack_updates import attack_updates
 from fedleak.attacks.base import Progress, Reconstruction
 from fedleak.audit.app import FlowerApp
@@ -419,7 +419,8 @@ def closed_forms(victim: Victim) -> list[Attack]:
         return []
     if facts.steps > 1 or facts.num_samples > 1:
         # Layer by layer they would hand over to a search of their own.
-        return [Analytic()]
+        exact: list[Attack] = [ExactBatch()] if facts.steps == 1 else []
+        return [Analytic(), *exact]
     layers = ExactNRA(nra_iterations=1) if noise_slots(facts.model) else RGAP(nra_iterations=1)
     return [Analytic(), layers]
 
