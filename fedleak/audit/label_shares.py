@@ -27,6 +27,7 @@ FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
 # Shadow clients by which it is foreseen how long the fewest take.
 TRIED_SHADOWS = 3
 MADE_UP = "made-up inputs"
+SEVERAL = "a sample has several labels, each yes or no"
 
 
 class ShadowTraining:
@@ -44,7 +45,6 @@ class ShadowTraining:
         victims: those of the first round.
         public: samples like the clients', or None.
         layer: the path of the last linear layer, or None.
-        classes: its number of outputs.
     """
 
     def __init__(
@@ -60,24 +60,56 @@ class ShadowTraining:
         self._train = train or train_shadows
         self.victims = [v for v in victims if v.update.round == victims[0].update.round]
         self.public, self._seconds, self._seed, self._report = public, seconds, seed, report
-        self.layer, self.classes = _head(victims[0].known.knowledge.model)
+        self.layer, self._outputs = _head(victims[0].known.knowledge.model)
 
     @cached_property
     def applies(self) -> bool:
-        """Whether the clients' labels are classes of the last linear layer, and the loss uses them.
+        """Whether labels are classes, or one yes or no a sample, and the loss uses them.
 
         An autoencoder may be given labels that it does not use.
         """
+        return self._kind in ("classes", "binary")
+
+    @cached_property
+    def _kind(self) -> str:
+        """What the labels are: classes, binary, several (of a sample), or none that have shares."""
         facts = self.victims[0].known.knowledge
         example = facts.label_example
         if self.layer is None or example is None:
-            return False
-        if example.is_floating_point() or example.dim() != 1:
-            return False
+            return "none"
         model = private_copy(facts.model)
         if facts.training is not None:
             model.train(facts.training)
-        return LossProbe(model, facts).kind not in ("none", "binary", "numbers")
+        kind = LossProbe(model, facts).kind
+        if kind == "binary":
+            return "binary" if example.numel() == len(example) else "several"
+        if kind in ("none", "numbers") or example.is_floating_point() or example.dim() != 1:
+            return "none"
+        return "classes"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 2 where a sample has one label, yes or no."""
+        return 2 if self._kind == "binary" else self._outputs
+
+    @property
+    def several(self) -> bool:
+        """Whether a sample has several labels, each yes or no, which are not asked about."""
+        return self._kind == "several"
+
+    @property
+    def _loss(self) -> Callable[[nn.Module, Any], Tensor]:
+        """The loss of a batch whose labels are numbers of classes ``(N,)``."""
+        facts = self.victims[0].known.knowledge
+        example = facts.label_example
+        if self._kind != "binary" or example is None:
+            return facts.loss
+        kind, shape = example.dtype, example.shape[1:]
+
+        def of_binary(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return facts.loss(model, (batch[0], batch[1].to(kind).reshape(-1, *shape)))
+
+        return of_binary
 
     @property
     def source(self) -> Public:
@@ -109,7 +141,7 @@ class ShadowTraining:
         numbers = [victim.known.knowledge.num_samples for victim in self.victims]
         model = facts.model if facts.training is None else facts.model.train(facts.training)
         for shadow in self._train(
-            model, first.update.sent, facts.loss, facts.local, public.inputs, public.labels,
+            model, first.update.sent, self._loss, facts.local, public.inputs, public.labels,
             samples=round(sum(numbers) / len(numbers)), classes=self.classes, number=MOST_SHADOWS,
             seed=self._seed,
         ):  # fmt: skip
@@ -135,11 +167,13 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
         training: the shadow clients.
 
     Returns:
-        The answer; None where the clients' labels are no classes.
+        The answer; None where the clients' samples have no labels that have shares.
     """
+    victims, layer = training.victims, training.layer
+    if training.several:
+        return _not_tried(training, victims, 2, SEVERAL)
     if not training.applies:
         return None
-    victims, layer = training.victims, training.layer
     assert layer is not None  # where it applies
     try:
         fitted = LabelShares.fit(training.shadows, layer)
@@ -149,13 +183,18 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
     truth = _true_shares(observed, victims, training.classes)
     others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
     equal = torch.full_like(truth, 1 / training.classes)
-    uniform = float(total_variation_distance(equal, truth).mean())
+    # Of the guesses that need no update, the one that is nearer decides.
+    guesses = {"the mean of the other clients": others, "equal shares": equal}
+    far = {of: float(total_variation_distance(g, truth).mean()) for of, g in guesses.items()}
+    if len(truth) == 1:
+        del far["the mean of the other clients"]
+    best = min(far, key=lambda of: far[of])
+    rest = "".join(f", {of} has {value:.3g}" for of, value in far.items() if of != best)
     note = (
-        f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is the mean "
-        f"of the other clients, and equal shares have {uniform:.3g}"
+        f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is {best}"
+        f"{rest}"
     )
-    guess = others if len(truth) > 1 else equal
-    return _answer(training, victims, 2, found, truth, guess, note)
+    return _answer(training, victims, 2, found, truth, guesses[best], note)
 
 
 def label_shares_of_sum(
@@ -174,8 +213,10 @@ def label_shares_of_sum(
             :func:`fedleak.audit.sums.sum_of_round`.
 
     Returns:
-        The answer; None where the clients' labels are no classes.
+        The answer; None where the clients' samples have no labels that have shares.
     """
+    if training.several:
+        return _not_tried(training, [whole], 0, SEVERAL)
     if not training.applies:
         return None
     layer, classes = training.layer, training.classes
@@ -245,7 +286,8 @@ def _true_shares(observed: Observed, victims: Sequence[Victim], classes: int) ->
 
 def _shares(labels: Tensor | None, classes: int) -> Tensor:
     assert labels is not None
-    return torch.bincount(labels.flatten(), minlength=classes)[:classes].double() / labels.numel()
+    numbers = labels.flatten().round().long()
+    return torch.bincount(numbers, minlength=classes)[:classes].double() / labels.numel()
 
 
 def _head(model: nn.Module) -> tuple[str | None, int]:

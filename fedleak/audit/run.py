@@ -61,8 +61,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 
 
-class _OutOfTime(Exception):
-    """The time for a question has passed."""
+class _OutOfTime(BaseException):
+    """The time for a question has passed; code that catches every error does not catch it."""
 
     def __str__(self) -> str:
         return "it took more than its share of the time"

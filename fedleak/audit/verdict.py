@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, sem, t
 
 from fedleak.errors import BadInput, require, unknown_name
 
@@ -35,6 +35,7 @@ Status = Literal["leaks", "not shown", "not tried"]
 Overall = Literal["leaks", "not proven", "nothing found"]
 # Bootstrap of means.
 RESAMPLES = 2000
+FEWEST_RESAMPLED = 5
 LEVEL = 0.95
 EXIT_ABOVE = 3
 
@@ -59,6 +60,8 @@ class Estimate:
     def of(cls, values: Sequence[float], seed: int = 0) -> "Estimate":
         """The mean of values, with the interval of a bootstrap (bias-corrected, accelerated).
 
+        Of fewer than five values a bootstrap's interval is too narrow; theirs is Student's.
+
         Args:
             values: finite numbers, one for each victim. Of a single one, or of equal ones, the
                 interval is not known: it is NaN for one value, and the value for equal ones.
@@ -72,6 +75,9 @@ class Estimate:
             return cls(mean, math.nan, math.nan, 1)
         if float(np.ptp(found)) == 0.0:
             return cls(mean, mean, mean, len(found))
+        if len(found) < FEWEST_RESAMPLED:
+            low, high = t.interval(LEVEL, len(found) - 1, mean, sem(found))
+            return cls(mean, float(low), float(high), len(found))
         interval = bootstrap(
             (found,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="BCa",
             rng=np.random.default_rng(seed),
@@ -172,6 +178,8 @@ class Answer:
             f"{self.title} {verb}; {self.measure}: {self.answer}, a guess without the update: "
             f"{self.guess}, n = {self.answer.n}"
         )
+        if self.status == "not shown" and self.answer.n == 1 and self.gains[0] > 0:
+            text += "; of one value there is no interval, so that only an exact answer counts"
         return f"{text}; {self.note}." if self.note else f"{text}."
 
 

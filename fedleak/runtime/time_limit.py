@@ -14,7 +14,7 @@ LEAST_SECONDS = 1e-3
 
 
 @contextmanager
-def time_limit(seconds: float, error: type[Exception]) -> Iterator[None]:
+def time_limit(seconds: float, error: type[BaseException]) -> Iterator[None]:
     """Raise an exception in the block if it takes longer.
 
     The signal SIGALRM does it, so only code in the main thread is limited, and a single long call
@@ -22,10 +22,11 @@ def time_limit(seconds: float, error: type[Exception]) -> Iterator[None]:
 
     Args:
         seconds: the limit; 0 or less ends the block at once.
-        error: the exception that is raised, once and then every second until the block ends.
+        error: the exception that is raised, once and then every second until the block ends. One
+            that is no ``Exception`` is not taken for an error of the code that is limited.
 
     Raises:
-        Exception: ``error``, if the block took longer.
+        BaseException: ``error``, if the block took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -19,9 +19,8 @@ def _imports() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", ["table", "lightning"])
-def test_labels_that_are_no_classes_are_not_asked_for(kind: str, tmp_path: Path) -> None:
-    _, observed, victims = observe(tmp_path, kind)
+def test_labels_that_the_loss_does_not_use_are_not_asked_for(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "lightning")
     training = ShadowTraining(victims, None, seconds=1)
     assert label_shares(observed, training) is None
     assert label_shares_of_sum(observed, training, sum_of_round(victims)) is None
@@ -72,6 +71,48 @@ def test_shares_of_each_client_and_of_all_together(tmp_path: Path) -> None:
     # 3/8, 3/8, 1/4 and 0: 1/4 from equal shares.
     assert of_all.guess.mean == pytest.approx(0.25)
     assert of_all.answer.mean < 0.1
+
+
+# Clients of 40 samples with one yes or no each, three quarters of which are alike.
+BINARY = (
+    CLASSES.replace("nn.Linear(8, 4)", "nn.Linear(8, 1)")
+    .replace("[number % 4]", "[number % 2]").replace("[(number + 1) % 4]", "[1 - number % 2]")
+    .replace("torch.randn(40, 6), labels", "torch.randn(40, 6), labels.float()[:, None]")
+    .replace("F.cross_entropy", "F.binary_cross_entropy_with_logits")
+    .replace("torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)",
+             "torch.optim.Adam(model.parameters(), lr=0.01)")
+)  # fmt: skip
+
+
+def test_shares_of_yes_and_no(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=BINARY)
+    training = ShadowTraining(victims, None, seconds=1)
+    assert training.classes == 2
+    answer = label_shares(observed, training)
+    assert answer is not None
+    # 1/4 from equal shares, and more from those of the other clients.
+    assert answer.guess.mean == pytest.approx(0.25)
+    assert "the guess is equal shares, the mean of the other clients has" in answer.note
+    assert answer.answer.mean < 0.15
+    of_all = label_shares_of_sum(observed, training, sum_of_round(victims))
+    assert of_all is not None
+    assert of_all.rung == 0
+
+
+def test_several_labels_of_a_sample_are_said(tmp_path: Path) -> None:
+    task = (
+        BINARY.replace("nn.Linear(8, 1)", "nn.Linear(8, 3)")
+        .replace("labels.float()[:, None]", "labels.float()[:, None].expand(40, 3)")
+    )  # fmt: skip
+    _, observed, victims = observe(tmp_path, "images", task=task)
+    training = ShadowTraining(victims, None, seconds=1)
+    for answer in (
+        label_shares(observed, training),
+        label_shares_of_sum(observed, training, sum_of_round(victims)),
+    ):
+        assert answer is not None
+        assert answer.status == "not tried"
+        assert "a sample has several labels, each yes or no" in answer.sentence
 
 
 def test_public_samples_give_the_guess_of_all_clients(tmp_path: Path) -> None:

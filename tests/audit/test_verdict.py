@@ -38,6 +38,9 @@ def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_intervals_of_few_and_equal_values() -> None:
     assert math.isnan(Estimate.of([]).mean)
     assert math.isnan(Estimate.of([0.5]).low)
+    # Student's for few values: 0.5 +- 12.7 standard errors.
+    few = Estimate.of([0.4, 0.6])
+    assert (few.low, few.high) == pytest.approx((0.5 - 1.27062, 0.5 + 1.27062), abs=1e-4)
     assert Estimate.of([0.5] * 3) == Estimate(0.5, 0.5, 0.5, 3)
     assert str(Estimate.of([])) == "-"
     assert str(Estimate.of([0.25])) == "0.25"
@@ -83,7 +86,7 @@ def test_a_distance_is_better_if_it_is_smaller() -> None:
         ((POOR,), None, "not proven", "Not proven"),
         # What the sum tells, the updates tell: a server that sees those was tried.
         ((POOR, answer([], [], rung=0)), True, "nothing found", "Nothing found"),
-        ((POOR, answer([0.9, 0.8], [0.1, 0.2], rung=0)), True, "leaks",
+        ((POOR, answer([0.9, 0.85], [0.1, 0.1], rung=0)), True, "leaks",
          "Leaks: inputs from the sum over clients alone."),
         ((answer([], [], rung=0),), False, "not proven", "Not proven"),
         # Servers that change what they send are not among the attackers, which is said.
