@@ -171,7 +171,8 @@ def attack(
         model: the model with the weights at which the gradient was computed, in the same mode
             (train or eval); it is not changed.
         gradient: the gradient by parameter name, or in the order of ``model.parameters()`` as
-            ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters.
+            ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters,
+            frozen ones may be left out.
         input_shape: shape of one sample, such as ``(3, 32, 32)``.
         method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
             noise slots, ``exact_batch`` for several samples where it certifies each of them, else

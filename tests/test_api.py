@@ -143,6 +143,17 @@ def test_an_unused_parameter_has_no_gradient(batch: tuple[Tensor, Tensor]) -> No
     assert "`spare` did not come and is left out" in result.findings
 
 
+def test_frozen_parameters_may_be_left_out_of_a_list(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 24), nn.ReLU(), nn.Linear(24, 5))
+    model[3].requires_grad_(False)
+    trained = [value for value in model.parameters() if value.requires_grad]
+    gradient = torch.autograd.grad(cross_entropy(model(batch[0]), batch[1]), trained)
+    found = attack(model, gradient, input_shape=SHAPE, method="analytic", labels=batch[1])
+    assert score(found, *batch).ssim > 0.99
+    assert "`3.weight`, `3.bias` did not come and are left out" in found.findings
+
+
 @pytest.mark.parametrize("form", ["weights", "delta"])
 def test_weights_and_their_change(form: str, batch: tuple[Tensor, Tensor]) -> None:
     model = net()

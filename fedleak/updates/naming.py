@@ -38,16 +38,23 @@ def is_listed(values: Mapping[Any, Any]) -> bool:
     return list(values) == [str(position) for position in range(len(values))]
 
 
-def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) -> Tensors:
+def by_name(
+    values: Any,
+    kind: str,
+    parameters: Sequence[str],
+    sent: Tensors,
+    trained: Sequence[str] | None = None,
+) -> Tensors:
     """Tensors by the model's own parameter names, with the shapes and dtypes that were sent.
 
     Args:
-        values: tensors or numpy arrays by name, or in the order of the parameters (or of all that
-            was sent), as a sequence or by the names "0", "1", ... that Flower gives to a list;
-            None for an unused parameter, which may be missing as well.
+        values: tensors or numpy arrays by name, or in the order of the parameters (or of those that
+            are trained, or of all that was sent), as a sequence or by the names "0", "1", ... that
+            Flower gives to a list; None for an unused parameter, which may be missing as well.
         kind: what they are, for messages: gradient, weights or delta.
         parameters: the names of the model's parameters, in their order.
         sent: the parameters and buffers that the server sent.
+        trained: the parameters that the model trains. If None, all.
 
     Returns:
         Copies on the CPU by name, as far as there are values.
@@ -64,11 +71,7 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
     if isinstance(values, Mapping) and is_listed(values) and not all(n in own for n in values):
         values = list(values.values())
     if not isinstance(values, Mapping):
-        names = list(parameters) if len(values) == len(parameters) else list(sent)
-        require(
-            len(values) == len(names) and (kind != "gradient" or len(values) == len(parameters)),
-            f"Expected the {kind} of {len(parameters)} parameters, got {len(values)} tensors.",
-        )
+        names = _listed_names(values, kind, parameters, sent, trained)
         values = dict(zip(names, values, strict=True))
     found: Tensors = {}
     for given, value in values.items():
@@ -107,3 +110,34 @@ def by_name(values: Any, kind: str, parameters: Sequence[str], sent: Tensors) ->
         f"Expected the {kind} of the model's parameters, got none of them.",
     )
     return found
+
+
+def _listed_names(
+    values: Sequence[Any],
+    kind: str,
+    parameters: Sequence[str],
+    sent: Tensors,
+    trained: Sequence[str] | None,
+) -> Sequence[str]:
+    """The names of the tensors of a list, by their number."""
+    orders = [parameters, *([trained] if trained else [])]
+    orders += [list(sent)] if kind != "gradient" else []
+    for names in orders:
+        if len(values) == len(names):
+            return names
+    part = f" or of the {len(trained)} trained ones" if trained and trained != parameters else ""
+    position = next(
+        (n for n, (name, value) in enumerate(zip(parameters, values, strict=False))
+         if value is not None and getattr(value, "shape", None) != sent[name].shape),
+        min(len(values), len(parameters)),
+    )  # fmt: skip
+    if position == len(parameters):
+        where = f"tensor {position} is of no parameter"
+    elif position == len(values):
+        where = f"there is no tensor of `{parameters[position]}`"
+    else:
+        where = f"tensor {position} is not of `{parameters[position]}`"
+    raise BadInput(
+        f"Expected the {kind} of {len(parameters)} parameters{part}, got {len(values)} tensors, of "
+        f"which {where}: give them by name, or None in place of each parameter that is left out."
+    )

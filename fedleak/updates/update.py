@@ -92,7 +92,8 @@ class InterceptedUpdate:
     ) -> Self:
         """Make an update from a gradient, from weights, or from a change of weights.
 
-        Each is given by name or in the order of ``model.parameters()``, as tensors or numpy arrays.
+        Each is given by name or in the order of ``model.parameters()``, all of them or those that
+        require a gradient, as tensors or numpy arrays.
         In a gradient, None stands for an unused parameter and counts as 0. Prefixes of wrappers
         (``module.``, ``_orig_mod.``, ``_module.``) are recognised on both sides.
 
@@ -144,7 +145,7 @@ class InterceptedUpdate:
         )
         sent = {n: v.detach().cpu().clone() for n, v in model.state_dict().items()}
         parameters = [name for name, _ in model.named_parameters()]
-        found = by_name(given[kind], kind, parameters, sent)
+        found = by_name(given[kind], kind, parameters, sent, _trained(model))
         return cls(
             round=round,
             client=client,
@@ -179,7 +180,8 @@ class InterceptedUpdate:
             sent = own | by_name(given, "sent weights", parameters, own)
         if not isinstance(received, CompactTensors) and not _is_by_name(received, state):
             kinds = {protocol: kind for kind, protocol in PROTOCOLS.items()}
-            received = by_name(received, kinds[self.protocol], parameters, sent)
+            kind = kinds[self.protocol]
+            received = by_name(received, kind, parameters, sent, _trained(model))
         return replace(self, sent=sent, received=received)
 
     def __repr__(self) -> str:
@@ -427,6 +429,10 @@ def _is_of_another(values: Any, state: Mapping[str, Any]) -> bool:
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         return False
     return bool(values) and 2 * known_names(values, state) < len(values)
+
+
+def _trained(model: nn.Module) -> list[str]:
+    return [name for name, value in model.named_parameters() if value.requires_grad]
 
 
 def _is_by_name(values: Any, state: Mapping[str, Any]) -> bool:

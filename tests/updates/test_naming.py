@@ -74,13 +74,33 @@ def test_a_part_of_the_parameters_is_enough() -> None:
     assert list(by_name(part, "gradient", PARAMETERS, SENT)) == ["0.bias"]
 
 
+def test_a_list_of_the_trained_parameters() -> None:
+    trained = ["1.weight", "1.bias"]
+    listed = [VALUES[name] for name in trained]
+    for kind in ("gradient", "weights", "delta"):
+        found = by_name(listed, kind, PARAMETERS, SENT, trained)
+        assert list(found) == trained
+        assert all(torch.equal(found[name], VALUES[name]) for name in trained)
+    check(by_name(list(VALUES.values()), "gradient", PARAMETERS, SENT, trained))
+    sentence = "gradient of 4 parameters or of the 2 trained ones, got 1 tensors, of which tensor 0"
+    with pytest.raises(BadInput, match=sentence):
+        by_name(listed[:1], "gradient", PARAMETERS, SENT, trained)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
         (torch.zeros(3), "gradient as a mapping or a sequence of tensors, got Tensor"),
         (3, "gradient as a mapping or a sequence of tensors, got int"),
-        ([torch.zeros(3)], "gradient of 4 parameters, got 1 tensors"),
-        (list(SENT.values()), "gradient of 4 parameters, got 7 tensors"),
+        ([torch.zeros(3)], "of 4 parameters, got 1 tensors, of which tensor 0 is not of `0.w"),
+        (
+            [VALUES[name] for name in PARAMETERS[:1] + PARAMETERS[2:]],
+            "of 4 parameters, got 3 tensors, of which there is no tensor of `1.bias`: give them by",
+        ),
+        (
+            list(SENT.values()),
+            "gradient of 4 parameters, got 7 tensors, of which tensor 4 is of no parameter: give",
+        ),
         (VALUES | {"0.bais": torch.zeros(3)}, "Unknown parameter in the gradient `0.bais`: .*bias"),
         (VALUES | {"0.bias": np.zeros(2)}, r"`0.bias` of shape \(3,\) in the gradient, got \(2,\)"),
         (VALUES | {"0.bias": "text"}, "a tensor for `0.bias`, got str"),
