@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,15 +12,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fedleak.errors import BadInput, first_line, require
-from fedleak.models.lightning import quiet_trainer
+from fedleak.models.lightning import lightning_of, quiet_trainer
 from fedleak.models.optimiser_facts import optimizer_facts
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.private_model import private_copy
 
 # Of more steps no schedule is tabulated.
 MOST_STEPS = 100_000
-# Hooks with which a module makes another step than its optimiser.
-_OWN_STEPS = ("optimizer_step", "configure_gradient_clipping", "backward", "lr_scheduler_step")
+# Hooks with which a module makes another step than its optimiser, and those with which it may: that
+# is tried, with gradients of this size.
+_OWN_STEPS = ("optimizer_step", "backward", "lr_scheduler_step")
+_MAYBE_OWN = (
+    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "optimizer_zero_grad",
+    "configure_gradient_clipping", "on_before_zero_grad", "on_train_batch_end",
+)  # fmt: skip
+_TRIED_SIZE = 1e3
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,14 @@ def _first_batch(
 ) -> FirstBatch:
     kind = type(model).__name__
     own: Any = private_copy(model).train(train)
+    untouched = private_copy(own) if any(_overrides(own, name) for name in _MAYBE_OWN) else None
     modes: dict[str, bool] = {}
 
     def training_step(*_args: Any, **_kwargs: Any) -> None:
         modes.update({name: module.training for name, module in own.named_modules()})
         raise _Reached
 
-    overridden = [name for name in _OWN_STEPS if _overrides(own, name)]
+    overridden = any(_overrides(own, name) for name in _OWN_STEPS)
     own.training_step = training_step
     loader = DataLoader(_Zeros(samples, input_shape), batch_size=batch_size)
     limit = {"max_steps": 1} if epochs is None else {"max_epochs": epochs}
@@ -137,7 +145,11 @@ def _first_batch(
         steps = 1 if epochs is None else epochs * batches
         facts = optimizer_facts(optimizers[0], own.named_parameters())
         schedule, known = _schedule(trainer, steps, batches)
-    if overridden or len(optimizers) > 1 or not own.automatic_optimization or not known:
+        simple = len(optimizers) == 1 and own.automatic_optimization
+        overridden |= any(map(_has_hooks, (*optimizers, *own.parameters())))
+        if untouched is not None and simple and not overridden:
+            overridden = _makes_another_step(untouched, loader, limit)
+    if overridden or not simple or not known:
         facts = LocalTraining(optimizer="unknown", learning_rate=facts.learning_rate)
         schedule = None
     held = {
@@ -150,6 +162,72 @@ def _first_batch(
     size = batch_size if epochs is not None else None
     training = replace(facts, schedule=schedule, steps=steps, batch_size=size)
     return FirstBatch(modes, training, untrained)
+
+
+def _has_hooks(holder: Any) -> bool:
+    """Whether hooks may change gradients or weights around the step of an optimiser's own."""
+    names = (
+        "_backward_hooks", "_post_accumulate_grad_hooks",
+        "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks",
+    )  # fmt: skip
+    return any(getattr(holder, name, None) for name in names)
+
+
+def _makes_another_step(own: Any, loader: DataLoader[Any], limit: dict[str, int]) -> bool:
+    """Whether a module's hooks change gradients or weights around the step of its optimiser.
+
+    Args:
+        own: the module; it is changed.
+        loader: batches of the client's form.
+        limit: the trainer's limit.
+    """
+    parameters = [value for value in own.parameters() if value.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    gradients = [_TRIED_SIZE * torch.randn(v.shape, generator=generator) for v in parameters]
+    gradients = [g.to(v) for g, v in zip(gradients, parameters, strict=True)]
+    weights: list[list[Tensor]] = []  # in the training step, before and after the optimiser's step
+    same = True
+
+    def keep() -> None:
+        weights.append([value.detach().clone() for value in parameters])
+
+    def training_step(*_args: Any, **_kwargs: Any) -> Tensor:
+        if weights:
+            raise _Reached
+        keep()
+        sums = [(v * g).sum() for v, g in zip(parameters, gradients, strict=True)]
+        return torch.stack(sums).sum()
+
+    def step(optimizer: Any, closure: Callable[[], Any]) -> Any:
+        nonlocal same
+        loss = closure()
+        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        for value, told in zip(parameters, gradients, strict=True):
+            same &= id(value) not in held or torch.equal(value.grad, told)
+        keep()
+        type(optimizer).step(optimizer)
+        keep()
+        return loss
+
+    class Watch(lightning_of(own).Callback):  # type: ignore[misc]
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            (optimizer,) = trainer.optimizers
+            vars(optimizer)["step"] = partial(step, optimizer)
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            raise _Reached
+
+    own.training_step = training_step
+    trainer = quiet_trainer(own, callbacks=[Watch()], **limit)
+    try:
+        trainer.fit(own, train_dataloaders=loader)
+    except Exception:  # of the user's own hooks, or where this ends it
+        keep()
+    if len(weights) != 4:
+        return True
+    begun, before, after, ended = weights
+    unmoved = [*zip(begun, before, strict=True), *zip(after, ended, strict=True)]
+    return not same or not all(torch.equal(one, other) for one, other in unmoved)
 
 
 def _overrides(model: nn.Module, name: str) -> bool:

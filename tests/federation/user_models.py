@@ -33,6 +33,48 @@ class OnlyTrainingStep(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
 
 
+class ChangingItsGradient(OnlyTrainingStep):
+    """Halves the gradient once in each hook, before and within the step."""
+
+    def on_after_backward(self) -> None:
+        self._halve()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._halve()
+
+    def configure_gradient_clipping(self, *_args: object, **_settings: object) -> None:
+        self._halve()
+
+    def _halve(self) -> None:
+        for value in self.parameters():
+            assert value.grad is not None
+            value.grad /= 2
+
+
+class ByHand(ChangingItsGradient):
+    """Two parts with an optimiser each, and steps made by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(functional.cross_entropy(self(images), labels))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam([value], lr=0.1) for value in self.parameters()]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for value in group["params"]:
+                value.grad /= 4
+
+
 class FailingByClass(OnlyTrainingStep):
     """Fails for clients whose samples are of certain classes."""
 

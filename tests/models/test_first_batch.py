@@ -203,3 +203,80 @@ class NoOptimizer(Net):
 def test_a_hook_that_fails_is_a_sentence(kind: type[Net], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         found_of(kind())
+
+
+class Watches(Net):
+    """The hooks look at gradients and weights and leave them as they are."""
+
+    def on_after_backward(self) -> None:
+        self.log("norm", max(float(v.grad.norm()) for v in self.parameters()))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.log("largest", max(float(v.grad.abs().max()) for v in self.parameters()))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("loss", outputs["loss"])
+
+
+class Clips(Net):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+
+
+class ClipsByLightning(Net):
+    def configure_gradient_clipping(self, optimizer: Any, *_args: Any, **_kwargs: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=5.0, gradient_clip_algorithm="norm")
+
+
+class AddsNoise(Net):
+    def on_after_backward(self) -> None:
+        for value in self.parameters():
+            value.grad += 0.01 * torch.randn_like(value)
+
+
+class ClampsWeights(Net):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for value in self.parameters():
+            value.data.clamp_(-0.01, 0.01)
+
+
+class ClampsBefore(Net):
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        for value in self.parameters():
+            value.data.clamp_(-0.01, 0.01)
+
+
+class StepHook(Net):
+    def configure_optimizers(self) -> Any:
+        found = torch.optim.SGD(self.parameters(), lr=0.3)
+        found.register_step_post_hook(self._clamp)
+        return found
+
+    def _clamp(self, *_args: Any) -> None:
+        for value in self.parameters():
+            value.data.clamp_(-0.01, 0.01)
+
+
+class GradientHook(Net):
+    def on_fit_start(self) -> None:
+        self.head.weight.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+
+
+@pytest.mark.parametrize("epochs", [None, EPOCHS])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        (Watches, "sgd"), (Clips, "unknown"), (ClipsByLightning, "unknown"),
+        (StepHook, "unknown"), (GradientHook, "unknown"), (AddsNoise, "unknown"),
+        (ClampsWeights, "unknown"), (ClampsBefore, "unknown"),
+    ],
+)  # fmt: skip
+def test_hooks_that_change_the_step(kind: type[Net], optimizer: str, epochs: int | None) -> None:
+    """They are told from hooks that only look at gradients, without the client's data."""
+    model = kind()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert found_of(model, epochs=epochs).training.optimizer == optimizer
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

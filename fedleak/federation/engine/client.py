@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -171,12 +171,27 @@ def evaluate_model(
 
 
 class _Capture:
-    """A callback that records the first epoch's batches and the gradient of a single step."""
+    """A callback that records the first epoch's batches and the gradient of a single step.
+
+    The gradient is that with which the optimiser would make its step: after the hooks of the module
+    that clip it or add noise. The step itself is the server's.
+    """
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.gradient: Tensors = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.max_steps == 1:
+            for optimizer in trainer.optimizers:
+                step = partial(self._record, module, optimizer)
+                vars(optimizer)["step"] = step
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            if trainer.max_steps == 1:
+                vars(optimizer).pop("step", None)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
@@ -185,14 +200,23 @@ class _Capture:
             self.inputs.append(batch[0].detach().cpu().clone())
             self.labels.append(batch[1].detach().cpu().clone())
 
-    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.max_steps == 1:
-            self.gradient = {
-                name: (torch.zeros_like(value) if value.grad is None else value.grad.detach()).cpu()
-                for name, value in module.named_parameters()
-            }
-            # Without gradients the optimiser's step does nothing: the server makes this step.
-            module.zero_grad(set_to_none=True)
+    def _record(
+        self,
+        module: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+        closure: Callable[[], Any] | None = None,
+    ) -> Any:
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
+        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        for name, value in module.named_parameters():
+            if value.grad is None:
+                self.gradient.setdefault(name, torch.zeros_like(value, device="cpu"))
+            elif id(value) in held or name not in self.gradient:
+                self.gradient[name] = value.grad.detach().cpu()
+            if id(value) in held:
+                value.grad = None  # frees its memory
+        return loss
 
 
 def _capture(model: pl.LightningModule) -> Any:

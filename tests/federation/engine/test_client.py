@@ -278,6 +278,18 @@ def test_a_model_with_a_training_step_alone_works(data: Path) -> None:
     assert list(content["metrics"]) == [records.EXAMPLES]
 
 
+@pytest.mark.parametrize("name", ["ChangingItsGradient", "ByHand"])
+def test_the_gradient_is_that_of_the_optimisers_step(name: str, data: Path) -> None:
+    config = config_of(data, path=f"{MODULES}.{name}", model_args={})
+    content, truth = trained(config)
+    model, _ = model_and_weights(config)
+    whole = dense_gradient(
+        model, truth.inputs, truth.labels,
+        loss=lambda twin, batch: functional.cross_entropy(twin(batch[0]), batch[1]),
+    )  # fmt: skip
+    close(gradient_in(content), {name: value / 8 for name, value in whole.items()})
+
+
 def test_query_gives_the_clients_number(data: Path) -> None:
     content = ask(client_app(config_of(data)), 3, {}, kind=MessageType.QUERY)
     assert content["metrics"][records.CLIENT] == 3
