@@ -87,6 +87,7 @@ class Explained:
         rest: of one step, share of what is left unexplained, in norm, that other inputs near these
             do not explain either, if it is more than rounding.
         by_guess: whether the guess explains all of the update up to rounding.
+        off_guess: root mean square of the inputs, which is their distance from the guess.
         twin: what can be done to the inputs without changing their update, such as ``reversed along
             axis 1``; None if nothing that is tried.
     """
@@ -100,6 +101,7 @@ class Explained:
     sizes: float | None = None
     rest: float = 0.0
     by_guess: bool = False
+    off_guess: float = 0.0
     twin: str | None = None
 
     @property
@@ -117,8 +119,9 @@ class Explained:
         found = []
         if self.share < SUPPORTED_FROM and self.by_guess:
             found.append(
-                "not supported by the update: inputs of 0 explain all of it, and the "
-                "reconstruction does not"
+                "not supported by the update: inputs of 0 explain all of it, so the client's are "
+                f"likely 0, and the reconstruction is {self.off_guess:.2g} away from that (root "
+                "mean square)"
             )
         elif self.share < SUPPORTED_FROM:
             found.append(
@@ -184,7 +187,9 @@ def explained_share(
     that of the reconstruction, by its inputs, labels and noise through the same model, modes, loss,
     optimiser and steps; b is that of a guess that knows nothing of the inputs: all 0 (of images,
     the data set's mean), with the same labels and noise. Without b, any image with the right label
-    explains 0.9999 of a LeNet's gradient, most of which is the classifier's. The factors c allow
+    explains 0.9999 of a LeNet's gradient, most of which is the classifier's. Where the guess itself
+    explains all of the update, as of a black image, b is of inputs moved from it by half of their
+    range, or by 1 where they have none. The factors c allow
     for a client that clips its gradient; where c is far from 1, a finding says so.
 
     Args:
@@ -274,9 +279,13 @@ def _compare(
     by_guess = missed[1] <= rounding
     if by_guess:
         # The inputs are all 0, or act on nothing.
+        moved = client.missed_by(client.moved_guess(inputs), noise)
         share = float(missed[0] <= rounding)
+        if moved > rounding and not share:
+            share = max(0.0, 1 - missed[0] / moved)
     if share < SUPPORTED_FROM:
-        return Explained(share, factor, by_guess=by_guess)
+        off = float(inputs.double().square().mean().sqrt())
+        return Explained(share, factor, by_guess=by_guess, off_guess=off)
     whole = not inputs.is_floating_point()
     estimate = client.error_of_numbers if whole else client.error
     error, why, rest = None, None, 0.0
@@ -361,6 +370,20 @@ class _Client:
             float((one - own.factor * other).square().sum())
             for one, other in self._blocks(own.update)
         )
+
+    def missed_by(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> float:
+        """The least squared distance of the client's update from a multiple of that of inputs."""
+        found = self.simulated(inputs, noise)
+        inner, size, _ = self.products(found)
+        return self.missed(_Scaled(found, max(0.0, inner / size) if size else 0.0))
+
+    def moved_guess(self, inputs: Tensor) -> Tensor:
+        """Inputs of 0, moved by half of their range, or by 1 where they have none."""
+        if not inputs.is_floating_point():
+            return torch.ones_like(inputs)
+        low, high = self.knowledge.bounds
+        half = (high - low) / 2
+        return torch.where(half.isfinite(), half, 1.0).to(inputs).expand_as(inputs)
 
     @property
     def rounding(self) -> float:
