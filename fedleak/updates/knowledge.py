@@ -32,7 +32,8 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
         The loss, a scalar tensor.
 
     Raises:
-        BadInput: if the module has neither method, or the result is not a scalar tensor.
+        BadInput: if the module has neither method or optimises by hand and has no ``batch_loss``,
+            or the result is not a scalar tensor.
     """
     method = getattr(model, "batch_loss", None)
     if method is None:
@@ -42,6 +43,12 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
                 f"Expected {type(model).__name__} to have `batch_loss(batch)` or "
                 "`training_step(batch, batch_idx)`, got a module with neither."
             )
+        require(
+            getattr(model, "automatic_optimization", True),
+            f"Expected {type(model).__name__} to have `batch_loss(batch)`, the loss that a client "
+            "differentiates, as it optimises by hand (`automatic_optimization` is off), got "
+            "`training_step` alone, which makes steps.",
+        )
         result = step(batch, 0)
     else:
         result = method(batch)

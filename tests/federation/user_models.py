@@ -59,12 +59,14 @@ class ByHand(ChangingItsGradient):
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
         for optimizer in self.optimizers():
             optimizer.zero_grad()
-        self.manual_backward(functional.cross_entropy(self(images), labels))
+        self.manual_backward(self.batch_loss(batch))
         for optimizer in self.optimizers():
             optimizer.step()
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.Adam([value], lr=0.1) for value in self.parameters()]

@@ -193,6 +193,24 @@ def test_module_without_a_loss() -> None:
         batch_loss(nn.Linear(1, 1), None)
 
 
+def test_a_module_that_optimises_by_hand_needs_a_batch_loss() -> None:
+    """Its training step makes steps and returns no loss."""
+
+    class ByHand(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            raise AssertionError("a step was made")
+
+    with pytest.raises(BadInput, match=r"ByHand to have `batch_loss.* as it optimises by hand"):
+        batch_loss(ByHand(), None)
+    with_loss = ByHand()
+    with_loss.batch_loss = lambda batch: torch.ones(())
+    assert batch_loss(with_loss, None) == 1
+
+
 def test_knowledge_asks_the_model_by_default() -> None:
     victim = case_victim(OURS[0], precode=False)
     knowledge = Knowledge(victim.model, OURS[0].shape, CLASSES)
