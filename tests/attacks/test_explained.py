@@ -254,6 +254,27 @@ def test_random_numbers_outside_of_the_slots(scale: float) -> None:
         assert found.findings == ()
 
 
+class Flipping(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.flip(1) if torch.rand(()) < 0.4 else features
+
+
+def test_a_draw_that_often_has_the_same_result() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Flipping(), nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+        inputs, labels = torch.randn(1, 6), torch.tensor([1])
+        gradient = torch.autograd.grad(
+            functional.cross_entropy(model(inputs), labels), list(model.parameters())
+        )
+    update = InterceptedUpdate.of(model, gradient=gradient)
+    knowledge = Knowledge(model, (6,), num_samples=1, loss=cross_entropy_of)
+    found = explained_share(update, knowledge, inputs, labels, {})
+    assert found.findings == (
+        "not checked against the update, as the random numbers of Sequential were not restored",
+    )
+
+
 def cross_entropy_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
 
