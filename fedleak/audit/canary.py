@@ -110,7 +110,9 @@ def run_canary(
     reached = value >= REACHED if perfect == 1.0 else value <= WITHIN
     state = "was" if reached else "was not"
     doubts = [] if reached else [text for text in found.findings if text.startswith(NOT_SETTLED)]
-    note = f"the audit's own client {state} reconstructed by {name} ({measure}: {value:.3g})"
+    bar = f"at least {REACHED:g}" if perfect == 1.0 else f"at most {WITHIN:g}"
+    reach = f"{measure}: {value:.3g}" + ("" if reached else f", where {bar} counts")
+    note = f"the audit's own client {state} reconstructed by {name} ({reach})"
     attacked = Attacked(truth, found.inputs, guess, scored)
     return Canary(reached, "; ".join([note, *doubts]), value, attacked)
 

@@ -18,6 +18,7 @@ from fedleak.updates.files import short
 
 GUESS, FOUND = "guess without the update", "reconstruction"
 KEY = re.compile(r"r(\d{4,9})-c(\d{4,9})", re.ASCII)
+SUM = re.compile(r"r(\d{4,9})-sum", re.ASCII)
 MAX_SAMPLES = 64  # with pictures or tables
 MAX_PIXELS = 2**27  # of all their pictures
 MAX_ENTRIES = 100  # of a table
@@ -46,7 +47,9 @@ def label_of(row: SampleRow) -> str:
     if row.question == CANARY:
         return "the audit's own client"
     match = KEY.fullmatch(row.update)
+    total = SUM.fullmatch(row.update)
     whose = f"client {int(match[2])}, round {int(match[1])}" if match else row.update
+    whose = f"sum of round {int(total[1])}" if total else whose
     return f"{whose}, sample {row.sample + 1}" if row.samples > 1 else whose
 
 

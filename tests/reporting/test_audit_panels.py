@@ -81,4 +81,4 @@ def test_the_label_of_another_update(tmp_path: Path) -> None:
     from dataclasses import replace
 
     row = read_rows(made_audit(tmp_path / "audit").results)[-1]
-    assert label_of(replace(row, update="r0001-sum", samples=1)) == "r0001-sum"
+    assert label_of(replace(row, update="r0001-sum", samples=1)) == "sum of round 1"
