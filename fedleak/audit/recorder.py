@@ -156,6 +156,7 @@ class TrainingRecorder:
         self._bytes = 0
         self._notes: list[str] = []
         self._stack = ExitStack()
+        self._lightning = set[str]()
 
     # ------------------------------------------------------------------ what sees, and its end
 
@@ -173,7 +174,8 @@ class TrainingRecorder:
                 self._stack.callback(handle.remove)
                 # Torch leaves a number behind in it.
                 self._stack.callback(_global_forward_hooks_with_kwargs.pop, handle.id, None)
-            self._watch_lightning()
+            self._lightning.clear()
+            self.watch_lightning()
             with self._mode:
                 try:
                     yield
@@ -492,13 +494,17 @@ class TrainingRecorder:
 
     # ------------------------------------------------------------------ Lightning
 
-    def _watch_lightning(self) -> None:
-        """Within the recording, note the batches of ``training_step``, which is called directly."""
-        for package in LIGHTNING:
+    def watch_lightning(self) -> None:
+        """Within the recording, note the batches of ``training_step``, which is called directly.
+
+        A client may import Lightning only when it trains, so this is called again and again.
+        """
+        for package in set(LIGHTNING) - self._lightning:
             strategies = sys.modules.get(f"{package}.strategies")
             kind = getattr(strategies, "Strategy", None)
             if kind is None:
                 continue
+            self._lightning.add(package)
             original = kind.training_step
             kind.training_step = _replaced_step(self, original)
             self._stack.callback(setattr, kind, "training_step", original)
@@ -672,6 +678,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self._recorder
+        recorder._safely(recorder.watch_lightning)
         if func is BACKWARD and not recorder._in_backward:
             recorder._safely(recorder.before_backward, args[0])
             recorder._in_backward = True

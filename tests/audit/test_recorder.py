@@ -592,3 +592,18 @@ def test_the_truth_is_bounded_and_an_app_without_steps_keeps_no_batches(
     assert found.notes[-1] == (
         "no step of a torch optimiser was seen: the app changes the weights itself"
     )
+
+
+def test_lightning_may_be_imported_when_a_client_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by an app that imports its task within the function that trains."""
+    before, name = hooks(), "pytorch_lightning.strategies"
+    module = sys.modules[name]
+    recorder = TrainingRecorder()
+    monkeypatch.delitem(sys.modules, name)
+    with recorder.recording():
+        sys.modules[name] = module
+        model = lightning()
+    facts = recorder.facts(4, dict(model.state_dict()))
+    assert facts.loss.kind == "training_step"
+    assert facts.faults == ()
+    assert hooks() == before
