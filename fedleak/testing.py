@@ -57,7 +57,8 @@ def assert_no_leak(
     """
     with extras_explained():
         from fedleak.audit.app import FlowerApp, read_app
-        from fedleak.audit.run import audit, read_public, read_span
+        from fedleak.audit.public_samples import read_public
+        from fedleak.audit.run import audit, read_span
         from fedleak.audit.verdict import check_limits
     given = dict(limits) if isinstance(limits, Mapping) else {"*": float(limits)}
     require(bool(given), "Expected a limit for at least one question, got none.")

@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.attack_workers import AttackWorkers, attack_workers
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
@@ -33,6 +30,7 @@ from fedleak.audit.ladder import (
     truth_of,
 )
 from fedleak.audit.progress import AuditObserver, AuditObservers
+from fedleak.audit.public_samples import check_public
 from fedleak.audit.samples import Attacked
 from fedleak.audit.simulation import Observed, run_app, server_models, with_rounds
 from fedleak.audit.summary import AuditSummary, Status
@@ -44,7 +42,6 @@ from fedleak.errors import BadInput, RunFailed, first_line, require
 from fedleak.federation.engine.ray_engine import FederationError, Resources
 from fedleak.runtime.interrupts import reraise_as_interrupt, signals_received
 from fedleak.runtime.time_limit import time_limit
-from fedleak.updates.files import short
 
 # Shares of the budget for the canary, and for reconstructing inputs from sums.
 CANARY_SHARE, SUM_SHARE = 0.2, 0.1
@@ -244,16 +241,19 @@ def conclude(
         workers: attack updates and train shadow clients. If None, this process does.
 
     Raises:
-        BadInput: if no update can be attacked; the sentence is that of the first.
+        BadInput: if no update can be attacked, for which the sentence gives the first reason, or
+            the public samples are not like the clients'.
     """
     findings = findings or Findings()
     summary, observer = findings.summary, findings.observer
     victims, reasons = find_victims(app, observed)
+    notes = [*reasons, *observed.failures]
     if not victims:
         said = reasons or observed.failures or ["the app sent no weights to its clients"]
         raise BadInput(f"Expected updates that can be attacked, got none: {said[0]}")
+    if public is not None:
+        check_public(public, victims)
     findings.check_model(victims[0].known.knowledge.model)
-    notes = [*reasons, *observed.failures]
     notes += dict.fromkeys(note for victim in victims for note in victim.known.notes)
     totals, reasons = sums_of_rounds(victims)
     summary.notes = [*notes, *reasons]
@@ -421,33 +421,6 @@ def _tested(canary: Canary, victim: Victim, observed: Observed) -> Canary:
         f"trained again, give another update (squared cosine {agreement:.3f})"
     )
     return replace(canary, reconstructed=False, note=note)
-
-
-def read_public(path: Path) -> Public:
-    """Public samples from a file.
-
-    Args:
-        path: an .npz file with ``inputs``, as the clients' models take them, ``(N, ...)``, and
-            ``labels`` ``(N,)``.
-
-    Raises:
-        BadInput: if it has other content.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("inputs", "labels") if name in file}
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(
-            f"Expected an .npz file with `inputs` and `labels` at {path}: {error}"
-        ) from error
-    require(
-        len(arrays) == 2 and len(arrays["inputs"]) == len(arrays["labels"]) > 0,
-        f"Expected `inputs` and `labels` of equal length in {path}, got "
-        f"{short({name: value.shape for name, value in arrays.items()}) or 'none'}.",
-    )
-    samples = torch.from_numpy(arrays["inputs"])
-    samples = samples.float() if samples.is_floating_point() else samples
-    return Public(samples, torch.from_numpy(arrays["labels"]).long(), path.name)
 
 
 def read_span(text: str) -> float:

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from fedleak.audit.app import read_app
 from fedleak.audit.folder import AuditFolder
-from fedleak.audit.run import Audit, audit, read_public, read_span
+from fedleak.audit.public_samples import read_public
+from fedleak.audit.run import Audit, audit, read_span
 from fedleak.audit.verdict import THREAT_MODELS, read_limits
 from fedleak.errors import AboveLimit, require
 from fedleak.reporting import AuditDisplay, AuditOutput

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from fedleak.audit import read_app
+from fedleak.audit.ladder import Public
 from fedleak.audit.progress import AuditObserver
 from fedleak.audit.results import read_rows
-from fedleak.audit.run import Audit, audit, conclude, read_public, read_span
+from fedleak.audit.run import Audit, audit, conclude, read_span
 from fedleak.audit.simulation import run_app
 from fedleak.audit.summary import AuditSummary
 from fedleak.audit.verdict import Answer
@@ -295,18 +295,16 @@ def test_attacks_that_hang_are_ended_and_said(
     assert found.verdict.overall == "not proven"
 
 
-def test_public_samples_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "public.npz"
-    np.savez(path, inputs=np.zeros((3, 1, 4, 4), np.float64), labels=np.array([0, 1, 0]))
-    public = read_public(path)
-    assert public.inputs.dtype == torch.float32
-    assert public.labels.tolist() == [0, 1, 0]
-    np.savez(path, inputs=np.zeros((3, 4)))
-    with pytest.raises(BadInput, match="`inputs` and `labels` of equal length"):
-        read_public(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(BadInput, match=r"an \.npz file with `inputs` and `labels`"):
-        read_public(path)
+def test_public_samples_of_another_shape_are_refused_after_the_app_run(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    public = Public(torch.zeros(4, 108), torch.arange(4), "mine.npz")
+    sentence = r"of the shape \(3, 6, 6\) per sample in mine.npz, .*, got \(108,\)"
+    with pytest.raises(BadInput, match=sentence):
+        audit(app, tmp_path / "out", clients=2, rounds=1, budget=20, public=public, run=run)
+    summary = AuditSummary.load(tmp_path / "out" / "summary.json")
+    assert summary.status == "failed"
+    assert "mine.npz" in summary.reason
+    assert summary.canary is None  # nothing was attacked
 
 
 @pytest.mark.parametrize(
