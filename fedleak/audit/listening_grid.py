@@ -2,20 +2,31 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as futures_wait
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from flwr.app import Message
+from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp import Grid
+from flwr.supercore.run import RunNotRunningException
 
+from fedleak.federation.engine.ray_engine import FederationError
 from fedleak.federation.strategy import Stopped
 
 logger = logging.getLogger(__name__)
 
 # Seconds between two looks at whether the run was told to stop.
 POLL_SECONDS = 0.1
+# Seconds for all nodes to connect before the app begins.
+CONNECT_SECONDS = 60.0
+# Seconds for which an app may ask for nodes, with all of them there, and send nothing; and the most
+# that the time between two questions counts, as the app may do something else in it.
+WAITING_SECONDS, LONGEST_GAP = 30.0, 5.0
+ASK_SECONDS = 1.0
 
 
 class Listener(Protocol):
@@ -46,16 +57,24 @@ class ListeningGrid(Grid):
         listener: hears the messages.
         stop: set from outside to end the run at the next call of the grid, or while it waits for
             replies. If None, nothing ends it.
+        clients: number of nodes that there will be. If None, an app that waits for more nodes than
+            there are waits for ever.
 
     Attributes:
         failures: what the listener has raised.
 
     Raises:
         Stopped: if the run was told to stop.
+        FederationError: if the app waits for more nodes than there are.
     """
 
     def __init__(
-        self, grid: Grid, listener: Listener, *, stop: threading.Event | None = None
+        self,
+        grid: Grid,
+        listener: Listener,
+        *,
+        stop: threading.Event | None = None,
+        clients: int | None = None,
     ) -> None:
         self._grid = grid
         self._listener = listener
@@ -63,6 +82,10 @@ class ListeningGrid(Grid):
         self._lock = threading.RLock()
         self._open: dict[str, Message] = {}
         self.failures: list[Exception] = []
+        self._clients = clients
+        self._thread = threading.get_ident()  # that of the ServerApp
+        self._last_asked: float | None = None
+        self._waited = 0.0
 
     def __getattr__(self, name: str) -> Any:
         if name == "_grid":
@@ -84,13 +107,33 @@ class ListeningGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """See flwr.serverapp.Grid."""
+        own = threading.get_ident() == self._thread
+        if not own and self._stop is not None and self._stop.is_set():
+            raise RunNotRunningException  # ends the thread of Flower's older API without a trace
         self._check_stop()  # servers wait for nodes in a loop
+        self._check_waiting()
         return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[Any]:
         """See flwr.serverapp.Grid."""
         self._check_stop()
+        self._check_waiting()
         return self._grid.get_nodes()
+
+    def wait_for_nodes(self) -> int:
+        """Wait until all nodes are connected, for a minute at most; no message is sent.
+
+        Returns:
+            The number of nodes that are.
+
+        Raises:
+            Stopped: if the run was told to stop.
+        """
+        end = time.monotonic() + CONNECT_SECONDS
+        while (found := self._present()) < (self._clients or 0) and time.monotonic() < end:
+            self._check_stop()
+            time.sleep(POLL_SECONDS)
+        return found
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See flwr.serverapp.Grid."""
@@ -142,6 +185,33 @@ class ListeningGrid(Grid):
         if self._stop is not None and self._stop.is_set():
             raise Stopped
 
+    def _present(self) -> int:
+        return len(list(self._grid.get_node_ids()))
+
+    def _check_waiting(self) -> None:
+        """Count for how long the app has asked for nodes and has sent nothing.
+
+        Raises:
+            FederationError: if it waits for more nodes than there are.
+        """
+        # Flower's API from before the Message API also asks in a thread that never stops.
+        if self._clients is None or threading.get_ident() != self._thread:
+            return
+        now = time.monotonic()
+        if self._last_asked is not None:
+            self._waited += min(now - self._last_asked, LONGEST_GAP)
+        self._last_asked = now
+        if self._waited < WAITING_SECONDS or self._present() < self._clients:
+            return
+        raise FederationError(
+            f"Expected as many clients as the app waits for, got {self._clients}: all of them are "
+            "there, and the app goes on waiting for more. Give more by `--clients`, or have the "
+            "app wait for fewer."
+        )
+
+    def _begin_anew(self) -> None:
+        self._last_asked, self._waited = None, 0.0
+
     def _heard(self, messages: Iterable[Message], asked: list[Message]) -> Iterable[Message]:
         """The messages, which are added to ``asked``; those of a generator as they are drawn."""
         if isinstance(messages, list | tuple):
@@ -156,6 +226,7 @@ class ListeningGrid(Grid):
             yield message
 
     def _hear(self, message: Message, asked: list[Message]) -> None:
+        self._begin_anew()
         asked.append(message)
         self._call("asked", message)
 
@@ -194,3 +265,30 @@ class ListeningGrid(Grid):
         except Exception as error:
             self.failures.append(error)
             logger.warning("what was heard is lost: %s", error)
+
+
+@contextmanager
+def waits_by_asking(grid: ListeningGrid) -> Iterator[None]:
+    """Within the block, apps from before Flower's Message API that wait for clients ask a grid.
+
+    They wait for a day otherwise, without a call by which the grid could end the run. The block is
+    for the ServerApp's thread.
+
+    Args:
+        grid: the app's grid.
+    """
+    original = SimpleClientManager.wait_for
+
+    def wait_for(self: SimpleClientManager, num_clients: int, timeout: int = 86400) -> bool:
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > ASK_SECONDS:
+            if original(self, num_clients, timeout=ASK_SECONDS):  # type: ignore[arg-type]
+                return True
+            grid.get_node_ids()
+        return original(self, num_clients, timeout=left)  # type: ignore[arg-type]
+
+    SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SimpleClientManager.wait_for = original  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from fedleak.audit.app import ROUNDS_KEYS, FlowerApp
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.folder import APP_FOLDERS
 from fedleak.audit.folder import REPLIES as REPLIES
-from fedleak.audit.listening_grid import ListeningGrid
+from fedleak.audit.listening_grid import ListeningGrid, waits_by_asking
 from fedleak.audit.module_watch import watched_modules
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
 from fedleak.audit.update_listener import UpdateListener
@@ -140,7 +140,8 @@ def run_app(
 
     Raises:
         BadInput: if an argument is wrong, or the resources do not suffice for one client.
-        FederationError: if the app's ServerApp, or the engine, failed.
+        FederationError: if the app's ServerApp, or the engine, failed, or the app waits for more
+            clients than there are.
         KeyboardInterrupt: if it was interrupted; what was kept so far stays.
     """
     require(clients >= 1, f"Expected at least 1 client, got {clients}.")
@@ -167,7 +168,7 @@ def run_app(
         client_of=records.client_of,
         on_update=kept,
     )
-    server = _server_app(app, listener, control, observed)
+    server = _server_app(app, listener, control, observed, clients)
     error: Exception | None = None
     try:
         engine(resources, server, RecordedClientApp(app, records), control)
@@ -176,6 +177,8 @@ def run_app(
         error = raised
     finally:
         records.remove_unnamed()
+    if isinstance(control.error, FederationError):
+        raise control.error
     if control.error is not None:
         raise FederationError(
             f"The app's ServerApp failed: {root_cause(control.error)}."
@@ -186,7 +189,11 @@ def run_app(
 
 
 def _server_app(
-    app: FlowerApp, listener: UpdateListener, control: ServerControl, observed: Observed
+    app: FlowerApp,
+    listener: UpdateListener,
+    control: ServerControl,
+    observed: Observed,
+    clients: int,
 ) -> ServerApp:
     """A ServerApp that calls the app's own, with its run config, and listens to its messages."""
     server = ServerApp()
@@ -194,10 +201,15 @@ def _server_app(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         control.started.set()
-        listening = ListeningGrid(grid, listener, stop=control.stop)
+        listening = ListeningGrid(grid, listener, stop=control.stop, clients=clients)
         try:
+            present = listening.wait_for_nodes()
+            if present < clients:
+                observed.failures.append(
+                    f"{present} of {clients} clients were connected when the app began"
+                )
             context.run_config = dict(app.run_config)
-            with watched_modules(once_per_kind=True) as watched:
+            with waits_by_asking(listening), watched_modules(once_per_kind=True) as watched:
                 try:
                     app.server_app()(listening, context)
                 finally:

@@ -9,9 +9,11 @@ import torch
 from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.run import RunNotRunningException
 
 from fedleak.audit.listening_grid import ListeningGrid
 from fedleak.federation import records
+from fedleak.federation.engine.ray_engine import FederationError
 from fedleak.federation.strategy import Stopped
 from tests.federation.fakes import (
     FakeGrid,
@@ -161,6 +163,23 @@ def test_a_run_that_is_told_to_stop_ends(call: str) -> None:
         grid.get_nodes()
 
 
+def test_a_thread_that_asks_for_nodes_is_ended_as_flower_ends_it() -> None:
+    stop = threading.Event()
+    grid, ended = ListeningGrid(FakeGrid(NODES, answer), Hears(), stop=stop), threading.Event()
+    stop.set()
+
+    def asks() -> None:
+        try:
+            grid.get_node_ids()
+        except RunNotRunningException:
+            ended.set()
+
+    thread = threading.Thread(target=asks)
+    thread.start()
+    thread.join()
+    assert ended.is_set()
+
+
 def test_it_stops_while_it_waits_for_replies() -> None:
     stop, going = threading.Event(), threading.Event()
 
@@ -198,3 +217,77 @@ def test_loops_without_a_strategy_are_heard() -> None:
         "train", "train.fine_tune", "query", "evaluate",
     ]  # fmt: skip
     assert isinstance(hears.pairs[0][1].content["arrays"], ArrayRecord)
+
+
+class Clock:
+    """Time that passes only as the test says."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("fedleak.audit.listening_grid.time", made)
+    return made
+
+
+def test_an_app_that_only_asks_for_nodes_is_ended(clock: Clock) -> None:
+    grid = ListeningGrid(FakeGrid(NODES, answer), Hears(), clients=3)
+
+    def asks(times: int, gap: float) -> None:
+        for _ in range(times):
+            grid.get_node_ids()
+            clock.sleep(gap)
+
+    asks(2, 1000.0)  # the app does something else meanwhile
+    asks(20, 1.0)
+    grid.send_and_receive([train_question(5, weights(0))])
+    asks(30, 1.0)
+    with pytest.raises(FederationError, match="as many clients as the app waits for, got 3"):
+        asks(1, 1.0)
+
+
+def test_an_app_that_waits_for_nodes_to_come_is_not_ended(clock: Clock) -> None:
+    for grid in (
+        ListeningGrid(FakeGrid(NODES, answer), Hears(), clients=4),
+        ListeningGrid(FakeGrid(NODES, answer), Hears()),
+    ):
+        for _ in range(100):
+            assert grid.get_node_ids() == NODES
+            clock.sleep(1.0)
+
+
+def test_threads_of_the_app_that_ask_on_and_on_do_not_end_it(clock: Clock) -> None:
+    """As that of Flower's API from before the Message API, while the server evaluates."""
+    grid, failed = ListeningGrid(FakeGrid(NODES, answer), Hears(), clients=3), list[Exception]()
+
+    def asks() -> None:
+        try:
+            for _ in range(100):
+                grid.get_node_ids()
+                clock.sleep(1.0)
+        except FederationError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=asks)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_waiting_for_nodes_has_an_end(clock: Clock) -> None:
+    assert ListeningGrid(FakeGrid(NODES, answer), Hears(), clients=3).wait_for_nodes() == 3
+    assert clock.now == 0
+    assert ListeningGrid(FakeGrid(NODES, answer), Hears(), clients=4).wait_for_nodes() == 3
+    assert clock.now == pytest.approx(60, abs=1)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        ListeningGrid(FakeGrid(NODES, answer), Hears(), stop=stop, clients=4).wait_for_nodes()

@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.config import get_fused_config_from_dir
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation.run_simulation import _run_simulation
 from flwr.supercore.constant import NOOP_FEDERATION_ID
@@ -29,7 +30,7 @@ from fedleak.federation.engine.server import ServerControl
 from fedleak.federation.strategy import Stopped
 from fedleak.updates.update import InterceptedUpdate
 from tests.audit.apps import TEXT, imports_undone, in_process, write_app, write_kind
-from tests.federation.fakes import same_tensors
+from tests.federation.fakes import FakeGrid, same_tensors
 from tests.federation.runs import nothing_left_running
 
 
@@ -240,6 +241,60 @@ def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
     lines = [json.loads(line) for line in (found.folder / "replies.jsonl").read_text().splitlines()]
     reasons = {line["client"]: line["reason"] for line in lines}
     assert reasons == {0: None, 1: "it could not be kept: no space left", 2: "no data"}
+
+
+MORE_NODES = "min_train_nodes=1, min_available_nodes=1"
+
+
+@pytest.mark.parametrize("kind", ["images", "old"])
+def test_an_app_that_waits_for_more_clients_is_ended(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", kind)
+    package = app.client.partition(".")[0]
+    path = app.folder / package / "server_app.py"
+    text = path.read_text()
+    for fewer in (MORE_NODES, ", min_available_clients=1, min_fit_clients=1"):
+        text = text.replace(fewer, "")
+    path.write_text(text)
+    sys.modules.pop(f"{package}.server_app", None)
+    monkeypatch.setattr("fedleak.audit.listening_grid.WAITING_SECONDS", 0.5)
+    monkeypatch.setattr("fedleak.audit.listening_grid.ASK_SECONDS", 0.1)
+    before = SimpleClientManager.wait_for
+    with pytest.raises(FederationError, match=r"app waits for, got 1: all of them are.*--cli"):
+        run_app(app, tmp_path / "audit", clients=1, rounds=1, engine=in_process)
+    assert SimpleClientManager.wait_for is before
+
+
+def test_an_app_begins_when_all_nodes_are_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(FakeGrid):
+        looks = 0
+
+        def get_node_ids(self) -> Iterable[int]:
+            Late.looks += 1
+            return self.nodes[: Late.looks]
+
+    monkeypatch.setattr("tests.audit.apps.FakeGrid", Late)
+    found = run_app(
+        write_kind(tmp_path / "app", "table"), tmp_path / "audit", clients=4, rounds=1,
+        engine=in_process,
+    )  # fmt: skip
+    assert len(found.updates) == 4
+    assert found.failures == []
+    monkeypatch.setattr("fedleak.audit.listening_grid.CONNECT_SECONDS", 0.0)
+
+    class Short(FakeGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return self.nodes[:3]
+
+    monkeypatch.setattr("tests.audit.apps.FakeGrid", Short)
+    found = run_app(
+        write_kind(tmp_path / "other", "table"), tmp_path / "short", clients=4, rounds=1,
+        engine=in_process,
+    )  # fmt: skip
+    assert found.failures == ["3 of 4 clients were connected when the app began"]
 
 
 def test_an_interrupt_ends_the_server_and_leaves_readable_files(tmp_path: Path) -> None:
