@@ -128,11 +128,11 @@ class RecordedClientApp(ClientApp):
         """See flwr.clientapp.ClientApp."""
         config, context.run_config = context.run_config, dict(self._app.run_config)
         try:
-            return self._recorded(self._app.client_app(), message, context)
+            return self._recorded(message, context)
         finally:
             context.run_config = config  # Flower refuses a context whose config was changed
 
-    def _recorded(self, client_app: ClientApp, message: Message, context: Context) -> Message:
+    def _recorded(self, message: Message, context: Context) -> Message:
         number = context.node_config.get(PARTITION)
         client = number if isinstance(number, int) else None
         try:
@@ -140,6 +140,7 @@ class RecordedClientApp(ClientApp):
                 self._folder.note_client(message.metadata.dst_node_id, client)
         except OSError as error:
             logger.warning("the client's number is not noted: %s", error)
+        client_app = self._app.client_app()
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
             return client_app(message, context)
         received = _arrays(message)

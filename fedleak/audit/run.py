@@ -13,7 +13,7 @@ from fedleak.audit.attack_workers import AttackWorkers, attack_workers
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
 from fedleak.audit.config import AuditConfig
 from fedleak.audit.findings import Findings, not_tried
-from fedleak.audit.folder import AuditFolder
+from fedleak.audit.folder import REPLIES, AuditFolder
 from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
 from fedleak.audit.ladder import (
     SHADOW_SHARE,
@@ -35,6 +35,7 @@ from fedleak.audit.samples import Attacked
 from fedleak.audit.simulation import Observed, run_app, server_models, with_rounds
 from fedleak.audit.summary import AuditSummary, Status
 from fedleak.audit.sums import sums_of_rounds
+from fedleak.audit.trainings import clients_in_rounds, why_no_update
 from fedleak.audit.truth_scores import Score
 from fedleak.audit.verdict import Answer, Verdict
 from fedleak.config import versions
@@ -247,9 +248,12 @@ def conclude(
     findings = findings or Findings()
     summary, observer = findings.summary, findings.observer
     victims, reasons = find_victims(app, observed)
+    replies, clients = observed.folder / REPLIES, summary.settings.get("clients")
     notes = [*reasons, *observed.failures]
+    notes += clients_in_rounds(replies, clients) if isinstance(clients, int) else []
+    summary.notes = notes
     if not victims:
-        said = reasons or observed.failures or ["the app sent no weights to its clients"]
+        said = reasons or observed.failures or [why_no_update(replies)]
         raise BadInput(f"Expected updates that can be attacked, got none: {said[0]}")
     if public is not None:
         check_public(public, victims)

@@ -18,6 +18,7 @@ from fedleak.audit.folder import REPLIES as REPLIES
 from fedleak.audit.listening_grid import ListeningGrid, waits_by_asking
 from fedleak.audit.module_watch import watched_modules
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
+from fedleak.audit.trainings import failed_trainings
 from fedleak.audit.update_listener import UpdateListener
 from fedleak.errors import BadInput, require
 from fedleak.federation.engine.ray_engine import (
@@ -46,7 +47,8 @@ class Observed:
         folder: ``updates/``, ``facts/``, ``truth/`` and ``replies.jsonl``; the files of the first
             three have the update's key as their name, such as ``r0001-c0003``.
         models: the modules whose weights the ServerApp was seen to take, the first of each kind.
-        failures: what went wrong in listening; the updates concerned are missing.
+        failures: what the clients failed of, and what went wrong in listening; the updates
+            concerned are missing.
     """
 
     folder: Path
@@ -177,14 +179,21 @@ def run_app(
         error = raised
     finally:
         records.remove_unnamed()
+    failed = failed_trainings(folder / REPLIES)
+    failed += [
+        f"{number} of the messages of round {round_} that ask for a training had no reply"
+        for round_, number in listener.unanswered.items()
+    ]
     if isinstance(control.error, FederationError):
         raise control.error
     if control.error is not None:
+        before = f" Before, {failed[0].rstrip('.')}." if failed else ""
         raise FederationError(
-            f"The app's ServerApp failed: {root_cause(control.error)}."
+            f"The app's ServerApp failed: {root_cause(control.error)}.{before}"
         ) from control.error
     if not control.ended.is_set():
         raise FederationError(f"The simulation failed: {root_cause(error)}.") from error
+    observed.failures[:0] = failed
     return observed
 
 

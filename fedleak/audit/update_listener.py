@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
 from fedleak.audit.app import AuditSettings
+from fedleak.audit.trainings import LEFT_OUT, NOT_KEPT
 from fedleak.federation import records
 from fedleak.federation.reply_checks import Keys, check_arrays, decoded
 from fedleak.updates.compression import CompactTensors
@@ -37,7 +39,8 @@ class UpdateListener:
 
     The file of replies has a JSON object per line: ``round``, ``client``, ``node``, ``kind`` (the
     message type), ``seconds`` between question and reply, ``examples``, ``metrics``, ``update``
-    (whether it was kept) and ``reason`` (why not, or the client's error).
+    (whether it was kept), ``failed`` (whether it is an error) and ``reason`` (why it was not kept,
+    or the client's error).
 
     Args:
         folder: where to write the updates; it is made if it does not exist.
@@ -80,6 +83,11 @@ class UpdateListener:
         # The weights that were sent first in a round, which are mostly those of all its clients.
         self._shared: tuple[int, ArrayRecord, Tensors] | None = None
 
+    @property
+    def unanswered(self) -> dict[int, int]:
+        """By round, the number of messages that ask for a training and have no reply yet."""
+        return dict(Counter(self._rounds.values()))
+
     def asked(self, question: Message) -> None:
         """See :class:`fedleak.audit.listening_grid.Listener`."""
         if _kind(question) != MessageType.TRAIN:
@@ -103,7 +111,8 @@ class UpdateListener:
             "round": round_, "client": client, "node": node,
             "kind": question.metadata.message_type,
             "seconds": reply.metadata.created_at - question.metadata.created_at,
-            "examples": None, "metrics": {}, "update": False, "reason": None,
+            "examples": None, "metrics": {}, "update": False, "failed": reply.has_error(),
+            "reason": None,
         }  # fmt: skip
         self._answered = self._answered or training
         try:
@@ -116,7 +125,7 @@ class UpdateListener:
                     row["reason"] = self._keep(round_, client, question, reply, row["examples"])
                     row["update"] = row["reason"] is None
         except Exception as error:
-            row["reason"] = f"it could not be kept: {error}"
+            row["reason"] = f"{NOT_KEPT}{error}"
             raise
         finally:
             with self.replies.open("a", encoding="utf-8") as file:
@@ -134,7 +143,7 @@ class UpdateListener:
         if client is None:
             return "the number of its client is not known"
         if not self.settings.keeps(round_, client):
-            return "the settings leave it out"
+            return LEFT_OUT
         key, record = _sent_record(question.content)
         if record is None:
             return "the server sent no arrays with the message"

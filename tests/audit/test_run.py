@@ -1,6 +1,7 @@
 """An audit from top to bottom on a small app, without Ray; public samples; spans of time."""
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -305,6 +306,50 @@ def test_public_samples_of_another_shape_are_refused_after_the_app_run(tmp_path:
     assert summary.status == "failed"
     assert "mine.npz" in summary.reason
     assert summary.canary is None  # nothing was attacked
+
+
+# ------------------------------------------------------------------------- clients that fail
+
+
+def test_an_app_whose_clients_all_fail_is_refused_with_their_error(tmp_path: Path) -> None:
+    task = ONE_STEP.replace(
+        "def data(number):", "def data(number):\n    raise RuntimeError('boom')"
+    )
+    app = write_kind(tmp_path / "app", "images", task=task)
+    sentence = (
+        "Expected updates that can be attacked, got none: 2 of 2 trainings failed "
+        r"\(client 0 in round 1, client 1 in round 1\): boom"
+    )
+    with pytest.raises(BadInput, match=sentence):
+        audit(app, tmp_path / "out", clients=2, rounds=1, budget=20, run=run)
+    summary = AuditSummary.load(tmp_path / "out" / "summary.json")
+    assert "2 of 2 trainings failed" in summary.failures[0]
+
+
+def test_a_failed_client_and_clients_that_were_not_asked_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ONE_STEP.replace("def data(number):", "def data(number):\n    assert number, 'boom'")
+    app = write_kind(tmp_path / "app", "images", task=task)
+    server = app.folder / app.server.partition(":")[0].replace(".", "/")
+    text = server.with_suffix(".py").read_text()
+    server.with_suffix(".py").write_text(
+        text.replace("FedAvg(", "FedAvg(fraction_train=0.75, ").replace(
+            "train_nodes=1", "train_nodes=3"
+        )
+    )
+    sys.modules.pop(app.server.partition(":")[0], None)
+    monkeypatch.setattr("random.sample", lambda nodes, number: sorted(nodes)[:number])
+    for name in ("label_shares", "label_shares_of_sum"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
+    found = audit(app, tmp_path / "out", clients=4, rounds=1, budget=3, run=run)
+    failed = "1 of 3 trainings failed (client 0 in round 1): boom"
+    assert failed in found.notes
+    assert (
+        "as the app asked them, 3 of 4 clients in round 1 took part in the training" in found.notes
+    )
+    summary = AuditSummary.load(tmp_path / "out" / "summary.json")
+    assert summary.failures == [failed]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from fedleak.federation.engine.ray_engine import FederationError, Resources
 from fedleak.federation.engine.server import ServerControl
 from fedleak.federation.strategy import Stopped
 from fedleak.updates.update import InterceptedUpdate
-from tests.audit.apps import TEXT, imports_undone, in_process, write_app, write_kind
+from tests.audit.apps import TABLE, TEXT, imports_undone, in_process, write_app, write_kind
 from tests.federation.fakes import FakeGrid, same_tensors
 from tests.federation.runs import nothing_left_running
 
@@ -236,11 +236,25 @@ def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
     monkeypatch.setattr(InterceptedUpdate, "save", full)
     found = run_app(app, tmp_path / "audit", clients=3, rounds=1, engine=in_process)
     assert [path.stem for path in found.updates] == ["r0001-c0000"]
-    assert found.failures == ["no space left"]
+    assert found.failures == [
+        "1 of 3 trainings failed (client 2 in round 1): no data", "no space left"
+    ]  # fmt: skip
     assert [path.stem for path in (found.folder / "truth").iterdir()] == ["r0001-c0000"]
     lines = [json.loads(line) for line in (found.folder / "replies.jsonl").read_text().splitlines()]
     reasons = {line["client"]: line["reason"] for line in lines}
     assert reasons == {0: None, 1: "it could not be kept: no space left", 2: "no data"}
+
+
+def test_a_server_that_fails_of_its_clients_failures(tmp_path: Path) -> None:
+    task = TABLE.replace("def data(number):", "def data(number):\n    raise ValueError('boom')")
+    app = write_kind(tmp_path / "app", "table", task=task)
+    package = app.client.partition(".")[0]
+    (app.folder / package / "server_app.py").write_text(LOOP.format(name=package))
+    del sys.modules[f"{package}.server_app"]
+    with pytest.raises(
+        FederationError, match=r"ServerApp failed: .*\. Before, 2 of 2 trainings failed .*: boom\."
+    ):
+        run_app(app, tmp_path / "audit", clients=2, engine=in_process)
 
 
 MORE_NODES = "min_train_nodes=1, min_available_nodes=1"
