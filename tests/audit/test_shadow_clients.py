@@ -172,15 +172,20 @@ def test_shares_of_all_clients_follow_from_the_sum_of_their_updates() -> None:
     inputs, labels = public()
     shadows = list(train_shadows(
         network(), network().state_dict(), loss, LocalTraining(learning_rate=0.1, batch_size=BATCH),
-        inputs, labels, samples=SAMPLES, classes=CLASSES, number=100,
+        inputs, labels, samples=SAMPLES, classes=CLASSES, number=130,
     ))  # fmt: skip
-    clients, weights = shadows[:6], [1 / 6] * 6
-    learned = LabelShares.fit(sum_shadows(shadows[6:], "2", weights), "2")
-    change = {
-        name: sum(client.change[name].double() for client in clients) / 6
-        for name in ("2.weight", "2.bias")
-    }
-    truth = torch.stack([client.shares for client in clients]).mean(0)
-    found = learned([change])
-    assert float(total_variation_distance(found, truth)) < 0.05
-    assert float(total_variation_distance(torch.full_like(truth, 1 / CLASSES), truth)) > 0.08
+    clients, weights = shadows[:30], [1 / 6] * 6
+    learned = LabelShares.fit(sum_shadows(shadows[30:], "2", weights), "2")
+    sums = [clients[first : first + 6] for first in range(0, 30, 6)]
+    changes = [
+        {
+            name: sum(client.change[name].double() for client in group) / 6
+            for name in ("2.weight", "2.bias")
+        }
+        for group in sums
+    ]
+    truth = torch.stack([torch.stack([c.shares for c in group]).mean(0) for group in sums])
+    distance = total_variation_distance(learned(changes), truth).mean()
+    uniform = total_variation_distance(torch.full_like(truth, 1 / CLASSES), truth).mean()
+    assert float(distance) < 0.05
+    assert float(uniform) > 2 * float(distance)
