@@ -21,8 +21,8 @@ Engine = Callable[..., None]
 
 def malicious_round_overhead(
     clients: int = 10,
-    images: int = 1000,
-    rounds: int = 5,
+    images: int = 4000,
+    rounds: int = 4,
     repetitions: int = 3,
     engine: Engine = run_engine,
 ) -> Figure:
@@ -49,8 +49,8 @@ def malicious_round_overhead(
 
 def audit_round_overhead(
     clients: int = 10,
-    images: int = 1000,
-    rounds: int = 5,
+    images: int = 4000,
+    rounds: int = 4,
     repetitions: int = 3,
     engine: Engine = run_engine,
 ) -> Figure:

@@ -271,11 +271,13 @@ def attack(
         )
         chosen = _method(method, model)
         where = device or str(next(model.parameters()).device)
-        whole = _whole_batch(update, knowledge, seed, where) if method is None else None
-        if whole is not None:
-            chosen, found = ExactBatch(), whole
-        else:
+        exact, whole = ExactBatch(), None
+        if method is None:
+            whole = _whole_batch(exact, update, knowledge, seed, where)
+        if whole is None:
             (found,) = chosen([update], knowledge, seed=seed, device=where)
+        else:
+            chosen, found = exact, whole
         return Found(
             **{item.name: getattr(found, item.name) for item in dataclasses.fields(Reconstruction)},
             method=chosen.name,
@@ -410,10 +412,9 @@ def _method(method: str | type[Attack] | Attack | None, model: nn.Module) -> Att
 
 
 def _whole_batch(
-    update: InterceptedUpdate, knowledge: Knowledge, seed: int, device: str
+    exact: ExactBatch, update: InterceptedUpdate, knowledge: Knowledge, seed: int, device: str
 ) -> Reconstruction | None:
-    """The samples of a batch if the exact method certifies all of them."""
-    exact = ExactBatch()
+    """The samples of a batch if the exact method certifies all, and the update supports them."""
     if knowledge.num_samples == 1 or exact.refuses(knowledge) is not None:
         return None
     try:
@@ -421,7 +422,8 @@ def _whole_batch(
     except BadInput:
         return None
     bounds = found.error_bounds
-    return found if bounds is not None and bool(bounds.isfinite().all()) else None
+    whole = bounds is not None and bool(bounds.isfinite().all())
+    return found if whole and found.supported else None
 
 
 def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any], Tensor]:

@@ -1,6 +1,7 @@
 """Exact batches: whole batches out of one gradient, each sample with a certificate."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -153,7 +154,12 @@ class ExactBatch(Attack):
         bounds = torch.where(found.bounds * largest <= self.accuracy, found.bounds, torch.inf)
         inputs = found.inputs.repeat_interleave(found.counts, dim=0)
         labels = found.labels.repeat_interleave(found.counts)
+        copies = _is_copy(found.counts)
         bounds = bounds.repeat_interleave(found.counts)
+        rank = remainder.rank() if missing or bool(copies.any()) else 0
+        if rank:
+            # Another loss, rate or number of samples multiplies a sample as its copies do.
+            bounds = torch.where(copies, torch.inf, bounds)
         if missing:
             guess = _mean_left(remainder, _flat_bounds(facts))
             inputs = torch.cat([inputs, guess.expand(missing, -1)])
@@ -172,7 +178,11 @@ class ExactBatch(Attack):
             .to(like),
             labels=labels.to(like.device),
             costs=[(0, left)],
-            findings=(*_about_update(problem, remainder.network), *_findings(recovery, bounds)),
+            findings=(
+                *_about_update(problem, remainder.network),
+                *_about_labels(facts, labels[bounds.isfinite()]),
+                *_findings(recovery, bounds, rank),
+            ),
             error_bounds=bounds,
         )
 
@@ -266,7 +276,28 @@ def _about_update(problem: Problem, network: Network) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _findings(recovery: Recovery, bounds: Tensor) -> tuple[str, ...]:
+def _is_copy(counts: Tensor) -> Tensor:
+    """Of samples that occur so often, one after the other: whether each is a copy."""
+    copies = torch.ones(int(counts.sum()), dtype=torch.bool)
+    copies[counts.cumsum(dim=0) - counts] = False
+    return copies
+
+
+def _about_labels(facts: Knowledge, certified: Tensor) -> tuple[str, ...]:
+    """Whether certified samples have labels that were not told."""
+    if facts.labels is None:
+        return ()
+    told, found = Counter(facts.labels.tolist()), Counter(certified.tolist())
+    strange = sorted((found - told).elements())
+    if not strange:
+        return ()
+    return (
+        f"certified samples have labels {', '.join(map(str, strange))} that were not told, or not "
+        "as often: the labels told are not those of the batch",
+    )
+
+
+def _findings(recovery: Recovery, bounds: Tensor, rank: int) -> tuple[str, ...]:
     """What there is to say about the samples, a sentence each."""
     remainder = recovery.remainder
     certified, batch = int(bounds.isfinite().sum()), remainder.batch
@@ -278,10 +309,20 @@ def _findings(recovery: Recovery, bounds: Tensor) -> tuple[str, ...]:
         stages = ", ".join(f"{number} {stage}" for stage, number in recovery.sources.items())
         found.append(f"found by stage: {stages}")
     repeated = int((remainder.found.counts > 1).sum())
-    if repeated:
+    if repeated and rank:
+        found.append(
+            f"the parts of {repeated} samples are multiples of one sample's: they occur more than "
+            "once, or loss, learning rate or number of samples are not those told; one of each is "
+            "certified"
+        )
+    elif repeated:
         found.append(f"{repeated} samples occur more than once in the batch")
+    if rank and not remainder.missing:
+        found.append(
+            f"what is left of the gradient of {remainder.network.names[0]} has rank {rank}: more "
+            "samples than told, or another loss or learning rate"
+        )
     if remainder.missing:
-        rank = remainder.rank()
         found.append(
             f"{remainder.missing} samples missing, what is left of the gradient of "
             f"{remainder.network.names[0]} has rank {rank}"

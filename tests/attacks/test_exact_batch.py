@@ -56,6 +56,51 @@ def test_told_labels_give_the_order() -> None:
     torch.testing.assert_close(found.inputs, batch.inputs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 8])
+def test_a_gradient_that_is_larger_than_told_certifies_no_copies(factor: int) -> None:
+    """As of a loss that is a sum: each sample's part looks like that of so many equal samples."""
+    batch = make_batch(WIDTHS, 8)
+    gradient = {name: factor * value for name, value in batch.gradient.items()}
+    update = InterceptedUpdate.of(batch.model, gradient=gradient, num_examples=8)
+    (found,) = ExactBatch(starts=200, rows=2)([update], batch.knowledge)
+    flat, bounds = found.inputs.flatten(1).double(), found.error_bounds
+    certified = bounds.isfinite()
+    error, at = torch.cdist(flat, batch.inputs.flatten(1).double()).min(dim=1)
+    assert 0 < int(certified.sum()) < 8
+    assert bool((error[certified] <= bounds[certified]).all())
+    assert len(set(at[certified].tolist())) == int(certified.sum())
+    assert any("multiples of one sample's" in text for text in found.findings)
+    assert found.explained < 0.9
+
+
+def test_samples_that_occur_twice_are_certified_twice() -> None:
+    batch = make_batch(WIDTHS, 3)
+    inputs, labels = batch.inputs[[0, 1, 0, 2]], batch.labels[[0, 1, 0, 2]]
+    loss = cross_entropy(batch.model, (inputs, labels))
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    gradient = dict(zip(batch.gradient, values, strict=True))
+    update = InterceptedUpdate.of(batch.model, gradient=gradient, num_examples=4)
+    knowledge = replace(batch.knowledge, num_samples=4)
+    (found,) = ExactBatch(starts=200, rows=2)([update], knowledge)
+    assert bool(found.error_bounds.isfinite().all())
+    at = torch.cdist(found.inputs.flatten(1), inputs[[0, 1, 3]].flatten(1)).argmin(dim=1)
+    assert sorted(at.tolist()) == [0, 0, 1, 2]
+    assert "1 samples occur more than once in the batch" in found.findings
+
+
+def test_labels_told_wrong_are_said() -> None:
+    batch = make_batch(WIDTHS, 5)
+    labels = batch.labels.clone()
+    labels[0] = (labels[0] + 1) % 5
+    (found,) = ExactBatch(starts=200, rows=2)(
+        [batch.update], replace(batch.knowledge, labels=labels)
+    )
+    assert sorted(found.labels.tolist()) == sorted(batch.labels.tolist())
+    assert any(
+        f"have labels {int(batch.labels[0])} that were not told" in t for t in found.findings
+    )
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_front_door(reduction: str) -> None:
     batch = make_batch(WIDTHS, 6)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.base import Progress, Report
+from fedleak.attacks.base import Report
 from fedleak.attacks.closed_form.estimates import Estimate
+from fedleak.attacks.closed_form.evaluation_counter import EvaluationCounter
 from fedleak.attacks.module_calls import Call
 from fedleak.attacks.module_facts import DROPOUTS
 from fedleak.updates.files import Tensors
@@ -34,7 +35,6 @@ ERROR_FLOOR = 1e-4
 # Steps between pixels below this (of a range of 1) enter the total variation quadratically.
 EDGE = 0.01
 HISTORY = 30
-REPORT_EVERY = 20
 AFFINE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.AvgPool2d, *DROPOUTS)
 # Layers with a continuous derivative. Before any other layer, weight gradients jump with the image.
 DIFFERENTIABLE = (*AFFINE, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
@@ -103,7 +103,7 @@ def min_variation_image(
     """
     stages = _stages(rest, soft_gates=soft_gates)
     objective = _Objective(rest)
-    counter = _Counter(report, len(stages) * iterations)
+    counter = EvaluationCounter(report, len(stages) * iterations)
     for stage in stages:
         _minimise(objective, stage, iterations, counter)
         objective.update_output_gradient()
@@ -238,22 +238,9 @@ class _Objective:
         return weighted.square().sum() / self._size
 
 
-class _Counter:
-    """Counts evaluations and reports the progress now and then."""
-
-    def __init__(self, report: Report, total: int) -> None:
-        self.evaluations = 0
-        self._report, self._total = report, total
-
-    def count(self, value: float) -> None:
-        """Count an evaluation with this value."""
-        self.evaluations += 1
-        if self.evaluations % REPORT_EVERY == 0:
-            # An iteration takes one evaluation, rarely more.
-            self._report(Progress(min(self.evaluations, self._total), self._total, value))
-
-
-def _minimise(objective: _Objective, stage: _Stage, iterations: int, counter: _Counter) -> None:
+def _minimise(
+    objective: _Objective, stage: _Stage, iterations: int, counter: EvaluationCounter
+) -> None:
     """One run of L-BFGS from the current image."""
     sharpness = objective.sharpness(stage)
     image = objective.image

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedleak.attacks.base import Progress, Report
+from fedleak.attacks.base import Report
+from fedleak.attacks.closed_form.evaluation_counter import EvaluationCounter
 from fedleak.attacks.closed_form.smooth_kinks import SmoothKinks
 from fedleak.attacks.closed_form.trunk import Trunk
 from fedleak.updates.files import Tensors
@@ -32,7 +33,6 @@ WEIGHT = 10.0
 # Measured on smooth images: 1e-5 to 5e-4; on photographs: 2e-3 to 5e-2.
 MISFIT = 2e-3
 HISTORY = 30
-REPORT_EVERY = 20
 
 
 class SmoothImage(NamedTuple):
@@ -93,7 +93,9 @@ def smooth_image(known: KnownTrunk, *, iterations: int, report: Report) -> Smoot
     """
     attempts = ((SMOOTH, ROUGH), (ROUGH, ROUGHER))
     stages = len(STAGES) + len(LAST_STAGES)
-    search = _Search(known, iterations, _Counter(report, len(attempts) * stages * iterations))
+    search = _Search(
+        known, iterations, EvaluationCounter(report, len(attempts) * stages * iterations)
+    )
     best: SmoothImage | None = None
     for first, last in attempts:
         found = search.run(first, last)
@@ -103,20 +105,6 @@ def smooth_image(known: KnownTrunk, *, iterations: int, report: Report) -> Smoot
             break
     assert best is not None  # there are attempts
     return best._replace(evaluations=search.counter.evaluations)
-
-
-class _Counter:
-    """Counts evaluations and reports the progress now and then."""
-
-    def __init__(self, report: Report, total: int) -> None:
-        self.evaluations = 0
-        self._report, self._total = report, total
-
-    def count(self, value: float) -> None:
-        """Count an evaluation with this value."""
-        self.evaluations += 1
-        if self.evaluations % REPORT_EVERY == 0:
-            self._report(Progress(min(self.evaluations, self._total), self._total, value))
 
 
 class Spectrum:
@@ -157,7 +145,7 @@ def _cosines(size: int) -> Tensor:
 class _Search:
     """Searches one image in stages."""
 
-    def __init__(self, known: KnownTrunk, iterations: int, counter: _Counter) -> None:
+    def __init__(self, known: KnownTrunk, iterations: int, counter: EvaluationCounter) -> None:
         self._known, self._iterations, self.counter = known, iterations, counter
         self._parameters = {name: known.trunk.parameters[name] for name in known.weights}
 

@@ -174,14 +174,17 @@ class Remainder:
         matrix, entering = self.matrix(0), self.entering(0)
         if len(entering):
             matrix = matrix - (matrix @ torch.linalg.pinv(entering, rtol=1e-9)) @ entering
-        return self._factorised(matrix, 0, True).rank
+        return self._factorised(matrix, 0, True, self.batch).rank
 
-    def _factorised(self, matrix: Tensor, layer: int, weighted: bool) -> Factors:
+    def _factorised(
+        self, matrix: Tensor, layer: int, weighted: bool, most: int | None = None
+    ) -> Factors:
         rounding = self.rounding(layer)
         floor = float(rounding.square().mean().sqrt())
         even = (rounding > 0).to(rounding)
         weights = (floor / rounding).nan_to_num(0, 0, 0) if weighted else even
-        return factorise(matrix, self.missing, floor, self._generator, weights)
+        most = self.missing if most is None else most
+        return factorise(matrix, most, floor, self._generator, weights)
 
     def inherited(self, layer: int) -> Tensor:
         """Bound on the norm of the error that found samples leave in each row, ``(out,)``.

@@ -68,17 +68,9 @@ class AppFederation:
         checkpoint: Path,
         observer: Observer,
     ) -> Outcome:
-        """Run a federation to its last round, resuming from the checkpoint if there is one.
+        """Run a federation on the grid; see :func:`fedleak.federation.engine.simulation.simulate`.
 
-        Args:
-            config: the configuration of this federation.
-            data: its data, for the server's evaluation.
-            model: the LightningModule before its first round; the server changes its weights.
-            strategy: the honest inner strategy; the server changes its state.
-            interception: the malicious side of the server.
-            truth: folder for the victims' ground truth, which only a simulation writes.
-            checkpoint: file that holds the state between rounds.
-            observer: notified of events.
+        Only a simulation writes to the folder ``truth``.
 
         Raises:
             BadInput: if the checkpoint is damaged, or the configuration of a simulation has mods.

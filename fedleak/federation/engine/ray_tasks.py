@@ -1,6 +1,6 @@
 """Functions as tasks on Ray: a private instance on this machine, or the cluster at an address."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -74,7 +74,6 @@ class RayTasks:
         function: Callable[..., Result],
         *arguments: Any,
         cpus: float = 1.0,
-        gpus: float = 0.0,
         retries: int = 0,
     ) -> RayTask[Result]:
         """Start a function in a worker, as soon as one is free.
@@ -83,20 +82,17 @@ class RayTasks:
             function: a function of a module that workers can import, or a closure.
             arguments: its arguments; they are copied to the worker.
             cpus: CPUs that it occupies.
-            gpus: GPUs that it occupies.
             retries: how often it is started again if its worker dies.
 
         Raises:
-            BadInput: if the cluster has not as many CPUs or GPUs in all.
+            BadInput: if the cluster has not as many CPUs in all.
         """
-        resources = ray.cluster_resources()
-        for kind, number in (("CPU", cpus), ("GPU", gpus)):
-            has = resources.get(kind, 0.0)
-            require(
-                number <= has,
-                f"Expected a Ray cluster with at least {number:g} {kind}s, got one with {has:g}.",
-            )
-        remote = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries)
+        has = ray.cluster_resources().get("CPU", 0.0)
+        require(
+            cpus <= has,
+            f"Expected a Ray cluster with at least {cpus:g} CPUs, got one with {has:g}.",
+        )
+        remote = ray.remote(function).options(num_cpus=cpus, max_retries=retries)
         return RayTask(remote.remote(*arguments))
 
     def share(self, value: Any) -> Any:
@@ -106,17 +102,6 @@ class RayTasks:
             value: the value.
         """
         return ray.put(value)
-
-    def ended(self, tasks: Sequence[RayTask[Result]]) -> Iterator[RayTask[Result]]:
-        """Tasks in the order in which they end.
-
-        Args:
-            tasks: the tasks.
-        """
-        waiting = {task._reference: task for task in tasks}
-        while waiting:
-            for reference in ray.wait(list(waiting), num_returns=1)[0]:
-                yield waiting.pop(reference)
 
 
 @contextmanager
