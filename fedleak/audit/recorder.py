@@ -157,6 +157,7 @@ class TrainingRecorder:
         self._notes: list[str] = []
         self._stack = ExitStack()
         self._lightning = set[str]()
+        self.modules = 0  # number of those that are imported, when last looked at
 
     # ------------------------------------------------------------------ what sees, and its end
 
@@ -497,8 +498,10 @@ class TrainingRecorder:
     def watch_lightning(self) -> None:
         """Within the recording, note the batches of ``training_step``, which is called directly.
 
-        A client may import Lightning only when it trains, so this is called again and again.
+        A client may import Lightning only when it trains, so this is called again whenever modules
+        have been imported.
         """
+        self.modules = len(sys.modules)
         for package in set(LIGHTNING) - self._lightning:
             strategies = sys.modules.get(f"{package}.strategies")
             kind = getattr(strategies, "Strategy", None)
@@ -678,7 +681,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self._recorder
-        recorder._safely(recorder.watch_lightning)
+        if len(sys.modules) != recorder.modules:
+            recorder._safely(recorder.watch_lightning)
         if func is BACKWARD and not recorder._in_backward:
             recorder._safely(recorder.before_backward, args[0])
             recorder._in_backward = True
