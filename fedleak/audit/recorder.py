@@ -186,7 +186,8 @@ class TrainingRecorder:
     def _safely(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the recorder, whose errors never reach the client."""
         try:
-            return function(*args)
+            with torch._C.DisableTorchFunction():  # what the recorder itself computes is not seen
+                return function(*args)
         except Exception as error:
             text = f"{function.__name__.strip('_')}: {type(error).__name__}: {first_line(error)}"
             if text not in self.faults and len(self.faults) < MOST_FAULTS:
@@ -206,6 +207,10 @@ class TrainingRecorder:
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
         if not self._is_off:
+            if not self._inside and not torch.is_grad_enabled():
+                # Torch has faster kernels for transformers in evaluation, which it does not use
+                # while a mode looks on; they differ in the last bit.
+                self._pause()
             self._safely(self._enter_call, module, args)
 
     def _after_call(self, module: nn.Module, args: Any, *rest: Any) -> None:
@@ -213,12 +218,10 @@ class TrainingRecorder:
         kwargs, output = rest if len(rest) == 2 else ({}, None)
         if not self._is_off:
             self._safely(self._leave_call, module, args, kwargs, output)
+            if not self._inside:
+                self._resume()  # also where an error has ended a step
 
     def _enter_call(self, module: nn.Module, args: Any) -> None:
-        if not self._inside and not torch.is_grad_enabled():
-            # Torch has faster kernels for transformers in evaluation, which it does not use while
-            # a mode looks on; they differ in the last bit.
-            self._pause()
         if not self._inside:
             self._versions = [(value, value._version) for value in tensors_in(args).values()]
         self._inside.append(module)
@@ -228,7 +231,6 @@ class TrainingRecorder:
             pass  # calls that an error has ended without a word
         if self._inside:
             return
-        self._resume()
         changed = any(value._version != version for value, version in self._versions)
         self._versions = []
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -419,14 +421,17 @@ class TrainingRecorder:
 
     # ------------------------------------------------------------------ optimiser steps
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_off:
             self._safely(self._note_optimizer, optimizer)
             self._safely(self._compare_gradients, optimizer)
             self._safely(self._compare_weights)
+            if len(args) == 1 and not kwargs:  # no closure, so that no loss is computed within it
+                self._pause()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._is_off:
+            self._resume()
             self._safely(self._note_step, optimizer)
 
     def _note_optimizer(self, optimizer: Optimizer) -> None:

@@ -3,6 +3,7 @@
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -564,6 +565,39 @@ def test_an_evaluation_within_the_training_is_the_same_to_the_last_bit() -> None
     for left, right in zip(alone, again, strict=True):
         assert torch.equal(left, right)
     assert recorder.facts(0, {}).steps == 2
+
+
+def test_a_step_that_fails_hides_nothing_of_what_follows() -> None:
+    class Fails(torch.optim.SGD):
+        """Its first step is an error, which the client catches."""
+
+        failed = False
+
+        def step(self, closure: Any = None) -> Any:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("out of memory")
+            return super().step(closure)
+
+    def train() -> nn.Module:
+        model = Net()
+        optimizer = Fails(model.parameters(), lr=0.1)
+        for x, y in DataLoader(images(), batch_size=5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            with suppress(RuntimeError):
+                optimizer.step()
+        return model
+
+    recorder = TrainingRecorder()
+    with recorder.recording():
+        model = train()
+    facts = recorder.facts(0, dict(model.state_dict()))
+    assert facts.faults == ()
+    assert facts.backward_passes == 2
+    assert facts.loss is not None
+    assert facts.loss.function == "cross_entropy"
+    assert facts.batch_sizes == (10,)  # both passes come before the only step
 
 
 def test_the_truth_is_bounded_and_an_app_without_steps_keeps_no_batches(
