@@ -12,7 +12,7 @@ import inspect
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -449,8 +449,15 @@ class TrainingRecorder:
 
     def _compare_weights(self) -> None:
         """Note whether weights are others than the last step has left."""
-        self._weights_changed = self._weights_changed or not all(
-            torch.equal(size_of(value), known) for value, known in self._last_weights.values()
+        known = [value for value, _ in self._last_weights.values()]
+        self._weights_changed = self._weights_changed or not self._are_last(known)
+
+    def _are_last(self, weights: Iterable[Tensor]) -> bool:
+        """Whether weights are those that the last step has left."""
+        return all(
+            id(value) in self._last_weights
+            and torch.equal(size_of(value), self._last_weights[id(value)][1])
+            for value in weights
         )
 
     def _starts_elsewhere(self, owner: nn.Module | None, received: Mapping[str, Tensor]) -> bool:
@@ -486,6 +493,8 @@ class TrainingRecorder:
         if self._used:  # the backward pass may have come within the step, as a closure
             self._compare_gradients(optimizer)
         self._gradients = {}
+        if not self._used and self._sizes and self._are_last(_weights_of(optimizer)):
+            return  # torch calls its hooks for the step of a base class, and again for a subclass's
         for value in _weights_of(optimizer):
             self._last_weights[id(value)] = value, size_of(value)
         if next(iter(self._optimizers.values())) is not optimizer:

@@ -589,6 +589,7 @@ def test_a_step_that_fails_hides_nothing_of_what_follows() -> None:
                 optimizer.step()
         return model
 
+    torch.optim.SGD(Net().parameters(), lr=0.1)  # from now on, torch calls hooks for it as well
     recorder = TrainingRecorder()
     with recorder.recording():
         model = train()
