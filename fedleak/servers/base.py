@@ -1,0 +1,133 @@
+"""The interface of a malicious server: it chooses what it sends, and reads what comes back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.update import InterceptedUpdate
+
+Change = Literal["hyperparameters", "parameters", "model"]
+
+
+@dataclass(frozen=True, repr=False)
+class Crafted:
+    """What a malicious server sends to a client instead of the global model.
+
+    Args:
+        weights: the complete state of the model by name, of the shapes and dtypes of the global
+            model's.
+        config: entries of the training configuration that are set or replaced, such as ``lr``.
+        memory: what the reading needs besides the weights, by name, such as thresholds. It is
+            written to the run folder and never sent.
+    """
+
+    weights: Tensors
+    config: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Reading:
+    """What a malicious server read from the updates of one client.
+
+    Of some samples of the client, in any order; how many it has is not known.
+
+    Args:
+        inputs: reconstructed inputs, normalised as the client's, ``(found, ...)``.
+        labels: their labels, ``(found,)``; -1 where unknown.
+        certified: whether each is certified to be one sample and no mixture, ``(found,)``.
+        features: the features of the samples that the equations give, up to a positive factor,
+            ``(found, features)``; of no columns if the inputs themselves were read.
+        findings: what was found on the way, a sentence each.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    certified: Tensor
+    features: Tensor
+    findings: tuple[str, ...] = ()
+
+
+class MaliciousServer(ABC):
+    """A server that changes what it sends to the clients that it attacks.
+
+    A plugin sets the class attributes and writes :meth:`craft` and :meth:`read`. Its
+    hyperparameters are the fields of a keyword-only dataclass
+    (``@dataclass(kw_only=True, eq=False, repr=False)``). It is found by name through the entry
+    point group ``fedleak.servers`` or by its dotted path.
+
+    The class attributes annotated here are the facts that the tests, ``fedleak list`` and the
+    documentation read.
+    """
+
+    name: ClassVar[str]
+    """The name in tables and on the command line."""
+    paper: ClassVar[str]
+    """Authors, venue, address."""
+    threat_model: ClassVar[str]
+    """What the server does, such as ``malicious server that chooses parameters``."""
+    changes: ClassVar[frozenset[Change]]
+    """What it changes: hyperparameters, parameters or the model itself."""
+    needs: ClassVar[str]
+    """What the model must have and what the server must know, in a few words."""
+    rounds: int = 1
+    """Number of rounds in which it sends something to the same client before it reads."""
+
+    @abstractmethod
+    def craft(
+        self,
+        knowledge: Knowledge,
+        *,
+        public: Tensor | None,
+        generator: torch.Generator,
+        earlier: tuple[tuple[Crafted, InterceptedUpdate], ...] = (),
+    ) -> Crafted:
+        """What is sent to a client in a round.
+
+        Args:
+            knowledge: what the server knows of the clients; its ``model`` has the weights of the
+                global model and is not to be changed.
+            public: public inputs, normalised as the clients', ``(samples, ...)``. If None, there
+                are none.
+            generator: random generator of every draw.
+            earlier: what was sent to this client before and what came back, oldest first.
+
+        Raises:
+            BadInput: if the server cannot attack such a model.
+        """
+
+    @abstractmethod
+    def read(
+        self,
+        knowledge: Knowledge,
+        rounds: tuple[tuple[Crafted, InterceptedUpdate], ...],
+        *,
+        public: Tensor | None,
+        generator: torch.Generator,
+    ) -> Reading:
+        """Samples of a client, from what was sent to it and what came back.
+
+        Args:
+            knowledge: as for :meth:`craft`.
+            rounds: what was sent and what came back, oldest first; of several clients behind secure
+                aggregation, their mean as one update.
+            public: as for :meth:`craft`.
+            generator: random generator of every draw.
+
+        Raises:
+            BadInput: if an update does not fit what was sent.
+        """
+
+    def refuses_model(self, model: nn.Module) -> str | None:
+        """Why the server cannot attack a model. If None, it can.
+
+        Args:
+            model: the clients' model.
+        """
+        return None
