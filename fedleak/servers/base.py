@@ -1,5 +1,6 @@
 """The interface of a malicious server: it chooses what it sends, and reads what comes back."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,10 @@ class MaliciousServer(ABC):
     """What it changes: hyperparameters, parameters or the model itself."""
     needs: ClassVar[str]
     """What the model must have and what the server must know, in a few words."""
+    reads: ClassVar[bool] = True
+    """Whether it reads updates itself. One that does not prepares them for the attacks of a run,
+    and its :meth:`read` is not called."""
+    # No ClassVar, since it is a hyperparameter of those that have a choice.
     rounds: int = 1
     """Number of rounds in which it sends something to the same client before it reads."""
 
@@ -92,11 +97,13 @@ class MaliciousServer(ABC):
 
         Args:
             knowledge: what the server knows of the clients; its ``model`` has the weights of the
-                global model and is not to be changed.
+                global model and is not to be changed. ``num_samples`` is the number of samples
+                that the server expects behind the update, and labels are never known.
             public: public inputs, normalised as the clients', ``(samples, ...)``. If None, there
                 are none.
             generator: random generator of every draw.
-            earlier: what was sent to this client before and what came back, oldest first.
+            earlier: what was sent to this client since it was last read and what came back, oldest
+                first: fewer than :attr:`rounds`.
 
         Raises:
             BadInput: if the server cannot attack such a model.
@@ -114,15 +121,29 @@ class MaliciousServer(ABC):
         """Samples of a client, from what was sent to it and what came back.
 
         Args:
-            knowledge: as for :meth:`craft`.
-            rounds: what was sent and what came back, oldest first; of several clients behind secure
-                aggregation, their mean as one update.
+            knowledge: as for :meth:`craft`, of the last of the updates: with its number of samples
+                and the local training under the configuration that was sent.
+            rounds: what was sent and what came back in :attr:`rounds` rounds, oldest first; of
+                several clients behind secure aggregation, their mean as one update.
             public: as for :meth:`craft`.
             generator: random generator of every draw.
 
         Raises:
             BadInput: if an update does not fit what was sent.
         """
+
+    def features_of(self, model: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The features that an exact reading gives of inputs, with which a reading is scored.
+
+        Args:
+            model: the clients' model with the weights that were sent in the last of the rounds.
+            inputs: inputs of the client, normalised, ``(samples, ...)``.
+
+        Returns:
+            ``(samples, features)``, each row up to a positive factor. If None, the inputs
+            themselves are read.
+        """
+        return None
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """Why the server cannot attack a model. If None, it can.
@@ -131,3 +152,8 @@ class MaliciousServer(ABC):
             model: the clients' model.
         """
         return None
+
+    def __repr__(self) -> str:
+        settings = inspect.signature(type(self)).parameters
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+        return f"{type(self).__name__}({values})"
