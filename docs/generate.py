@@ -34,7 +34,7 @@ def write_all(docs: Path) -> None:
         docs: the folder of the documentation's sources.
     """
     target = docs / "_generated"
-    for kind in ("attacks", "defenses"):
+    for kind in ("attacks", "defenses", "servers"):
         write(target / f"{kind}-overview.rst", tables.overview(kind))
         write(target / f"{kind}-details.rst", tables.details(kind))
     for kind in ("data", "models"):

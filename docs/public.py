@@ -9,6 +9,7 @@ PACKAGES = (
     "fedleak",
     "fedleak.attacks",
     "fedleak.defenses",
+    "fedleak.servers",
     "fedleak.models",
     "fedleak.data",
     "fedleak.federation",

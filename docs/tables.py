@@ -21,12 +21,14 @@ from fedleak.config import Federation, Metrics, RunConfig, Victims
 from fedleak.defenses.base import Defense
 from fedleak.models.bottleneck import Precode
 from fedleak.registry import load_class, names
+from fedleak.servers.base import MaliciousServer
 
-BASES: dict[str, type[Any]] = {"attacks": Attack, "defenses": Defense}
+BASES: dict[str, type[Any]] = {"attacks": Attack, "defenses": Defense, "servers": MaliciousServer}
 """Kind -> the class that annotates the facts of its plugins."""
 COLUMNS = {
     "attacks": ("family", "needs", "batches", "local_steps", "noise"),
     "defenses": ("family", "needs", "randomised"),
+    "servers": ("changes", "needs", "rounds"),
 }
 """Kind -> the facts that its overview shows, as far as there are such facts."""
 ELSEWHERE = ("name", "paper", "at_once", "iterative")
@@ -37,6 +39,7 @@ TITLES = {
     "takes_numbers": "takes samples that are numbers for an embedding",
     "needs_batch": "works on the gradient of one batch alone",
     "recomputes_gradient": "replaces the update of defences before it",
+    "reads": "reads updates itself",
 }
 """Fact -> its title, where its name does not say it to a reader."""
 SECTIONS: dict[str, tuple[str, type[Any]]] = {
@@ -54,7 +57,7 @@ def overview(kind: str) -> str:
     """A table of the plugins of a kind: name and short facts.
 
     Args:
-        kind: ``attacks`` or ``defenses``.
+        kind: ``attacks``, ``defenses`` or ``servers``.
     """
     annotated = inspect.get_annotations(BASES[kind])
     columns = [name for name in COLUMNS[kind] if name in annotated]
@@ -69,7 +72,7 @@ def details(kind: str) -> str:
     """A list of the plugins of a kind: what each is, all its facts, and its paper.
 
     Args:
-        kind: ``attacks`` or ``defenses``.
+        kind: ``attacks``, ``defenses`` or ``servers``.
     """
     facts = [n for n in inspect.get_annotations(BASES[kind]) if n not in ELSEWHERE]
     entries = []
@@ -226,6 +229,8 @@ def _title(name: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, frozenset):
+        return escape(", ".join(sorted(value)))
     return escape(str(value))
 
 

@@ -99,6 +99,10 @@ from .models.noise import noise_slots as noise_slots
 from .models.regressor import Regressor as Regressor
 from .models.resnet import ResNet18 as ResNet18
 from .registry import Plugin as Plugin
+from .servers.base import Crafted as Crafted
+from .servers.base import MaliciousServer as MaliciousServer
+from .servers.base import Reading as Reading
+from .servers.hyperparameters import Hyperparameters as Hyperparameters
 from .updates.evidence import Finding as Finding
 from .updates.evidence import check as check
 from .updates.knowledge import Knowledge as Knowledge

@@ -16,22 +16,24 @@ from fedleak.errors import BadInput, require, unknown_name
 from fedleak.extras import MissingExtra, extras_explained
 from fedleak.schema import check_keys, check_values, parameters_of, shown, takes_any
 
-KINDS = ("attacks", "data", "defenses", "models")
+KINDS = ("attacks", "data", "defenses", "models", "servers")
 SINGULAR = {
     "attacks": "attack",
     "data": "data set",
     "defenses": "defense",
     "models": "model",
+    "servers": "malicious server",
 }
 SETTINGS = {
     "data": "data", "model": "models", "attack": "attacks", "attacks": "attacks",
-    "defenses": "defenses",
+    "defenses": "defenses", "server": "servers",
 }  # fmt: skip
 """Settings of a configuration or a command that name plugins -> kind."""
 BASES = {
     "attacks": "fedleak.attacks.base.Attack",
     "data": "fedleak.data.base.PrivateData",
     "defenses": "fedleak.defenses.base.Defense",
+    "servers": "fedleak.servers.base.MaliciousServer",
 }
 """Kind -> the class that its plugins are subclasses of."""
 FROM_DATA = ("input_shape", "num_classes")
@@ -65,7 +67,7 @@ def names(kind: str) -> dict[str, EntryPoint]:
     """The short names of a kind of plugin, from every installed package.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``servers``.
 
     Returns:
         Short name -> entry point.
@@ -84,7 +86,7 @@ def class_path(kind: str, name: str) -> str:
     """The dotted path behind a short name; a dotted path stays as it is.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``servers``.
         name: short name or dotted path.
 
     Raises:
@@ -178,7 +180,7 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
     """The class of a plugin, checked to be one of its kind before anything of it is called.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        kind: ``attacks``, ``data``, ``defenses``, ``models``, ``servers`` or ``mods``.
         path: its dotted path.
         setting: the setting that names it, for messages; if empty, the kind.
 
@@ -186,7 +188,10 @@ def load_plugin(kind: str, path: str, setting: str = "") -> type[Any]:
         BadInput: if it cannot be loaded or is of another kind.
         Untrusted: see :func:`load_class`.
     """
-    found, setting = load_class(path), setting or {"models": "model"}.get(kind, kind)
+    found, setting = (
+        load_class(path),
+        setting or {"models": "model", "servers": "server"}.get(kind, kind),
+    )
     if kind in BASES:
         base = load_class(BASES[kind])
         require(
@@ -220,7 +225,7 @@ def read_plugin(kind: str, setting: str, value: Any) -> Plugin:
     """Read a plugin from a configuration; its settings are checked if its class may be loaded.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        kind: ``attacks``, ``data``, ``defenses``, ``models``, ``servers`` or ``mods``.
         setting: the setting that names it, for messages.
         value: a short name, a dotted path, or a mapping with ``class_path`` (either of them) and
             optionally ``init_args``.
@@ -288,7 +293,7 @@ def build(kind: str, plugin: Plugin, **context: Any) -> Any:
     """Make a plugin.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses``, ``models`` or ``mods``.
+        kind: ``attacks``, ``data``, ``defenses``, ``models``, ``servers`` or ``mods``.
         plugin: class and hyperparameters; if the constructor takes a dataclass of settings, as a
             model takes its bottleneck's, a mapping is converted to it.
         context: further arguments that are passed if the constructor takes them and the plugin

@@ -10,25 +10,31 @@ from rich.table import Table
 from fedleak.class_source import read_class
 from fedleak.registry import BASES, SINGULAR, load_class, names
 
-WITH_FACTS = ("attacks", "defenses")
+WITH_FACTS = ("attacks", "defenses", "servers")
+COLUMNS = {
+    "attacks": ("paper", "facts"),
+    "defenses": ("what it is", "facts"),
+    "servers": ("what it is", "facts"),
+}
+"""Kind -> the columns of its table besides the name; of the others, what each is."""
 
 
 def plugin_table(kind: str) -> Table:
-    """The table of a kind of plugin: attacks and defences with facts, the others with a summary.
+    """The table of a kind of plugin, with its facts or with a summary.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+        kind: one of :data:`fedleak.registry.KINDS`.
     """
-    columns = {"attacks": ("paper", "facts"), "defenses": ("what it is", "facts")}
-    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind in columns)
+    table = Table(title=f"{SINGULAR[kind].capitalize()}s", show_lines=kind in COLUMNS)
     table.add_column("name")
-    for title in columns.get(kind, ("what it is",)):
+    columns = COLUMNS.get(kind, ("what it is",))
+    for title in columns:
         # An address of arXiv has 32 characters and should stay in one piece in 80 columns.
         least, most = {"paper": (32, None), "facts": (None, 26)}.get(title, (None, None))
         table.add_column(title, overflow="fold", min_width=least, max_width=most)
     for row in plugin_facts(kind):
         cells = {"paper": row.get("paper"), "what it is": row["summary"], "facts": _facts(row)}
-        table.add_row(row["name"], *(cells[name] for name in columns.get(kind, ("what it is",))))
+        table.add_row(row["name"], *(cells[name] for name in columns))
     return table
 
 
@@ -39,13 +45,13 @@ def plugin_facts(kind: str) -> list[dict[str, Any]]:
     takes seconds; a class whose source does not determine them is imported.
 
     Args:
-        kind: ``attacks``, ``data``, ``defenses`` or ``models``.
+        kind: one of :data:`fedleak.registry.KINDS`.
 
     Returns:
         For each plugin its ``name`` on the command line, its ``class_path``, and as ``summary`` the
-        first sentence of its docstring; for attacks and defences also every class attribute that
-        :class:`fedleak.attacks.base.Attack` or :class:`fedleak.defenses.base.Defense` annotates, by
-        its name, as text, bool or int (``-`` if the plugin does not set it).
+        first sentence of its docstring; for attacks, defences and malicious servers also every
+        class attribute that their base class annotates, by its name (``-`` if the plugin does not
+        set it).
     """
     facts = read_class(BASES[kind]).annotated if kind in WITH_FACTS else ()
     rows = []
@@ -64,8 +70,11 @@ def _fact(path: str, name: str) -> Any:
 
 
 def _facts(row: Mapping[str, Any]) -> str:
-    """The facts of an attack or a defence in a few lines."""
+    """The facts of a plugin in a few lines."""
     lines = [row.get("family"), row.get("threat_model"), f"needs {row.get('needs')}"]
+    if "changes" in row:
+        by = "the server" if row["reads"] else "the run's attacks"
+        lines = [*lines[1:], f"rounds: {row['rounds']}", f"updates are read by {by}"]
     if "batches" in row:
         lines += [
             f"batches: {'yes' if row['batches'] else 'no'}",
