@@ -1,6 +1,7 @@
 """Make data, models, attacks and defences from a run's configuration."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from fedleak.models.first_batch import FirstBatch, first_batch
 from fedleak.registry import Plugin, build
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
+from fedleak.servers.base import MaliciousServer
 from fedleak.updates.files import check_name, opened
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -86,6 +88,63 @@ def make_defenses(config: RunConfig) -> list[Defense]:
         )
         defenses.append(defense)
     return defenses
+
+
+def make_server(config: RunConfig) -> MaliciousServer | None:
+    """Make the malicious server of a configuration; None if the server is honest.
+
+    Raises:
+        BadInput: if the class is not a malicious server, its settings are invalid, or an attack has
+            its name.
+    """
+    if config.server is None:
+        return None
+    server: MaliciousServer = build("servers", config.server)
+    check_name("the malicious server", server.name)
+    return server
+
+
+def public_samples(config: RunConfig, data: PrivateData) -> Tensor | None:
+    """The public samples of a malicious server: the first test samples; None if there are none.
+
+    Args:
+        config: the run's configuration.
+        data: its data.
+    """
+    number = len(data.test_set) if config.public is None else config.public
+    number = min(number, len(data.test_set))
+    if number == 0:
+        return None
+    return torch.stack([data.test_set[position][0] for position in range(number)])
+
+
+def under_orders(config: RunConfig, entries: Mapping[str, Any]) -> tuple[RunConfig, float | None]:
+    """What a client does under the training configuration that it was sent.
+
+    Args:
+        config: the run's configuration.
+        entries: the entries of the training configuration; those that clients do not obey have no
+            effect.
+
+    Returns:
+        The configuration with the client's batch size and number of local epochs, and its learning
+        rate; None if it keeps its own.
+
+    Raises:
+        BadInput: if an entry that clients obey is not valid.
+    """
+    told = {s: entries[name] for name, s in config.federation.obeys.items() if name in entries}
+    for setting, value in told.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        whole = setting != "learning_rate"
+        require(
+            number and (isinstance(value, int) and value >= 1 if whole else 0 < value < math.inf),
+            f"Expected a {'whole number from 1' if whole else 'positive number'} as `{setting}` in "
+            f"the training configuration, got {value!r:.60}.",
+        )
+    rate = told.pop("learning_rate", None)
+    federation = replace(config.federation, **told) if told else config.federation
+    return replace(config, federation=federation), None if rate is None else float(rate)
 
 
 def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
@@ -197,7 +256,8 @@ def most_examples(config: RunConfig, data: PrivateData, clients: int = 1) -> int
         data: its data.
         clients: number of clients whose updates came as one.
     """
-    whole, most = config.federation.protocol == "fedavg", len(data.train_set)
+    federation, most = config.federation, len(data.train_set)
+    whole = federation.protocol == "fedavg" or "batch_size" in federation.obeys.values()
     return most if whole else min(most, clients * config.federation.batch_size)
 
 
@@ -233,6 +293,7 @@ def knowledge_of(
     *,
     labels: Tensor | None,
     update: InterceptedUpdate | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> Knowledge:
     """The prior knowledge of a run's server about an update.
 
@@ -243,7 +304,10 @@ def knowledge_of(
         labels: the true labels, if the threat model says that the server knows them. Without
             classes, all labels are 0.
         update: the update. If None, the update of a client with a single batch is assumed.
+        entries: the training configuration that a malicious server sent to the client. If None,
+            that of an honest server.
     """
+    config, rate = under_orders(config, entries or {})
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
     clients = 1 if update is None else update.clients
@@ -252,6 +316,13 @@ def knowledge_of(
         labels = torch.zeros(samples, dtype=torch.int64)
     first = first_batch_of(config, data, model, samples // clients)
     first.set_on(model)
+    training = first.training
+    if rate is not None:
+        others = {
+            pattern: {name: value for name, value in own.items() if name != "learning_rate"}
+            for pattern, own in training.per_parameter.items()
+        }
+        training = replace(training, learning_rate=rate, per_parameter=others)
     return Knowledge(
         model=model,
         input_shape=data.input_shape,
@@ -261,7 +332,7 @@ def knowledge_of(
         num_samples=samples,
         labels=labels,
         protocol=federation.protocol,
-        local_training=first.training,
+        local_training=training,
         label_recovery=config.victims.label_recovery,
         value_range=data.value_range,
         clients=clients,

@@ -20,6 +20,10 @@ Labels = Literal["known", "recovered", LabelRecovery]
 Space = Literal["pixels", "normalised"]
 VERSIONS_OF = ("fedleak", "torch", "pytorch-lightning", "flwr", "numpy", "scikit-image")
 DEFAULT_CLIENTS = 8
+OBEYED = ("learning_rate", "local_epochs", "batch_size")
+"""Settings of a client that it may take from the training configuration."""
+ROUND_ENTRY = "server-round"
+"""The entry of the training configuration that names the round."""
 BOTTLENECK = "precode"
 """The setting of a model that puts a bottleneck into it; the baseline is the model without it."""
 
@@ -50,6 +54,10 @@ class Federation:
         strategy_options: keyword arguments of that class, such as eta for FedAdam.
         learning_rate_decay: factor by which the server's learning rate (eta of FedAdam and its kin,
             server_learning_rate of FedAvgM) is multiplied after every round, above 0 and at most 1.
+        obeys: what clients take from the training configuration that the server sends: name of the
+            entry -> ``learning_rate`` (of every optimiser, without schedule), ``local_epochs``
+            (fedavg) or ``batch_size``. An entry that is not sent leaves the client's own value. An
+            honest server sends none.
         mods: Flower's client mods around the training (fedavg), the first one outermost; each
             with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. LocalDpMod also
             adds noise to batch-norm statistics, where a negative variance gives NaN: use
@@ -81,6 +89,7 @@ class Federation:
     strategy: str = "FedAvg"
     strategy_options: dict[str, Any] = field(default_factory=dict)
     learning_rate_decay: float = 1.0
+    obeys: dict[str, str] = field(default_factory=dict)
     mods: list[dict[str, Any]] = field(default_factory=list)
     client_evaluation: bool = False
     evaluate_every: int = 1
@@ -117,6 +126,7 @@ class Federation:
             self.gpus_per_client >= 0,
             f"Expected `federation.gpus_per_client` to be at least 0, got {self.gpus_per_client}.",
         )
+        self._check_obeyed()
         for mod in self.mods:
             require(
                 isinstance(mod, Mapping),
@@ -128,6 +138,26 @@ class Federation:
             not self.mods or self.protocol == "fedavg",
             "Expected `federation.protocol` to be fedavg where `federation.mods` are given, as "
             f"Flower's mods work on weights, got {self.protocol}: set it, or use `defenses`.",
+        )
+
+    def _check_obeyed(self) -> None:
+        for entry, setting in self.obeys.items():
+            if setting not in OBEYED:
+                raise unknown_name(f"setting behind `federation.obeys.{entry}`", setting, OBEYED)
+            require(
+                entry != ROUND_ENTRY,
+                f"Expected names of the training configuration in `federation.obeys`, got `{entry}`"
+                ", by which the server tells the round.",
+            )
+        settings = list(self.obeys.values())
+        require(
+            len(set(settings)) == len(settings),
+            f"Expected each setting once in `federation.obeys`, got {', '.join(settings)}.",
+        )
+        require(
+            "local_epochs" not in settings or self.protocol == "fedavg",
+            "Expected `federation.protocol` to be fedavg where clients obey a number of local "
+            f"epochs, got {self.protocol}.",
         )
 
     @property
@@ -257,6 +287,10 @@ class RunConfig:
         weights: a safetensors file with the initial weights of the federation, such as a run's
             ``updates/r0005-global.safetensors``, which its server sent in round 5. If None, the
             model's own initialisation.
+        server: the malicious server, which changes what it sends to the ``victims``; their updates
+            are kept out of the global model. If None, the server sends what an honest one does.
+        public: number of the test samples that a malicious server has as public samples, at least
+            0. If None, all of them.
 
     Raises:
         BadInput: if settings are out of range or contradict each other.
@@ -274,8 +308,14 @@ class RunConfig:
     victims: Victims = Victims()
     metrics: Metrics = Metrics()
     weights: str | None = None
+    server: Plugin | None = None
+    public: int | None = None
 
     def __post_init__(self) -> None:
+        require(
+            self.public is None or self.public >= 0,
+            f"Expected `public` to be at least 0, got {self.public}.",
+        )
         require(
             bool(self.output.strip()),
             "Expected a folder as `output`, got an empty text: write `.` for this one.",
@@ -352,6 +392,17 @@ class RunConfig:
         return _printable("+".join(names)) or "none"
 
     @property
+    def server_text(self) -> str:
+        """What the server does, in the terms of threat models, for tables."""
+        if self.server is None:
+            return "honest-but-curious server"
+        try:
+            kind = getattr(load_class(self.server.class_path), "threat_model", "malicious server")
+        except BadInput:
+            kind = "malicious server"
+        return _printable(f"{kind}, {_signature('servers', self.server)}")
+
+    @property
     def data_name(self) -> str:
         """The data set's name in tables; for an npz file, the name of the file."""
         name = short_name("data", self.data.class_path)
@@ -364,9 +415,10 @@ class RunConfig:
         for name in ("attacks", "defenses"):
             plain[name] = list(plain[name])
         order = ["output", "seed", "data", "model", "weights", "baseline", "defenses"]
-        order += ["federation", "victims", "attacks", "metrics", "device"]
-        if self.weights is None:
-            order.remove("weights")  # a setting without a value would be refused in a file
+        order += ["federation", "victims", "server", "public", "attacks", "metrics", "device"]
+        for name in ("weights", "server", "public"):
+            if plain[name] is None:
+                order.remove(name)  # a setting without a value would be refused in a file
         return {name: plain[name] for name in order}
 
     @classmethod
@@ -383,7 +435,7 @@ class RunConfig:
         """
         settings = check_settings(values)
         for name, kind in PLUGINS.items():
-            if name not in LISTS:
+            if name not in (*LISTS, *OPTIONAL):
                 given = name in settings
                 require(
                     given, f"Expected `{name}` to be given, got nothing: see `fedleak list {kind}`."
@@ -406,6 +458,8 @@ class RunConfig:
         if self.federation.clients == replace(self.federation, clients=None).known_size:
             own["federation"].pop("clients", None)
         for name in PLUGINS:
+            if name not in plain:
+                continue
             held = plain[name] if name in LISTS else [plain[name]]
             own[name] = [_own_settings(plugin) for plugin in held]
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
@@ -432,8 +486,13 @@ class RunConfig:
         return cls.from_dict(values)
 
 
-PLUGINS = {"data": "data", "model": "models", "attacks": "attacks", "defenses": "defenses"}
+PLUGINS = {
+    "data": "data", "model": "models", "attacks": "attacks", "defenses": "defenses",
+    "server": "servers",
+}  # fmt: skip
 """Settings of a run that name plugins -> kind."""
+OPTIONAL = ("server",)
+"""Settings that name a plugin and may be left out."""
 LISTS = ("attacks", "defenses")
 """Settings that hold several plugins."""
 SECTIONS: dict[str, type[Any]] = {
@@ -465,6 +524,8 @@ def check_settings(values: Mapping[str, Any]) -> dict[str, Any]:
             items = [] if value is None else value
             items = items if isinstance(items, list | tuple) else [items]
             found[name] = tuple(read_plugin(PLUGINS[name], name, item) for item in items)
+        elif name in OPTIONAL and value is None:
+            found[name] = None
         elif name in PLUGINS:
             found[name] = read_plugin(PLUGINS[name], name, value)
         elif name in SECTIONS:
@@ -482,7 +543,7 @@ def check_plugins(config: RunConfig) -> None:
     """
     for name, kind in PLUGINS.items():
         held = getattr(config, name)
-        for plugin in held if name in LISTS else (held,):
+        for plugin in held if name in LISTS else (held,) * (held is not None):
             load_plugin(kind, plugin.class_path, name)
 
 

@@ -3,16 +3,17 @@
 import copy
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.build import knowledge_of, most_examples, without_download
+from fedleak.build import knowledge_of, most_examples, public_samples, without_download
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, RunFailed, require
@@ -21,15 +22,21 @@ from fedleak.preflight import Parts, prepare
 from fedleak.registry import known_classes_only
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer, Observers
+from fedleak.runs.readings import as_reconstruction, score_reading
 from fedleak.runs.results import Recorder
 from fedleak.runs.summary import Status, data_facts, read_summary, write_summary
 from fedleak.runtime.interrupts import delay_interrupts, reraise_as_interrupt
+from fedleak.servers.base import Crafted, MaliciousServer
+from fedleak.servers.exchanges import Exchange, Exchanges
+from fedleak.servers.files import load_crafted, reading_facts, save_reading
 from fedleak.updates.files import update_files
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedleak.federation.engine.checkpoint import Outcome
     from fedleak.federation.engine.server import Interception
 
@@ -109,6 +116,7 @@ def run(
             if variant == "":
                 work.federation["accuracy"] = outcome.accuracy
         work.attack_all()
+        work.read_all()
         for variant in config.variants:
             remove_checkpoint(work.folder.checkpoint(variant))
     return work.summary
@@ -184,8 +192,10 @@ def attack_run(
     for variant, paths in files.items():
         for path in paths:
             shared = path.with_name(f"{path.stem.partition('-')[0]}-global.safetensors")
-            _link(path, work.folder.updates(variant))
-            _link(shared, work.folder.updates(variant))
+            own = path.with_name(f"{path.stem}-sent.safetensors")
+            for file in (path, shared, own):
+                _link(file, work.folder.updates(variant))
+            _link(origin.sent(variant) / path.name, work.folder.sent(variant))
             _link(origin.truth(variant) / path.name, work.folder.truth(variant))
     with work.status():
         work.attack_all()
@@ -281,7 +291,103 @@ class _Work:
             on_attacked=on_attacked,
             # An interrupted round is repeated, but not its completed attacks.
             wanted=lambda attack, update: not self._is_done(attack, update.model, update.key),
+            exchanges=self._exchanges(variant),
         )
+
+    def _exchanges(self, variant: str) -> Exchanges | None:
+        """What the malicious server exchanges with its victims, before an interruption as well."""
+        if self.parts.server is None:
+            return None
+        return Exchanges(
+            self.parts.server,
+            partial(self._server_knowledge, variant),
+            public=self._public,
+            seed=self.config.seed,
+            sent=self.folder.sent(variant),
+            updates=self.folder.updates(variant),
+            names=self.config.federation.obeys,
+        )
+
+    @cached_property
+    def _public(self) -> "Tensor | None":
+        return public_samples(self.config, self.parts.data)
+
+    def _server_knowledge(
+        self, variant: str, update: InterceptedUpdate, crafted: Crafted | None
+    ) -> Knowledge:
+        """What the malicious server knows; of a client to be asked, the usual number of samples."""
+        federation, entries = self.config.federation, None if crafted is None else crafted.config
+        if update.num_examples == 0:
+            samples = len(self.parts.data.train_set) // federation.size
+            whole = federation.protocol == "fedavg"
+            number = max(1, samples if whole else min(samples, federation.batch_size))
+            update = replace(update, num_examples=number)
+        model = self.parts.models[variant]
+        return knowledge_of(
+            self.config, self.parts.data, model, labels=None, update=update, entries=entries
+        )
+
+    def read_all(self) -> None:
+        """Have the malicious server read what it exchanged with each victim, if it reads itself."""
+        server = self.parts.server
+        if server is None or not server.reads:
+            return
+        for variant, part in self.config.variants.items():
+            exchanges = self._exchanges(variant)
+            assert exchanges is not None
+            self.folder.readings(variant).mkdir(parents=True, exist_ok=True)
+            groups, name = exchanges.groups(), part.model_name
+            left = [group for group in groups if not self._is_read(server, variant, name, group)]
+            self.observer.attack_started(server.name, name, len(groups), len(groups) - len(left))
+            for group in left:
+                try:
+                    self._read(exchanges, variant, group)
+                except BadInput as error:
+                    self.observer.attack_skipped(server.name, name, f"{group[-1].key}: {error}")
+            for client, number in exchanges.unread().items():
+                reason = (
+                    f"client {client}: it answered in {number} of the {server.rounds} rounds after "
+                    "which it is read"
+                )
+                self.observer.attack_skipped(server.name, name, reason)
+
+    def _is_read(
+        self, server: MaliciousServer, variant: str, model: str, group: tuple[Exchange, ...]
+    ) -> bool:
+        last = group[-1]
+        path = self.folder.readings(variant) / f"{last.key}.safetensors"
+        if not path.is_file():
+            return False
+        key = (model, server.name, last.round, last.client)
+        return key in self.recorder.done or not reading_facts(path).get("rows")
+
+    def _read(self, exchanges: Exchanges, variant: str, group: tuple[Exchange, ...]) -> None:
+        """Read a victim, and write and score what was read."""
+        server, last = exchanges.server, group[-1]
+        _, update = last.content
+        started = time.perf_counter()
+        reading = exchanges.read(group)
+        seconds = time.perf_counter() - started
+        truth = _truth_of(self.folder, variant, update, self.parts.data)
+        features = None if truth is None else exchanges.features_of(group, truth.inputs)
+        guess = None if self._public is None else self._public.mean(dim=0)
+        scores, facts = score_reading(
+            reading, truth, self.parts.scoring, features=features, guess=guess
+        )
+        facts |= {
+            "client": last.client, "rounds": [each.round for each in group],
+            "samples": update.num_examples, "seconds": seconds, "rows": len(scores),
+            "model": update.model,
+        }  # fmt: skip
+        path = self.folder.readings(variant) / f"{last.key}.safetensors"
+        with delay_interrupts():
+            save_reading(reading, path, server.name, facts)
+            rows = self.recorder.record_reading(
+                server.name, update, truth, reading, scores, seconds
+            )
+            self.observer.victim_attacked(
+                server.name, update.model, update, truth, as_reconstruction(reading, seconds), rows
+            )
 
     def attack_all(self) -> None:
         """Run every attack on every saved update that it has not attacked yet."""
@@ -356,7 +462,11 @@ class _Work:
             # Only the labels are taken from the truth: the threat model says they are known.
             labels = truth.labels if truth is not None else None
         model = self.parts.models[variant]
-        return knowledge_of(self.config, self.parts.data, model, labels=labels, update=update)
+        sent = self.folder.sent(variant) / f"{update.key}.safetensors"
+        entries = load_crafted(sent).config if sent.is_file() else None
+        return knowledge_of(
+            self.config, self.parts.data, model, labels=labels, update=update, entries=entries
+        )
 
     def _record(
         self,
@@ -416,6 +526,7 @@ def _link(file: Path, folder: Path) -> None:
     target = folder / file.name
     if target.exists() or not file.exists():
         return
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, target)
     except OSError:

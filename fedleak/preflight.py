@@ -1,5 +1,6 @@
 """Check everything that a run needs before any file is written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,14 @@ from fedleak.build import (
     make_defenses,
     make_model,
     make_mods,
+    make_server,
 )
 from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.data import PrivateData
 from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
 from fedleak.runs.scoring import Scoring, make_scoring
+from fedleak.servers.base import MaliciousServer
 from fedleak.updates.knowledge import batch_loss
 from fedleak.updates.private_model import private_copy
 
@@ -35,12 +38,14 @@ class Parts:
         models: variant of the run -> global model before the first round.
         attacks: the attacks, in order.
         scoring: how reconstructions are scored.
+        server: the malicious server. If None, the server only listens.
     """
 
     data: PrivateData
     models: dict[str, nn.Module]
     attacks: list[Attack]
     scoring: Scoring
+    server: MaliciousServer | None = None
 
 
 def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
@@ -59,8 +64,11 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
         reason = attack.refuses_device(config.device)
         require(reason is None, f"Expected settings of {attack.name} that fit, but {reason}.")
     defenses = make_defenses(config) if trains else []
+    server = None
     if trains:
         make_mods(config)
+        server = make_server(config)
+        _check_server(config, server, attacks)
     data = make_data(config)
     config = config.with_clients(len(data.train_set))
     _check_recovery(config, data, client_samples(config, data))
@@ -74,6 +82,12 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
     models = {variant: make_model(part, data) for variant, part in config.variants.items()}
     for variant, part in config.variants.items():
         check_model(models[variant], part, data)
+        reason = None if server is None else server.refuses_model(models[variant])
+        if server is not None and reason is not None:
+            raise BadInput(
+                f"Expected a model that {server.name} can attack, but {reason}: choose another "
+                "`model` or `server`."
+            )
         for defense in defenses:
             reason = defense.refuses_model(models[variant])
             require(
@@ -98,7 +112,29 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
                 f"choose another `model` (with `model.{BOTTLENECK}` it draws noise) or other "
                 "settings, or leave the attack out."
             )
-    return Parts(data, models, attacks, scoring)
+    return Parts(data, models, attacks, scoring, server)
+
+
+def _check_server(
+    config: RunConfig, server: MaliciousServer | None, attacks: Sequence[Attack]
+) -> None:
+    """Check that a malicious server fits the run.
+
+    Raises:
+        BadInput: if an attack has its name, or it takes more rounds than there are.
+    """
+    if server is None:
+        return
+    require(
+        server.name not in [attack.name for attack in attacks],
+        f"Expected `attacks` of other names than the server's, got {server.name} twice.",
+    )
+    rounds = config.victims.rounds or range(1, config.federation.rounds + 1)
+    require(
+        server.rounds <= len(rounds),
+        f"Expected at least {server.rounds} rounds in which {server.name} attacks a client before "
+        f"it reads, got {len(rounds)}: raise `federation.rounds`.",
+    )
 
 
 def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:

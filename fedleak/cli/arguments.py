@@ -176,6 +176,14 @@ def _fill_run(run: ArgumentParser, plugins: bool) -> None:
         default=False,
         help="Also run the federation with the model without its bottleneck, as a baseline.",
     )
+    _add_plugin(
+        run, "server", "The malicious server, which changes what it sends to the victims", plugins,
+        required=False,
+    )  # fmt: skip
+    run.add_argument(
+        "--public", type=int | None, default=None,
+        help="Number of test samples that a malicious server has as public ones. Default: all.",
+    )  # fmt: skip
     run.add_argument("--federation", type=Federation, default=Federation())
     run.add_argument("--victims", type=Victims, default=Victims())
     run.add_argument(
@@ -453,13 +461,14 @@ def _add_plugin(
     title: str,
     plugins: bool,
     skip: set[str] | None = None,
+    required: bool = True,
 ) -> None:
     text = f"{title}: {_choices(SETTINGS[setting])}."
     if not plugins:
         parser.add_argument(f"--{setting}", type=str, help=text)
         return
     base = load_class(PARSED[SETTINGS[setting]])
-    parser.add_subclass_arguments(base, setting, required=True, skip=skip, help=text)
+    parser.add_subclass_arguments(base, setting, required=required, skip=skip, help=text)
     groups: dict[str, Any] = parser.groups or {}
     if setting in groups:
         groups[setting].title = title

@@ -14,6 +14,7 @@ from fedleak.runtime.safe_yaml import parse_yaml, read_yaml
 from fedleak.schema import parameters_of, shown
 
 LISTS = ("attacks", "defenses")
+OPTIONAL = ("server",)
 
 
 def with_class_paths(argv: list[str]) -> list[str]:
@@ -82,6 +83,8 @@ def _resolve(setting: str, value: Any) -> Any:
         # A single entry is a list of one.
         items = value if isinstance(value, list) else [] if value is None else [value]
         return [_entry(_checked(setting, item), item) for item in items]
+    if value is None and setting in OPTIONAL:
+        return None
     plugin = _checked(setting, value)
     return _entry(plugin, value) if isinstance(value, dict) else plugin.class_path
 

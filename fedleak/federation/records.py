@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import Tensor
 
+from fedleak.config import ROUND_ENTRY
 from fedleak.federation.nodes import CLIENT as CLIENT
 from fedleak.federation.nodes import METRICS as METRICS
 from fedleak.updates.compression import CompactTensors, weighted_sum
@@ -19,7 +20,7 @@ ARRAYS = "arrays"
 GRADIENT = "gradient"
 BUFFERS = "buffers"
 CONFIG = "config"
-ROUND = "server-round"
+ROUND = ROUND_ENTRY
 EXAMPLES = "num-examples"
 DEFENSES = "defenses"
 

@@ -1,6 +1,7 @@
 """The malicious server: a strategy that wraps any Flower strategy and attacks clients' updates.
 
-The threat model is an honest-but-curious server: the training itself is unchanged.
+Without a ``server`` the threat model is an honest-but-curious server: the training itself is
+unchanged. With one, it changes what it sends to its victims, and trains with the other clients.
 """
 
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import (
@@ -44,6 +45,8 @@ from fedleak.federation.reply_checks import (
     trains_trees,
 )
 from fedleak.runtime.seeds import derive_seed
+from fedleak.servers.base import Crafted, MaliciousServer, Reading
+from fedleak.servers.exchanges import Exchanges
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import Tensors, check_name, remove_round
 from fedleak.updates.knowledge import Knowledge, Protocol
@@ -66,6 +69,10 @@ ROUND_METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "ag
 
 class MaliciousStrategy(Strategy):
     """Wraps a Flower strategy, leaves its training unchanged, and attacks the intercepted updates.
+
+    With a ``server``, the clients of ``victims`` are sent what it makes of the global model, and
+    their replies are left out of the aggregation; the others are sent the global model. The global
+    model is then that of a federation without the victims' replies in the attacked rounds.
 
     Replies with weights are passed on to the inner strategy as they are. A reply with a gradient
     (protocol fedsgd) is passed on as the weights after one step with it, so that the inner strategy
@@ -105,6 +112,10 @@ class MaliciousStrategy(Strategy):
         max_examples: largest number of examples that a client can have used.
         alike: whether a reply is refused that has other records, arrays or metrics than most. If
             None, it is if the inner strategy sends or aggregates as Flower's own do.
+        server: a malicious server, or what it has exchanged with its victims so far. If None, the
+            server only listens.
+        public: public inputs of the malicious server, normalised as the clients'. If None, there
+            are none.
         wanted: whether to run an attack on an update. If None, all are run.
         on_intercept: called with every update that is kept.
         on_attacked: called with every reconstruction; ``reconstructions`` also lists them, with the
@@ -114,9 +125,12 @@ class MaliciousStrategy(Strategy):
             attack on its update fails. If None, failures are logged.
 
     Raises:
-        BadInput: if there are ``attacks`` without ``knowledge``, ``model`` is no valid name,
-            ``inner`` is not a strategy of Flower's Message API, or ``protocol`` is none of the
-            three.
+        BadInput: if there are ``attacks`` or a ``server`` without ``knowledge``, ``model`` is no
+            valid name, ``inner`` is not a strategy of Flower's Message API, or ``protocol`` is none
+            of the three.
+
+    Attributes:
+        readings: what the malicious server has read, each with the key of the last update.
     """
 
     def __init__(
@@ -138,6 +152,8 @@ class MaliciousStrategy(Strategy):
         starts: Start | None = None,
         max_examples: int = MOST_EXAMPLES,
         alike: bool | None = None,
+        server: MaliciousServer | Exchanges | None = None,
+        public: torch.Tensor | None = None,
         wanted: AttackFilter | None = None,
         on_intercept: Callable[[InterceptedUpdate], None] | None = None,
         on_attacked: OnAttacked | None = None,
@@ -146,6 +162,8 @@ class MaliciousStrategy(Strategy):
     ) -> None:
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
+        if isinstance(server, MaliciousServer) and knowledge is None:
+            raise BadInput("Expected `knowledge` where a malicious `server` is given, got none.")
         check_name("the model", model)
         _check_inner(inner)
         if protocol not in (None, *get_args(Protocol)):
@@ -183,6 +201,15 @@ class MaliciousStrategy(Strategy):
         self.reconstructions: list[tuple[str, str, Reconstruction]] = []
         self.clients = {} if clients is None else clients
         self._numbers: dict[int, int] = {}
+        self.exchanges: Exchanges | None = server if isinstance(server, Exchanges) else None
+        if isinstance(server, MaliciousServer):
+            sent = None if folder is None else folder / "sent"
+            known = self._knowledge_sent
+            self.exchanges = Exchanges(
+                server, known, public=public, seed=seed, sent=sent, updates=folder
+            )
+        self._own_exchanges = isinstance(server, MaliciousServer)
+        self.readings: list[tuple[str, Reading]] = []
         self._wanted = wanted
         self._on_intercept = on_intercept
         self._on_attacked = on_attacked
@@ -190,6 +217,8 @@ class MaliciousStrategy(Strategy):
         self._on_failure = on_failure
         self._sent: Tensors = {}
         self._sent_to: dict[int, Tensors] = {}
+        self._crafted: dict[int, Crafted] = {}
+        self._examples: dict[int, int] = {}
         self._own_layers: dict[int, Tensors] = {}
         self._layout: dict[str, frozenset[str]] = {}
         self._sampled_nodes: list[int] = []
@@ -211,7 +240,23 @@ class MaliciousStrategy(Strategy):
         if self.attacks and self.victims.when == "after":
             for kept in self.intercepted:
                 self._attack(kept if isinstance(kept, InterceptedUpdate) else _load(kept))
+        if self._reads_itself:
+            self._read_all()
         return result
+
+    def _read_all(self) -> None:
+        """Read all victims; one that cannot be read costs no other."""
+        assert self.exchanges is not None
+        for group in self.exchanges.groups():
+            last = group[-1]
+            try:
+                self.readings.append((last.key, self.exchanges.read(group)))
+            except BadInput as error:
+                self._fail(last.round, last.client, f"{self.exchanges.server.name}: {error}")
+        for client, number in self.exchanges.unread().items():
+            name, rounds = self.exchanges.server.name, self.exchanges.server.rounds
+            reason = f"{name} reads after {rounds} rounds and it answered in {number}"
+            self._fail(self.current_round, client, reason)
 
     @contextmanager
     def _intercepting_rounds(self) -> Iterator[None]:
@@ -246,7 +291,41 @@ class MaliciousStrategy(Strategy):
         if self.folder is not None:
             remove_round(self.folder, round_)
         self._sampled_nodes = [message.metadata.dst_node_id for message in messages]
+        self._crafted = {}
+        if self.exchanges is not None:
+            self.exchanges.begin_round(round_)
+            for message in messages:
+                node = message.metadata.dst_node_id
+                if self.victims.includes(round_, self._number(node)):
+                    self._craft(self.exchanges, round_, message)
         return messages
+
+    def _craft(self, exchanges: Exchanges, round_: int, message: Message) -> None:
+        """Replace what a message sends to a victim by what the malicious server makes of it."""
+        node = message.metadata.dst_node_id
+        client = self._number(node)
+        expected = InterceptedUpdate(
+            round=round_,
+            client=client,
+            protocol=self.protocol,
+            num_examples=self._examples.get(client, 0),
+            model=self.model,
+            sent=self._sent_to.get(node, self._sent),
+            received={},
+        )
+        crafted = exchanges.craft(expected)
+        content = RecordDict(dict(message.content))
+        content[self.keys.arrays] = records.to_record(crafted.weights)
+        name = str(getattr(self.inner, "configrecord_key", records.CONFIG))
+        entries = dict(content.config_records.get(name, ConfigRecord()))
+        content[name] = ConfigRecord({**entries, **crafted.config})
+        message.content = content
+        self._crafted[node] = crafted
+
+    def _sent_by(self, node: int) -> Tensors:
+        """What a node was sent in this round."""
+        crafted = self._crafted.get(node)
+        return self._sent_to.get(node, self._sent) if crafted is None else crafted.weights
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -270,6 +349,12 @@ class MaliciousStrategy(Strategy):
                     self._fail(round_, client, f"its update could not be kept: {error}")
             if reply.has_content():
                 self._keep_own_layers(client, reply)
+        if self._crafted:
+            # Errors stay, as strategies count them.
+            received = [r for r in received if r.metadata.src_node_id not in self._crafted]
+            decoded = {id(r): decoded[id(r)] for r in received if id(r) in decoded}
+            if not received:
+                return None, None
         gradients = {key: v for key, v in decoded.items() if isinstance(v, CompactTensors)}
         if not gradients:
             arrays, metrics = self._aggregate(round_, received)
@@ -300,7 +385,7 @@ class MaliciousStrategy(Strategy):
             fault, tensors = None, cast(Tensors | CompactTensors, {})
             if reply.has_content() and not trains_trees(self.inner):
                 node = reply.metadata.src_node_id
-                sent = self._sent_to.get(node, self._sent)
+                sent = self._sent_by(node)
                 fault = check_metrics(reply.content, self.keys, self.max_examples)
                 if fault is None:
                     fault, tensors = check_arrays(reply.content, self.keys, sent)
@@ -430,6 +515,7 @@ class MaliciousStrategy(Strategy):
         if not isinstance(received, CompactTensors) and not is_listed(sent):
             # Of layers whose start is not known, what came tells nothing.
             received = {name: value for name, value in received.items() if name in sent}
+        self._examples[client] = int(examples_of(reply.content, self.keys) or 0)
         update = InterceptedUpdate(
             round=round_,
             client=client,
@@ -439,11 +525,15 @@ class MaliciousStrategy(Strategy):
             sent=sent,
             received=received,
         )
-        # The sent weights of a round are one file.
-        on_disk = self.folder is not None and sent is self._sent
-        self.intercepted.append(
-            update.save(cast(Path, self.folder), compare=False) if on_disk else update
-        )
+        # The sent weights of a round are one file; those of a victim are a file of their own.
+        crafted = reply.metadata.src_node_id in self._crafted
+        on_disk = self.folder is not None and (crafted or sent is self._sent)
+        kept = None
+        if on_disk:
+            kept = update.save(cast(Path, self.folder), compare=False, own=crafted)
+        self.intercepted.append(update if kept is None else kept)
+        if self.exchanges is not None and crafted:
+            self.exchanges.answered(update, kept)
         if self._on_intercept is not None:
             self._on_intercept(update)
         if self.victims.when == "during":
@@ -451,7 +541,7 @@ class MaliciousStrategy(Strategy):
 
     def _start(self, round_: int, client: int, node: int) -> Tensors:
         """The weights from which a client started: those sent, and layers of its own."""
-        sent = self._sent_to.get(node, self._sent)
+        sent = self._sent_by(node)
         own = {} if self.starts is None else dict(self.starts(round_, client))
         kept = self._own_layers.get(client, {})
         return kept | sent | own if kept or own else sent
@@ -459,7 +549,7 @@ class MaliciousStrategy(Strategy):
     def _keep_own_layers(self, client: int, reply: Message) -> None:
         """Note what a client returns without having been sent it: it starts from that next time."""
         main = main_record(reply.content, self.keys)
-        sent = self._sent_to.get(reply.metadata.src_node_id, self._sent)
+        sent = self._sent_by(reply.metadata.src_node_id)
         if main is None or self.protocol != "fedavg" or len(main) == len(sent) or is_listed(sent):
             return
         own = {name: array for name, array in main.items() if name not in sent}
@@ -512,6 +602,15 @@ class MaliciousStrategy(Strategy):
             logger.warning("round %d, client %d: %s", round_, client, reason)
         else:
             self._on_failure(round_, client, reason)
+
+    @property
+    def _reads_itself(self) -> bool:
+        """Whether the malicious server reads updates, and was not given with its exchanges."""
+        return self.exchanges is not None and self._own_exchanges and self.exchanges.server.reads
+
+    def _knowledge_sent(self, update: InterceptedUpdate, crafted: Crafted | None) -> Knowledge:
+        """What the server knows about an update; what it sent in the configuration is its own."""
+        return self._knowledge_of(update)
 
     def _knowledge_of(self, update: InterceptedUpdate) -> Knowledge:
         if self.knowledge is None:

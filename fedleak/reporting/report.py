@@ -37,7 +37,7 @@ from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
 from fedleak.runs.scoring import CHECKS, SCORINGS, ImageScoring, Picture, Scoring, scoring_class
-from fedleak.runs.summary import federation_notes, read_summary
+from fedleak.runs.summary import federation_notes, read_summary, server_notes
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, write_whole
 from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.updates.files import update_key
@@ -101,6 +101,7 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         versions=_versions(folder.config),
         summary=summary,
         notes=federation_notes(summary["federation"]) if summary else [],
+        server_notes=server_notes(summary["server"]) if summary.get("server") else [],
         scoring=scoring,
         shown=_shown(rows, scoring),
         supported_from=SUPPORTED_FROM,

@@ -9,7 +9,15 @@ from rich.text import Text
 from fedleak.attacks.explained import SUPPORTED_FROM
 from fedleak.config import RunConfig
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.scoring import CHECKS, EXPLAINED, LABELS, LPIPS, ImageScoring, scoring_class
+from fedleak.runs.scoring import (
+    CHECKS,
+    EXPLAINED,
+    LABELS,
+    LPIPS,
+    SERVER_COLUMNS,
+    ImageScoring,
+    scoring_class,
+)
 from fedleak.runs.summary import summarise_rounds
 
 
@@ -34,8 +42,15 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
             f"{labels}clients in {federation.mode} mode, {defended}"
             f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
-            f"Means over n samples; success: {scoring.success(config.metrics)}. "
-            f"Metrics on {scoring.space(config.metrics)}." + explained_text(summary["attacks"])
+            + (
+                f"{config.server_text[0].upper()}{config.server_text[1:]}. "
+                if config.server
+                else ""
+            )
+            + f"Means over n samples; success: {scoring.success(config.metrics)}. "
+            f"Metrics on {scoring.space(config.metrics)}."
+            + explained_text(summary["attacks"])
+            + readings_text(summary)
         ),
         caption_justify="left",
     )
@@ -94,6 +109,8 @@ def rounds_table(rows: Sequence[Row], config: RunConfig) -> Table | None:
 def _shown(config: RunConfig, entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """Title and format of the scores that a table's entries have."""
     columns = {**scoring_class(config).columns, **CHECKS}
+    for name in SERVER_COLUMNS:
+        del columns[name]  # the caption says how many were certified
     # A terminal has no room for more: these say the same as SSIM in other units.
     for name, other in ((EXPLAINED, "mse"), (LABELS, "psnr")):
         if any(entry.get(name) is not None for entry in entries):
@@ -125,6 +142,25 @@ def explained_text(entries: Sequence[Mapping[str, Any]]) -> str:
         f" {number} of {sum(entry['n'] for entry in entries)} reconstructions are not supported by "
         f"the update (explained below {SUPPORTED_FROM:g}): they count as no success, and nothing "
         "follows from them."
+    )
+
+
+def readings_text(summary: Mapping[str, Any]) -> str:
+    """What a malicious server has read, in a sentence; empty without one that reads.
+
+    Args:
+        summary: the contents of summary.json.
+    """
+    readings = (summary.get("server") or {}).get("readings", [])
+    if not readings:
+        return ""
+    found, certified, samples = (
+        sum(entry[name] for entry in readings) for name in ("found", "certified", "samples")
+    )
+    return (
+        f" The server read {found} of {samples} samples in {len(readings)} "
+        f"reading{'s' * (len(readings) > 1)}, {certified} of them certified; its n is the number "
+        "that it read."
     )
 
 

@@ -215,7 +215,8 @@ class TensorBoard(Observer):
             "model": entry["model"], "number of clients": federation.size,
             "number of rounds": federation.rounds, "protocol": federation.protocol,
             "samples per batch": federation.batch_size, "seed": self._config.seed,
-            "strategy": federation.strategy, "victims' labels": self._config.victims.labels,
+            "strategy": federation.strategy, "threat model": self._config.server_text,
+            "victims' labels": self._config.victims.labels,
         }  # fmt: skip
         # The same names in every line: TensorBoard takes the columns from any one line.
         extra = self._scoring.extra_columns(self._config.metrics)

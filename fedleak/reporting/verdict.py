@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedleak.runs.folder import Row
 from fedleak.runs.results import is_unsupported
-from fedleak.runs.scoring import EXPLAINED
+from fedleak.runs.scoring import CERTIFIED, EXPLAINED
 
 ATTACK_TITLES = {"analytic": "Analytic", "iga": "IGA", "nra": "NRA", "dlg": "DLG", "idlg": "iDLG"}
 """Name of an attack -> how papers write it."""
@@ -32,6 +32,11 @@ class Outcome:
     def scored(self) -> list[Row]:
         """The rows that could be compared with the ground truth."""
         return [row for row in self.rows if is_scored(row)]
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the rows are what a malicious server has read: then n are the samples found."""
+        return any(row.get(CERTIFIED) is not None for row in self.rows)
 
     @property
     def leaked(self) -> int:
@@ -107,13 +112,15 @@ def verdict(outcomes: Sequence[Outcome], sample: str = "image") -> list[str]:
     the 95 % intervals of the two success rates do not overlap; to hinder it, if some samples were
     still reconstructed. No sentence calls a defence safe: a failed attack is no evidence of safety.
     Where reconstructions are not supported by the updates, the attack did not work, and nothing is
-    said about the defence.
+    said about the defence. What a malicious server has read is said elsewhere: it is not known
+    beforehand which samples it reads.
 
     Args:
         outcomes: the results by attack, defence and model.
         sample: what a sample is called, such as ``image``.
     """
     sentences = []
+    outcomes = [outcome for outcome in outcomes if not outcome.is_reading]
     targets: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.scored:

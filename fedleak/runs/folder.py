@@ -37,6 +37,14 @@ class RunFolder:
         """Folder of the ground truth, which only the scorer reads."""
         return self.path / "truth" / variant
 
+    def sent(self, variant: str = "") -> Path:
+        """Folder of what a malicious server sent to its victims."""
+        return self.path / "sent" / variant
+
+    def readings(self, variant: str = "") -> Path:
+        """Folder of what a malicious server has read."""
+        return self.path / "readings" / variant
+
     def checkpoint(self, variant: str = "") -> Path:
         """The state of an unfinished federation; deleted when the federation ends."""
         return self.updates(variant) / "unfinished.safetensors"

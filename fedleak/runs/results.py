@@ -16,8 +16,19 @@ from fedleak.config import RunConfig
 from fedleak.errors import BadInput, require
 from fedleak.runs.diagnostics import AttackKey, Diagnostics, append_diagnostics, repair_diagnostics
 from fedleak.runs.folder import Row, RunFolder
-from fedleak.runs.scoring import EXPLAINED, EXTRA_COLUMNS, LABELS, Scoring
+from fedleak.runs.readings import as_reconstruction
+from fedleak.runs.scoring import (
+    CERTIFIED,
+    COSINE,
+    EXPLAINED,
+    EXTRA_COLUMNS,
+    LABELS,
+    SERVER_COLUMNS,
+    Scores,
+    Scoring,
+)
 from fedleak.runs.text_files import LARGEST_TEXT, decoded, read_text
+from fedleak.servers.base import Reading
 from fedleak.updates.files import check_name, short
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -34,13 +45,14 @@ RANGES = {
     "lpips": (0, math.inf), "precision": (0, 1), "recall": (0, 1), "f1": (0, 1),
     "token_accuracy": (0, 1), "right": (0, 1), "right_of_guess": (0, 1), "error": (0, math.inf),
     "error_of_guess": (0, math.inf), "exact": (0, 1), LABELS: (0, 1), EXPLAINED: (0, 1),
+    CERTIFIED: (0, 1), COSINE: (-1, 1),
 }  # fmt: skip
 """Column of other numbers -> its smallest and largest valid value."""
 REQUIRED = ("round", "client", "sample", "batch_size")
 """Columns without empty cells."""
 FINITE = (
     "seconds", "precision", "recall", "f1", "token_accuracy", "right", "right_of_guess", "exact",
-    LABELS, EXPLAINED,
+    LABELS, EXPLAINED, CERTIFIED, COSINE,
 )  # fmt: skip
 """Columns without NaN or infinity; the other scores have them for diverged reconstructions."""
 TOLERANCE = 1e-6
@@ -88,12 +100,59 @@ class Recorder:
             A row for each sample, with the columns of results.csv.
         """
         batch = len(reconstruction.inputs)
-        shared = {
+        shared = self._shared(attack, update, reconstruction)
+        recovered = self._config.victims.labels != "known" and self._scoring.has_classes
+        if truth is None:
+            scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
+        else:
+            scores = self._scoring.scores(truth, reconstruction)
+        for values in scores:
+            position = values["match"]
+            if truth is not None and recovered and not truth.labels.is_floating_point():
+                right = truth.labels[values["sample"]] == reconstruction.labels[position]
+                values[LABELS] = float(right.double().mean())
+            if not reconstruction.supported and values.get("success"):
+                # A score that is high by chance is no leak.
+                values["success"] = 0
+        return self._keep(attack, update, truth, reconstruction, shared, scores)
+
+    def record_reading(
+        self,
+        server: str,
+        update: InterceptedUpdate,
+        truth: GroundTruth | None,
+        reading: Reading,
+        scores: list[Scores],
+        seconds: float,
+    ) -> list[Row]:
+        """Append a row for each sample that a malicious server has read, and save them as files.
+
+        Args:
+            server: the server's name.
+            update: the last of the updates that were read.
+            truth: the client's samples. If None, the scores are empty.
+            reading: what was read.
+            scores: see :func:`fedleak.runs.readings.score_reading`.
+            seconds: time that the reading took.
+
+        Returns:
+            The rows.
+        """
+        found = as_reconstruction(reading, seconds)
+        shared = self._shared(server, update, found) | {"batch_size": len(scores)}
+        return self._keep(server, update, truth, found, shared, scores)
+
+    def _shared(
+        self, attack: str, update: InterceptedUpdate, reconstruction: Reconstruction
+    ) -> dict[str, Any]:
+        """The values that all rows of a reconstruction have."""
+        batch = len(reconstruction.inputs)
+        shared: dict[str, Any] = {
             "round": update.round, "client": update.client, "attack": attack,
             "defense": self._config.defense_name,
             "model": update.model, "dataset": self._config.data_name, "batch_size": batch,
             "cost": reconstruction.cost, "iterations": reconstruction.iterations,
-            "seconds": reconstruction.seconds / batch,
+            "seconds": reconstruction.seconds / max(1, batch),
         }  # fmt: skip
         # The file has these columns with or without ground truth.
         shared |= dict.fromkeys(self._scoring.extra_columns(self._config.metrics))
@@ -102,11 +161,20 @@ class Recorder:
         # None where the labels were not recovered: the threat model gives them, or there are none.
         if self._scoring.has_classes:
             shared[LABELS] = None
-        recovered = self._config.victims.labels != "known" and self._scoring.has_classes
-        if truth is None:
-            scores: list[Row] = [{"sample": sample, "match": sample} for sample in range(batch)]
-        else:
-            scores = self._scoring.scores(truth, reconstruction)
+        if self._config.server is not None:
+            shared |= dict.fromkeys(SERVER_COLUMNS)
+        return shared
+
+    def _keep(
+        self,
+        attack: str,
+        update: InterceptedUpdate,
+        truth: GroundTruth | None,
+        reconstruction: Reconstruction,
+        shared: dict[str, Any],
+        scores: list[Scores],
+    ) -> list[Row]:
+        """Write the rows and the samples of a reconstruction, and what it says of itself."""
         # Before the rows: an attack whose rows are complete is not repeated.
         append_diagnostics(
             self._folder.diagnostics,
@@ -115,12 +183,6 @@ class Recorder:
         rows: list[Row] = []
         for values in scores:
             position = values.pop("match")
-            if truth is not None and recovered and not truth.labels.is_floating_point():
-                right = truth.labels[values["sample"]] == reconstruction.labels[position]
-                values[LABELS] = float(right.double().mean())
-            if not reconstruction.supported and values.get("success"):
-                # A score that is high by chance is no leak.
-                values["success"] = 0
             rows.append(shared | values)
             original = None if truth is None else truth.inputs[values["sample"]]
             path = self._folder.reconstruction(rows[-1], self._scoring.suffix)

@@ -33,7 +33,12 @@ EXACT = "exact"
 TABLE_COLUMNS = ("right", "right_of_guess", "error", "error_of_guess", EXACT)
 TOKEN_COLUMNS = (*ITEM_COLUMNS, "token_accuracy", EXACT)
 LABELS, EXPLAINED = "label_accuracy", "explained"
-EXTRA_COLUMNS = (LPIPS, *ITEM_COLUMNS, "token_accuracy", *TABLE_COLUMNS, LABELS, EXPLAINED)
+CERTIFIED, COSINE = "certified", "feature_cosine"
+SERVER_COLUMNS = (CERTIFIED, COSINE)
+"""Columns of what a malicious server has read."""
+EXTRA_COLUMNS = (
+    LPIPS, *ITEM_COLUMNS, "token_accuracy", *TABLE_COLUMNS, LABELS, EXPLAINED, *SERVER_COLUMNS,
+)  # fmt: skip
 """Last columns of results.csv, in this order; a file has only those that its run measures."""
 MOSTLY = 0.9
 """Share of a row's columns that are right in a success."""
@@ -309,7 +314,8 @@ class TokenScoring(Scoring):
 
 
 CHECKS: Mapping[str, tuple[str, str]] = {
-    LABELS: ("labels", ".0%"), EXPLAINED: ("explained", ".2f"),
+    LABELS: ("labels", ".0%"), EXPLAINED: ("explained", ".2f"), CERTIFIED: ("certified", ".0%"),
+    COSINE: ("cosine", ".6f"),
 }  # fmt: skip
 """Columns of every kind of sample -> title and format, behind those of the scores in tables."""
 

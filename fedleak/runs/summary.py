@@ -13,9 +13,12 @@ from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import COLUMNS, columns_of, is_unsupported, read_rows
 from fedleak.runs.scoring import EXTRA_COLUMNS
 from fedleak.runs.text_files import is_count, is_number, parse_json, read_text, write_whole
-from fedleak.updates.files import short
+from fedleak.servers.files import reading_facts
+from fedleak.updates.files import short, update_files
 
 MEANS = ("mse", "psnr", "ssim", "success", "seconds")
+GUESS = "_of_guess"
+"""End of the name of a guess's score."""
 MAX_ROUNDS = 10
 """Number of rounds that a sentence names."""
 Status = Literal["running", "interrupted", "failed", "complete"]
@@ -121,8 +124,60 @@ def write_summary(
         "attacks": summarise(read_rows(folder.results)),
         "federation": federation,
     }
+    if config.server is not None:
+        summary["server"] = server_facts(folder, config)
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def server_facts(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """What a malicious server sent and read, from the files of a run.
+
+    Args:
+        folder: the run's folder.
+        config: its configuration, with a server.
+
+    Returns:
+        ``threat_model`` in words; ``sent``, the number of messages that it changed; and
+        ``readings``, an entry for each, with client, rounds, samples and what
+        :func:`fedleak.runs.readings.score_reading` says.
+    """
+    variants = list(config.variants)
+    files = [path for name in variants for path in update_files(folder.readings(name))]
+    return {
+        "threat_model": config.server_text,
+        "sent": sum(len(update_files(folder.sent(name))) for name in variants),
+        "readings": [reading_facts(path) for path in files],
+    }
+
+
+def server_notes(server: Mapping[str, Any]) -> list[str]:
+    """What a malicious server did, in sentences.
+
+    Args:
+        server: ``server`` of a summary.
+    """
+    number = server["sent"]
+    notes = [
+        f"The server is a {server['threat_model']}: it changed {number} "
+        f"message{'s' * (number != 1)}, and left the replies to them out of the global model."
+    ]
+    for entry in server["readings"]:
+        rounds = ", ".join(map(str, entry["rounds"]))
+        exact = entry.get("exact")
+        parts = [f"{entry['certified']} certified"]
+        parts += [f"{exact} with features that are exact"] if exact is not None else []
+        parts += [f"{entry['success']} recognisable"] if entry.get("success") is not None else []
+        score = next((n.removesuffix(GUESS) for n in entry if n.endswith(GUESS)), None)
+        if score is not None and entry.get(score) is not None:
+            guess = entry[score + GUESS]
+            beside = "" if guess is None else f", of a guess {guess:.3g}"
+            parts.append(f"mean {score} {entry[score]:.3g}{beside}")
+        notes.append(
+            f"Client {entry['client']}, round{'s' * (len(entry['rounds']) > 1)} {rounds}: it read "
+            f"{entry['found']} of {entry['samples']} samples ({', '.join(parts)})."
+        )
+    return notes
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -172,6 +227,12 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"Expected `lost_rounds` and `diverged_round` to be numbers of rounds in {path}, got "
         f"{short(lost)} and {short(diverged)}.",
     )
+    server = summary.get("server")
+    require(
+        server is None or _is_server(server),
+        f"Expected `server` to hold threat_model, sent and readings in {path}, got "
+        f"{short(server)}.",
+    )
     data = summary.setdefault("data", {})
     require(
         isinstance(data, dict) and (not data or _is_data(data)),
@@ -218,6 +279,35 @@ def _is_data(data: dict[str, Any]) -> bool:
         and all(is_number(value) for value in [*mean, *std])
         and len(mean) == len(std) > 0
         and all(value > 0 for value in std)
+    )
+
+
+def _is_server(server: Any) -> bool:
+    """Whether this has the form of :func:`server_facts`."""
+    return (
+        isinstance(server, dict)
+        and isinstance(server.get("threat_model"), str)
+        and is_count(server.get("sent"))
+        and isinstance(server.get("readings"), list)
+        and all(map(_is_reading, server["readings"]))
+    )
+
+
+def _is_reading(entry: Any) -> bool:
+    counts = ("client", "samples", "found", "certified")
+    optional = ("matched", "success", "exact")
+    return (
+        isinstance(entry, dict)
+        and all(is_count(entry.get(name)) for name in counts)
+        and all(entry.get(name) is None or is_count(entry[name]) for name in optional)
+        and isinstance(entry.get("rounds"), list)
+        and bool(entry["rounds"])
+        and all(is_count(round_, 1) for round_ in entry["rounds"])
+        and all(
+            _is_mean(entry[name]) and _is_mean(entry.get(name.removesuffix(GUESS)))
+            for name in entry
+            if name.endswith(GUESS)
+        )
     )
 
 

@@ -7,16 +7,15 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from fedleak.config import RunConfig
+from fedleak.config import LISTS, PLUGINS, RunConfig
 from fedleak.errors import require, unknown_name
-from fedleak.registry import Plugin
 
 Settings = dict[str, Any]
 
 # The sweep itself sets the output folder of a cell.
 SETTING_NAMES = {item.name for item in fields(RunConfig)} - {"output"}
-PLUGIN_SETTINGS = {item.name for item in fields(RunConfig) if item.type is Plugin}
-PLUGIN_LIST_SETTINGS = {item.name for item in fields(RunConfig) if item.default == ()}
+PLUGIN_SETTINGS = set(PLUGINS) - set(LISTS)
+PLUGIN_LIST_SETTINGS = set(LISTS)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Settings:

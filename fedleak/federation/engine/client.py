@@ -19,7 +19,14 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from fedleak.build import build_model, client_samples, make_data, make_defenses, make_mods
+from fedleak.build import (
+    build_model,
+    client_samples,
+    make_data,
+    make_defenses,
+    make_mods,
+    under_orders,
+)
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
 from fedleak.defenses import Defense, Outgoing, protect
@@ -102,7 +109,7 @@ def client_app(
             content = _train(
                 config, weights(message), client, round_, truth, client_state,
                 samples=_samples(config, client, own_data), compact=not deployed,
-                seed=config.seed if seed is None else seed,
+                seed=config.seed if seed is None else seed, entries=_entries(message),
             )  # fmt: skip
             if client_state and client_states is not None:
                 client_states.write(round_, client, client_state)
@@ -177,12 +184,22 @@ class _Capture:
     that clip it or add noise. The step itself is the server's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float | None = None) -> None:
+        self.rate = rate
         self.inputs: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.gradient: Tensors = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.rate is not None:
+            require(
+                not trainer.lr_scheduler_configs,
+                f"Expected {type(module).__name__} to have no schedule of its learning rate where "
+                "clients take the rate from the server, got one: leave one of them out.",
+            )
+            for optimizer in trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate
         if trainer.max_steps == 1:
             for optimizer in trainer.optimizers:
                 step = partial(self._record, module, optimizer)
@@ -219,9 +236,9 @@ class _Capture:
         return loss
 
 
-def _capture(model: pl.LightningModule) -> Any:
+def _capture(model: pl.LightningModule, rate: float | None) -> Any:
     """A callback of the package of Lightning that the model comes from."""
-    return type("Capture", (_Capture, lightning_of(model).Callback), {})()
+    return type("Capture", (_Capture, lightning_of(model).Callback), {})(rate)
 
 
 def _train(
@@ -235,9 +252,11 @@ def _train(
     samples: Sequence[int],
     compact: bool,
     seed: int,
+    entries: Mapping[str, Any],
 ) -> RecordDict:
     """Train on a client's samples; returns the reply and updates ``client_state`` in place."""
-    federation = config.federation
+    told, rate = under_orders(config, entries)
+    federation = told.federation
     data = _data(config)
     model = _model(config, sent)
     model.train(federation.mode == "train")
@@ -247,7 +266,7 @@ def _train(
     )
     one_step = federation.protocol == "fedsgd"
     limit = {"max_steps": 1} if one_step else {"max_epochs": federation.local_epochs}
-    capture = _capture(model)
+    capture = _capture(model, rate)
     factors: dict[str, Factors] = {}
     with record(model) as noise, ExitStack() as stack, warnings.catch_warnings():
         if one_step and compact:
@@ -333,8 +352,12 @@ def _number_of_node(_message: Message, context: Context) -> int:
 
 
 def _round(message: Message) -> int:
-    settings: Mapping[str, Any] = message.content.config_records[records.CONFIG]
-    return int(settings[records.ROUND])
+    return int(_entries(message)[records.ROUND])
+
+
+def _entries(message: Message) -> Mapping[str, Any]:
+    """The training configuration in a message."""
+    return message.content.config_records[records.CONFIG]
 
 
 def _samples(config: RunConfig, client: int, own_data: bool) -> Sequence[int]:

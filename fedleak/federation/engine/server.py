@@ -31,6 +31,7 @@ from fedleak.registry import load_class
 from fedleak.runs.observer import Observer
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.seeds import derive_seed
+from fedleak.servers.exchanges import Exchanges
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -68,6 +69,7 @@ class Interception:
         knowledge: gives what the server knows about an update.
         on_attacked: called with every reconstruction made during a round.
         wanted: whether an attack on an update is still to be made.
+        exchanges: what a malicious server sends to its victims. If None, it only listens.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Interception:
     knowledge: Callable[[InterceptedUpdate], Knowledge]
     on_attacked: OnAttacked
     wanted: AttackFilter
+    exchanges: Exchanges | None = None
 
 
 def make_strategy(config: RunConfig) -> Strategy:
@@ -248,6 +251,7 @@ class FederationServer:
             first_round=self._rounds_before + 1,
             device=self.config.device,
             max_examples=most_examples(self.config, self.data),
+            server=self.interception.exchanges,
             wanted=self.interception.wanted,
             on_attacked=self.interception.on_attacked,
             on_progress=self._on_progress,
