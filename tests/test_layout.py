@@ -19,6 +19,7 @@ EXCEPTIONS = {
     "attacks/iga_partial.py": "tests/attacks/test_attacks.py",
     "attacks/nra.py": "tests/attacks/test_attacks.py",
     "defenses/base.py": "tests/defenses/test_defenses.py",
+    "servers/base.py": "tests/servers/test_servers.py",
     "defenses/clipping.py": "tests/defenses/test_defenses.py",
     "defenses/noise.py": "tests/defenses/test_defenses.py",
     "defenses/ppp.py": "tests/defenses/test_defenses.py",
