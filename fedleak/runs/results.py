@@ -194,7 +194,8 @@ class Recorder:
                 {n: v for n, v in row.items() if n in columns or n not in (LABELS, EXPLAINED)}
                 for row in rows
             ]
-        append_rows(self._folder.results, rows)
+        if rows:
+            append_rows(self._folder.results, rows)
         self.done.add((update.model, attack, update.round, update.client))
         return rows
 

@@ -1,0 +1,229 @@
+"""Runs with a malicious server, in this process: files, results, resuming, the honest rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedleak import experiment
+from fedleak.config import RunConfig
+from fedleak.errors import BadInput
+from fedleak.federation.engine import server as engine
+from fedleak.registry import Plugin
+from fedleak.reporting import write_report
+from fedleak.reporting.tables import results_table
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.results import read_rows
+from fedleak.runs.summary import read_summary
+from fedleak.servers.files import load_crafted, load_reading
+from fedleak.updates.files import Tensors, update_files
+from fedleak.updates.truth import GroundTruth
+from tests.federation.fakes import same_tensors
+from tests.federation.runs import (
+    Recorder,
+    in_process,
+    interrupt,
+    tiny_config,
+    tiny_data,
+    without_seconds,
+)
+
+TOYS = "tests.servers.toy_servers"
+ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic")
+
+
+def config_of(tmp_path: Path, output: str = "run", toy: str = "FirstLayer", **changes: Any) -> RunConfig:
+    settings = changes.pop("settings", {})
+    data = tmp_path / "tiny.npz"
+    server = changes.pop("server", Plugin(f"{TOYS}.{toy}", settings))
+    return tiny_config(
+        data if data.exists() else tiny_data(tmp_path), tmp_path / output, server=server,
+        **{"batch_size": 1, "rounds": 2, "victim_clients": [0, 2]} | changes,
+    )  # fmt: skip
+
+
+def run(config: RunConfig, **options: Any) -> tuple[dict[str, Any], RunFolder]:
+    with in_process():
+        return experiment.run(config, **options), RunFolder(Path(config.output))
+
+
+def keys(folder: Path) -> list[str]:
+    return [path.stem for path in update_files(folder)]
+
+
+def test_files_rows_and_summary_of_a_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, settings={"features": True, "rounds": 2}, attacks=(ANALYTIC,))
+    events = Recorder()
+    summary, folder = run(config, observers=[events])
+    four = [f"r000{r}-c000{c}" for r in (1, 2) for c in (0, 2)]
+    assert keys(folder.sent()) == keys(folder.updates()) == keys(folder.truth()) == four
+    found = keys(folder.readings())
+    assert set(found) <= {"r0002-c0000", "r0002-c0002"}
+    assert "r0002-c0000" in found
+    model = experiment.prepare(config).models[""].state_dict()
+    sent = load_crafted(folder.sent() / "r0001-c0000.safetensors")
+    assert same_tensors(dict(sent.weights), {n: 0.5 * value for n, value in model.items()})
+    assert load_file(folder.updates() / "r0001-c0000-sent.safetensors").keys() == model.keys()
+    rows = [row for row in read_rows(folder.results) if row["attack"] == "first_layer"]
+    reading = load_reading(folder.readings() / "r0002-c0000.safetensors")
+    truth = GroundTruth.load(folder.truth() / "r0002-c0000.safetensors")
+    assert len(reading.inputs) == 2
+    own = [row for row in rows if row["client"] == 0]
+    assert [(row["round"], row["batch_size"]) for row in own] == [(2, 1)]
+    # The truth is that of the last round, which has one sample: the other found one has none.
+    assert own[0]["ssim"] == pytest.approx(1)
+    assert own[0]["feature_cosine"] == pytest.approx(1)
+    assert torch.allclose(reading.inputs[1], truth.inputs[0], atol=1e-4)
+    passive = [row for row in read_rows(folder.results) if row["attack"] == "analytic"]
+    assert len(passive) == 4
+    assert all(row["certified"] is None for row in passive)
+    entry = summary["server"]["readings"][0]
+    assert (entry["client"], entry["rounds"], entry["found"], entry["samples"]) == (0, [1, 2], 2, 1)
+    assert summary["server"]["sent"] == 4
+    assert summary == read_summary(folder.summary)
+    assert len(events.arguments("victim_attacked")) == 4 + len(found)
+    page = write_report(folder, trust=True).read_text()
+    assert "it changed 4 messages" in page
+    assert "malicious server that chooses parameters" in page
+    assert f"it read 2 of {entry['samples']} samples" in page
+    assert "The server read" in str(results_table(summary, config).caption)
+
+
+def weights_by_round(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[Tensors]:
+    """The global weights after each round."""
+    found = []
+    original = engine.write_checkpoint
+
+    def note(path: Path, weights: Tensors, *rest: Any) -> None:
+        found.append({name: value.clone() for name, value in weights.items()})
+        original(path, weights, *rest)
+
+    monkeypatch.setattr(engine, "write_checkpoint", note)
+    run(config)
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_honest_rounds_are_bit_identical(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the server absent, and with one that attacks in round 3 alone."""
+    shared = {"protocol": protocol, "rounds": 3, "batch_size": 4, "victim_rounds": [3]}
+    honest = weights_by_round(config_of(tmp_path, "a", server=None, **shared), monkeypatch)
+    attacked = weights_by_round(config_of(tmp_path, "b", **shared), monkeypatch)
+    assert all(same_tensors(*pair) for pair in zip(honest[:2], attacked[:2], strict=True))
+    assert not same_tensors(honest[2], attacked[2])
+
+
+def test_the_others_train_on_as_if_the_victims_were_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of the three honest clients' weights, weighted by their numbers of samples."""
+    shared = {"protocol": "fedavg", "rounds": 1, "batch_size": 4}
+    config = config_of(tmp_path, "a", **shared, victim_clients=[1])
+    (attacked,) = weights_by_round(config, monkeypatch)
+    everybody = config_of(tmp_path, "b", server=None, **shared, victim_clients=None)
+    _, folder = run(everybody)
+    honest = [load_file(path) for path in update_files(folder.updates()) if "c0001" not in path.stem]
+    assert len(honest) == 3
+    for name, value in attacked.items():
+        mean = torch.stack([tensors[name].double() for tensors in honest]).mean(dim=0)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-7)
+
+
+def test_a_server_that_attacks_everybody_leaves_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, victim_clients=None)
+    first, second = weights_by_round(config, monkeypatch)
+    model = experiment.prepare(config).models[""].state_dict()
+    assert same_tensors(first, dict(model))
+    assert same_tensors(second, dict(model))
+
+
+@pytest.mark.parametrize("at", ["round_evaluated", "victim_attacked"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(at: str, tmp_path: Path) -> None:
+    shared = {"settings": {"rounds": 2}, "rounds": 4, "batch_size": 2}
+    whole, folder = run(config_of(tmp_path, "whole", **shared))
+    config, calls = config_of(tmp_path, "broken", **shared), []
+
+    def once(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == (4 if at == "round_evaluated" else 2):
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, observers=[Recorder(at, once)])
+    resumed, other = run(config, resume=True)
+    assert without_seconds(read_rows(other.results)) == without_seconds(read_rows(folder.results))
+    for part in ("sent", "updates", "readings"):
+        assert keys(getattr(other, part)()) == keys(getattr(folder, part)())
+    for path in update_files(folder.sent()):
+        assert same_tensors(load_file(path), load_file(other.sent() / path.name))
+    for summary in (whole, resumed):
+        for entry in summary["server"]["readings"]:
+            del entry["seconds"]
+    assert resumed["server"] == whole["server"]
+
+
+def test_a_reading_of_nothing_and_one_that_fails(tmp_path: Path) -> None:
+    events = Recorder()
+    summary, folder = run(config_of(tmp_path, toy="Nothing"), observers=[events])
+    assert [entry["found"] for entry in summary["server"]["readings"]] == [0] * 4
+    assert not folder.results.exists()
+    assert summary["status"] == "complete"
+    write_report(folder, trust=True)
+
+
+def test_saved_updates_are_attacked_with_the_weights_that_were_sent(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    _, folder = run(config)
+    again = config_of(tmp_path, "again", attacks=(ANALYTIC,))
+    summary = experiment.attack_run(folder.path, again, trust=True)
+    assert summary["status"] == "complete"
+    rows = read_rows(RunFolder(Path(again.output)).results)
+    assert {(row["round"], row["client"]) for row in rows} == {(1, 0), (1, 2), (2, 0), (2, 2)}
+    assert max(row["ssim"] for row in rows) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"settings": {"rounds": 3}}, "Expected at least 3 rounds in which first_layer attacks"),
+        ({"victim_rounds": [2], "settings": {"rounds": 2}}, "Expected at least 2 rounds"),
+        ({"settings": {"rate": 0.1}}, "they ignore `lr`: name them in `federation.obeys`"),
+        ({"server": Plugin("fedleak.attacks.iga.IGA")}, "to name a subclass of MaliciousServer"),
+    ],
+)
+def test_refusals(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=text):
+        run(config_of(tmp_path, **changes))
+
+
+def test_public_samples_are_the_first_test_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for number, expected in ((None, 16), (5, 5), (0, None)):
+        config = config_of(tmp_path, f"run{number}", rounds=1, public=number)
+        parts = experiment.prepare(config)
+        run(config, parts=parts)
+        public = parts.server.public
+        seen.append(None if public is None else len(public))
+        assert seen[-1] == expected
+        if expected:
+            own = parts.data.test_set[expected - 1][0]
+            assert torch.equal(public[-1], own)
+
+
+def test_a_damaged_summary_of_a_server_is_refused(tmp_path: Path) -> None:
+    _, folder = run(config_of(tmp_path, rounds=1))
+    summary = json.loads(folder.summary.read_text())
+    summary["server"]["readings"][0]["found"] = -1
+    folder.summary.write_text(json.dumps(summary))
+    with pytest.raises(BadInput, match="Expected `server` to hold threat_model, sent and readings"):
+        read_summary(folder.summary)
