@@ -35,7 +35,9 @@ TOYS = "tests.servers.toy_servers"
 ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic")
 
 
-def config_of(tmp_path: Path, output: str = "run", toy: str = "FirstLayer", **changes: Any) -> RunConfig:
+def config_of(
+    tmp_path: Path, output: str = "run", toy: str = "FirstLayer", **changes: Any
+) -> RunConfig:
     settings = changes.pop("settings", {})
     data = tmp_path / "tiny.npz"
     server = changes.pop("server", Plugin(f"{TOYS}.{toy}", settings))
@@ -128,7 +130,9 @@ def test_the_others_train_on_as_if_the_victims_were_not_there(
     (attacked,) = weights_by_round(config, monkeypatch)
     everybody = config_of(tmp_path, "b", server=None, **shared, victim_clients=None)
     _, folder = run(everybody)
-    honest = [load_file(path) for path in update_files(folder.updates()) if "c0001" not in path.stem]
+    honest = [
+        load_file(path) for path in update_files(folder.updates()) if "c0001" not in path.stem
+    ]
     assert len(honest) == 3
     for name, value in attacked.items():
         mean = torch.stack([tensors[name].double() for tensors in honest]).mean(dim=0)

@@ -48,6 +48,7 @@ class AuditConfig:
         cpus_per_client: CPUs that one client occupies.
         gpus_per_client: GPUs that one client occupies.
         ray_address: address of a Ray cluster; None for a private instance.
+        malicious: whether servers that change what they send are tried.
     """
 
     app: str
@@ -65,6 +66,7 @@ class AuditConfig:
     cpus_per_client: float = 1.0
     gpus_per_client: float = 0.0
     ray_address: str | None = None
+    malicious: bool = False
 
     @classmethod
     def of(

@@ -555,7 +555,8 @@ def active_servers(victims: Sequence[Victim]) -> list[Answer]:
         Answer(
             rung=rung, question="inputs", measure="", answer=nothing, guess=nothing, gains=(),
             perfect=1.0, threat_model="F", attack="none", setting=setting_of(victims), tried=False,
-            note=f"it needs a server that {RUNGS[rung]}, and this one only listens",
+            note=f"it needs a server that {RUNGS[rung]}, and this one only listens: give "
+            "`--malicious`",
         )
         for rung in (4, 5)
     ]  # fmt: skip

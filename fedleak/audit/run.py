@@ -2,12 +2,14 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fedleak.audit.active_rungs import answer_by, probe_app
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.attack_workers import AttackWorkers, attack_workers
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
@@ -29,6 +31,7 @@ from fedleak.audit.ladder import (
     touched_rows,
     truth_of,
 )
+from fedleak.audit.probe import Probe, run_probe
 from fedleak.audit.progress import AuditObserver, AuditObservers
 from fedleak.audit.public_samples import check_public
 from fedleak.audit.samples import Attacked
@@ -44,8 +47,9 @@ from fedleak.federation.engine.ray_engine import FederationError, Resources
 from fedleak.runtime.interrupts import reraise_as_interrupt, signals_received
 from fedleak.runtime.time_limit import time_limit
 
-# Shares of the budget for the canary, and for reconstructing inputs from sums.
-CANARY_SHARE, SUM_SHARE = 0.2, 0.1
+# Shares of the budget for the canary, for reconstructing inputs from sums, and for what a malicious
+# server reads.
+CANARY_SHARE, SUM_SHARE, ACTIVE_SHARE = 0.2, 0.1, 0.2
 # By how much a question may exceed its share of the budget, if there is time at all.
 OVERRUN = 1.5
 Question = tuple[int, str]
@@ -54,6 +58,7 @@ Question = tuple[int, str]
 TOLD, SHARES, TOKENS = (1, "number of samples"), (2, "shares of labels"), (2, "set of tokens")
 SUM_SHARES, SUM_TOKENS, SUM_INPUTS = (0, SHARES[1]), (0, TOKENS[1]), (0, "inputs")
 INPUTS = (3, "inputs")
+ACTIVE: tuple[Question, ...] = ((4, "inputs"), (5, "inputs"))
 PLAN: tuple[Question, ...] = (TOLD, SHARES, TOKENS, SUM_SHARES, SUM_TOKENS, SUM_INPUTS, INPUTS)
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -94,10 +99,12 @@ def audit(
     gpus_per_client: float = 0.0,
     ray_address: str | None = None,
     processes: int = 1,
+    malicious: bool = False,
     observers: Sequence[AuditObserver] = (),
     resume: bool = False,
     overwrite: bool = False,
     run: Callable[..., Observed] = run_app,
+    probe: Callable[..., Probe] = run_probe,
 ) -> Audit:
     """Run an app as it is, and find out what its server could learn.
 
@@ -114,12 +121,15 @@ def audit(
         ray_address: address of a Ray cluster. If None, a private instance of Ray is started.
         processes: number of updates that are attacked, and of shadow clients that are trained, at
             the same time, at least 1; if more, as tasks on Ray.
+        malicious: whether the app is run twice more, in which a server that chooses hyperparameters
+            and one that chooses parameters ask one client each. The app's own run is the same.
         observers: told of the audit's events.
         resume: continue an interrupted audit: the app does not train again if its run was complete,
             and what was answered is not asked again. If the budget is larger than before, what was
             not tried or is not conclusive is.
         overwrite: delete an existing audit.
         run: runs the app.
+        probe: runs the app with a malicious server.
 
     Returns:
         The verdict, which is in the folder's ``summary.json`` too.
@@ -142,7 +152,15 @@ def audit(
         with_rounds(app, rounds)
     samples = None if public is None else (public.name, public.inputs, public.labels)
     config = AuditConfig.of(
-        app, folder, samples, clients=clients, rounds=rounds, seed=seed, budget=budget, **resources
+        app,
+        folder,
+        samples,
+        clients=clients,
+        rounds=rounds,
+        seed=seed,
+        budget=budget,
+        malicious=malicious,
+        **resources,
     )
     files = AuditFolder(folder)
     before = AuditConfig.load(files.config).budget if resume and files.config.is_file() else budget
@@ -155,14 +173,40 @@ def audit(
         return _found(findings)
     summary.settings, summary.versions = config.to_dict(), versions()
     with _status(findings):
-        findings.plan(PLAN)
+        findings.plan((*PLAN, *ACTIVE * malicious))
         observed = _observed(app, files, findings, run, clients, rounds, resources)
+        probes = None
+        if malicious:
+            probes = _probes(
+                app, files, findings, observed, probe, public, clients=clients, seed=seed,
+                **resources,
+            )  # fmt: skip
         with attack_workers(processes, ray_address) as workers:
             conclude(
                 app, observed, budget=budget, public=public, seed=seed, findings=findings,
-                workers=workers,
+                workers=workers, probes=probes,
             )  # fmt: skip
     return _found(findings)
+
+
+def _probes(
+    app: FlowerApp,
+    files: AuditFolder,
+    findings: Findings,
+    observed: Observed,
+    probe: Callable[..., Probe],
+    public: Public | None,
+    **settings: Any,
+) -> dict[int, Probe]:
+    """What malicious servers sent to a client and what came back; nothing without an update."""
+    victims, _ = find_victims(app, observed)
+    if not victims:
+        return {}  # the audit will say why
+    inputs = None if public is None else public.inputs
+    return probe_app(
+        app, files.path, victims[0], public=inputs, report=findings.observer.said, probe=probe,
+        **settings,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -228,6 +272,7 @@ def conclude(
     seed: int = 0,
     findings: Findings | None = None,
     workers: AttackWorkers | None = None,
+    probes: Mapping[int, Probe] | None = None,
 ) -> Audit:
     """Attack what an app's server saw.
 
@@ -240,6 +285,7 @@ def conclude(
         findings: takes up what is found; what it has already is not tried again. If None, nothing
             is written.
         workers: attack updates and train shadow clients. If None, this process does.
+        probes: what malicious servers sent and what came back, by rung. If None, none was tried.
 
     Raises:
         BadInput: if no update can be attacked, for which the sentence gives the first reason, or
@@ -266,7 +312,9 @@ def conclude(
         TOKENS: victims[0].whole is not None, SUM_SHARES: of_first_round,
         SUM_TOKENS: victims[0].whole is not None and bool(totals), SUM_INPUTS: bool(totals),
     }  # fmt: skip
+    active = [question for question in ACTIVE if question[0] in (probes or {})]
     questions = [question for question in PLAN if applies.get(question, True)]
+    questions[-1:] = [*active, questions[-1]]  # the last one takes all the time that is left
     findings.plan(questions)
     stages = int(summary.canary is None) + len(summary.unfinished)
     observer.attacks_started(stages, budget, summary.used)
@@ -293,7 +341,13 @@ def conclude(
         SUM_INPUTS: partial(rest, SUM_INPUTS, totals),
         INPUTS: partial(rest, INPUTS, victims),
     }
-    shares = {
+    samples = None if public is None else public.inputs
+    for rung, asked in (probes or {}).items():
+        attacks[rung, "inputs"] = partial(
+            answer_by, app, asked, rung, observed, victims, public=samples, seed=seed,
+            report=report,
+        )  # fmt: skip
+    shares = dict.fromkeys(active, ACTIVE_SHARE * budget) | {
         SHARES: time_for_shadows, SUM_SHARES: time_for_shadows, SUM_INPUTS: SUM_SHARE * budget,
         INPUTS: budget,
     }  # fmt: skip

@@ -315,6 +315,10 @@ def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
         "--fail-above", type=str, action="append", default=[], metavar="[QUESTION=]SHARE",
         help="Exit with 3 if an answer goes further from the guess to the exact answer.",
     )  # fmt: skip
+    audit.add_argument(
+        "--malicious", action="store_true",
+        help="Run the app twice more with a server that changes what it sends to one client.",
+    )  # fmt: skip
     audit.add_argument("--seed", type=int, default=0, help="Seed of the attacks.")
     audit.add_argument(
         "--processes", type=int, default=1,

@@ -42,7 +42,8 @@ def run_audit(chosen: Namespace, console: Console) -> None:
             app, output, clients=chosen.clients, rounds=chosen.rounds, budget=budget,
             public=public, seed=chosen.seed, cpus_per_client=chosen.cpus_per_client,
             gpus_per_client=chosen.gpus_per_client, ray_address=chosen.ray_address,
-            processes=chosen.processes, observers=[display, AuditOutput(output)],
+            processes=chosen.processes, malicious=chosen.malicious,
+            observers=[display, AuditOutput(output)],
             resume=chosen.resume, overwrite=chosen.overwrite,
         )  # fmt: skip
     print_audit(found, console)

@@ -130,15 +130,15 @@ class Exchanges:
         Raises:
             BadInput: if the server cannot attack the model, or what it made cannot be sent.
         """
-        facts = self._of_server(self._knowledge(expected, None), expected.sent)
         round_, client = expected.round, expected.client
-        earlier = tuple(each.content for each in self._since_reading(client))
-        with torch.random.fork_rng(devices=[]):
-            crafted = self.server.craft(
-                facts, public=self._public, generator=self._generator(round_, client),
-                earlier=earlier,
-            )  # fmt: skip
-        check_crafted(self.server.name, crafted, expected.sent)
+        crafted = craft(
+            self.server,
+            self._knowledge(expected, None),
+            expected.sent,
+            public=self._public,
+            generator=self._generator(round_, client),
+            earlier=tuple(each.content for each in self._since_reading(client)),
+        )
         if self._names is not None:
             ignored = sorted(set(crafted.config) - set(self._names))
             require(
@@ -192,15 +192,13 @@ class Exchanges:
         """
         rounds = tuple(exchange.content for exchange in group)
         crafted, update = rounds[-1]
-        facts = self._of_server(self._knowledge(update, crafted), crafted.weights)
-        update.check(facts.model)
-        with torch.random.fork_rng(devices=[]):
-            reading = self.server.read(
-                facts, rounds, public=self._public,
-                generator=self._generator(update.round, update.client),
-            )  # fmt: skip
-        check_reading(self.server.name, reading, facts.input_shape)
-        return reading
+        return read(
+            self.server,
+            self._knowledge(update, crafted),
+            rounds,
+            public=self._public,
+            generator=self._generator(update.round, update.client),
+        )
 
     def features_of(self, group: tuple[Exchange, ...], inputs: Tensor) -> Tensor | None:
         """The features that an exact reading gives of inputs; None if it gives the inputs.
@@ -210,9 +208,7 @@ class Exchanges:
             inputs: ``(samples, ...)``, normalised.
         """
         crafted, update = group[-1].content
-        facts = self._of_server(self._knowledge(update, crafted), crafted.weights)
-        with torch.no_grad():
-            return self.server.features_of(facts.model.eval(), inputs)
+        return true_features(self.server, self._knowledge(update, crafted), crafted, inputs)
 
     def _since_reading(self, client: int) -> list[Exchange]:
         exchanges = self._done.get(client, [])
@@ -221,18 +217,102 @@ class Exchanges:
     def _generator(self, round_: int, client: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._seed, round_, client, SALT))
 
-    def _of_server(self, knowledge: Knowledge, weights: Tensors) -> Knowledge:
-        """What the server knows, without labels, with a copy of the model with these weights."""
-        model = copy.deepcopy(knowledge.model)
-        state = model.state_dict()
-        strange = sorted(weights.keys() - state.keys())
+
+def craft(
+    server: MaliciousServer,
+    knowledge: Knowledge,
+    weights: Tensors,
+    *,
+    public: Tensor | None,
+    generator: torch.Generator,
+    earlier: tuple[tuple[Crafted, InterceptedUpdate], ...] = (),
+) -> Crafted:
+    """What a server makes of the global model, checked; it is given a copy of the model.
+
+    Args:
+        server: the malicious server.
+        knowledge: what it knows; its labels are left out.
+        weights: the global weights that are sent, by the names of the model's state; all of it or
+            a part, of which what was made is returned.
+        public: see :meth:`MaliciousServer.craft`.
+        generator: see there.
+        earlier: see there.
+
+    Raises:
+        BadInput: if the server cannot attack the model, or what it made cannot be sent.
+    """
+    facts = _of_server(server.name, knowledge, weights)
+    state = {name: value.clone() for name, value in facts.model.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        made = server.craft(facts, public=public, generator=generator, earlier=earlier)
+    check_crafted(server.name, made, state)
+    for name in state.keys() - weights.keys():
         require(
-            not strange,
-            f"Expected weights by the names of {type(model).__name__} where {self.server.name} "
-            f"makes others of them, got {short((strange or [''])[0])}.",
+            torch.equal(made.weights[name], state[name]),
+            f"Expected {server.name} to change only what is sent, got another `{name}`, which is "
+            "not.",
         )
-        model.load_state_dict(state | weights)
-        return replace(knowledge, model=model, labels=None)
+    return replace(made, weights={name: made.weights[name] for name in weights})
+
+
+def read(
+    server: MaliciousServer,
+    knowledge: Knowledge,
+    rounds: tuple[tuple[Crafted, InterceptedUpdate], ...],
+    *,
+    public: Tensor | None,
+    generator: torch.Generator,
+) -> Reading:
+    """What a server reads of a client, checked; it is given a copy of the model.
+
+    Args:
+        server: the malicious server.
+        knowledge: what it knows of the last update; its labels are left out.
+        rounds: see :meth:`MaliciousServer.read`.
+        public: see there.
+        generator: see there.
+
+    Raises:
+        BadInput: if an update does not fit what was sent, or the reading is no valid one.
+    """
+    facts = _of_server(server.name, knowledge, rounds[-1][0].weights)
+    named = tuple((crafted, update.for_model(facts.model)) for crafted, update in rounds)
+    for _, update in named:
+        update.check(facts.model)
+    with torch.random.fork_rng(devices=[]):
+        reading = server.read(facts, named, public=public, generator=generator)
+    check_reading(server.name, reading, facts.input_shape)
+    return reading
+
+
+def true_features(
+    server: MaliciousServer, knowledge: Knowledge, crafted: Crafted, inputs: Tensor
+) -> Tensor | None:
+    """The features that an exact reading gives of inputs; None if it gives the inputs.
+
+    Args:
+        server: the malicious server.
+        knowledge: what it knows of the last update.
+        crafted: what it sent then.
+        inputs: ``(samples, ...)``, normalised.
+    """
+    facts = _of_server(server.name, knowledge, crafted.weights)
+    with torch.no_grad():
+        return server.features_of(facts.model.eval(), inputs)
+
+
+def _of_server(name: str, knowledge: Knowledge, weights: Tensors) -> Knowledge:
+    """What the server knows, without labels, with a copy of the model with these weights."""
+    model = copy.deepcopy(knowledge.model)
+    state = model.state_dict()
+    strange = sorted(weights.keys() - state.keys())
+    require(
+        not strange,
+        f"Expected weights by the names of {type(model).__name__} where {name} makes others of "
+        f"them, got {short((strange or [''])[0])}.",
+    )
+    model.load_state_dict(state | weights)
+    return replace(knowledge, model=model, labels=None)
 
 
 def check_crafted(name: str, crafted: Crafted, weights: Tensors) -> None:

@@ -32,7 +32,8 @@ def test_found_samples_are_assigned_as_the_cheapest_of_all_ways(by_features: boo
     flat = reading.inputs.flatten(1)
     errors = torch.cdist(flat, TRUTH.inputs.flatten(1)).square()
     best = min(
-        itertools.permutations(range(5), 3), key=lambda p: sum(errors[i, j] for i, j in enumerate(p))
+        itertools.permutations(range(5), 3),
+        key=lambda p: sum(errors[i, j] for i, j in enumerate(p)),
     )
     assert best == (4, 2, 0)
 

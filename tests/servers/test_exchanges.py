@@ -78,9 +78,7 @@ def test_the_rounds_before_an_interruption_are_found_and_the_broken_one_is_forgo
     again = begun(FirstLayer(rounds=2), sent=sent, updates=updates)
     assert numbers(again) == numbers(first) == [[(7, 1), (7, 2)]]
     assert again.unread() == {7: 1}
-    assert torch.equal(
-        again.read(again.groups()[0]).inputs, first.read(first.groups()[0]).inputs
-    )
+    assert torch.equal(again.read(again.groups()[0]).inputs, first.read(first.groups()[0]).inputs)
     again.begin_round(2)
     assert sorted(path.stem for path in sent.iterdir()) == ["r0001-c0007"]
     assert again.unread() == {7: 1}
@@ -120,7 +118,7 @@ def test_labels_and_the_model_stay_away_from_the_server() -> None:
 def test_clients_that_ignore_what_is_set_are_named() -> None:
     exchanges = begun(FirstLayer(rate=1e-9), names=("batch",))
     sent = dict(model().state_dict())
-    with pytest.raises(BadInput, match="they ignore `lr`: name them in `federation.obeys`"):
+    with pytest.raises(BadInput, match=r"they ignore `lr`: name them in `federation\.obeys`"):
         exchanges.craft(InterceptedUpdate(1, 0, "fedsgd", 0, "net", sent, {}))
 
 

@@ -72,7 +72,9 @@ def test_steps_at_a_small_rate_are_the_sum_of_gradients_at_the_sent_weights(tmp_
         gradient = torch.autograd.grad(one, list(model.parameters()))
         total = total + torch.cat([part.flatten() for part in gradient]).double()
     change = torch.cat([update.change(names)[name].flatten() for name in names])
-    torch.testing.assert_close(change, -rate * total, rtol=0, atol=1e-3 * rate * float(total.norm()))
+    torch.testing.assert_close(
+        change, -rate * total, rtol=0, atol=1e-3 * rate * float(total.norm())
+    )
 
 
 def test_the_attacks_of_the_run_are_told_the_hyperparameters_that_were_sent(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ class FirstLayer(MaliciousServer):
         assert knowledge.labels is None
         self.public = public
         state = knowledge.model.state_dict()
-        weights = {name: self.factor * value for name, value in state.items()}
+        weights = {
+            name: self.factor * value if value.is_floating_point() else value.clone()
+            for name, value in state.items()
+        }
         config = {} if self.rate is None else {"lr": self.rate}
         return Crafted(weights, config, {"number": torch.tensor([len(earlier)])})
 

@@ -1,0 +1,154 @@
+"""Rungs 4 and 5 of an audit, on small apps without Ray."""
+
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fedleak.audit.active_rungs import answer_by, hyperparameters_for, parameters_for, probe_app
+from fedleak.audit.probe import Probe, run_probe
+from fedleak.audit.run import audit
+from fedleak.audit.simulation import run_app
+from fedleak.audit.verdict import Answer
+from fedleak.errors import BadInput
+from fedleak.updates.knowledge import Knowledge
+from tests.audit.apps import ONE_STEP, imports_undone, in_process, observe, write_kind
+from tests.federation.fakes import same_tensors
+
+TOYS = "tests.servers.toy_servers"
+
+
+@pytest.fixture(autouse=True)
+def _imports() -> Iterator[None]:
+    with imports_undone():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the tests' own server alone were installed."""
+    install(monkeypatch, "FirstLayer")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    points = {kind: EntryPoint(kind, f"{TOYS}:{kind}", "fedleak.servers") for kind in kinds}
+    monkeypatch.setattr("fedleak.audit.active_rungs.names", lambda kind: points)
+
+
+probe_in_process = partial(run_probe, engine=in_process)
+
+
+def answers(tmp_path: Path, kind: str = "images", **settings: Any) -> dict[int, Answer]:
+    app, observed, victims = observe(tmp_path, kind, **settings)
+    probes = probe_app(app, tmp_path, victims[0], probe=probe_in_process, clients=4)
+    assert (tmp_path / "active" / "rung-5" / "done.json").is_file()
+    return {
+        rung: answer_by(app, probe, rung, observed, victims, 10.0) for rung, probe in probes.items()
+    }
+
+
+def test_a_client_of_one_sample_is_read_by_both(tmp_path: Path) -> None:
+    found = answers(tmp_path, task=ONE_STEP)
+    for rung, answer in found.items():
+        assert answer.rung == rung
+        assert answer.threat_model == "F"
+        # Of one value there is no interval.
+        assert (answer.status, answer.answer.n) == ("not shown", 1)
+        assert answer.gains[0] > 0.3
+        assert answer.answer.mean < 1e-2  # relative error: images too small for SSIM
+        assert answer.guess.mean > 0.3
+    assert "lr 0.0005 sent" in found[4].note
+    assert "first_layer read 1 of 1 samples of one client and certified 1" in found[5].note
+    assert found[5].title == "inputs by chosen parameters"
+
+
+def test_what_is_not_certified_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "Nothing")
+    found = answers(tmp_path, task=ONE_STEP)[5]
+    assert found.status == "not shown"
+    assert not found.conclusive
+    assert found.gains == (0.0,)
+    assert "nothing read 0 of 1 samples" in found.note
+
+
+def test_an_update_of_a_mixture_is_scored_as_what_it_is(tmp_path: Path) -> None:
+    """Of batches of four, the quotient is none of the samples, whatever the server certifies."""
+    found = answers(tmp_path)[5]
+    assert found.measure.startswith("SSIM")
+    assert found.answer.n == 1
+    assert found.answer.mean < 0.9
+
+
+def test_why_a_rung_was_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    found = answers(tmp_path, task=ONE_STEP)[5]
+    assert found.status == "not tried"
+    assert (
+        found.note == "Expected a model that a malicious server can attack, got one that none can"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "settings"),
+    [
+        ({"lr": 0.1}, {"lr": 1e-3}),
+        ({"local-epochs": 3, "batch-size": 8, "lr": 0.1}, {"local-epochs": 1, "batch-size": 40}),
+        ({"client_learning_rate": 1.0, "n": 2}, {"client_learning_rate": 0.01}),
+        ({"epochs": 5}, {"epochs": 1}),
+    ],
+)
+def test_the_entries_of_an_app_are_set(entries: dict[str, Any], settings: dict[str, Any]) -> None:
+    assert hyperparameters_for(40, entries).config == pytest.approx(settings)
+
+
+@pytest.mark.parametrize("entries", [{}, {"server-round": 1, "colour": "red"}, {"lr": "auto"}])
+def test_an_app_whose_server_sets_nothing(entries: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="Expected hyperparameters in the training configuration"):
+        hyperparameters_for(1, entries)
+
+
+def test_the_first_server_that_can_attack_a_model_is_taken() -> None:
+    facts = Knowledge(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2), 2)
+    assert parameters_for(facts).name == "first_layer"
+    with pytest.raises(BadInput, match="that none can: FirstLayer: it has no linear layer"):
+        parameters_for(Knowledge(nn.Conv2d(1, 1, 1), (1, 2, 2), 2))
+
+
+def test_an_audit_with_malicious_servers(tmp_path: Path) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    run = partial(run_app, engine=in_process)
+    options = {"clients": 4, "rounds": 1, "budget": 4, "run": run, "malicious": True}
+    found = audit(app, tmp_path / "out", probe=probe_in_process, **options)
+    given = {answer.rung: answer for answer in found.verdict.answers if answer.question == "inputs"}
+    assert given[4].answer.mean < 1e-2
+    assert given[5].answer.mean < 1e-2
+    assert given[5].attack == "first_layer"
+    observed = run(app, tmp_path / "honest", clients=4, rounds=1)
+    for path in observed.updates:
+        ours, theirs = load_file(tmp_path / "out" / "updates" / path.name), load_file(path)
+        assert same_tensors(ours, theirs)
+
+
+def test_a_probe_is_taken_up_again(tmp_path: Path) -> None:
+    app, observed, victims = observe(tmp_path, "images", task=ONE_STEP)
+    first = probe_app(app, tmp_path, victims[0], probe=probe_in_process, clients=4)
+
+    def engine(*_: Any) -> None:
+        pytest.fail("it runs again")
+
+    again = probe_app(app, tmp_path, victims[0], probe=partial(run_probe, engine=engine), clients=4)
+    for rung, probe in again.items():
+        assert isinstance(probe, Probe)
+        values = [
+            answer_by(app, one, rung, observed, victims, 10.0).answer.mean
+            for one in (first[rung], probe)
+        ]
+        assert torch.isclose(*map(torch.tensor, values))
