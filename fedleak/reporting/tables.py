@@ -33,7 +33,8 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     named = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{rounds[0]} to {rounds[-1]}"
     untrained = " (in round 1 the model is untrained)" if 1 in rounds else ""
     defense, scoring = config.defense_name, scoring_class(config)
-    labels = f"labels {victims.labels_text}, " if scoring is ImageScoring else ""
+    told = scoring is ImageScoring and bool(config.attacks or not config.server)
+    labels = f"labels {victims.labels_text}, " if told else ""
     defended = "" if defense == "none" else f"defended by {defense}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",

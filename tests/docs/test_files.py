@@ -33,6 +33,8 @@ def test_files_of_a_run(tmp_path: Path) -> None:
             folder.updates() / "r0001-global.safetensors",
             folder.updates() / "r0001-c0003.safetensors",
             folder.truth() / "r0001-c0003.safetensors",
+            folder.sent() / "r0001-c0003.safetensors",
+            folder.readings() / "r0002-c0003.safetensors",
             folder.checkpoint(),
         )
     }
