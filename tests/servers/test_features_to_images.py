@@ -44,7 +44,7 @@ def test_the_fit_is_nearer_than_its_start(steps: int) -> None:
         smoothness=1e-3, steps=steps,
     )  # fmt: skip
     error = float((found - truth).norm() / (start - truth).norm())
-    assert error < 0.5 if steps else error == pytest.approx(1.0)
+    assert error < 0.7 if steps else error == pytest.approx(1.0)
     assert float(found.abs().max()) <= 1.0
 
 
