@@ -36,7 +36,7 @@ class Scales:
     signal: float
 
 
-TINY_RATE = Scales(1.0, 2.0**-7, 1.0, 1e-4)
+TINY_RATE = Scales(1.0, 2.0**-7, 1.0, 2.0**-20)
 """For a learning rate so small that nothing moves; the logits stay near 0."""
 ROUNDED = Scales(2.0**-20, 2.0**-30, 2.0**-43, 2.0**-46)
 """For SGD at the client's own rate. A step of a weight of the second layer is below half a unit of
@@ -122,7 +122,7 @@ def even_signals(classes: int) -> Tensor:
 
 
 def one_sided_signals(classes: int, winner: int) -> Tensor:
-    """Signals from 1 to 3, and 0 for the class that the model always predicts.
+    """Signals 1, 2, 3, ... and 0 for the class that the model always predicts.
 
     Args:
         classes: number of classes, at least 2.
@@ -131,7 +131,7 @@ def one_sided_signals(classes: int, winner: int) -> Tensor:
     Returns:
         float64 ``(classes,)``.
     """
-    others = torch.linspace(1.0, 3.0, classes - 1, dtype=torch.float64)
+    others = torch.arange(1.0, classes, dtype=torch.float64)
     return torch.cat([others[:winner], torch.zeros(1, dtype=torch.float64), others[winner:]])
 
 

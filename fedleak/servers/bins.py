@@ -22,10 +22,10 @@ from fedleak.servers.bin_weights import (
     shuffled,
     without_biases,
 )
-from fedleak.servers.certificate import LONGEST, Labels, labels_of, largest_share, turned
+from fedleak.servers.certificate import LONGEST, Labels, labels_of, turned, usual_share
 from fedleak.servers.conv_network import (
     ConvNetwork,
-    features_of,
+    encoder_features,
     find_network,
     linear_layers_lacking,
     with_weights,
@@ -40,8 +40,10 @@ Rate = Literal["client", "server"]
 
 EMPTY = 1e-6
 """A difference of two rows below this share of the rows is rounding: no sample is in the bin."""
-SAME = 1e-6
+SAME = 1e-4
 """Directions of two bins that differ by less are of the same sample."""
+NEARLY = 100
+"""A bin that turns by up to so many times the tolerance is read, but not certified."""
 TOLERANCE = {"sgd": 1e-8, "adam": 1e-7, "adamw": 1e-7}
 """By how much the direction of one sample may turn; Adam's ``eps`` bends it."""
 SMALLEST_EPS = 1e-9
@@ -148,6 +150,13 @@ class Bins(MaliciousServer):
             f"a signal, got {self.rate}.",
         )
 
+    def features_of(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """See :meth:`MaliciousServer.features_of`; 0 for those that the bins divide."""
+        network = find_network(model, tuple(inputs.shape[1:]))
+        features = encoder_features(with_weights(model, model.state_dict()), network, inputs)
+        divided = model.get_parameter(f"{network.linear[0]}.weight").detach().cpu().any(dim=0)
+        return torch.where(divided, 0.0, features)
+
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`MaliciousServer.refuses_model`."""
         reason = linear_layers_lacking(model)
@@ -173,8 +182,9 @@ class Bins(MaliciousServer):
         sent = earlier[0][0].weights if earlier else self._encoder(knowledge, network)
         repeated = earlier[-1][0] if len(earlier) % 2 else None
         if repeated is None:
-            features = features_of(with_weights(knowledge.model, sent), network, public)
-            division = self._division(knowledge, network, scales, features, len(earlier) // 2)
+            features = encoder_features(with_weights(knowledge.model, sent), network, public)
+            used = [int(sent.memory["feature"]) for sent, _ in earlier]
+            division = self._division(knowledge, network, scales, features, used, generator)
             before = None
         else:
             division = Division.from_memory(repeated.memory)
@@ -206,7 +216,7 @@ class Bins(MaliciousServer):
         scales = self._scales(knowledge)
         public = _checked_public(knowledge, public)
         model = with_weights(knowledge.model, rounds[0][0].weights)
-        known = features_of(model, network, public)
+        known = encoder_features(model, network, public)
         parts = [
             self._read_feature(knowledge, network, scales, rounds[at : at + 2], known)
             for at in range(0, len(rounds), 2)
@@ -217,11 +227,12 @@ class Bins(MaliciousServer):
         )
         kept = first_of_each(features, certified)
         features, labels, certified = features[kept], labels[kept], certified[kept]
+        exact = torch.cat([part["exact"] for part in parts])[kept]
         return Reading(
             inputs=self._inputs(knowledge, model, network, features, known, public),
             labels=labels,
             certified=certified,
-            features=features.float(),
+            features=torch.where(exact, features, 0.0).float(),
             findings=tuple(_findings(parts, int(certified.sum()), len(rounds))),
         )
 
@@ -271,9 +282,10 @@ class Bins(MaliciousServer):
         network: ConvNetwork,
         scales: Scales,
         features: Tensor,
-        place: int,
+        used: Sequence[int],
+        generator: torch.Generator,
     ) -> Division:
-        """The bins of a pair of rounds."""
+        """The bins of a pair of rounds, of a feature that is not used yet."""
         samples = self.samples or knowledge.num_samples
         require(
             samples > 0,
@@ -284,15 +296,16 @@ class Bins(MaliciousServer):
             samples = max(1, round(samples * (self.class_share or 1 / network.classes)))
         shrinks = knowledge.local.weight_decay > 0 and scales is not TINY_RATE
         reference = steadiest_feature(features) if shrinks else None
-        useful = [at for at in useful_features(features).tolist() if at != reference]
+        useful = [at for at in useful_features(features) if at != reference and at not in used]
         require(
-            place < len(useful),
-            f"Expected at most {2 * len(useful)} rounds, two for each of the features that are "
-            f"positive in most public samples, got round {2 * place + 1}.",
+            bool(useful),
+            "Expected a feature that is positive in three quarters of the public samples and not "
+            f"used yet, got none after {len(used)} rounds.",
         )
-        values = Division(useful[place], reference, torch.empty(0)).of(features)
+        feature = useful[int(torch.randint(len(useful), (), generator=generator))]
+        values = Division(feature, reference, torch.empty(0)).of(features)
         thresholds = bin_thresholds(values, network.units, samples, self.above)
-        return Division(useful[place], reference, thresholds)
+        return Division(feature, reference, thresholds)
 
     def _read_feature(
         self,
@@ -310,6 +323,8 @@ class Bins(MaliciousServer):
         ]
         filled = sums[0][1] & sums[-1][1]
         features = scaled_features(sums[0][0], known, division)
+        exact = torch.ones(features.shape[1], dtype=torch.bool)
+        exact[division.columns] = False
         labels, certified = torch.full((len(filled),), -1), torch.zeros_like(filled)
         kept = filled
         if len(rounds) == 2:
@@ -319,13 +334,13 @@ class Bins(MaliciousServer):
             signals = [crafted.memory["signals"] for crafted, _ in rounds]
             found = self._labels(knowledge, network, scales, strengths, signals)
             certified = filled & (turn < tolerance) & (found.lengths < LONGEST)
-            kept = filled & (turn < max(100 * tolerance, SAME))
+            kept = filled & (turn < NEARLY * tolerance)
             labels = found.labels
             if self.only_class is not None:
                 labels = torch.full_like(labels, self.only_class)
         return {
             "features": features[kept], "labels": labels[kept], "certified": certified[kept],
-            "filled": filled,
+            "filled": filled, "exact": exact.expand(int(kept.sum()), -1),
         }  # fmt: skip
 
     def _labels(
@@ -342,12 +357,12 @@ class Bins(MaliciousServer):
             return Labels(torch.full((len(nothing),), -1), nothing)
         if scales is TINY_RATE:
             knowledge = knowledge.with_training(learning_rate=self.learning_rate)
-        share = 1.0 if knowledge.protocol == "fedsgd" else largest_share(knowledge)
-        longest = None
+        share = 1.0 if knowledge.protocol == "fedsgd" else usual_share(knowledge)
+        usual = None
         if share is not None:
             back = network.hidden * scales.weight * scales.signal
-            longest = share * back / knowledge.number_of_clients
-        return labels_of(strengths, signals, longest)
+            usual = share * back / knowledge.number_of_clients
+        return labels_of(strengths, signals, usual)
 
     def _inputs(
         self,
@@ -405,22 +420,18 @@ def bin_sums(
     return sums, sums.abs().amax(dim=1) > EMPTY * size
 
 
-def useful_features(features: Tensor) -> Tensor:
-    """Features that can be divided into bins, the best first.
+def useful_features(features: Tensor) -> list[int]:
+    """Numbers of the features that can be divided into bins.
 
-    They are positive in most samples, and the wider the upper tail of a feature is beside its
-    value, the less do rounding and drift matter.
+    They are positive in three quarters of the samples and have an upper tail.
 
     Args:
         features: of public samples, ``(public, features)``.
-
-    Returns:
-        Numbers of the features.
     """
-    low, middle, high = features.quantile(torch.tensor([0.25, 0.5, 0.95]), dim=0)
-    width = torch.where((low > 0) & (high > middle), (high - middle) / high, -1.0)
-    order = width.argsort(descending=True, stable=True)
-    return order[width[order] > 0]
+    shares = torch.tensor([0.25, 0.5, 0.95], dtype=features.dtype)
+    low, middle, high = features.quantile(shares, dim=0)
+    found: list[int] = ((low > 0) & (high > middle)).nonzero().flatten().tolist()
+    return found
 
 
 def steadiest_feature(features: Tensor) -> int:
@@ -429,8 +440,8 @@ def steadiest_feature(features: Tensor) -> int:
     Args:
         features: of public samples, ``(public, features)``.
     """
-    spread = features.std(dim=0) / features.mean(dim=0).clamp(min=1e-12)
-    return int(spread.argmin())
+    mean = features.mean(dim=0)
+    return int((features.std(dim=0) / mean).where(mean > 0, torch.inf).argmin())
 
 
 def first_of_each(features: Tensor, certified: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.optimizer_steps import State, optimizer_step
 
 LONGEST = 1.5
-"""A sum longer than this, in units of the longest that one sample gives, is of several samples."""
+"""A sum longer than this, in units of one sample's usual sum, is of several samples."""
+USUAL = (0.7, 1.4)
+"""Lengths of a usual sum, as the scale of features is known to about a tenth."""
 
 
 def turned(first: Tensor, second: Tensor) -> Tensor:
@@ -48,27 +50,30 @@ class Labels:
 
     Args:
         labels: ``(bins,)``; -1 where unknown.
-        lengths: length of each sum in units of the longest that one sample of its label gives,
-            ``(bins,)``; 0 where unknown.
+        lengths: length of each sum in units of the usual sum of one sample of the label that fits
+            it, ``(bins,)``; 0 where none fits or the usual length is not known.
     """
 
     labels: Tensor
     lengths: Tensor
 
 
-UNSURE = 0.1
+UNSURE = 0.05
 """Largest relative deviation of a change of the signal from that of a label."""
 
 
 def labels_of(
-    strengths: Sequence[Tensor], signals: Sequence[Tensor], longest: float | None
+    strengths: Sequence[Tensor], signals: Sequence[Tensor], usual: float | None
 ) -> Labels:
     """Labels of bins from the factors by which their sums changed between two rounds.
+
+    A sample in one of the last batches, or with Adam one of the first, may seem to have another
+    label, so that a label is told only of a sum of about the usual length.
 
     Args:
         strengths: factor of the sample in each of two rounds, ``(bins,)``.
         signals: signal of each class in each of the two rounds, ``(classes,)``.
-        longest: largest factor that one sample of signal 1 has. If None, it is not known.
+        usual: usual factor of one sample of signal 1. If None, it is not known.
     """
     first, second = strengths
     factors = torch.where(signals[0] == 0, torch.nan, signals[1] / signals[0])
@@ -77,17 +82,19 @@ def labels_of(
     error, labels = deviation.min(dim=1)
     labels = torch.where(error < UNSURE, labels, -1)
     lengths = torch.zeros_like(first)
-    if longest is not None:
-        expected = longest * signals[0].abs()[labels.clamp(min=0)]
+    if usual is not None:
+        expected = usual * signals[0].abs()[labels.clamp(min=0)]
         lengths = torch.where(labels < 0, 0.0, first.abs() / expected)
-    return Labels(labels, lengths)
+    plain = (lengths > USUAL[0]) & (lengths < USUAL[1])
+    return Labels(torch.where(plain, labels, -1), lengths)
 
 
-def largest_share(knowledge: Knowledge) -> float | None:
-    """Change of a weight by the optimiser for each unit of one sample's gradient, at the most.
+def usual_share(knowledge: Knowledge) -> float | None:
+    """Change of a weight by the optimiser for each unit of one sample's gradient, usually.
 
     The gradient of a batch is the mean over its samples, and is taken to be tiny, as Adam's steps
-    are then linear in it. A sample of the first batch moves a weight the most.
+    are then linear in it. The sample is in the batch in the middle of the training, before which
+    as after which most samples count alike.
 
     Args:
         knowledge: tells optimiser, rate, batch size and number of samples.
@@ -103,7 +110,7 @@ def largest_share(knowledge: Knowledge) -> float | None:
     state: State = {}
     moved = 0.0
     for step in range(knowledge.steps):
-        change, state = optimizer_step(facts, weight, impulse, state, step)
+        gradient = impulse if step == (knowledge.steps - 1) // 2 else weight
+        change, state = optimizer_step(facts, weight, gradient, state, step)
         moved += float(change["weight"])
-        impulse = {"weight": torch.zeros((), dtype=torch.float64)}
     return abs(moved) / 1e-30 / knowledge.batch_size

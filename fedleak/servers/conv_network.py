@@ -166,7 +166,7 @@ def encode(model: nn.Module, network: ConvNetwork, inputs: Tensor) -> Tensor:
     return found[0]
 
 
-def features_of(model: nn.Module, network: ConvNetwork, inputs: Tensor) -> Tensor:
+def encoder_features(model: nn.Module, network: ConvNetwork, inputs: Tensor) -> Tensor:
     """The features of many inputs, without gradient.
 
     Args:

@@ -103,6 +103,12 @@ def test_what_is_read_is_what_was_alone() -> None:
     columns = Division.from_memory(rounds[0][0].memory).columns
     assert int(found.certified.sum()) == len(alone)
     assert float(matches(found, alone, columns).max()) < 1e-8
+    sent = net()
+    sent.load_state_dict(rounds[1][0].weights)
+    own = server.features_of(sent, inputs[0]).double()
+    read = found.features.double()
+    nearest = torch.stack([turned(row.expand_as(own), own).min() for row in read])
+    assert float(nearest.max()) < 1e-8
     assert f"{len(alone)} are certified" in found.findings[0]
 
 
@@ -112,8 +118,9 @@ def test_labels_are_those_of_the_samples() -> None:
     rounds = asked(server, facts, (inputs, labels), lambda p: torch.optim.SGD(p, lr=1e-12))
     found = server.read(facts, rounds, public=PUBLIC, generator=torch.Generator())
     nearest = samples_of(found, rounds, inputs)
-    assert int(found.certified.sum()) >= 4
-    assert torch.equal(found.labels[found.certified], labels[nearest][found.certified])
+    known = found.labels >= 0
+    assert int(known.sum()) >= 3
+    assert torch.equal(found.labels[known], labels[nearest][known])
 
 
 def test_two_samples_of_one_label_are_not_certified_where_all_steps_count_alike() -> None:
@@ -175,6 +182,10 @@ def test_every_pair_of_rounds_divides_another_feature_with_the_same_encoder() ->
     rounds = asked(server, facts, data(), sgd(1e-12), rounds=4)
     features = [int(sent.memory["feature"]) for sent, _ in rounds]
     assert features[0] == features[1] != features[2] == features[3]
+    for name in ("conv1.weight", "conv2.weight"):
+        assert all(
+            torch.equal(sent.weights[name], facts.model.get_parameter(name)) for sent, _ in rounds
+        )
     both = server.read(facts, rounds, public=PUBLIC, generator=torch.Generator())
     one = server.read(facts, rounds[:2], public=PUBLIC, generator=torch.Generator())
     assert int(both.certified.sum()) > int(one.certified.sum())
@@ -287,9 +298,8 @@ def test_an_update_of_another_model_is_refused() -> None:
         server.read(facts, (), public=PUBLIC, generator=torch.Generator())
 
 
-def test_features_are_ranked() -> None:
+def test_features_are_chosen() -> None:
     features = torch.tensor([[0.0, 1.0, 2.0, 9.9], [0.0, 2.0, 2.1, 10.0], [1.0, 9.0, 2.2, 10.1]])
     features = features.repeat(20, 1)
-    assert useful_features(features).tolist()[0] == 1
-    assert 0 not in useful_features(features)
+    assert useful_features(features) == [1, 2, 3]
     assert steadiest_feature(features) == 3

@@ -8,7 +8,7 @@ from fedleak.errors import BadInput
 from fedleak.servers.conv_network import (
     ConvNetwork,
     encode,
-    features_of,
+    encoder_features,
     find_network,
     linear_layers_lacking,
     with_weights,
@@ -51,7 +51,7 @@ def test_a_network_without_encoder_takes_the_input_itself() -> None:
 def test_features_are_what_enters_the_first_linear_layer() -> None:
     model, inputs = net(), images(30, 0)
     network = find_network(model, SHAPE)
-    assert torch.equal(features_of(model, network, inputs), model.features(inputs))
+    assert torch.equal(encoder_features(model, network, inputs), model.features(inputs))
     inputs.requires_grad_()
     (gradient,) = torch.autograd.grad(encode(model, network, inputs).sum(), inputs)
     (expected,) = torch.autograd.grad(model.features(inputs).sum(), inputs)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.servers.conv_network import features_of, find_network
+from fedleak.servers.conv_network import encoder_features, find_network
 from fedleak.servers.features_to_images import fitted_inputs, linear_inputs, total_variation
 from tests.servers.small_client import SHAPE, images
 
@@ -37,7 +37,7 @@ def test_the_fit_is_nearer_than_its_start(steps: int) -> None:
     model, public, truth = invertible(), images(400, 0), images(6, 1)
     model[0].bias.data += 1.0  # so that few units are off
     network = find_network(model, SHAPE)
-    known, features = (features_of(model, network, one) for one in (public, truth))
+    known, features = (encoder_features(model, network, one) for one in (public, truth))
     start = images(6, 2)
     found = fitted_inputs(
         model.eval(), network, features, start, bounds=BOUNDS, spread=known.std(dim=0),
