@@ -57,6 +57,8 @@ from .defenses.base import Defense as Defense
 from .defenses.base import Outgoing as Outgoing
 from .defenses.clipping import Clipping as Clipping
 from .defenses.dp_sgd import DPSGD as DPSGD
+from .defenses.guard import Inspection as Inspection
+from .defenses.guard import inspect_model as inspect_model
 from .defenses.noise import NoisyGradients as NoisyGradients
 from .defenses.ppp import PPP as PPP
 from .defenses.pruning import Pruning as Pruning

@@ -3,6 +3,8 @@ from .base import Outgoing as Outgoing
 from .base import protect as protect
 from .clipping import Clipping as Clipping
 from .dp_sgd import DPSGD as DPSGD
+from .guard import Inspection as Inspection
+from .guard import inspect_model as inspect_model
 from .noise import NoisyGradients as NoisyGradients
 from .ppp import PPP as PPP
 from .pruning import Pruning as Pruning

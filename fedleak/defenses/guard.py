@@ -1,0 +1,242 @@
+"""A client looks at the model that it received: was it made so that the update isolates samples?"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedleak.defenses import received_model
+from fedleak.errors import require, unknown_name
+
+LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "exposed": 0.10,
+        "parallel": 0.05,
+        "bias": 10.0,
+        "rare": 0.50,
+        "largest": 1e15,
+        "change": 3.0,
+    }
+)
+"""Statistic -> largest value of an honest model."""
+
+RANGE = (0.1, 10.0)
+"""Factors of its agreed value between which an entry of the configuration may lie."""
+RATES = (1e-6, 10.0)
+"""Learning rates between which the client learns anything, where none was agreed."""
+RATE_NAMES = ("lr", "learning_rate", "learning-rate", "local_lr", "local-lr", "eta")
+"""Names of the learning rate in configurations."""
+SECURE_AGGREGATION: Mapping[str, float] = MappingProxyType(
+    {"clipping_range": 8.0, "target_range": 4194304, "max_weight": 1000.0}
+)
+"""Flower's defaults of SecAgg+ (``SecAggPlusWorkflow``), by the name in the message."""
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What a client found in a model that it received.
+
+    Args:
+        reasons: why the model is suspicious, a sentence each, with the layer's name; empty if it is
+            not.
+        statistics: the largest value over the layers, by name: ``exposed`` (share of the batch's
+            samples that could be read one by one from a layer's rows of the update), ``parallel``
+            (share of a layer's rows that are parallel to another one), ``bias`` (largest bias over
+            the root mean square of the weights times the root of the fan-in), ``rare`` (share of a
+            layer's units that fire for less than 2 % of the samples, but for some), ``largest``
+            (largest absolute weight; infinite if one is not finite) and ``change`` (norm of the
+            server's change since the last round over that of the client's own). ``exposed`` and
+            ``rare`` are missing without a batch, ``change`` without a reference.
+    """
+
+    reasons: tuple[str, ...] = ()
+    statistics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether there is a reason not to train the model."""
+        return bool(self.reasons)
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in self.statistics.items())
+        text = " ".join(self.reasons) or "nothing suspicious."
+        return f"<Inspection: {text} ({figures})>"
+
+
+def inspect_model(
+    model: nn.Module,
+    reference: tuple[State, State] | None = None,
+    batch: Any = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    agreed: Mapping[str, float] | None = None,
+    limits: Mapping[str, float] | None = None,
+) -> Inspection:
+    """Look at a received model before it is trained: would its update isolate single samples?
+
+    A server that chooses the weights can make the rows of the update hold one sample each: by units
+    that fire for one sample only (Boenisch et al. 2023), or by neighbouring units that differ in
+    one sample (Fowl et al. 2022). Both show in the weights, and in which units fire for the
+    client's own samples. Embeddings, recurrent layers and attention's own projections are not
+    looked at.
+
+    Args:
+        model: the received model; it is left as it was.
+        reference: the state that the client received in the round before and the one that it sent
+            back. If None, the change since then is not looked at.
+        batch: as many of the client's own samples as there are, at least 256: inputs ``(samples,
+            ...)`` as the model takes them, a pair of inputs and labels, or a mapping of keyword
+            arguments. If None, only the weights are looked at, which misses much.
+        config: the received training configuration. If None, it is not looked at.
+        agreed: values of the configuration that the client knows, by name, such as ``lr``; a
+            received value must be between 0.1 and 10 times the agreed one. Where none is agreed,
+            a learning rate must be between 1e-6 and 10, and the ranges of SecAgg+ between 0.1 and
+            10 times Flower's defaults.
+        limits: limits of statistics by name, see :class:`Inspection`, instead of the ones measured
+            in ``experiments/active-server``.
+
+    Returns:
+        The reasons, and the statistics.
+
+    Raises:
+        BadInput: if the model cannot compute the batch, the reference has other tensors than the
+            model, an agreed value is not a positive number, or a limit has an unknown name.
+    """
+    bounds = _limits(limits)
+    by_layer, reasons = _weight_statistics(model)
+    if not reasons and batch is not None:
+        from_batch, reasons = _batch_statistics(model, batch)
+        by_layer |= from_batch
+    statistics = {name: max(values.values(), default=0.0) for name, values in by_layer.items()}
+    for name, values in by_layer.items():
+        if statistics[name] > bounds[name]:
+            layer = max(values, key=values.__getitem__)
+            reasons.append(_SENTENCES[name].format(layer=layer, value=statistics[name]))
+    if reference is not None:
+        statistics["change"] = _change(model, reference)
+        if not statistics["change"] <= bounds["change"]:
+            reasons.append(
+                f"The server changed the model by {statistics['change']:.3g} times the client's "
+                "own last update."
+            )
+    reasons += _config_reasons(config or {}, agreed or {})
+    return Inspection(tuple(reasons), statistics)
+
+
+_SENTENCES = {
+    "exposed": (
+        "{value:.0%} of the samples could be read one by one from the update of layer `{layer}`."
+    ),
+    "parallel": (
+        "{value:.0%} of the rows of layer `{layer}` are parallel to another row, so that their "
+        "updates differ in single samples."
+    ),
+    "bias": (
+        "The largest bias of layer `{layer}` is {value:.3g} times the size of its weights, so that "
+        "it decides which samples a unit fires for."
+    ),
+    "rare": (
+        "{value:.0%} of the units of layer `{layer}` fire for less than 2 % of the samples, but "
+        "for some."
+    ),
+    "largest": "Layer `{layer}` has a weight of {value:.3g}, whose square overflows in training.",
+}
+
+
+def _limits(limits: Mapping[str, float] | None) -> dict[str, float]:
+    for name, value in (limits or {}).items():
+        if name not in LIMITS:
+            raise unknown_name("limit", name, LIMITS)
+        _check_number(f"the limit of `{name}`", value, value >= 0, "at least 0")
+    return {**LIMITS, **(limits or {})}
+
+
+def _check_number(title: str, value: Any, condition: bool, expected: str) -> None:
+    require(bool(condition), f"Expected {title} to be {expected}, got {value}.")
+
+
+def _weight_statistics(model: nn.Module) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Statistic -> layer -> value, and a reason if a value is not finite."""
+    largest: dict[str, float] = {}
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.numel():
+            size = float(value.detach().double().abs().max())
+            largest[name] = size if math.isfinite(size) else math.inf
+    bad = [name for name, size in largest.items() if math.isinf(size)]
+    if bad:
+        return {"largest": {bad[0]: math.inf}}, [f"`{bad[0]}` has a value that is not finite."]
+    found = list(received_model.layers(model))
+    return {
+        "parallel": {
+            name: received_model.parallel_rows(received_model.rows(m)) for name, m in found
+        },
+        "bias": {name: received_model.bias_ratio(module) for name, module in found},
+        "largest": largest,
+    }, []
+
+
+def _batch_statistics(
+    model: nn.Module, batch: Any
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Statistic -> layer -> value, and a reason if a gradient is not finite."""
+    gradients = received_model.unit_gradients(model, batch)
+    for name, value in gradients.items():
+        if not bool(value.isfinite().all()):
+            return {}, [f"The gradient at the output of layer `{name}` is not finite."]
+    return {
+        "exposed": {n: received_model.exposed_share(value) for n, value in gradients.items()},
+        "rare": {n: received_model.rare_share(value) for n, value in gradients.items()},
+    }, []
+
+
+def _change(model: nn.Module, reference: tuple[State, State]) -> float:
+    """The norm of the server's change since the last round over that of the client's own."""
+    received, returned = reference
+    now = {n: v for n, v in model.state_dict().items() if v.is_floating_point()}
+    for title, state in (("received", received), ("sent back", returned)):
+        wrong = [n for n in now if n not in state or state[n].shape != now[n].shape]
+        require(
+            not wrong,
+            f"Expected what the client {title} before to have the model's tensors, got none of "
+            f"that name and shape for {', '.join(f'`{name}`' for name in wrong[:3])}.",
+        )
+    server = _norm(now, received)
+    own = _norm(returned, received, now)
+    if not own:
+        return 0.0 if not server else math.inf
+    return server / own
+
+
+def _norm(one: State, other: State, names: State | None = None) -> float:
+    """The norm of the difference of two states, of the tensors of certain names."""
+    squares = (
+        float((one[name].double().cpu() - other[name].double().cpu()).square().sum())
+        for name in names or one
+    )
+    return math.sqrt(sum(squares))
+
+
+def _config_reasons(config: Mapping[str, Any], agreed: Mapping[str, float]) -> list[str]:
+    reasons = []
+    for name, value in agreed.items():
+        _check_number(f"the agreed `{name}`", value, value > 0, "a positive number")
+    for name, value in config.items():
+        if name in agreed or name in SECURE_AGGREGATION:
+            usual = agreed.get(name, SECURE_AGGREGATION.get(name, 1.0))
+            low, high = RANGE[0] * usual, RANGE[1] * usual
+        elif name.lower() in RATE_NAMES:
+            low, high = RATES
+        else:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            reasons.append(
+                f"The server set `{name}` to {value}, which is not between {low:.3g} and "
+                f"{high:.3g}."
+            )
+    return reasons

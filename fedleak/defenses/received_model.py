@@ -1,0 +1,335 @@
+"""Statistics of a received model that tell whether its update would isolate single samples."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.errors import BadInput, require
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Layer = nn.Linear | Convolution | Transposed
+Inputs = Tensor | Mapping[str, Any]
+
+PARALLEL = 0.9999
+"""Absolute cosine from which on two rows of weights are parallel."""
+FEWEST = 8
+"""Rows, and entries of a row, below which parallel rows occur by chance."""
+RARE = 0.02
+"""Share of the samples below which a unit fires rarely."""
+NEGLIGIBLE = 1e-4
+"""Share of a unit's largest gradient below which a sample's own is taken for 0."""
+EQUAL = 1e-3
+"""Relative difference up to which the gradients of two units are proportional."""
+
+SKETCH = 32  # random projections in which rows are compared first
+QUERIES = 4096  # rows of a layer that are compared with all
+CHUNK = 64  # samples in one pass
+NEIGHBOURS = 3  # units with which one is compared, in the order of how often they fire
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """The linear and convolutional layers of a model, by name.
+
+    Args:
+        model: the received model.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Layer):
+            yield name or type(module).__name__, module
+
+
+def rows(layer: Layer) -> Tensor:
+    """The weights of a layer, a row for each unit or output channel.
+
+    Args:
+        layer: a linear or convolutional layer.
+
+    Returns:
+        float32, ``(units, fan-in)``.
+    """
+    weight = layer.weight.detach().float()
+    if isinstance(layer, Transposed):
+        # (in, out of a group, ...): the output channels of all groups after one another.
+        groups = weight.unflatten(0, (layer.groups, -1))
+        weight = groups.transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1)
+
+
+def parallel_rows(weights: Tensor) -> float:
+    """The share of rows to which another row is parallel, at an absolute cosine above ``PARALLEL``.
+
+    Rows are compared in random projections first, and each with the nearest one in full, so that
+    time and memory stay linear in the fan-in. Of more than ``QUERIES`` rows, so many are drawn and
+    compared with all. Rows of zeros are left out.
+
+    Args:
+        weights: finite, ``(units, fan-in)``.
+
+    Returns:
+        A share of the rows that are not 0; 0 if there are fewer than ``FEWEST`` of them, or as few
+        entries in a row.
+    """
+    if min(weights.shape) < FEWEST:
+        return 0.0
+    largest = weights.abs().amax(1)
+    weights = weights[largest > 0] / largest[largest > 0, None]
+    if len(weights) < FEWEST:
+        return 0.0
+    # Divided by the largest entry before, so that squares neither overflow nor vanish.
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(weights.shape[1], SKETCH, generator=generator)
+    sketch = nn.functional.normalize(weights @ directions.to(weights), dim=1)
+    queries = torch.arange(len(weights), device=weights.device)
+    if len(queries) > QUERIES:
+        queries = torch.randperm(len(weights), generator=generator)[:QUERIES].to(weights.device)
+    found = 0
+    for chunk in queries.split(256):
+        cosines = (sketch[chunk] @ sketch.T).abs()
+        cosines[torch.arange(len(chunk)), chunk] = 0
+        nearest = weights[cosines.argmax(1)]
+        found += int(((weights[chunk] * nearest).sum(1).abs() > PARALLEL).sum())
+    return found / len(queries)
+
+
+def bias_ratio(layer: Layer) -> float:
+    """The largest bias over the root mean square of the weights times the root of the fan-in.
+
+    Args:
+        layer: a linear or convolutional layer of finite weights.
+
+    Returns:
+        The ratio; 0 without a bias, or where all weights are 0.
+    """
+    if layer.bias is None:
+        return 0.0
+    weights = rows(layer).double()
+    rms = float(weights.square().mean().sqrt())
+    if not rms:
+        return 0.0
+    return float(layer.bias.detach().double().abs().max()) / (rms * math.sqrt(weights.shape[1]))
+
+
+def model_input(batch: Any) -> Inputs:
+    """What a model takes of a batch: its inputs alone.
+
+    Args:
+        batch: the inputs, a pair ``(inputs, labels)``, or a mapping of keyword arguments.
+
+    Raises:
+        BadInput: if it is none of these, or holds no sample.
+    """
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(inputs, Tensor | Mapping):
+        raise BadInput(
+            "Expected `batch` to be inputs `(samples, ...)`, a pair of inputs and labels, or a "
+            f"mapping of keyword arguments, got {type(inputs).__name__}."
+        )
+    sizes = {len(value) for value in _with_samples(inputs)}
+    require(
+        len(sizes) == 1,
+        f"Expected tensors of one number of samples in `batch`, got {sorted(sizes) or 'none'}.",
+    )
+    require(sizes != {0}, "Expected at least one sample in `batch`, got none.")
+    return inputs
+
+
+def unit_gradients(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """How much each sample contributes to the gradient of each unit of the layers.
+
+    It is the derivative of a fixed random combination of the model's outputs with respect to the
+    layer's output, summed over positions. Where it is 0, as behind a ReLU that does not fire, the
+    sample is not in the unit's row of the update. The model is in eval mode meanwhile, and is left
+    as it was.
+
+    Args:
+        model: the received model, of finite weights.
+        batch: as for :func:`model_input`.
+
+    Returns:
+        Layer name -> ``(samples, units)``, exactly 0 where a sample contributes nothing. Layers
+        that were not called with the samples as first dimension are left out.
+
+    Raises:
+        BadInput: if the model cannot compute the batch, or returns no tensor with a row for each
+            sample.
+    """
+    inputs = model_input(batch)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        parts = [_chunk_gradients(model, part) for part in _chunks(inputs)]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    names = set.intersection(*(set(part) for part in parts))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name in names}
+
+
+def exposed_share(gradients: Tensor) -> float:
+    """The share of samples that can be read one by one from a layer's rows of the gradient.
+
+    A row of the gradient, or a combination of two rows of which one sample's gradient is left,
+    holds that sample alone; it is subtracted from all rows, and so on. Two units are combined if
+    their gradients are proportional on the samples for which both fire.
+
+    Args:
+        gradients: ``(samples, units)``, see :func:`unit_gradients`.
+
+    Returns:
+        A share, 0 to 1; of a single sample, 0.
+    """
+    if len(gradients) < 2:
+        return 0.0
+    fires = firing(gradients)
+    sets = torch.cat([fires, _differences(gradients, fires)], 1)
+    # As numbers: a count is corrected by the columns of the samples that were read.
+    members, left = sets.int(), sets.sum(0)
+    read = torch.zeros(len(gradients), dtype=torch.bool, device=gradients.device)
+    while bool((alone := left == 1).any()):
+        new = (sets[:, alone] & ~read[:, None]).any(1)
+        read |= new
+        left = left - members[new].sum(0)
+    return float(read.float().mean())
+
+
+def rare_share(gradients: Tensor) -> float:
+    """The share of units that fire for some samples, but for less than ``RARE`` of them.
+
+    Args:
+        gradients: ``(samples, units)``, see :func:`unit_gradients`.
+    """
+    rate = firing(gradients).float().mean(0)
+    return float(((rate > 0) & (rate < RARE)).float().mean())
+
+
+def firing(gradients: Tensor) -> Tensor:
+    """Whether a sample contributes to a unit's row more than a negligible part.
+
+    Args:
+        gradients: ``(samples, units)``, see :func:`unit_gradients`.
+
+    Returns:
+        bool, ``(samples, units)``.
+    """
+    size = gradients.abs()
+    return size > NEGLIGIBLE * size.amax(0)
+
+
+def _differences(gradients: Tensor, fires: Tensor) -> Tensor:
+    """The samples that are left where two proportional units are combined, ``(samples, pairs)``."""
+    order = fires.sum(0).argsort()
+    order = order[fires.sum(0)[order] > 0]
+    fires, values = fires[:, order], gradients[:, order].double()
+    # Scaled, since the gradients of a model with tiny weights have squares below float32's range.
+    values = values / values.abs().amax(0)
+    found = []
+    for offset in range(1, min(NEIGHBOURS + 1, len(order))):
+        one, other = slice(None, -offset), slice(offset, None)
+        both = fires[:, one] & fires[:, other]
+        a, b = values[:, one] * both, values[:, other] * both
+        factor = (a * b).sum(0) / b.square().sum(0).clamp_min(1e-300)
+        error = (a - factor * b).abs().amax(0)
+        equal = both.any(0) & (error <= EQUAL * a.abs().amax(0))
+        found.append((fires[:, one] ^ fires[:, other])[:, equal])
+    return torch.cat(found, 1) if found else fires[:, :0]
+
+
+def _with_samples(inputs: Inputs) -> list[Tensor]:
+    """The tensors of a model's input that have a row for each sample."""
+    values = [inputs] if isinstance(inputs, Tensor) else inputs.values()
+    return [value for value in values if isinstance(value, Tensor) and value.dim()]
+
+
+def _chunks(inputs: Inputs) -> Iterator[Inputs]:
+    if isinstance(inputs, Tensor):
+        yield from inputs.split(CHUNK)
+        return
+    for start in range(0, len(_with_samples(inputs)[0]), CHUNK):
+        yield {
+            name: value[start : start + CHUNK]
+            if isinstance(value, Tensor) and value.dim()
+            else value
+            for name, value in inputs.items()
+        }
+
+
+def _chunk_gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """The gradients of :func:`unit_gradients` of samples that fit into memory at once."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                return output
+            if not output.requires_grad:
+                output.requires_grad_()
+            calls.append((name, output))
+            # A copy goes on, as an activation may change its input in place.
+            return output.clone()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(listen(name)) for name, layer in layers(model)]
+    try:
+        with torch.enable_grad():
+            result = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+            size = len(_with_samples(inputs)[0])
+            loss = _combination(result, size)
+            found = [(n, out) for n, out in calls if out.dim() > 1 and len(out) == size]
+            derivatives = torch.autograd.grad(
+                loss, [out for _, out in found], materialize_grads=True
+            )
+    except BadInput:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(
+            f"Expected a batch that {type(model).__name__} can compute, got the error: "
+            f"{text[0][:200]}"
+        ) from error
+    finally:
+        for handle in hooks:
+            handle.remove()
+    channels_last = {n for n, layer in layers(model) if isinstance(layer, nn.Linear)}
+    gradients: dict[str, Tensor] = {}
+    for (name, _), derivative in zip(found, derivatives, strict=True):
+        value = derivative.float()
+        value = value.movedim(-1, 1) if name in channels_last else value
+        value = value.flatten(2).sum(2) if value.dim() > 2 else value
+        gradients[name] = gradients.get(name, 0) + value.detach()
+    return gradients
+
+
+def _combination(result: Any, size: int) -> Tensor:
+    """A random combination of a model's outputs, the same of every sample, summed."""
+    outputs = [
+        value.float() for value in _tensors(result)
+        if value.is_floating_point() and value.requires_grad and value.dim() and len(value) == size
+    ]  # fmt: skip
+    if not outputs:
+        raise BadInput(
+            f"Expected the model to return a tensor with a row for each of {size} samples, got "
+            f"{type(result).__name__}."
+        )
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros((), device=outputs[0].device)
+    for output in outputs:
+        direction = torch.randn(output.shape[1:], generator=generator).to(output.device)
+        total = total + (output * direction).sum()
+    return total
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        for value in result.values():
+            yield from _tensors(value)
+    elif isinstance(result, tuple | list):
+        for value in result:
+            yield from _tensors(value)

@@ -1,0 +1,180 @@
+"""The guard: silent on honest models, and a sentence with the layer's name on the others."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedleak
+from fedleak.defenses.guard import LIMITS, inspect_model
+from fedleak.errors import BadInput
+
+
+class Net(nn.Module):
+    """Two convolutions and three linear layers, as in Flower's quickstart, for 1x12x12 images."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(200, 60), nn.Linear(60, 30), nn.Linear(30, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(torch.relu(self.conv(images)), 2).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(self.features(images))))))
+
+
+def images(number: int = 128) -> Tensor:
+    return torch.randn((number, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def bins(model: Net) -> None:
+    """Rows of fc1 that compare one feature with thresholds, and equal columns of fc2."""
+    feature = model.features(images())[:, 7]
+    thresholds = torch.quantile(feature, torch.linspace(0.4, 0.99, 60))
+    model.fc1.weight.zero_()
+    model.fc1.weight[:, 7] = 1
+    model.fc1.bias.copy_(-thresholds)
+    model.fc2.weight.fill_(0.01)
+
+
+@torch.no_grad()
+def rare_units(model: Net) -> None:
+    """Random rows of fc1 whose biases let each unit fire for about one image."""
+    features = model.features(images())
+    model.fc1.weight -= (model.fc1.weight @ features.mean(0))[:, None] / features.mean(0).sum()
+    found = features @ model.fc1.weight.T
+    model.fc1.bias.copy_(-torch.quantile(found, 1 - 0.7 / len(found), dim=0))
+
+
+@torch.no_grad()
+def far_thresholds(model: Net) -> None:
+    model.fc1.bias.fill_(-200)
+
+
+@torch.no_grad()
+def overflow(model: Net) -> None:
+    model.fc2.bias.fill_(1e25)
+
+
+@torch.no_grad()
+def not_finite(model: Net) -> None:
+    model.fc2.weight[3, 4] = math.nan
+
+
+def test_an_honest_model_is_not_suspicious() -> None:
+    found = inspect_model(Net(), batch=(images(), torch.zeros(128)), config={"lr": 0.1})
+    assert not found.suspicious
+    assert found.reasons == ()
+    assert set(found.statistics) == {"exposed", "parallel", "bias", "rare", "largest"}
+    assert all(value <= LIMITS[name] for name, value in found.statistics.items())
+    assert repr(found).startswith("<Inspection: nothing suspicious. (parallel 0")
+
+
+@pytest.mark.parametrize(
+    ("attack", "sentence"),
+    [
+        (bins, "100% of the rows of layer `fc1` are parallel to another row"),
+        (bins, "of the samples could be read one by one from the update of layer `fc1`"),
+        (rare_units, "of the samples could be read one by one from the update of layer `fc1`"),
+        (rare_units, "of the units of layer `fc1` fire for less than 2 % of the samples"),
+        (far_thresholds, "The largest bias of layer `fc1` is"),
+        (overflow, "Layer `fc2.bias` has a weight of 1e"),
+        (not_finite, "`fc2.weight` has a value that is not finite"),
+    ],
+)
+def test_reasons_name_the_layer(attack: Callable[[Net], None], sentence: str) -> None:
+    model = Net()
+    attack(model)
+    found = inspect_model(model, batch=images())
+    assert found.suspicious
+    assert any(sentence in reason for reason in found.reasons), found
+
+
+def test_without_a_batch_the_weights_alone_are_looked_at() -> None:
+    model = Net()
+    bins(model)
+    assert inspect_model(model).suspicious
+    model = Net()
+    rare_units(model)
+    assert set(inspect_model(model).statistics) == {"parallel", "bias", "largest"}
+
+
+def test_gradients_that_are_not_finite_are_a_reason() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.fc2.weight.fill_(1e14)
+        model.fc3.weight.fill_(1e14)
+        model.fc1.weight.fill_(1e14)
+    found = inspect_model(model, batch=images() * 1e14)
+    assert any("is not finite" in reason for reason in found.reasons), found
+
+
+def test_the_change_is_compared_with_the_clients_own() -> None:
+    model = Net()
+    received = {name: value.clone() for name, value in model.state_dict().items()}
+    returned = {name: value + 0.01 for name, value in received.items()}
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.02
+    found = inspect_model(model, (received, returned))
+    assert found.statistics["change"] == pytest.approx(2, rel=1e-4)
+    assert not found.suspicious
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.02
+    found = inspect_model(model, (received, returned))
+    assert found.reasons == (
+        "The server changed the model by 4 times the client's own last update.",
+    )
+    assert inspect_model(model, (received, received)).statistics["change"] == math.inf
+    del returned["fc2.weight"]
+    with pytest.raises(BadInput, match=r"what the client sent back .* `fc2.weight`"):
+        inspect_model(model, (received, returned))
+
+
+@pytest.mark.parametrize(
+    ("config", "agreed", "suspicious"),
+    [
+        ({"lr": 0.1}, {}, False),
+        ({"lr": 1e-12}, {}, True),
+        ({"learning-rate": 50}, {}, True),
+        ({"lr": 0.02}, {"lr": 0.1}, False),
+        ({"lr": 0.002}, {"lr": 0.1}, True),
+        ({"lr": math.nan}, {}, True),
+        ({"lr": "fast"}, {}, True),
+        ({"batch-size": 1}, {"batch-size": 32}, True),
+        ({"clipping_range": 8.0, "target_range": 1 << 22, "max_weight": 1000.0}, {}, False),
+        ({"clipping_range": 2e-12}, {}, True),
+        ({"server-round": 1, "comment": "x"}, {}, False),
+    ],
+)
+def test_entries_of_the_configuration(
+    config: dict[str, object], agreed: dict[str, float], suspicious: bool
+) -> None:
+    found = inspect_model(Net(), config=config, agreed=agreed)
+    assert found.suspicious is suspicious
+    assert all(f"`{next(iter(config))}`" in reason for reason in found.reasons)
+
+
+def test_limits_can_be_set() -> None:
+    assert inspect_model(Net(), limits={"bias": 0.0}).suspicious
+    model = Net()
+    bins(model)
+    relaxed = inspect_model(model, limits={"parallel": 1.0, "bias": 1e9})
+    assert not relaxed.suspicious
+    with pytest.raises(BadInput, match=r"Unknown limit `paralel`.*Did you mean `parallel`"):
+        inspect_model(model, limits={"paralel": 1.0})
+    with pytest.raises(BadInput, match="Expected the limit of `bias` to be at least 0, got -1"):
+        inspect_model(model, limits={"bias": -1})
+    with pytest.raises(BadInput, match="Expected the agreed `lr` to be a positive number, got 0"):
+        inspect_model(model, agreed={"lr": 0})
+
+
+def test_it_is_public() -> None:
+    assert fedleak.inspect_model is inspect_model
