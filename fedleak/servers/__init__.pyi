@@ -4,3 +4,6 @@ from .base import MaliciousServer as MaliciousServer
 from .base import Reading as Reading
 from .bins import Bins as Bins
 from .hyperparameters import Hyperparameters as Hyperparameters
+from .imprint import Imprint as Imprint
+from .soliton_biases import SolitonBiases as SolitonBiases
+from .trap_weights import TrapWeights as TrapWeights
