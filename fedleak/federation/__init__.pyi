@@ -3,6 +3,7 @@ from .engine.app_server import AppFederation as AppFederation
 from .engine.app_server import is_simulation as is_simulation
 from .engine.client import client_app as client_app
 from .engine.simulation import simulate as simulate
+from .guard import GuardMod as GuardMod
 from .nodes import node_number as node_number
 from .nodes import tell_number as tell_number
 from .run_config import read_flag as read_flag

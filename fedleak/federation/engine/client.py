@@ -36,6 +36,7 @@ from fedleak.federation.engine.client_state import ClientStateFolder
 from fedleak.federation.engine.linear_factors import linear_factors
 from fedleak.federation.engine.shared_weights import received_weights, sent_weights
 from fedleak.federation.engine.virtual_clients import client_number
+from fedleak.federation.guard import GuardMod
 from fedleak.federation.nodes import node_number, tell_number
 from fedleak.models.lightning import lightning_of, quiet_trainer
 from fedleak.models.noise import record
@@ -44,6 +45,9 @@ from fedleak.runtime.threads import cap_threads
 from fedleak.updates.compression import Factors, encode
 from fedleak.updates.files import Tensors, update_key
 from fedleak.updates.truth import GroundTruth
+
+GUARD_SAMPLES = 2048
+"""Most of a client's samples with which a guard looks at a received model."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def client_app(
         return tell_number(message, number(message, context))
 
     # Mods wrap the training only, since Flower's mods expect weights in every message.
-    @app.train(mods=[_without_exit, *make_mods(config)])
+    @app.train(mods=[_without_exit, *_mods(config, number, own_data)])
     def train(message: Message, context: Context) -> Message:
         client, round_ = number(message, context), _round(message)
         with _resource_limits(config):
@@ -133,6 +137,23 @@ def client_app(
         return Message(content, reply_to=message)
 
     return app
+
+
+def _mods(
+    config: RunConfig, number: Callable[[Message, Context], int], own_data: bool
+) -> list[Callable[..., Any]]:
+    """The configuration's mods; a guard is given the run's model and each client's samples."""
+
+    def model() -> nn.Module:
+        return copy.deepcopy(_prototype(_key(config)))
+
+    def samples(message: Message, context: Context) -> Tensor:
+        data = _data(config)
+        chosen = _samples(config, number(message, context), own_data)[:GUARD_SAMPLES]
+        return torch.stack([data.train_set[position][0] for position in chosen])
+
+    mods = make_mods(config)
+    return [mod.of_run(model, samples) if isinstance(mod, GuardMod) else mod for mod in mods]
 
 
 def _without_exit(
