@@ -311,6 +311,9 @@ def knowledge_of(
     federation = config.federation
     samples = federation.batch_size if update is None else update.num_examples
     clients = 1 if update is None else update.clients
+    # What each of them has is not known, where they do not have equally many.
+    rest = samples % clients
+    numbers = tuple(samples // clients + (client < rest) for client in range(clients))
     if data.num_classes == 1 and not data.train_set.labels.is_floating_point():
         # With a single class there is no label to know or to recover.
         labels = torch.zeros(samples, dtype=torch.int64)
@@ -335,6 +338,6 @@ def knowledge_of(
         local_training=training,
         label_recovery=config.victims.label_recovery,
         value_range=data.value_range,
-        clients=clients,
+        clients=numbers if rest else clients,
         aggregation="weighted_mean" if update is None else update.aggregation,
     )

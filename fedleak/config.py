@@ -190,15 +190,20 @@ class Victims:
             bias_counts also recovers repeated labels, idlg is for one sample, row_minima needs no
             bias in the classifier but recovers every label at most once.
         when: after: attack when the federation has ended; during: attack within the round.
+        aggregated: whether the server sees only the mean of the victims' updates of a round,
+            weighted by their numbers of samples, as behind secure aggregation. It is then one
+            update, as of the first of them; a malicious server sends the same to all of them.
 
     Raises:
-        BadInput: if a list is empty, a number out of range, or the method unknown.
+        BadInput: if a list is empty, a number out of range, or the method unknown, or a mean is to
+            be attacked within the round.
     """
 
     clients: list[int] | None = None
     rounds: list[int] | None = None
     labels: Labels = "known"
     when: Literal["after", "during"] = "after"
+    aggregated: bool = False
 
     def __post_init__(self) -> None:
         for name, lowest in (("clients", 0), ("rounds", 1)):
@@ -208,6 +213,10 @@ class Victims:
                 f"Expected `victims.{name}` to be one or more numbers from {lowest}, "
                 f"got {numbers}.",
             )
+        require(
+            not self.aggregated or self.when == "after",
+            "Expected `victims.when` to be after where `victims.aggregated` is true, got during.",
+        )
         # The command line checks this itself; a configuration made in Python does not.
         if self.labels not in get_args(Labels):
             raise unknown_name("value of `victims.labels`", self.labels, get_args(Labels))
@@ -224,6 +233,11 @@ class Victims:
         """Where the labels come from, as text for tables."""
         default = self.labels in ("known", "recovered")
         return self.labels if default else f"recovered by {self.labels}"
+
+    @property
+    def first(self) -> int:
+        """Number of the client as whose the mean of the victims' updates is stored."""
+        return min(self.clients or [0])
 
     def includes(self, round_: int, client: int) -> bool:
         """Whether this client's update in this round is stored and attacked."""

@@ -31,7 +31,7 @@ from fedleak.servers.exchanges import Exchange, Exchanges
 from fedleak.servers.files import load_crafted, reading_facts, save_reading
 from fedleak.updates.files import update_files
 from fedleak.updates.knowledge import Knowledge
-from fedleak.updates.truth import GroundTruth
+from fedleak.updates.truth import GroundTruth, join
 from fedleak.updates.update import InterceptedUpdate
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def run(
             except FederationError as error:
                 raise RunFailed(str(error)) from error
             work.note_outcome(outcome)
+            if scored:
+                work.join_truths(variant)
             if variant == "":
                 work.federation["accuracy"] = outcome.accuracy
         work.attack_all()
@@ -321,6 +323,7 @@ class _Work:
             samples = len(self.parts.data.train_set) // federation.size
             whole = federation.protocol == "fedavg"
             number = max(1, samples if whole else min(samples, federation.batch_size))
+            number *= update.clients
             update = replace(update, num_examples=number)
         model = self.parts.models[variant]
         return knowledge_of(
@@ -388,6 +391,30 @@ class _Work:
             self.observer.victim_attacked(
                 server.name, update.model, update, truth, as_reconstruction(reading, seconds), rows
             )
+
+    def join_truths(self, variant: str) -> None:
+        """Make one file of the truths of clients whose updates came as one, the first's first."""
+        if not self.config.victims.aggregated:
+            return
+        folder = self.folder.truth(variant)
+        for path in update_files(self.folder.updates(variant)):
+            update = InterceptedUpdate.load(path)
+            own = folder / path.name
+            parts = [
+                p
+                for p in update_files(folder)
+                if p.stem.partition("-")[0] == path.stem.partition("-")[0]
+            ]
+            truths = {part: GroundTruth.load(part) for part in parts}
+            if own not in truths or len(truths[own].inputs) != update.num_examples:
+                joined = join(list(truths.values())) if truths else None
+                own.unlink(missing_ok=True)
+                # A client that failed afterwards has left its truth: whose the others are is lost.
+                if joined is not None and len(joined.inputs) == update.num_examples:
+                    joined.save(own)
+            for part in parts:
+                if part != own:
+                    part.unlink()
 
     def attack_all(self) -> None:
         """Run every attack on every saved update that it has not attacked yet."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedleak import experiment
+from fedleak.build import make_data, public_samples
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.federation.engine import server as engine
@@ -21,6 +22,7 @@ from fedleak.runs.summary import read_summary
 from fedleak.servers.files import load_crafted, load_reading
 from fedleak.updates.files import Tensors, update_files
 from fedleak.updates.truth import GroundTruth
+from fedleak.updates.update import InterceptedUpdate
 from tests.federation.fakes import same_tensors
 from tests.federation.runs import (
     Recorder,
@@ -109,7 +111,7 @@ def weights_by_round(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list
     return found
 
 
-@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+@pytest.mark.parametrize("protocol", [pytest.param("fedsgd", marks=pytest.mark.slow), "fedavg"])
 def test_honest_rounds_are_bit_identical(
     protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +151,9 @@ def test_a_server_that_attacks_everybody_leaves_the_model_as_it_is(
     assert same_tensors(second, dict(model))
 
 
-@pytest.mark.parametrize("at", ["round_evaluated", "victim_attacked"])
+@pytest.mark.parametrize(
+    "at", [pytest.param("round_evaluated", marks=pytest.mark.slow), "victim_attacked"]
+)
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(at: str, tmp_path: Path) -> None:
     shared = {"settings": {"rounds": 2}, "rounds": 4, "batch_size": 2}
     whole, folder = run(config_of(tmp_path, "whole", **shared))
@@ -208,20 +212,16 @@ def test_refusals(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
         run(config_of(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(("number", "expected"), [(None, 16), (5, 5), (99, 16), (0, None)])
 def test_public_samples_are_the_first_test_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int | None, expected: int | None, tmp_path: Path
 ) -> None:
-    seen = []
-    for number, expected in ((None, 16), (5, 5), (0, None)):
-        config = config_of(tmp_path, f"run{number}", rounds=1, public=number)
-        parts = experiment.prepare(config)
-        run(config, parts=parts)
-        public = parts.server.public
-        seen.append(None if public is None else len(public))
-        assert seen[-1] == expected
-        if expected:
-            own = parts.data.test_set[expected - 1][0]
-            assert torch.equal(public[-1], own)
+    config = config_of(tmp_path, public=number)
+    data = make_data(config)
+    found = public_samples(config, data)
+    assert (None if found is None else len(found)) == expected
+    if found is not None:
+        assert torch.equal(found[-1], data.test_set[len(found) - 1][0])
 
 
 def test_a_damaged_summary_of_a_server_is_refused(tmp_path: Path) -> None:
@@ -231,3 +231,46 @@ def test_a_damaged_summary_of_a_server_is_refused(tmp_path: Path) -> None:
     folder.summary.write_text(json.dumps(summary))
     with pytest.raises(BadInput, match="Expected `server` to hold threat_model, sent and readings"):
         read_summary(folder.summary)
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", pytest.param("fedavg", marks=pytest.mark.slow)])
+def test_victims_that_are_seen_as_their_mean(protocol: str, tmp_path: Path) -> None:
+    """The mean of the updates of the same clients that are seen one by one, and their samples."""
+    shared = {"server": None, "protocol": protocol, "batch_size": 2, "rounds": 1}
+    _, each = run(config_of(tmp_path, "each", **shared))
+    config = config_of(tmp_path, "mean", **shared, aggregated=True)
+    _, folder = run(config)
+    assert keys(folder.updates()) == keys(folder.truth()) == ["r0001-c0000"]
+    mean = InterceptedUpdate.load(folder.updates() / "r0001-c0000.safetensors")
+    assert (mean.clients, mean.aggregation) == (2, "weighted_mean")
+    own = [InterceptedUpdate.load(path) for path in update_files(each.updates())]
+    assert mean.num_examples == sum(update.num_examples for update in own)
+    for name in own[0].sent:
+        parts = [update.received[name].double() for update in own]
+        if protocol == "fedavg":
+            parts = [part - own[0].sent[name].double() for part in parts]
+        torch.testing.assert_close(mean.received[name].double(), (parts[0] + parts[1]) / 2)
+    truths = [GroundTruth.load(path) for path in update_files(each.truth())]
+    joined = GroundTruth.load(folder.truth() / "r0001-c0000.safetensors")
+    assert torch.equal(joined.inputs, torch.cat([truth.inputs for truth in truths]))
+    assert torch.equal(joined.labels, torch.cat([truth.labels for truth in truths]))
+
+
+def test_a_server_behind_secure_aggregation_sends_the_same_to_all_and_reads_their_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, settings={"rounds": 2}, aggregated=True, rounds=3)
+    weights = weights_by_round(config, monkeypatch)
+    folder = RunFolder(Path(config.output))
+    rounds = [f"r000{r}-c0000" for r in (1, 2, 3)]
+    assert keys(folder.sent()) == keys(folder.updates()) == keys(folder.truth()) == rounds
+    (entry,) = read_summary(folder.summary)["server"]["readings"]
+    assert (entry["rounds"], entry["samples"], entry["found"]) == ([1, 2], 2, 2)
+    # The global model is that of the others, as without secure aggregation.
+    alone = weights_by_round(config_of(tmp_path, "b", rounds=3), monkeypatch)
+    assert all(same_tensors(*pair) for pair in zip(weights, alone, strict=True))
+
+
+def test_a_mean_is_not_attacked_within_the_round(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"`victims\.when` to be after where `victims\.agg"):
+        config_of(tmp_path, aggregated=True, when="during")

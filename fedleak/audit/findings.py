@@ -198,5 +198,6 @@ def not_tried(rung: int, question: str, why: str, setting: str = "") -> Answer:
     nothing = Estimate.of([])
     return Answer(
         rung=rung, question=question, measure="", answer=nothing, guess=nothing, gains=(),
-        perfect=1.0, threat_model="C", attack="none", setting=setting, tried=False, note=why,
+        perfect=1.0, threat_model="F" if rung > 3 else "C", attack="none", setting=setting,
+        tried=False, note=why,
     )  # fmt: skip

@@ -50,6 +50,7 @@ from fedleak.servers.exchanges import Exchanges
 from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import Tensors, check_name, remove_round
 from fedleak.updates.knowledge import Knowledge, Protocol
+from fedleak.updates.mean_update import mean_of_updates
 from fedleak.updates.naming import is_listed
 from fedleak.updates.update import InterceptedUpdate
 
@@ -294,33 +295,48 @@ class MaliciousStrategy(Strategy):
         self._crafted = {}
         if self.exchanges is not None:
             self.exchanges.begin_round(round_)
-            for message in messages:
-                node = message.metadata.dst_node_id
-                if self.victims.includes(round_, self._number(node)):
-                    self._craft(self.exchanges, round_, message)
+            asked = [
+                message
+                for message in messages
+                if self.victims.includes(round_, self._number(message.metadata.dst_node_id))
+            ]
+            for group in [asked] if self.victims.aggregated else [[each] for each in asked]:
+                if group:
+                    self._craft(self.exchanges, round_, group)
         return messages
 
-    def _craft(self, exchanges: Exchanges, round_: int, message: Message) -> None:
-        """Replace what a message sends to a victim by what the malicious server makes of it."""
-        node = message.metadata.dst_node_id
-        client = self._number(node)
+    def _craft(self, exchanges: Exchanges, round_: int, messages: Sequence[Message]) -> None:
+        """Replace what messages send to victims by what the malicious server makes of it.
+
+        Args:
+            exchanges: of the malicious server.
+            round_: number of the round.
+            messages: to one victim, or to those whose updates come as one.
+        """
+        nodes = [message.metadata.dst_node_id for message in messages]
+        client = self.victims.first if self.victims.aggregated else self._number(nodes[0])
         expected = InterceptedUpdate(
             round=round_,
             client=client,
             protocol=self.protocol,
             num_examples=self._examples.get(client, 0),
             model=self.model,
-            sent=self._sent_to.get(node, self._sent),
+            sent=self._sent_to.get(nodes[0], self._sent),
             received={},
+            clients=len(messages),
         )
         crafted = exchanges.craft(expected)
+        for message in messages:
+            self._replace_content(message, crafted)
+
+    def _replace_content(self, message: Message, crafted: Crafted) -> None:
         content = RecordDict(dict(message.content))
         content[self.keys.arrays] = records.to_record(crafted.weights)
         name = str(getattr(self.inner, "configrecord_key", records.CONFIG))
         entries = dict(content.config_records.get(name, ConfigRecord()))
         content[name] = ConfigRecord({**entries, **crafted.config})
         message.content = content
-        self._crafted[node] = crafted
+        self._crafted[message.metadata.dst_node_id] = crafted
 
     def _sent_by(self, node: int) -> Tensors:
         """What a node was sent in this round."""
@@ -339,16 +355,23 @@ class MaliciousStrategy(Strategy):
         received = list(replies)
         self._count_failures(round_, received)
         received, decoded = self._usable(round_, received)
+        together: list[InterceptedUpdate] = []
         for reply in received:
             client = self._number(reply.metadata.src_node_id)
             if reply.has_content() and self.victims.includes(round_, client):
                 try:
-                    self._intercept(round_, client, reply, decoded[id(reply)])
+                    update = self._update_of(round_, client, reply, decoded[id(reply)])
+                    if self.victims.aggregated:
+                        together.append(update)
+                    else:
+                        self._intercept(update, reply.metadata.src_node_id)
                 except (OSError, BadInput) as error:
                     # A full disk, say, must not stop the training.
                     self._fail(round_, client, f"its update could not be kept: {error}")
             if reply.has_content():
                 self._keep_own_layers(client, reply)
+        if together:
+            self._intercept_mean(together)
         if self._crafted:
             # Errors stay, as strategies count them.
             received = [r for r in received if r.metadata.src_node_id not in self._crafted]
@@ -507,16 +530,27 @@ class MaliciousStrategy(Strategy):
         self._own_layers.pop(client, None)  # it may have trained them further
         self._fail(round_, client, reason)
 
-    def _intercept(
+    def _intercept_mean(self, updates: Sequence[InterceptedUpdate]) -> None:
+        """Take up the mean of the victims' updates, which alone the server sees."""
+        client, crafted = self.victims.first, next(iter(self._crafted), None)
+        try:
+            mean = mean_of_updates(updates, client)
+            self._examples[client] = mean.num_examples
+            self._intercept(mean, crafted)
+        except (OSError, BadInput) as error:
+            self._fail(updates[0].round, client, f"the updates' mean could not be kept: {error}")
+
+    def _update_of(
         self, round_: int, client: int, reply: Message, tensors: Tensors | CompactTensors
-    ) -> None:
+    ) -> InterceptedUpdate:
+        """What a victim sent, as an update."""
         received = records.received_arrays(reply.content, tensors)
         sent = self._start(round_, client, reply.metadata.src_node_id)
         if not isinstance(received, CompactTensors) and not is_listed(sent):
             # Of layers whose start is not known, what came tells nothing.
             received = {name: value for name, value in received.items() if name in sent}
         self._examples[client] = int(examples_of(reply.content, self.keys) or 0)
-        update = InterceptedUpdate(
+        return InterceptedUpdate(
             round=round_,
             client=client,
             protocol="fedsgd" if isinstance(received, CompactTensors) else self.protocol,
@@ -525,9 +559,12 @@ class MaliciousStrategy(Strategy):
             sent=sent,
             received=received,
         )
+
+    def _intercept(self, update: InterceptedUpdate, node: int | None) -> None:
+        """Keep an update that came from a node, and attack it if that is to be done at once."""
         # The sent weights of a round are one file; those of a victim are a file of their own.
-        crafted = reply.metadata.src_node_id in self._crafted
-        on_disk = self.folder is not None and (crafted or sent is self._sent)
+        crafted = node in self._crafted
+        on_disk = self.folder is not None and (crafted or update.sent is self._sent)
         kept = None
         if on_disk:
             kept = update.save(cast(Path, self.folder), compare=False, own=crafted)

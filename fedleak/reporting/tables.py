@@ -35,12 +35,13 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     defense, scoring = config.defense_name, scoring_class(config)
     told = scoring is ImageScoring and bool(config.attacks or not config.server)
     labels = f"labels {victims.labels_text}, " if told else ""
+    seen = "seen as the victims' mean, " if victims.aggregated else ""
     defended = "" if defense == "none" else f"defended by {defense}, "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
             f"{federation.protocol}, batch size {federation.batch_size}, "
-            f"{labels}clients in {federation.mode} mode, {defended}"
+            f"{seen}{labels}clients in {federation.mode} mode, {defended}"
             f"round {named} of {federation.rounds}{untrained}, "
             f"seed {config.seed}. "
             + (

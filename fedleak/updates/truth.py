@@ -110,3 +110,21 @@ class GroundTruth:
             f"Expected the truth of update {key} to hold labels below {num_classes}, the number of "
             f"classes, got {highest}.",
         )
+
+
+def join(truths: Sequence[GroundTruth]) -> GroundTruth:
+    """The truth behind an update of several clients.
+
+    Args:
+        truths: the clients' truths, in their order.
+
+    Returns:
+        All their samples; the noise of the slots of which all have some of the same shape.
+    """
+    shapes = [{n: v.shape[1:] for n, v in truth.noise.items()} for truth in truths]
+    slots = [n for n, shape in shapes[0].items() if all(own.get(n) == shape for own in shapes)]
+    return GroundTruth(
+        torch.cat([truth.inputs for truth in truths]),
+        torch.cat([truth.labels for truth in truths]),
+        {name: torch.cat([truth.noise[name] for truth in truths]) for name in slots},
+    )

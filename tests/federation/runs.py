@@ -52,7 +52,7 @@ def tiny_config(data: Path, output: Path, **changes: Any) -> RunConfig:
     )
     federation = {"clients": 4, "rounds": 1, "batch_size": 2}
     federation |= {n: changes.pop(n) for n in list(changes) if n in Federation.__annotations__}
-    victims = {n: changes.pop(n) for n in ("labels", "when") if n in changes}
+    victims = {n: changes.pop(n) for n in ("labels", "when", "aggregated") if n in changes}
     victims |= {
         n: changes.pop(f"victim_{n}") for n in ("clients", "rounds") if f"victim_{n}" in changes
     }

@@ -335,7 +335,9 @@ def test_each_attack_on_a_model_is_a_line_of_results(finished: Finished, events:
         assert settings == {
             "attack": entry["attack"], "data": "tiny", "defense": "none", "model": entry["model"],
             "number of clients": 4, "number of rounds": 2, "protocol": "fedsgd",
-            "samples per batch": 2, "seed": 0, "strategy": "FedAvg", "victims' labels": "known",
+            "samples per batch": 2, "seed": 0, "strategy": "FedAvg",
+            "threat model": "honest-but-curious server",
+            "victims' labels": "known",
         }  # fmt: skip
         assert metrics == {f"6 results/{name}" for name in (*names, "explained", "accuracy")}
         for name in names:
