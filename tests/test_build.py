@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedleak.build import client_samples, knowledge_of, make_data, make_model
+from fedleak.build import client_samples, knowledge_of, make_data, make_model, under_orders
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.models import SMLP, Precode
@@ -202,3 +203,57 @@ def test_knowledge(
     )
     assert found.epochs == federation.local_epochs
     assert found.local.is_plain_sgd
+
+
+# ----------------------------------------------------------------- clients that obey their server
+
+OBEYS = {"lr": "learning_rate", "epochs": "local_epochs", "bs": "batch_size"}
+
+
+def obeying(configured) -> RunConfig:
+    return configured(federation=Federation(protocol="fedavg", obeys=OBEYS))
+
+
+def test_what_a_client_is_told_replaces_its_own(configured) -> None:
+    config = obeying(configured)
+    told, rate = under_orders(config, {"lr": 1e-3, "epochs": 7, "colour": "red"})
+    assert (told.federation.local_epochs, rate) == (7, 1e-3)
+    assert told.federation.batch_size == config.federation.batch_size
+    same, rate = under_orders(config, {"server-round": 3})
+    assert (same, rate) == (config, None)
+    ignoring = replace(config, federation=replace(config.federation, obeys={}))
+    assert under_orders(ignoring, {"lr": 1e-3}) == (ignoring, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"lr": 0.0}, "a positive number as `learning_rate` in the training configuration, got 0"),
+        ({"lr": "fast"}, "a positive number as `learning_rate`"),
+        ({"bs": 0}, "a whole number from 1 as `batch_size`"),
+        ({"epochs": 1.5}, "a whole number from 1 as `local_epochs`"),
+        ({"epochs": True}, "a whole number from 1 as `local_epochs`"),
+    ],
+)
+def test_orders_that_make_no_sense(configured, entries: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        under_orders(obeying(configured), entries)
+
+
+def test_knowledge_under_orders(configured) -> None:
+    config = obeying(configured)
+    data = make_data(config)
+    model = make_model(config, data)
+    update = InterceptedUpdate(1, 0, "fedavg", 10, "net", {}, {})
+    entries = {"lr": 1e-3, "epochs": 3, "bs": 5}
+    facts = knowledge_of(config, data, model, labels=None, update=update, entries=entries)
+    assert (facts.learning_rate, facts.batch_size, facts.steps) == (1e-3, 5, 6)
+
+
+def test_clients_behind_a_mean_need_not_have_equally_many_samples(configured) -> None:
+    config = configured(federation=Federation(protocol="fedavg"))
+    data = make_data(config)
+    model = make_model(config, data)
+    update = InterceptedUpdate(1, 0, "delta", 8, "net", {}, {}, clients=3)
+    facts = knowledge_of(config, data, model, labels=None, update=update)
+    assert facts.clients == (3, 3, 2)

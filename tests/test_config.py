@@ -127,7 +127,7 @@ def test_to_dict_leaves_nothing_out() -> None:
     names = {field.name for field in dataclasses.fields(RunConfig)}
     assert set(full().to_dict()) == names - {"weights", "server", "public"}  # none given
     trained = dataclasses.replace(full(), baseline=False, weights="some.safetensors")
-    assert set(trained.to_dict()) == names
+    assert set(trained.to_dict()) == names - {"server", "public"}
 
 
 # -------------------------------------------------------------------------------- what is refused
@@ -432,3 +432,36 @@ def test_clients_of_the_partition_one_each_may_be_left_out() -> None:
         config.with_clients(30)
     with pytest.raises(BadInput, match="clients_per_round` to be from 1 to 8, the number of"):
         dataclasses.replace(config, victims=Victims()).with_clients(8)
+
+
+# ---------------------------------------------------------------------------- a malicious server
+
+
+def test_a_server_is_named_as_other_plugins_are() -> None:
+    values = {"data": "photos", "model": "smlp", "server": "hyperparameters", "public": 20}
+    config = RunConfig.from_dict(values)
+    assert config.server == Plugin("fedleak.servers.hyperparameters.Hyperparameters")
+    assert config.server_text == "malicious server that chooses hyperparameters, hyperparameters"
+    assert RunConfig.from_dict(config.to_dict()) == config
+    without = RunConfig.from_dict({"data": "photos", "model": "smlp", "server": None})
+    assert without.server_text == "honest-but-curious server"
+    assert without.hash == RunConfig.from_dict({"data": "photos", "model": "smlp"}).hash
+    assert without.hash != config.hash
+    with pytest.raises(BadInput, match="Expected `public` to be at least 0, got -1"):
+        dataclasses.replace(config, public=-1)
+    with pytest.raises(BadInput, match=r"Unknown malicious server `hyperparameter`: .*mean"):
+        RunConfig.from_dict(values | {"server": "hyperparameter"})
+
+
+@pytest.mark.parametrize(
+    ("obeys", "text"),
+    [
+        ({"lr": "rate"}, r"Unknown setting behind `federation.obeys.lr` `rate`: expected one of"),
+        ({"server-round": "batch_size"}, "got `server-round`, by which the server tells the round"),
+        ({"a": "batch_size", "b": "batch_size"}, "Expected each setting once in `federation.ob"),
+        ({"epochs": "local_epochs"}, "to be fedavg where clients obey a number of local epochs"),
+    ],
+)
+def test_what_clients_cannot_obey(obeys: dict[str, str], text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        Federation(obeys=obeys)

@@ -46,6 +46,7 @@ from tests.federation.fakes import (
     sends_weights,
     weights,
 )
+from tests.servers.toy_servers import FirstLayer
 
 NODES = [31, 7, 19]
 CLIENTS = {7: 0, 19: 1, 31: 2}
@@ -825,3 +826,71 @@ def test_a_strategy_restored_from_a_checkpoint_continues_identically(
     in_order = {name: restored[name] for name in weights(0)}
     again, _ = train(second, in_order, rounds=(3, 4))
     assert same_tensors(again, whole)
+
+
+# ---------------------------------------------------------------------------- a malicious server
+
+
+def active(
+    rounds: list[int] | None = None, clients: list[int] | None = None, **settings: Any
+) -> Any:
+    return MaliciousStrategy(
+        FedAvg(**SETTINGS), clients=CLIENTS, victims=Victims(clients=clients, rounds=rounds),
+        server=FirstLayer(factor=0.0), knowledge=knowledge(), **settings,
+    )  # fmt: skip
+
+
+def content_of(question: Message) -> tuple[Tensors, dict[str, Any]]:
+    arrays = records.to_tensors(question.content.array_records[records.ARRAYS])
+    return arrays, dict(question.content.config_records[records.CONFIG])
+
+
+def test_victims_alone_are_sent_what_the_server_makes() -> None:
+    strategy = active(clients=[1])
+    sent = records.to_record(toy_weights(3))
+    grid = FakeGrid(NODES, lambda question: None)
+    questions = strategy.configure_train(1, sent, ConfigRecord(), grid)
+    strategy.aggregate_train(1, [sends_weights(q, toy_weights(4), 1) for q in questions])
+    for question in questions:
+        arrays, config = content_of(question)
+        assert config == {records.ROUND: 1}
+        factor = 0.0 if CLIENTS[question.metadata.dst_node_id] == 1 else 1.0
+        assert torch.equal(arrays["layer.weight"], factor * toy_weights(3)["layer.weight"])
+        assert torch.equal(arrays["norm.num_batches_tracked"], torch.tensor(3))
+    (kept,) = strategy.intercepted
+    assert torch.equal(kept.sent["layer.weight"], torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+def test_rounds_without_a_victim_are_those_of_the_inner_strategy(make: Make) -> None:
+    own, _ = train(make(), weights(5), rounds=(1, 2))
+    strategy = MaliciousStrategy(
+        make(), clients=CLIENTS, victims=Victims(rounds=[9]), server=FirstLayer(),
+        knowledge=knowledge(),
+    )  # fmt: skip
+    found, _ = train(strategy, weights(5), rounds=(1, 2))
+    assert same_tensors(own, found)
+    assert strategy.intercepted == []
+
+
+def test_the_server_reads_at_the_end(tmp_path: Path) -> None:
+    """In an app of one's own; what was sent is kept beside the updates."""
+    for folder in (None, tmp_path):
+        strategy = active(rounds=[1], folder=folder)
+
+        def answer(question: Message) -> Message:
+            sent = records.to_tensors(question.content.array_records[records.ARRAYS])
+            moved = {n: v + (n.startswith("layer")) for n, v in sent.items()}
+            return sends_weights(question, moved, examples=1)
+
+        grid = FakeGrid(NODES, answer)
+        strategy.start(grid, records.to_record(toy_weights(1)), num_rounds=1)
+        assert [key for key, _ in strategy.readings] == [f"r0001-c000{c}" for c in range(3)]
+        for _, reading in strategy.readings:
+            assert reading.inputs.flatten().tolist() == [1.0, 1.0, 1.0]
+    assert (tmp_path / "sent" / "r0001-c0002.safetensors").is_file()
+
+
+def test_a_server_needs_knowledge() -> None:
+    with pytest.raises(BadInput, match="Expected `knowledge` where a malicious `server` is given"):
+        MaliciousStrategy(FedAvg(**SETTINGS), server=FirstLayer())

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from fedleak.errors import BadInput
 from fedleak.updates.files import Tensors
-from fedleak.updates.truth import GroundTruth
+from fedleak.updates.truth import GroundTruth, join
 from tests.cases import MODELS, Victim, case_victim
 from tests.reference import shared_values
 
@@ -100,3 +100,19 @@ def test_truth_without_its_batch(tmp_path: Path, missing: str) -> None:
     save_file(tensors, path, {"format": "fedleak-truth-1"})
     with pytest.raises(BadInput, match=f"`{missing}` in .*truth.safetensors"):
         GroundTruth.load(path)
+
+
+def test_truths_of_several_clients_are_joined() -> None:
+    """In order; of noise, the slots of which all clients have some of the same shape."""
+    first = GroundTruth(
+        torch.ones(2, 3), torch.tensor([0, 1]),
+        {"a": torch.zeros(2, 4), "b": torch.zeros(2, 1), "c": torch.zeros(2, 1)},
+    )  # fmt: skip
+    second = GroundTruth(
+        torch.zeros(1, 3), torch.tensor([2]), {"a": torch.ones(1, 4), "b": torch.zeros(1, 2)}
+    )
+    found = join([first, second])
+    assert found.inputs.tolist() == [[1.0] * 3, [1.0] * 3, [0.0] * 3]
+    assert found.labels.tolist() == [0, 1, 2]
+    assert set(found.noise) == {"a"}
+    assert found.noise["a"].sum() == 4
