@@ -104,7 +104,11 @@ from .registry import Plugin as Plugin
 from .servers.base import Crafted as Crafted
 from .servers.base import MaliciousServer as MaliciousServer
 from .servers.base import Reading as Reading
+from .servers.bins import Bins as Bins
 from .servers.hyperparameters import Hyperparameters as Hyperparameters
+from .servers.imprint import Imprint as Imprint
+from .servers.soliton_biases import SolitonBiases as SolitonBiases
+from .servers.trap_weights import TrapWeights as TrapWeights
 from .updates.evidence import Finding as Finding
 from .updates.evidence import check as check
 from .updates.knowledge import Knowledge as Knowledge

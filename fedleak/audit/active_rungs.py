@@ -27,6 +27,7 @@ from fedleak.audit.probe import FOLDER, Entries, Probe, run_probe
 from fedleak.audit.simulation import Observed
 from fedleak.audit.truth_scores import Samples, mean_guess, measure_of, score
 from fedleak.audit.verdict import RUNGS, Answer, Estimate
+from fedleak.defenses.guard import inspect_model
 from fedleak.errors import BadInput, first_line
 from fedleak.registry import load_plugin, names
 from fedleak.runs.readings import match_reading
@@ -307,10 +308,6 @@ def _scores(
 
 def _noticed(probe: Probe, facts: Knowledge, truth: Samples) -> Iterable[str]:
     """Whether the client would have noticed, by the guard; nothing where it cannot look."""
-    try:
-        from fedleak.defenses.guard import inspect_model  # type: ignore[import-not-found]
-    except ImportError:
-        return []
     _, crafted = probe.rounds()[-1]
     model = facts.model
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -68,7 +68,10 @@ def find_first_layer(model: nn.Module, input_shape: tuple[int, ...]) -> FirstLay
     assert isinstance(module, nn.Linear)
     require(module.bias is not None, _expected(model, f"`{name}` without biases"))
     (through,) = torch.autograd.grad(outputs.sum(), out)
-    relu = bool((through[out < 0] == 0).all()) and bool((through[out > 0] != 0).any())
+    fires = out > 0
+    # Of weights that were made to measure, no unit may fire for the probe.
+    relu = bool((through[out < 0] == 0).all())
+    relu &= not bool(fires.any()) or bool((through[fires] != 0).any())
     require(
         relu and len(calls) > 1,
         _expected(model, f"`{name}` without a ReLU and a linear layer after it"),
