@@ -274,3 +274,16 @@ def test_a_server_behind_secure_aggregation_sends_the_same_to_all_and_reads_thei
 def test_a_mean_is_not_attacked_within_the_round(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"`victims\.when` to be after where `victims\.agg"):
         config_of(tmp_path, aggregated=True, when="during")
+
+
+def test_a_model_that_cannot_be_attacked_any_more_is_sent_as_it_is(tmp_path: Path) -> None:
+    config = config_of(tmp_path, toy="OnlyOnce", victim_clients=[0], rounds=3)
+    events = Recorder()
+    summary, folder = run(config, observers=[events])
+    assert keys(folder.sent()) == ["r0001-c0000"]
+    assert keys(folder.updates()) == [f"r000{r}-c0000" for r in (1, 2, 3)]
+    told = [(round_, why) for _, round_, _, why in events.arguments("client_failed")]
+    assert [round_ for round_, _ in told] == [2, 3]
+    assert told[0][1].startswith("only_once leaves the global model as it is: Expected a new")
+    assert (summary["status"], summary["federation"]["failures"]) == ("complete", 0)
+    assert summary["server"]["sent"] == 1

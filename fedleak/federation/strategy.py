@@ -277,7 +277,13 @@ class MaliciousStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the inner strategy's messages, and record the weights and nodes in them."""
+        """Return the inner strategy's messages, and record the weights and nodes in them.
+
+        Those to victims carry what the malicious server makes of them, if there is one.
+
+        Raises:
+            BadInput: if the malicious server cannot attack the model at all.
+        """
         round_ = self._round(server_round)
         self.current_round = round_
         if self.seeded_sampling:
@@ -325,7 +331,14 @@ class MaliciousStrategy(Strategy):
             received={},
             clients=len(messages),
         )
-        crafted = exchanges.craft(expected)
+        try:
+            crafted = exchanges.craft(expected)
+        except BadInput as error:
+            if not exchanges.has_sent:
+                raise  # it cannot attack such a model at all
+            reason = f"{exchanges.server.name} leaves the global model as it is: {error}"
+            self._fail(round_, client, reason)
+            return
         for message in messages:
             self._replace_content(message, crafted)
 

@@ -65,6 +65,9 @@ class Exchanges:
         updates: folder of the updates, with which exchanges before an interruption are found.
         names: names of the entries of the training configuration that the clients obey. If None,
             they are not known.
+
+    Attributes:
+        has_sent: whether the server has made something of the global model by now.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Exchanges:
         self._seed = seed
         self._sent = sent
         self._names = names
+        self.has_sent = False
         self._open: dict[str, Crafted | Path] = {}
         self._done: dict[int, list[Exchange]] = {}
         if sent is not None:
@@ -98,6 +102,7 @@ class Exchanges:
     def _restore(self, sent: Path, updates: Path) -> None:
         """Take up what was exchanged before an interruption."""
         for path in sorted(sent.glob("r*-c*.safetensors")):
+            self.has_sent = True
             match, update = KEY.fullmatch(path.stem), updates / path.name
             if match is not None and update.is_file():
                 exchange = Exchange(int(match[1]), int(match[2]), path, update)
@@ -147,6 +152,7 @@ class Exchanges:
                 f"training configuration, but they ignore `{'`, `'.join(ignored)}`: name them in "
                 "`federation.obeys`.",
             )
+        self.has_sent = True
         key = update_key(round_, client)
         if self._sent is None:
             self._open[key] = crafted

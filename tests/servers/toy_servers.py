@@ -103,3 +103,16 @@ class Nothing(FirstLayer):
             none, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.bool),
             torch.empty(0, 0), ("nothing was found",),
         )  # fmt: skip
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OnlyOnce(FirstLayer):
+    """Can make something of one global model alone."""
+
+    name = "only_once"
+
+    def craft(self, knowledge, *, public, generator, earlier=()):
+        """See :meth:`MaliciousServer.craft`."""
+        if hasattr(self, "public"):
+            raise BadInput("Expected a new model, got one that was trained.")
+        return super().craft(knowledge, public=public, generator=generator, earlier=earlier)
