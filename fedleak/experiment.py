@@ -340,6 +340,10 @@ class _Work:
             assert exchanges is not None
             self.folder.readings(variant).mkdir(parents=True, exist_ok=True)
             groups, name = exchanges.groups(), part.model_name
+            if not groups and not exchanges.unread():
+                reason = "no client of `victims` answered what it was sent"
+                self.observer.attack_skipped(server.name, name, reason)
+                continue
             left = [group for group in groups if not self._is_read(server, variant, name, group)]
             self.observer.attack_started(server.name, name, len(groups), len(groups) - len(left))
             for group in left:

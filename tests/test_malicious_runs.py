@@ -90,7 +90,7 @@ def test_files_rows_and_summary_of_a_run(tmp_path: Path) -> None:
     assert summary == read_summary(folder.summary)
     assert len(events.arguments("victim_attacked")) == 4 + len(found)
     page = write_report(folder, trust=True).read_text()
-    assert "it changed 4 messages" in page
+    assert "it changed 4 messages, of which 4 were answered" in page
     assert "malicious server that chooses parameters" in page
     assert f"it read 2 of {entry['samples']} samples" in page
     assert "The server read" in str(results_table(summary, config).caption)
@@ -229,7 +229,7 @@ def test_a_damaged_summary_of_a_server_is_refused(tmp_path: Path) -> None:
     summary = json.loads(folder.summary.read_text())
     summary["server"]["readings"][0]["found"] = -1
     folder.summary.write_text(json.dumps(summary))
-    with pytest.raises(BadInput, match="Expected `server` to hold threat_model, sent and readings"):
+    with pytest.raises(BadInput, match="Expected `server` to hold threat_model, sent, answered"):
         read_summary(folder.summary)
 
 
@@ -287,3 +287,24 @@ def test_a_model_that_cannot_be_attacked_any_more_is_sent_as_it_is(tmp_path: Pat
     assert told[0][1].startswith("only_once leaves the global model as it is: Expected a new")
     assert (summary["status"], summary["federation"]["failures"]) == ("complete", 0)
     assert summary["server"]["sent"] == 1
+
+
+def test_clients_that_refuse_what_they_are_sent(tmp_path: Path) -> None:
+    """By the guard's mod: the refusal is told, and nothing is read."""
+    # So few samples can be told apart by any model.
+    settings = {"limits": {"exposed": 1.0, "rare": 1.0}}
+    guard = {"class_path": "fedleak.federation.guard.GuardMod", "init_args": settings}
+    events = Recorder()
+    config = config_of(
+        tmp_path, protocol="fedavg", batch_size=4, rounds=1, mods=[guard],
+        server=Plugin("fedleak.servers.imprint.Imprint"),
+    )  # fmt: skip
+    summary, folder = run(config, observers=[events])
+    failed = {client: why for _, _, client, why in events.arguments("client_failed")}
+    assert set(failed) == {0, 2}
+    assert all("GuardMod" in why and "parallel" in why for why in failed.values())
+    assert (summary["server"]["sent"], summary["server"]["answered"]) == (2, 0)
+    (skipped,) = events.arguments("attack_skipped")
+    assert skipped[2] == "no client of `victims` answered what it was sent"
+    assert summary["federation"]["failures"] == 2
+    assert keys(folder.updates()) == []

@@ -138,15 +138,17 @@ def server_facts(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
         config: its configuration, with a server.
 
     Returns:
-        ``threat_model`` in words; ``sent``, the number of messages that it changed; and
-        ``readings``, an entry for each, with client, rounds, samples and what
-        :func:`fedleak.runs.readings.score_reading` says.
+        ``threat_model`` in words; ``sent``, the number of messages that it changed; ``answered``,
+        the number of those with an update; and ``readings``, an entry for each, with client,
+        rounds, samples and what :func:`fedleak.runs.readings.score_reading` says.
     """
     variants = list(config.variants)
     files = [path for name in variants for path in update_files(folder.readings(name))]
+    sent = [(name, path) for name in variants for path in update_files(folder.sent(name))]
     return {
         "threat_model": config.server_text,
-        "sent": sum(len(update_files(folder.sent(name))) for name in variants),
+        "sent": len(sent),
+        "answered": sum((folder.updates(name) / path.name).is_file() for name, path in sent),
         "readings": [reading_facts(path) for path in files],
     }
 
@@ -157,10 +159,11 @@ def server_notes(server: Mapping[str, Any]) -> list[str]:
     Args:
         server: ``server`` of a summary.
     """
-    number = server["sent"]
+    number, answered = server["sent"], server["answered"]
     notes = [
         f"The server is a {server['threat_model']}: it changed {number} "
-        f"message{'s' * (number != 1)}, and left the replies to them out of the global model."
+        f"message{'s' * (number != 1)}, of which {answered} {'was' if answered == 1 else 'were'} "
+        "answered, and left the replies out of the global model."
     ]
     for entry in server["readings"]:
         rounds = ", ".join(map(str, entry["rounds"]))
@@ -230,7 +233,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     server = summary.get("server")
     require(
         server is None or _is_server(server),
-        f"Expected `server` to hold threat_model, sent and readings in {path}, got "
+        f"Expected `server` to hold threat_model, sent, answered and readings in {path}, got "
         f"{short(server)}.",
     )
     data = summary.setdefault("data", {})
@@ -288,6 +291,7 @@ def _is_server(server: Any) -> bool:
         isinstance(server, dict)
         and isinstance(server.get("threat_model"), str)
         and is_count(server.get("sent"))
+        and is_count(server.get("answered"))
         and isinstance(server.get("readings"), list)
         and all(map(_is_reading, server["readings"]))
     )
