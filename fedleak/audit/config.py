@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KIND = "audit"
 # What a resumed audit may have otherwise: it changes neither the app's run nor what was answered.
-FREE = ("app", "budget", "cpus_per_client", "gpus_per_client", "ray_address")
+FREE = ("app", "budget", "cpus_per_client", "gpus_per_client", "ray_address", "malicious")
 # Files of an app whose content decides what it does.
 SUFFIXES = (".py", ".toml")
 

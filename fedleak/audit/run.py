@@ -125,8 +125,9 @@ def audit(
             and one that chooses parameters ask one client each. The app's own run is the same.
         observers: told of the audit's events.
         resume: continue an interrupted audit: the app does not train again if its run was complete,
-            and what was answered is not asked again. If the budget is larger than before, what was
-            not tried or is not conclusive is.
+            and what was answered is not asked again. If the budget is larger than before, or
+            malicious servers are tried for the first time, what was not tried or is not conclusive
+            is.
         overwrite: delete an existing audit.
         run: runs the app.
         probe: runs the app with a malicious server.
@@ -163,11 +164,11 @@ def audit(
         **resources,
     )
     files = AuditFolder(folder)
-    before = AuditConfig.load(files.config).budget if resume and files.config.is_file() else budget
+    before = AuditConfig.load(files.config) if resume and files.config.is_file() else config
     files.open(config, resume=resume, overwrite=overwrite)
     summary = AuditSummary.load(files.summary) if files.summary.is_file() else AuditSummary()
     findings = Findings(files, summary, AuditObservers(observers))
-    if budget > before:
+    if budget > before.budget or (malicious and not before.malicious):
         findings.ask_again()
     elif summary.status == "complete":
         return _found(findings)

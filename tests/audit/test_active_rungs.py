@@ -130,8 +130,13 @@ def test_the_first_server_that_can_attack_a_model_is_taken() -> None:
 def test_an_audit_with_malicious_servers(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
     run = partial(run_app, engine=in_process)
-    options = {"clients": 4, "rounds": 1, "budget": 40, "run": run, "malicious": True}
-    found = audit(app, tmp_path / "out", probe=probe_in_process, **options)
+    options = {"clients": 4, "rounds": 1, "budget": 40, "run": run}
+    alone = audit(app, tmp_path / "out", probe=lambda *_: pytest.fail("not asked for"), **options)
+    assert [a.status for a in alone.verdict.answers if a.rung > 3] == ["not tried"] * 2
+    found = audit(
+        app, tmp_path / "out", probe=probe_in_process, malicious=True, resume=True, **options
+    )
+    assert [a.rung for a in found.verdict.answers] == [a.rung for a in alone.verdict.answers]
     given = {answer.rung: answer for answer in found.verdict.answers if answer.question == "inputs"}
     assert given[4].answer.mean < 1e-2
     assert given[5].answer.mean < 1e-2
