@@ -9,8 +9,8 @@ from fedleak.errors import BadInput
 # setup.cfg lists the distributions.
 EXTRAS = {
     "federation": (
-        "flwr", "jsonargparse", "opacus", "psutil", "pytorch_lightning", "ray", "rich",
-        "torchmetrics", "torchvision", "yaml",
+        "dp_accounting", "flwr", "jsonargparse", "opacus", "psutil", "pytorch_lightning", "ray",
+        "rich", "torchmetrics", "torchvision", "yaml",
     ),
     "report": ("jinja2", "markupsafe", "pandas", "tensorboard"),
 }  # fmt: skip

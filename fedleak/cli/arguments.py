@@ -43,6 +43,10 @@ EXAMPLES = {
         "--output runs/first-iga",
     ),
     "audit": ("fedleak audit path/to/app --clients 4 --rounds 1 --output runs/audit",),
+    "budget": (
+        "fedleak budget --mechanism local_dp_mod --clipping-norm 1 --sensitivity 1e-4",
+        "--epsilon 10 --delta 1e-5 --rounds 20",
+    ),
     "import": (
         "fedleak import gradient.pt --model net:Net --sent weights.pt --kind gradient",
         "--input_shape 3,32,32 --classes 10 --output runs/theirs",
@@ -333,6 +337,38 @@ def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
     _add_flags(audit, "audit")
 
 
+def _fill_budget(budget: ArgumentParser, _plugins: bool) -> None:
+    from fedleak.privacy.mechanisms import MECHANISMS, Adjacency, Kind, Sampling
+
+    budget.add_argument(
+        "--mechanism", type=str, required=True,
+        help=f"One of {', '.join(MECHANISMS)}. Each has some of the settings below.",
+    )  # fmt: skip
+    budget.add_argument("--rounds", type=int, default=1, help="Rounds of a client.")
+    for name, kind, text in (
+        ("clipping-norm", float, "Clipping norm of local_dp_mod and fixed_clipping."),
+        ("sensitivity", float, "Sensitivity that local_dp_mod is given."),
+        ("epsilon", float, "Epsilon that local_dp_mod is given, of one round."),
+        ("delta", float, "Delta. Default: 1e-5, but none for local_dp_mod."),
+        ("noise-multiplier", float, "Noise multiplier of dp_sgd and the central clippings."),
+        ("max-norm", float, "Clipping norm of dp_sgd, and of `clipping` before `noise`."),
+        ("steps", int, "Steps of dp_sgd in a round. Default: 1."),
+        ("sampling-rate", float, "Share of a client's samples in a batch of dp_sgd. Default: 1."),
+        ("sampling", Sampling, "How dp_sgd draws batches. Default: poisson, as Opacus does."),
+        ("clients", int, "Clients of a round of fixed_clipping and adaptive_clipping."),
+        ("population", int, "Clients of which those of a round are drawn. Default: the same."),
+        ("largest-weight", float, "A client's largest weight in the mean. Default: equal weights."),
+        ("clipped-count-stddev", float, "Of adaptive_clipping. Default: clients / 20."),
+        ("initial-clipping-norm", float, "Of adaptive_clipping. Default: 0.1."),
+        ("sigma", float, "Standard deviation of `noise`."),
+        ("distribution", Kind, "Distribution of `noise`. Default: gaussian."),
+        ("relative", bool, "Whether sigma of `noise` is relative to the norm. Default: false."),
+        ("entries", int, "Entries of an update, for laplace `noise` behind a clipping."),
+        ("adjacency", Adjacency, "Default: replace for local_dp_mod and noise, else remove."),
+    ):  # fmt: skip
+        budget.add_argument(f"--{name}", type=kind | None, default=None, help=text)
+
+
 def _fill_sweep(sweep: ArgumentParser, _plugins: bool) -> None:
     sweep.add_argument("study", type=str, metavar="STUDY", help="The study's YAML file.")
     sweep.add_argument("--output", type=str, default="runs/sweep", help="The sweep's folder.")
@@ -397,6 +433,12 @@ COMMANDS = {
         "Run a Flower app as it is, attack what its server sees, and conclude.",
         " APP",
         _fill_audit,
+    ),
+    "budget": _Command(
+        "What rounds with clipping and noise spend of a privacy budget.",
+        "Compute, without a run, what a mechanism of differential privacy is worth.",
+        "",
+        _fill_budget,
     ),
     "sweep": _Command(
         "The runs of a study's file.",

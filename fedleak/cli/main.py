@@ -115,6 +115,11 @@ def _command(settings: Namespace, console: Console) -> None:
         for kind in KINDS if chosen.kind == "all" else (chosen.kind,):
             console.print(plugin_table(kind))
         return
+    if command == "budget":
+        from fedleak.cli.budget import print_budget
+
+        print_budget(chosen, console)
+        return
     from fedleak.runs.folder import RunFolder
 
     if command == "report":

@@ -1,0 +1,17 @@
+from .accountants import Composed as Composed
+from .accountants import compose as compose
+from .ceilings import jacobian_mse as jacobian_mse
+from .ceilings import linear_mse as linear_mse
+from .ceilings import mse_to_psnr as mse_to_psnr
+from .ceilings import reconstruction_probability as reconstruction_probability
+from .ledger import Ledger as Ledger
+from .ledger import Spent as Spent
+from .ledger import findings as findings
+from .ledger import spent_by as spent_by
+from .mechanisms import MECHANISMS as MECHANISMS
+from .mechanisms import Mechanism as Mechanism
+from .mechanisms import adaptive_clipping as adaptive_clipping
+from .mechanisms import dp_sgd as dp_sgd
+from .mechanisms import fixed_clipping as fixed_clipping
+from .mechanisms import local_dp_mod as local_dp_mod
+from .mechanisms import noise as noise
