@@ -14,6 +14,7 @@ PACKAGES = (
     "fedleak.data",
     "fedleak.federation",
     "fedleak.audit",
+    "fedleak.privacy",
     "fedleak.metrics",
     "fedleak.sweep",
     "fedleak.reporting",

@@ -50,7 +50,7 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
     "precode": ("model.precode.", Precode),
 }
 """Page's section -> prefix of its settings and their dataclass."""
-COMMANDS = ("run", "attack", "import", "audit", "sweep", "report", "list")
+COMMANDS = ("run", "attack", "import", "audit", "budget", "sweep", "report", "list")
 
 
 def overview(kind: str) -> str:

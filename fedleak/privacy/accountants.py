@@ -80,6 +80,8 @@ def _compose(releases: frozenset[tuple[Mechanism, int]], delta: float) -> Compos
     if any(mechanism.infinite for mechanism, _ in ordered):
         return Composed(math.inf, "none")
     found = [_without_sampling(ordered, delta)]
+    if not found[0].epsilon:
+        return found[0]
     gaussian = not _has_laplace(ordered)
     samplings = {mechanism.sampling for mechanism, _ in ordered if _is_sampled(mechanism)}
     if gaussian and "fixed" in samplings and ordered[0][0].adjacency == "replace":

@@ -133,8 +133,9 @@ def reconstruction_probability(mechanism: Mechanism, *, guess: float, rounds: in
     succeeds with probability ``sup{P(E): Q(E) <= kappa}`` at most, with P and Q the dominating pair
     of distributions of the releases with the unit and without it. Without sampling, that is
     ``Phi(Phi^-1(kappa) + 1 / z)``, with z the noise multiplier of all releases together. With
-    Poisson sampling, it is the least ``e^t kappa + delta(t)`` over t, with ``delta(t)`` that of the
-    privacy loss distribution. Other sampling is not counted.
+    Poisson sampling, it is at most ``e^t kappa + delta(t)`` for each t, with ``delta(t)`` that of
+    the privacy loss distribution; the least of these over t from 0 on is tight for small kappa.
+    Other sampling is not counted.
 
     The comparison is with the unit removed, whatever the mechanism's adjacency: the guess makes up
     for what replaces it.
@@ -171,11 +172,10 @@ def reconstruction_probability(mechanism: Mechanism, *, guess: float, rounds: in
     if not sampled or removed.noise_multiplier() < LEAST_MULTIPLIER:
         return whole
     losses = privacy_losses(releases)
-    # Every t gives a bound. It is convex in e^t, and about 1 at both ends, by its second term and
-    # by its first.
+    # Every t gives a bound, which is convex in e^t.
     least = minimize_scalar(
         lambda t: math.exp(t) * guess + float(losses.get_delta(t)),
-        bounds=(-10, -math.log(guess)), method="bounded", options={"xatol": 1e-4},
+        bounds=(0, -math.log(guess)), method="bounded", options={"xatol": 1e-4},
     )  # fmt: skip
     return max(guess, min(whole, float(least.fun)))
 

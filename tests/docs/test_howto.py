@@ -26,6 +26,7 @@ from fedleak.cli import main as cli
 from fedleak.cli.arguments import parse
 from fedleak.cli.main import _run_config
 from fedleak.federation import read_run_config, records
+from fedleak.privacy.mechanisms import MECHANISMS
 from fedleak.registry import KINDS
 from fedleak.sweep import expand, load_study
 from tests.audit.apps import ONE_STEP, imports_undone, write_kind
@@ -38,6 +39,7 @@ PAGES = sorted((DOCS / "how-to").glob("*.md"))
 SLOW = ("run-a-study",)
 LONGEST = 120
 AUDIT = DOCS / "how-to" / "audit-a-flower-app.md"
+BUDGET = DOCS / "how-to" / "count-a-privacy-budget.md"
 TENSORBOARD = DOCS / "how-to" / "read-tensorboard.md"
 
 
@@ -125,6 +127,8 @@ def test_its_commands_are_understood(page: Path, folder: Path) -> None:
             assert len(cells) == 3
         elif settings.subcommand == "audit":
             assert read_app(Path(settings.audit.app)).server.endswith("server_app:app")
+        elif settings.subcommand == "budget":
+            assert settings.budget.mechanism in MECHANISMS
         else:
             source = settings[settings.subcommand].as_dict()
             assert Path(source.get("source") or source.get("run")).is_dir()
@@ -141,7 +145,19 @@ def test_its_commands_run(page: Path, folder: Path) -> None:
         with pytest.raises(SystemExit) as ended:
             cli.main(shlex.split(small))
         assert ended.value.code == 0, small
-    assert list(folder.glob("runs/*/results.csv"))
+    assert page == BUDGET or list(folder.glob("runs/*/results.csv"))
+
+
+def test_a_budget_is_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(shlex.split(commands(BUDGET)[0]))
+    found = capsys.readouterr().out.splitlines()
+    (shown,) = blocks(BUDGET, "text")
+    for line in shown.splitlines():
+        assert any(own.startswith(line) for own in found), line
 
 
 def test_what_the_app_tells_an_audit_is_understood(folder: Path) -> None:
