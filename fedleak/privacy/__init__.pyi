@@ -8,7 +8,6 @@ from .ledger import Ledger as Ledger
 from .ledger import Spent as Spent
 from .ledger import findings as findings
 from .ledger import spent_by as spent_by
-from .mechanisms import MECHANISMS as MECHANISMS
 from .mechanisms import Mechanism as Mechanism
 from .mechanisms import adaptive_clipping as adaptive_clipping
 from .mechanisms import dp_sgd as dp_sgd

@@ -322,6 +322,8 @@ def _central(
         )
         rate = clients / population
     notes = ["It protects from those who see the model, not from the server."]
+    if rate < 1 and adjacency == "replace":
+        notes.append("Drawing clients counts only against those who cannot know who was drawn.")
     weight = 1 / clients if largest_weight is None else largest_weight
     _check(name, "largest_weight", weight, 1 / clients <= weight <= 1,
            f"from {1 / clients:g} to 1")  # fmt: skip

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from fedleak.cli import main as cli
 from fedleak.cli.arguments import make_parser
 from fedleak.cli.error_messages import settings_of
-from fedleak.privacy import MECHANISMS
+from fedleak.privacy.mechanisms import MECHANISMS
 
 IN_USE = (
     "--mechanism local_dp_mod --clipping-norm 1 --sensitivity 1e-4 --epsilon 10 --delta 1e-5 "

@@ -13,7 +13,6 @@ from flwr.supercore.differential_privacy import compute_adaptive_noise_params, c
 from fedleak.defenses import DPSGD, Clipping, NoisyGradients, Outgoing
 from fedleak.errors import BadInput
 from fedleak.privacy import (
-    MECHANISMS,
     Mechanism,
     adaptive_clipping,
     dp_sgd,
@@ -21,6 +20,7 @@ from fedleak.privacy import (
     local_dp_mod,
     noise,
 )
+from fedleak.privacy.mechanisms import MECHANISMS
 from tests.cases import MODELS, case_victim
 
 DECLARED = {"clipping_norm": 1.0, "sensitivity": 1e-4, "epsilon": 10.0, "delta": 1e-5}
