@@ -12,7 +12,7 @@ from fedleak.updates.files import Tensors
 
 NEAR = 8
 """The share of the public samples that each threshold is fitted to is one in this number."""
-FEWEST = 60
+FEWEST = 30
 """Fewest public samples from which thresholds are estimated."""
 
 

@@ -53,8 +53,8 @@ def test_thresholds_ascend() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(BadInput, match=r"at least 60 public samples .* got 59"):
-        bin_thresholds(exponential(59, 0), 10, 100, 0.05)
+    with pytest.raises(BadInput, match=r"at least 30 public samples .* got 29"):
+        bin_thresholds(exponential(29, 0), 10, 100, 0.05)
     with pytest.raises(BadInput, match="more than 126 samples of a client for 120 bins"):
         tail_shares(120, 100, 0.05)
 

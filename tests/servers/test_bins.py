@@ -271,7 +271,7 @@ def test_what_cannot_be_attacked_is_refused() -> None:
 
     with pytest.raises(BadInput, match=r"public samples of the shape \(3, 8, 8\).* got none"):
         craft(Bins(), knowledge(net()), None)
-    with pytest.raises(BadInput, match=r"at least 60 public samples .* got 20"):
+    with pytest.raises(BadInput, match=r"at least 30 public samples .* got 20"):
         craft(Bins(), knowledge(net()), PUBLIC[:20])
     with pytest.raises(BadInput, match="trains by sgd, adam or adamw, got rmsprop"):
         craft(Bins(), knowledge(net(), optimizer="rmsprop"))
