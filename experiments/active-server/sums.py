@@ -36,7 +36,7 @@ TARGET = 2**22
 """Flower's default number of steps of the quantiser."""
 DEFAULT = 8.0
 """Flower's default clipping range."""
-NOISY = 1e-4
+NOISY = 2e-5
 """By how much a bin may turn where the quantiser adds noise."""
 SUMS = {
     "exact sum, server's rate": ("server", None),

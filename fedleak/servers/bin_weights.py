@@ -38,14 +38,16 @@ class Scales:
 
 TINY_RATE = Scales(1.0, 2.0**-7, 1.0, 2.0**-20)
 """For a learning rate so small that nothing moves; the logits stay near 0."""
-ROUNDED = Scales(2.0**-20, 2.0**-30, 2.0**-43, 2.0**-46)
+ROUNDED = Scales(2.0**-20, 2.0**-26, 2.0**-43, 2.0**-43)
 """For SGD at the client's own rate. A step of a weight of the second layer is below half a unit of
 its last place, so that float32 rounds it away, and the first layer's drift is far below the
-distance of two thresholds. The third layer's weights are below the second layer's biases, as
-otherwise their drift would stop its units from firing."""
+distance of two thresholds. The second layer's biases drift, so that another input, see
+:data:`KEEPER`, keeps its units firing for the samples in the bins."""
 OVERFLOWING = Scales(1.0, 1.0, 1e25, 1e-20)
 """For Adam, whose steps are linear in gradients far below ``eps``. The third layer's gradient
 cannot be tiny; it is so large that its square overflows, and the step is 0."""
+KEEPER = 4.0
+"""What the first unit adds to a unit of the second layer, at least, in units of its bias."""
 REFUSED = -50.0
 """Bias of a class that the model is to find impossible."""
 
@@ -58,6 +60,7 @@ def bin_weights(
     signals: Tensor,
     scales: Scales,
     only_class: int | None = None,
+    first_gain: float | None = None,
 ) -> Tensors:
     """The weights that are sent; those of the encoder stay.
 
@@ -69,12 +72,15 @@ def bin_weights(
             with a mean of 0, or with 0 for the class that the model always predicts.
         scales: sizes of the weights.
         only_class: the class of which alone a sample sends a signal back. If None, all do.
+        first_gain: gain of the first unit. If None, that of the others.
     """
     weights = {name: value.detach().cpu().clone() for name, value in sent.items()}
     first, second, third = network.linear
     matrix = weights[f"{first}.weight"].zero_()
-    matrix[:, division.feature] = scales.gain
-    limits = -scales.gain * division.thresholds
+    gains = torch.full((network.units,), scales.gain, dtype=torch.float64)
+    gains[0] = scales.gain if first_gain is None else first_gain
+    limits = -gains * division.thresholds
+    matrix[:, division.feature] = gains.to(matrix)
     weights[f"{first}.bias"].copy_(limits)
     if division.reference is not None:
         matrix[:, division.reference] = limits.to(matrix)
@@ -86,6 +92,24 @@ def bin_weights(
     if only_class is not None:
         weights[f"{third}.bias"][only_class] = REFUSED
     return weights
+
+
+def keeping_gain(division: Division, features: Tensor, scales: Scales) -> float:
+    """Gain with which the first unit keeps the second layer firing for the samples in the bins.
+
+    Its threshold is far below the others, so that such a sample exceeds it by at least the distance
+    to the second threshold. It then adds :data:`KEEPER` times the second layer's bias there.
+
+    Args:
+        division: the bins.
+        features: of public samples, ``(public, features)``.
+        scales: sizes of the weights.
+    """
+    least = float(division.thresholds[1] - division.thresholds[0])
+    if division.reference is not None:
+        # The unit sees the distance of the ratios times the reference.
+        least *= float(features[:, division.reference].double().median())
+    return KEEPER * scales.bias / (scales.weight * max(least, 1e-6))
 
 
 def without_biases(sent: Tensors, network: ConvNetwork) -> Tensors:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.servers.base import Change, Crafted, MaliciousServer, Reading
-from fedleak.servers.bin_thresholds import Division, bin_thresholds
+from fedleak.servers.bin_thresholds import Division, bin_thresholds, tail_shares
 from fedleak.servers.bin_weights import (
     OVERFLOWING,
     ROUNDED,
@@ -18,6 +18,7 @@ from fedleak.servers.bin_weights import (
     Scales,
     bin_weights,
     even_signals,
+    keeping_gain,
     one_sided_signals,
     shuffled,
     without_biases,
@@ -31,7 +32,7 @@ from fedleak.servers.conv_network import (
     with_weights,
 )
 from fedleak.servers.feature_scale import scaled_features
-from fedleak.servers.features_to_images import fitted_inputs, linear_inputs
+from fedleak.servers.features_to_images import Likely, fitted_inputs, linear_inputs
 from fedleak.updates.files import Tensors, opened
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -40,12 +41,15 @@ Rate = Literal["client", "server"]
 
 EMPTY = 1e-6
 """A difference of two rows below this share of the rows is rounding: no sample is in the bin."""
+WIDER = 2.0
+"""Share of the samples that fire the first unit at the client's own rate, in units of the share
+that fires the second."""
 SAME = 1e-4
 """Directions of two bins that differ by less are of the same sample."""
 NEARLY = 100
 """A bin that turns by up to so many times the tolerance is read, but not certified."""
-TOLERANCE = {"sgd": 1e-8, "adam": 1e-7, "adamw": 1e-7}
-"""By how much the direction of one sample may turn; Adam's ``eps`` bends it."""
+TOLERANCE = {TINY_RATE: 1e-8, ROUNDED: 1e-7, OVERFLOWING: 1e-7}
+"""By how much the direction of one sample may turn: by rounding, and by Adam's ``eps``."""
 SMALLEST_EPS = 1e-9
 """Smallest ``eps`` of Adam below which the tiny gradients would not be tiny beside it."""
 
@@ -84,13 +88,15 @@ class Bins(MaliciousServer):
         above: share of the samples above the last threshold. Further up there are too few public
             samples to tell quantiles from.
         tolerance: largest ``1 - |cos|`` between two rounds at which a bin is certified. If None,
-            1e-8 with SGD and 1e-7 with Adam. Noise in the update, as by the quantiser of secure
-            aggregation, needs more.
+            1e-8 at the server's rate and 1e-7 otherwise. Noise in the update, as by the quantiser
+            of secure aggregation, needs more.
         encoder: safetensors file with weights of the encoder that keep more of the input, by their
             names in the model. If None, the encoder stays as it is.
         steps: number of steps in which inputs are fitted to the features. If 0, they are a linear
             function of the features.
-        smoothness: weight of the total variation in this fit.
+        likeliness: weight in this fit of the deviation from the public samples' mean, in units of
+            their covariance, beside the mean squared error of the features.
+        smoothness: weight of the total variation.
 
     Raises:
         BadInput: if a hyperparameter is out of its range.
@@ -117,8 +123,9 @@ class Bins(MaliciousServer):
     above: float = 0.05
     tolerance: float | None = None
     encoder: str | None = None
-    steps: int = 150
-    smoothness: float = 0.05
+    steps: int = 100
+    likeliness: float = 0.1
+    smoothness: float = 0.2
 
     def __post_init__(self) -> None:
         if self.rate not in ("client", "server"):
@@ -132,6 +139,7 @@ class Bins(MaliciousServer):
             ("samples", self.samples, self.samples is None or self.samples >= 2, "at least 2"),
             ("above", self.above, 0 <= self.above < 1, "from 0 to below 1"),
             ("steps", self.steps, self.steps >= 0, "at least 0"),
+            ("likeliness", self.likeliness, self.likeliness >= 0, "at least 0"),
             ("smoothness", self.smoothness, self.smoothness >= 0, "at least 0"),
             (
                 "tolerance", self.tolerance, self.tolerance is None or 0 < self.tolerance < 1,
@@ -185,21 +193,25 @@ class Bins(MaliciousServer):
             features = encoder_features(with_weights(knowledge.model, sent), network, public)
             used = [int(sent.memory["feature"]) for sent, _ in earlier]
             division = self._division(knowledge, network, scales, features, used, generator)
-            before = None
+            before, first_gain = None, None
+            if scales is ROUNDED:
+                first_gain = keeping_gain(division, features, scales)
         else:
             division = Division.from_memory(repeated.memory)
-            before = repeated.memory["signals"]
+            before, first_gain = repeated.memory["signals"], float(repeated.memory["first_gain"])
         signals = self._signals(network.classes, scales, len(earlier) // 2)
         if self.only_class is None:
             signals = shuffled(signals, before, generator)
         weights = bin_weights(
             sent, network, division=division, signals=signals, scales=scales,
-            only_class=self.only_class,
+            only_class=self.only_class, first_gain=first_gain,
         )  # fmt: skip
+        first_gain = scales.gain if first_gain is None else first_gain
         return Crafted(
             weights,
             {self.rate_name: self.learning_rate} if scales is TINY_RATE else {},
-            division.to_memory() | {"signals": signals},
+            division.to_memory()
+            | {"signals": signals, "first_gain": torch.tensor(first_gain, dtype=torch.float64)},
         )
 
     def read(
@@ -304,7 +316,13 @@ class Bins(MaliciousServer):
         )
         feature = useful[int(torch.randint(len(useful), (), generator=generator))]
         values = Division(feature, reference, torch.empty(0)).of(features)
-        thresholds = bin_thresholds(values, network.units, samples, self.above)
+        bins = network.units - (scales is ROUNDED)
+        thresholds = bin_thresholds(values, bins, samples, self.above)
+        if scales is ROUNDED:
+            # The first unit keeps the next layer firing: its threshold is far below the bins.
+            share = float(tail_shares(bins, samples, self.above)[0])
+            below = min(WIDER * share, (1 + share) / 2)
+            thresholds = torch.cat([bin_thresholds(values, 1, samples, below), thresholds])
         return Division(feature, reference, thresholds)
 
     def _read_feature(
@@ -328,7 +346,7 @@ class Bins(MaliciousServer):
         labels, certified = torch.full((len(filled),), -1), torch.zeros_like(filled)
         kept = filled
         if len(rounds) == 2:
-            tolerance = self.tolerance or TOLERANCE[knowledge.local.optimizer]
+            tolerance = self.tolerance or TOLERANCE[scales]
             turn = turned(sums[0][0], sums[1][0])
             strengths = [_strengths(one, features, division.columns) for one, _ in sums]
             signals = [crafted.memory["signals"] for crafted, _ in rounds]
@@ -377,9 +395,12 @@ class Bins(MaliciousServer):
         if not network.encoder:
             return features.float().reshape(-1, *knowledge.input_shape)
         start = linear_inputs(features, known, public)
+        if not self.steps or not len(start):
+            return start.clamp(*knowledge.bounds)
         return fitted_inputs(
             model, network, features, start, bounds=knowledge.bounds, spread=known.std(dim=0),
-            smoothness=self.smoothness, steps=self.steps,
+            likely=Likely.of(public), likeliness=self.likeliness, smoothness=self.smoothness,
+            steps=self.steps,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedleak.servers.conv_network import encoder_features, find_network
-from fedleak.servers.features_to_images import fitted_inputs, linear_inputs, total_variation
+from fedleak.servers.features_to_images import Likely, fitted_inputs, linear_inputs, total_variation
 from tests.servers.small_client import SHAPE, images
 
 BOUNDS = (torch.tensor(-1.0), torch.tensor(1.0))
@@ -41,11 +41,34 @@ def test_the_fit_is_nearer_than_its_start(steps: int) -> None:
     start = images(6, 2)
     found = fitted_inputs(
         model.eval(), network, features, start, bounds=BOUNDS, spread=known.std(dim=0),
-        smoothness=1e-3, steps=steps,
+        likely=Likely.of(public), likeliness=0.0, smoothness=1e-3, steps=steps,
     )  # fmt: skip
     error = float((found - truth).norm() / (start - truth).norm())
     assert error < 0.7 if steps else error == pytest.approx(1.0)
     assert float(found.abs().max()) <= 1.0
+
+
+@pytest.mark.parametrize("number", [30, 500])
+def test_the_surprise_is_the_mahalanobis_distance(number: int) -> None:
+    """With fewer samples than entries, as with more."""
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(60, 60, generator=draw)
+    public = torch.randn(number, 60, generator=draw) @ matrix + 3
+    law, own = Likely.of(public), torch.randn(5, 60, generator=draw)
+    rows = public - public.mean(dim=0)
+    covariance = rows.T @ rows / number + law.least * torch.eye(60)
+    away = (own - public.mean(dim=0)).double()
+    expected = (away @ torch.linalg.inv(covariance.double()) * away).sum(dim=1) / 60
+    assert torch.allclose(law.surprise(own).double(), expected, rtol=1e-2)
+
+
+def test_the_law_of_images_is_that_of_their_mirror_images_too() -> None:
+    public = images(50, 3)
+    assert torch.allclose(
+        Likely.of(public).surprise(public), Likely.of(public).surprise(public.flip(-1)), rtol=0.3
+    )
+    mean = Likely.of(public).mean.reshape(SHAPE)
+    assert torch.allclose(mean, mean.flip(-1), atol=1e-5)
 
 
 def test_total_variation_by_hand() -> None:
