@@ -44,7 +44,7 @@ SUMS = {
     "range set, server's rate": ("server", 2e-17),
     "exact sum, client's rate": ("client", None),
     "default range, client's rate": ("client", DEFAULT),
-    "range set, client's rate": ("client", 4e-21),
+    "range set, client's rate": ("client", 5e-19),
 }
 
 
