@@ -38,7 +38,8 @@ class CompactTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, encoded: Mapping[str, Tensor]) -> None:
-        self.encoded = dict(encoded)
+        # Tensors that stay in their file stay there.
+        self.encoded = dict(encoded) if isinstance(encoded, dict) else encoded
         self._names = list(dict.fromkeys(name.partition(SEPARATOR)[0] for name in encoded))
 
     def __getitem__(self, name: str) -> Tensor:

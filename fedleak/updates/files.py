@@ -131,26 +131,45 @@ def read_tensors(path: Path, expected: str) -> tuple[Tensors, dict[str, str]]:
             or has tensors of other dtypes than :data:`DTYPES`.
     """
     with opened(path) as file:
-        header = file.metadata() or {}
-        if header.get("format") != expected:
-            found = header.get("format")
-            raise BadInput(
-                f"Expected a file of format {expected} at {path}, got "
-                f"{'a safetensors file without a format' if found is None else short(found)}."
-            )
-        names = list(file.keys())
-        if set(names) == {str(position) for position in range(len(names))}:
-            names.sort(key=int)  # a list of arrays; the file has the names in the order of text
+        header, names = check_format(file, path, expected)
         return {name: file.get_tensor(name) for name in names}, header
 
 
+def check_format(file: Any, path: Path, expected: str) -> tuple[dict[str, str], list[str]]:
+    """Check the format that a file's header names.
+
+    Args:
+        file: the handle of :func:`opened`.
+        path: the file, for messages.
+        expected: the format.
+
+    Returns:
+        The header, and the names of the tensors; those of a list of arrays in its order.
+
+    Raises:
+        BadInput: if the header names another format or none.
+    """
+    header = file.metadata() or {}
+    if header.get("format") != expected:
+        found = header.get("format")
+        raise BadInput(
+            f"Expected a file of format {expected} at {path}, got "
+            f"{'a safetensors file without a format' if found is None else short(found)}."
+        )
+    names = list(file.keys())
+    if set(names) == {str(position) for position in range(len(names))}:
+        names.sort(key=int)  # the file has the names in the order of text
+    return header, names
+
+
 @contextmanager
-def opened(path: Path, dtypes: frozenset[str] = DTYPES) -> Iterator[Any]:
+def opened(path: Path, dtypes: frozenset[str] = DTYPES, *, check: bool = True) -> Iterator[Any]:
     """Open a safetensors file after checking its size and dtypes.
 
     Args:
         path: the file.
         dtypes: permitted dtypes, in safetensors' names.
+        check: whether to check dtypes; False of a file that was opened before.
 
     Yields:
         The file handle of ``safetensors.safe_open``. Errors of reading it become BadInput.
@@ -175,7 +194,7 @@ def opened(path: Path, dtypes: frozenset[str] = DTYPES) -> Iterator[Any]:
             f"Expected a header of at most {HEADER:,} bytes in {path}, got one of {length:,}.",
         )
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys() if check else ():
                 kind = file.get_slice(name).get_dtype()
                 require(
                     kind in dtypes,

@@ -26,6 +26,7 @@ from fedleak.updates.files import (
 from fedleak.updates.gradient_estimate import GradientEstimate, change_of, estimate_gradient
 from fedleak.updates.knowledge import Aggregation, Knowledge, Protocol
 from fedleak.updates.naming import by_name, known_names
+from fedleak.updates.stored_tensors import StoredTensors
 
 # What is given -> protocol.
 PROTOCOLS: dict[str, Protocol] = {"gradient": "fedsgd", "weights": "fedavg", "delta": "delta"}
@@ -73,7 +74,7 @@ class InterceptedUpdate:
     protocol: Protocol
     num_examples: int
     model: str
-    sent: Tensors
+    sent: Mapping[str, Tensor]
     received: Mapping[str, Tensor]
     clients: int = 1
     aggregation: Aggregation = "weighted_mean"
@@ -173,15 +174,16 @@ class InterceptedUpdate:
         parameters = [name for name, _ in model.named_parameters()]
         given: Any = self.sent
         sent, received = self.sent, self.received
+        filled = dict(sent)
         if _is_of_another(given, state):
             return self  # :meth:`check` says so
         if not (_is_by_name(given, state) and len(given) == len(state)):
             own = {name: value.detach().cpu().clone() for name, value in state.items()}
-            sent = own | by_name(given, "sent weights", parameters, own)
+            sent = filled = own | by_name(given, "sent weights", parameters, own)
         if not isinstance(received, CompactTensors) and not _is_by_name(received, state):
             kinds = {protocol: kind for kind, protocol in PROTOCOLS.items()}
             kind = kinds[self.protocol]
-            received = by_name(received, kind, parameters, sent, _trained(model))
+            received = by_name(received, kind, parameters, filled, _trained(model))
         return replace(self, sent=sent, received=received)
 
     def __repr__(self) -> str:
@@ -377,19 +379,21 @@ class InterceptedUpdate:
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, *, stored: bool = False) -> Self:
         """Read an update and the weights that the server sent in its round.
 
         Args:
             path: a file that :meth:`save` wrote; the file of sent weights lies beside it, of the
                 client or of the round.
+            stored: whether the tensors stay in the files, and each is read when it is used; see
+                :meth:`loaded`.
 
         Raises:
             BadInput: if a file is missing, truncated or of another format, if the header has no
                 valid round, client, number of examples or name, or if an encoded gradient is
                 inconsistent or decodes to more than ``files.LARGEST`` bytes.
         """
-        received, header = read_tensors(path, UPDATE_FORMAT)
+        received, header = _read(path, UPDATE_FORMAT, stored)
         numbers = [header.get(name, "") for name in ("round", "client", "num_examples")]
         numbers.append(header.get("clients", "1"))
         valid = all(map(_NUMBER.fullmatch, numbers)) and "0" not in (numbers[0], numbers[3])
@@ -416,12 +420,30 @@ class InterceptedUpdate:
             check_encoded(received, path)
         own = path.with_name(f"{key}-sent.safetensors")
         shared = path.with_name(f"r{round_:04d}-global.safetensors")
-        sent, _ = read_tensors(own if own.is_file() else shared, GLOBAL_FORMAT)
+        sent, _ = _read(own if own.is_file() else shared, GLOBAL_FORMAT, stored)
         return cls(
             round_, client, cast(Protocol, protocol), examples, model,
             sent, CompactTensors(received) if protocol == "fedsgd" else received,
             clients, cast(Aggregation, aggregation),
         )  # fmt: skip
+
+    def loaded(self) -> Self:
+        """The same update with all tensors in memory."""
+        received = self.received
+        return replace(
+            self,
+            sent=dict(self.sent),
+            received=CompactTensors(dict(received.encoded))
+            if isinstance(received, CompactTensors)
+            else dict(received),
+        )
+
+
+def _read(path: Path, expected: str, stored: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    if not stored:
+        return read_tensors(path, expected)
+    found = StoredTensors(path, expected)
+    return found, found.header
 
 
 def _is_of_another(values: Any, state: Mapping[str, Any]) -> bool:
