@@ -7,7 +7,7 @@ must give the update that the client sent.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.explained import NOT_SETTLED, simulated_update
+from fedleak.audit.knowledge import RecordedLoss
 from fedleak.audit.ladder import Report, Victim, best_result
 from fedleak.audit.samples import Attacked
 from fedleak.audit.truth_scores import Samples, measure_of, score
 from fedleak.errors import BadInput, first_line
-from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
@@ -81,16 +82,18 @@ def run_canary(
         report: told what is being done.
     """
     facts = victim.known.knowledge
+    gradient = facts.protocol == "fedsgd"
+    protocol: Protocol = "fedsgd" if gradient else "delta"
     alone = replace(
         facts.with_training(steps=1, epochs=None, batch_size=1), num_samples=1, labels=None,
-        protocol="delta",
+        protocol=protocol,
     )  # fmt: skip
     sample = make_sample(alone, victim.whole, seed)
     try:
         labels = alone.dummy_labels(1).clone()
         change = _update(alone, victim.update, sample, labels)
         update = replace(
-            victim.update, protocol="delta", num_examples=1, received=change, client=0, round=1
+            victim.update, protocol=protocol, num_examples=1, received=change, client=0, round=1
         )
         client = replace(
             victim, key="canary", update=update, known=replace(victim.known, knowledge=alone)
@@ -132,27 +135,45 @@ def replay(victim: Victim, batches: Sequence[Samples]) -> float:
     try:
         model, parameters = _client(facts, victim.update)
         state: State = {}
+        total = {name: torch.zeros_like(value) for name, value in parameters.items()}
         for step, batch in enumerate(batches):
             inputs, labels = batch.inputs, batch.labels
             labels = facts.dummy_labels(len(inputs)) if labels is None else labels
+            loss = facts.loss
+            if batch.others and isinstance(loss, RecordedLoss):
+                loss = replace(loss, given=batch.others)
             with torch.enable_grad():
                 found = torch.autograd.grad(
-                    facts.loss(model, (inputs, labels)), list(parameters.values()),
+                    loss(model, (inputs, labels)), list(parameters.values()),
                     allow_unused=True, materialize_grads=True,
                 )  # fmt: skip
             gradients = dict(zip(parameters, found, strict=True))
+            if facts.protocol == "fedsgd":
+                total = {n: value + gradients[n] for n, value in total.items()}
+                continue
             weights = {name: value.detach() for name, value in parameters.items()}
             changes, state = optimizer_step(facts.local, weights, gradients, state, step)
             for name, value in parameters.items():
                 value.data += changes[name]
-        sent = victim.update.change(list(parameters))
+        if facts.protocol == "fedsgd":
+            received = victim.update.received
+            return _squared_cosine((total[n], received[n]) for n in parameters if n in received)
+        begin = victim.update.sent
+        return _squared_cosine(
+            (value.detach() - begin[name], victim.update.change([name])[name])
+            for name, value in parameters.items()
+        )
     except Exception:  # of the app's own code
         return math.nan
-    begin = victim.update.sent
-    one = torch.cat([(v.detach() - begin[n]).double().flatten() for n, v in parameters.items()])
-    two = torch.cat([sent[name].double().flatten() for name in parameters])
-    size = float(one @ one) * float(two @ two)
-    return float(one @ two) ** 2 / size if size else math.nan
+
+
+def _squared_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """That of two vectors that are given in parts; NaN if one is 0."""
+    product = one = two = 0.0
+    for left, right in pairs:
+        a, b = left.double().flatten(), right.double().flatten()
+        product, one, two = product + float(a @ b), one + float(a @ a), two + float(b @ b)
+    return product**2 / (one * two) if one * two else math.nan
 
 
 def _client(facts: Knowledge, update: InterceptedUpdate) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -173,4 +194,6 @@ def _update(
     """The change of weights by training on samples in their order."""
     model, parameters = _client(facts, update)
     with torch.enable_grad():
-        return simulated_update(model, facts, (inputs, labels), {}, list(parameters), "delta", {})
+        return simulated_update(
+            model, facts, (inputs, labels), {}, list(parameters), facts.protocol, {}
+        )

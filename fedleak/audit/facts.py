@@ -17,6 +17,23 @@ LARGEST = 64 * 2**20
 
 
 @dataclass(frozen=True)
+class Relation:
+    """What an input is in all batches of a training, as the app's code makes it.
+
+    Args:
+        value: the number that all its entries are; None if they differ.
+        copy_of: place of the input whose numbers it has; None if it has none's.
+        mask_of: place of the whole numbers of which it is a mask: 0 at padding, 1 elsewhere.
+        padding: the number that stands for padding there.
+    """
+
+    value: float | None = None
+    copy_of: Place | None = None
+    mask_of: Place | None = None
+    padding: int | None = None
+
+
+@dataclass(frozen=True)
 class TensorFacts:
     """A tensor in a call's arguments.
 
@@ -24,11 +41,13 @@ class TensorFacts:
         path: where it is; a position for a positional argument, a name for one by keyword.
         shape: its shape, batch dimension included.
         dtype: its type, such as ``float32``.
+        relation: what it is in all batches; None if nothing is known of it.
     """
 
     path: Place
     shape: tuple[int, ...]
     dtype: str
+    relation: Relation | None = None
 
 
 @dataclass(frozen=True)
@@ -118,10 +137,13 @@ class TrainingFacts:
         inputs: the tensors that the model is called with, of the largest batch.
         loss: what is differentiated; None if nothing was.
         optimizer: the optimiser; None if none made a step.
-        batch_sizes: number of samples in each optimiser step, in order.
+        batch_sizes: number of samples in each optimiser step, in order; of a gradient that is sent,
+            of the one step that the server makes.
+        shapes_differ: whether the samples of some batches have another shape than those of others.
         backward_passes: number of backward passes.
         sends: what the client returns: the model's weights as they were when its training ended,
-            their change, or something else, such as weights with noise; None if it is not known.
+            their change, the gradient, or something else, such as weights with noise; None if it is
+            not known.
         gradients_changed: whether gradients were changed between backward pass and step, as by
             clipping or added noise.
         weights_changed: whether weights were changed outside the optimiser's steps: between two of
@@ -139,9 +161,10 @@ class TrainingFacts:
     optimizer: OptimizerFacts | None = None
     batch_sizes: tuple[int, ...] = ()
     backward_passes: int = 0
-    sends: Literal["weights", "delta", "other"] | None = None
+    sends: Literal["weights", "delta", "gradient", "other"] | None = None
     gradients_changed: bool = False
     weights_changed: bool = False
+    shapes_differ: bool = False
     batches_kept: int = 0
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
@@ -173,7 +196,7 @@ class TrainingFacts:
             for name, kind in nested.items():
                 if values.get(name) is not None:
                     values[name] = kind(**values[name])
-            values["inputs"] = tuple(TensorFacts(**item) for item in values.get("inputs", ()))
+            values["inputs"] = tuple(_tensor(item) for item in values.get("inputs", ()))
             return cls(**values)
         except BadInput as error:
             raise BadInput(f"{str(error).rstrip('.')} in {path}.") from error
@@ -181,3 +204,8 @@ class TrainingFacts:
             raise BadInput(
                 f"Expected facts of a client's training in {path}, got a damaged file."
             ) from error
+
+
+def _tensor(values: Any) -> TensorFacts:
+    known = values.get("relation")
+    return TensorFacts(**values | {"relation": None if known is None else Relation(**known)})

@@ -3,7 +3,7 @@
 import copy
 import glob
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedleak.audit.app import FlowerApp
-from fedleak.audit.facts import LossFacts, OptimizerFacts, Place, TensorFacts, TrainingFacts
+from fedleak.audit.facts import (
+    LossFacts,
+    OptimizerFacts,
+    Place,
+    Relation,
+    TensorFacts,
+    TrainingFacts,
+)
 from fedleak.audit.module_watch import fit
+from fedleak.audit.other_inputs import (
+    LABELS,
+    OtherInput,
+    arguments_of,
+    assembled,
+    common_relations,
+)
 from fedleak.errors import BadInput, first_line, require
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.local_training import LocalTraining
@@ -33,8 +47,6 @@ SETTINGS = {
     "amsgrad": "amsgrad", "alpha": "alpha", "centered": "centered", "lr_decay": "lr_decay",
     "initial_accumulator_value": "initial_accumulator", "maximize": "maximize",
 }  # fmt: skip
-# Names of the argument with the labels, of models that compute their loss themselves.
-LABELS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,19 @@ class Known:
         notes: what is not known, or only presumed, a sentence each.
         inputs: place of the samples in a batch of the truth.
         labels: place of the labels in it; None if they are the loss's target, or there are none.
+        others: the other inputs of the model.
     """
 
     knowledge: Knowledge
     notes: tuple[str, ...]
     inputs: Place
     labels: Place | None = None
+    others: tuple[OtherInput, ...] = ()
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the model's other inputs of which nothing is known."""
+        return tuple(item.name for item in self.others if item.relation is None)
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,10 @@ class RecordedLoss:
         labels: the place of the labels among them; None if they are the loss's target.
         function: the loss of outputs and labels, in place of the one that was seen.
         scale: factor of the loss.
+        others: the other inputs, which are made for each batch.
+        given: other inputs of one batch by place, in place of those that are made.
+        flat: whether a sample is a single number, so that the model takes ``(N,)`` and not
+            ``(N, 1)``.
     """
 
     facts: LossFacts
@@ -86,6 +109,9 @@ class RecordedLoss:
     labels: Place | None = None
     function: Callable[[Any, Any], Tensor] | None = None
     scale: float = 1.0
+    others: tuple[OtherInput, ...] = ()
+    given: Mapping[Place, Tensor] | None = None
+    flat: bool = False
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss, a scalar tensor.
@@ -94,18 +120,11 @@ class RecordedLoss:
             model: the model.
             batch: samples and labels, each with a batch dimension.
         """
-        samples, labels = batch[0], batch[1]
+        samples, labels = batch[0].flatten() if self.flat else batch[0], batch[1]
+        values = self._values(model, samples, labels)
         if self.facts.kind == "training_step" and self.function is None:
-            return self._training_step(model, samples, labels)
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for place, value in ((self.inputs, samples), (self.labels, labels)):
-            if place is None:
-                continue
-            if isinstance(place[0], int):
-                args.insert(place[0], value)
-            else:
-                kwargs[place[0]] = value
+            return self._training_step(model, values)
+        args, kwargs = arguments_of(values)
         output = model(*args, **kwargs)
         if self.function is not None:
             return self.scale * self.function(output, labels)
@@ -122,16 +141,19 @@ class RecordedLoss:
             loss = getattr(loss, self.facts.reduction)()
         return self.scale * loss
 
-    def _training_step(self, model: nn.Module, samples: Any, labels: Any) -> Tensor:
-        if not self.inputs:
-            batch: Any = samples
-        elif isinstance(self.inputs[0], str):
-            batch = {self.inputs[0]: samples}
-            if self.labels is not None:
-                batch[self.labels[0]] = labels
-        else:
-            batch = (samples, labels)
-        result = model.training_step(batch, 0)  # type: ignore[operator]
+    def _values(self, model: nn.Module, samples: Any, labels: Any) -> dict[Place, Any]:
+        """The tensors of the call by place."""
+        values: dict[Place, Any] = {self.inputs: samples}
+        real = next((v.dtype for v in model.parameters() if v.is_floating_point()), torch.float32)
+        for item in self.others:
+            own = None if self.given is None else self.given.get(item.place)
+            values[item.place] = item.make(samples, real) if own is None else own
+        if self.labels is not None:
+            values[self.labels] = labels
+        return values
+
+    def _training_step(self, model: nn.Module, values: dict[Place, Any]) -> Tensor:
+        result = model.training_step(assembled(values), 0)  # type: ignore[operator]
         loss: Tensor = result["loss"] if isinstance(result, Mapping) else result
         return loss
 
@@ -194,7 +216,13 @@ def find_model(
 
 
 def knowledge_of(
-    app: FlowerApp, facts: TrainingFacts, model: nn.Module, update: InterceptedUpdate
+    app: FlowerApp,
+    facts: TrainingFacts,
+    model: nn.Module,
+    update: InterceptedUpdate,
+    *,
+    relations: Mapping[Place, Relation] | None = None,
+    models: dict[Any, nn.Module] | None = None,
 ) -> Known:
     """What an attacker knows of an update who knows the app's code, but no sample and no label.
 
@@ -203,6 +231,9 @@ def knowledge_of(
         facts: what was seen of this client's training.
         model: the model; see :func:`find_model`.
         update: the update.
+        relations: what is known of the model's inputs; see
+            :func:`fedleak.audit.other_inputs.common_relations`. If None, what this client tells.
+        models: copies of the model that were made before, by their modes; a new one is added.
 
     Raises:
         BadInput: if the samples, or the loss, are not known; the sentence says what to name.
@@ -213,22 +244,35 @@ def knowledge_of(
         "Expected to see what the model is called with, but "
         f"{'; '.join(facts.notes) or 'no call was seen'}.",
     )
-    model = copy.deepcopy(model)
-    training = _set_modes(model, facts, notes)
-    samples, labels, inputs = _places(facts, notes, told=settings.loss is not None)
-    loss = _loss(app, facts, samples.path, None if labels is None else labels.path)
+    model = _in_modes(model, facts, notes, {} if models is None else models)
+    relations = common_relations([facts]) if relations is None else relations
+    samples, labels, others = _places(
+        facts, model, relations, notes, told=settings.loss is not None
+    )  # fmt: skip
+    notes += [item.note for item in others]
+    copies = any(
+        item.relation is not None and item.relation.copy_of is not None and item.place[-1] in LABELS
+        for item in others
+    )
+    loss = replace(
+        _loss(app, facts, samples.path, None if labels is None else labels.path),
+        others=others,
+        flat=len(samples.shape) == 1,
+    )
     local, number = _local_training(facts, update.num_examples, notes)
+    if facts.shapes_differ:
+        notes.append("the samples of some batches have another shape than those of others")
     if facts.sends == "other":
         notes.append(
             "what the client returns is not its model's weights as they were when the training "
             "ended: it is changed afterwards, as by noise, clipping or compression"
         )
-    own_labels = facts.loss is not None and facts.loss.target_input is not None
+    own_labels = copies or (facts.loss is not None and facts.loss.target_input is not None)
     if facts.faults:
         notes.append(f"the recorder met errors: {'; '.join(facts.faults)}")
     knowledge = Knowledge(
         model=model,
-        input_shape=samples.shape[1:],
+        input_shape=samples.shape[1:] or (1,),
         num_classes=settings.num_classes,
         mean=settings.mean,
         std=settings.std,
@@ -237,64 +281,84 @@ def knowledge_of(
         labels=torch.zeros(max(1, number), dtype=torch.long) if own_labels else None,
         protocol=update.protocol,
         local_training=local,
-        training=training,
+        training=None if facts.model is None else facts.model.training,
         loss=loss,
         value_range=settings.value_range,
         label_example=None if own_labels else _label_example(facts, labels),
     )
-    return Known(knowledge, tuple(notes), inputs, None if labels is None else labels.path)
+    place = None if labels is None else labels.path
+    return Known(knowledge, tuple(notes), samples.path, place, others)
 
 
-def _set_modes(model: nn.Module, facts: TrainingFacts, notes: list[str]) -> bool | None:
-    """Set modes and frozen parameters as they were seen; returns the mode if all share one."""
-    if facts.model is None:
+def _in_modes(
+    model: nn.Module, facts: TrainingFacts, notes: list[str], models: dict[Any, nn.Module]
+) -> nn.Module:
+    """A copy in the modes and with the frozen parameters that were seen, one for all clients."""
+    own = facts.model
+    modes = None if own is None else (own.training, own.in_eval_mode, own.frozen)
+    if own is None:
         notes.append("whether the client's model was in train mode is not known")
-        return None
+    if modes in models:
+        return models[modes]
+    model = models[modes] = copy.deepcopy(model)
+    if own is None:
+        return model
     for name, value in model.named_parameters():
-        value.requires_grad_(name not in facts.model.frozen)
-    if facts.model.training is None:
-        off = set(facts.model.in_eval_mode)
+        value.requires_grad_(name not in own.frozen)
+    if own.training is None:
+        off = set(own.in_eval_mode)
         for name, part in model.named_modules():
             part.training = name not in off
-    return facts.model.training
+    return model
 
 
 def _places(
-    facts: TrainingFacts, notes: list[str], *, told: bool
-) -> tuple[TensorFacts, TensorFacts | None, Place]:
-    """The samples and the labels among the tensors that the model is called with."""
+    facts: TrainingFacts,
+    model: nn.Module,
+    relations: Mapping[Place, Relation],
+    notes: list[str],
+    *,
+    told: bool,
+) -> tuple[TensorFacts, TensorFacts | None, tuple[OtherInput, ...]]:
+    """Samples, labels and other inputs among the tensors that the model is called with."""
     kind = facts.loss.kind if facts.loss is not None else "unknown"
-    labelled = {"training_step", "output"}
-    named = [item for item in facts.inputs if item.path and item.path[-1] in LABELS]
-    labels = named[0] if named and kind in labelled else None
-    rest = [item for item in facts.inputs if item is not labels]
-    samples = rest[0] if rest else facts.inputs[0]
-    others = [item for item in rest if item is not samples]
-    if labels is None and kind == "training_step" and others:
-        labels, others = others[0], others[1:]
-    nested = [item for item in (samples, labels) if item is not None and len(item.path) > 1]
-    require(
-        not nested,
-        f"Expected the model's samples and labels as arguments of their own, got "
-        f"{[item.path for item in nested]}: such a call cannot be made again.",
+    named = [item for item in facts.inputs if item.path[-1:] in [(name,) for name in LABELS]]
+    copied = {path for path, known in relations.items() if known.copy_of is not None}
+    labels = next(
+        (item for item in named if kind in ("training_step", "output") and item.path not in copied),
+        None,
     )
-    if others:
-        names = ", ".join(str(item.path[-1]) for item in others)
-        keywords = all(item.path and isinstance(item.path[0], str) for item in others)
-        require(
-            keywords and kind != "training_step",
-            f"Expected a model of one tensor of samples, but it is called with {names} besides, "
-            "which the server does not know.",
-        )
-        notes.append(f"the model is called without {names}, which the server does not know")
-    if kind == "output" and labels is None and not told:
+    # A model that is told labels, and whose own loss is not used, is called without them.
+    unused = named if kind not in ("training_step", "output") else []
+    rest = [item for item in facts.inputs if item is not labels and item not in unused]
+    rest = rest or list(facts.inputs)
+    samples = _samples(rest, model, relations)
+    others = [item for item in rest if item is not samples]
+    if labels is None and not named and kind == "training_step" and others:
+        labels = others.pop()  # the last one
+    if kind == "output" and labels is None and not named and not told:
         notes.append("the model computes its loss without labels")
-    return samples, labels, samples.path
+    made = [OtherInput.of(item, samples, relations.get(item.path)) for item in others]
+    return samples, labels, tuple(made)
+
+
+def _samples(
+    inputs: Sequence[TensorFacts], model: nn.Module, relations: Mapping[Place, Relation]
+) -> TensorFacts:
+    """The input that an attack searches: the first that says something of its own.
+
+    Of several ones it is the first of whole numbers where the model has an embedding.
+    """
+    own = [item for item in inputs if item.path not in relations] or list(inputs)
+    own = [item for item in own if "mask" not in str(item.path[-1:])] or own
+    if any(isinstance(part, nn.Embedding) for part in model.modules()):
+        return next((item for item in own if item.dtype.startswith("int")), own[0])
+    return own[0]
 
 
 def _loss(
     app: FlowerApp, facts: TrainingFacts, inputs: Place, labels: Place | None
-) -> Callable[[nn.Module, Any], Tensor]:
+) -> RecordedLoss:
     told = app.settings.loss
     seen = facts.loss or LossFacts("unknown", reason="no backward pass was seen")
     if told is not None:

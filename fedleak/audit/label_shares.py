@@ -15,10 +15,13 @@ from fedleak.audit.shadow_clients import (
     sum_shadows,
     total_variation_distance,
     train_shadows,
+    weights_of,
 )
 from fedleak.audit.simulation import Observed
 from fedleak.audit.verdict import Answer, Estimate
 from fedleak.errors import BadInput
+from fedleak.updates.files import Tensors
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.loss_probe import LossProbe
 from fedleak.updates.private_model import private_copy
 
@@ -135,15 +138,16 @@ class ShadowTraining:
                 the time does not suffice.
         """
         first, facts = self.victims[0], self.victims[0].known.knowledge
-        if facts.local.optimizer == "unknown" or facts.local.learning_rate is None:
+        training = _training_of(first)
+        if training.optimizer == "unknown" or training.learning_rate is None:
             raise BadInput("the clients' optimiser cannot be followed")
         begun, found, public = time.monotonic(), list[Shadow](), self.source
         numbers = [victim.known.knowledge.num_samples for victim in self.victims]
         model = facts.model if facts.training is None else facts.model.train(facts.training)
         for shadow in self._train(
-            model, first.update.sent, self._loss, facts.local, public.inputs, public.labels,
-            samples=round(sum(numbers) / len(numbers)), classes=self.classes, number=MOST_SHADOWS,
-            seed=self._seed,
+            model, dict(first.update.sent), self._loss, training, public.inputs,
+            public.labels, samples=round(sum(numbers) / len(numbers)), classes=self.classes,
+            number=MOST_SHADOWS, layer=self.layer, seed=self._seed,
         ):  # fmt: skip
             found.append(shadow)
             self._report(f"shadow client {len(found)} of at most {MOST_SHADOWS}")
@@ -179,7 +183,7 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
         fitted = LabelShares.fit(training.shadows, layer)
     except BadInput as error:
         return _not_tried(training, victims, 2, str(error))
-    found = fitted([victim.update.change(list(victim.update.sent)) for victim in victims])
+    found = fitted([_change(victim, layer) for victim in victims])
     truth = _true_shares(observed, victims, training.classes)
     others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
     equal = torch.full_like(truth, 1 / training.classes)
@@ -228,7 +232,7 @@ def label_shares_of_sum(
         fitted = LabelShares.fit(federations, layer)
     except BadInput as error:
         return _not_tried(training, [whole], 0, str(error))
-    found = fitted([whole.update.change(list(whole.update.sent))])
+    found = fitted([_change(whole, layer)])
     truth = _true_shares(observed, [whole], classes)
     guess, of = torch.full_like(truth, 1 / classes), "equal shares"
     if training.public is not None:
@@ -239,6 +243,22 @@ def label_shares_of_sum(
         f"{training.source.name}; the guess is {of}"
     )
     return _answer(training, [whole], 0, found, truth, guess, note)
+
+
+def _training_of(victim: Victim) -> LocalTraining:
+    """A client's local training; of a gradient, one step of rate 1."""
+    facts = victim.known.knowledge
+    if facts.protocol == "fedsgd":
+        return LocalTraining(learning_rate=1.0, steps=1)
+    return facts.local
+
+
+def _change(victim: Victim, layer: str) -> Tensors:
+    """The change of a layer's weights; of a gradient, by one step of rate 1."""
+    update, names = victim.update, weights_of(layer)
+    if update.protocol == "fedsgd":
+        return {n: -update.received[n].double() for n in names if n in update.received}
+    return update.change(names)
 
 
 def _answer(

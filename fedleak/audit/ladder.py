@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from fedleak.attacks import IGA, NRA, RGAP, Analytic, Attack, ExactBatch, ExactNRA, Rows, Tokens
 from fedleak.attacks.attack_updates import attack_updates
 from fedleak.attacks.base import Progress, Reconstruction
+from fedleak.attacks.embeddings import embedding_uses
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import Batch, load_batches
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
+from fedleak.audit.module_watch import model_names
+from fedleak.audit.other_inputs import common_relations
 from fedleak.audit.samples import Attacked
 from fedleak.audit.simulation import REPLIES, Observed
 from fedleak.audit.truth_scores import Samples, Score, mean_guess, measure_of, score
@@ -25,6 +28,7 @@ from fedleak.audit.verdict import RUNGS, Answer, Estimate
 from fedleak.errors import BadInput
 from fedleak.models.noise import noise_slots
 from fedleak.runtime.time_limit import time_limit
+from fedleak.updates.stored_tensors import StoredTensors
 from fedleak.updates.update import InterceptedUpdate
 
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
@@ -106,17 +110,25 @@ def find_victims(app: FlowerApp, observed: Observed) -> tuple[list[Victim], list
     found: list[Victim] = []
     reasons: list[str] = []
     model: nn.Module | None = None
+    models: dict[Any, nn.Module] = {}
+    seen: list[tuple[InterceptedUpdate, TrainingFacts]] = []
     for path in observed.updates:
         try:
             update = observed.update(path)
-            facts = observed.facts(update.key)
-            if model is None:
-                model = find_model(app, facts, update, observed.models)
-            known = knowledge_of(app, facts, model, update)
+            seen.append((update, observed.facts(update.key)))
         except BadInput as error:
             reasons.append(f"{path.stem}: {error}")
+    relations = common_relations([facts for _, facts in seen])
+    for update, facts in seen:
+        try:
+            if model is None:
+                model = find_model(app, facts, update, observed.models)
+            update = _by_model_names(update, model)
+            known = knowledge_of(app, facts, model, update, relations=relations, models=models)
+        except BadInput as error:
+            reasons.append(f"{update.key}: {error}")
             continue
-        found.append(Victim(update.key, update, known, _whole(model, facts, known)))
+        found.append(Victim(update.key, update, known, _whole(facts, known)))
     if app.settings.value_range is None:
         found = _with_range(observed, found)
     return found, reasons
@@ -147,11 +159,38 @@ def _with_range(observed: Observed, victims: Sequence[Victim]) -> list[Victim]:
     return [told(victim) for victim in victims]
 
 
-def _whole(model: nn.Module, facts: TrainingFacts, known: Known) -> int | None:
+def _by_model_names(update: InterceptedUpdate, model: nn.Module) -> InterceptedUpdate:
+    """The update by the model's names, where it was sent as a list or from within a wrapper."""
+    state = model.state_dict()
+    sent, received = update.sent, update.received
+    if all(name in state for name in sent) or not isinstance(sent, StoredTensors):
+        return update
+    names = model_names(model, [(name, tuple(value.shape)) for name, value in sent.items()])
+    if not isinstance(received, StoredTensors):
+        return update
+    if update.protocol == "fedsgd":
+        listed = [(name, tuple(value.shape)) for name, value in received.items()]
+        return replace(
+            update,
+            sent=sent.renamed(names, state),
+            received=received.renamed(model_names(model, listed), state),
+        )
+    return replace(
+        update, sent=sent.renamed(names, state), received=received.renamed(names, state)
+    )  # fmt: skip
+
+
+def _whole(facts: TrainingFacts, known: Known) -> int | None:
     """The size of the embedding that takes samples of whole numbers; None of other samples."""
+    model = known.knowledge.model
     types = {item.path: item.dtype for item in facts.inputs}
     sizes = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
-    return min(sizes) if types.get(known.inputs, "").startswith("int") and sizes else None
+    if not sizes or not types.get(known.inputs, "").startswith("int"):
+        return None
+    # Others are those of positions or types.
+    uses, _ = embedding_uses(known.knowledge, samples=1)
+    own = [cast(int, model.get_submodule(u.name).num_embeddings) for u in uses if u.takes_samples]
+    return min(own or sizes)
 
 
 def batches_of(observed: Observed, victim: Victim) -> list[Samples]:
@@ -166,9 +205,18 @@ def batches_of(observed: Observed, victim: Victim) -> list[Samples]:
     """
     known = victim.known
     return [
-        Samples(batch.inputs[known.inputs], _labels(batch, known))
+        Samples(
+            _with_axis(batch.inputs[known.inputs]),
+            _labels(batch, known),
+            {p: batch.inputs[p] for item in known.others if (p := item.place) in batch.inputs},
+        )
         for batch in load_batches(observed.truth(victim.key))
     ]
+
+
+def _with_axis(inputs: Tensor) -> Tensor:
+    """Samples that are single numbers, ``(N,)``, as ``(N, 1)``."""
+    return inputs[:, None] if inputs.dim() == 1 else inputs
 
 
 def truth_of(observed: Observed, victim: Victim) -> Samples:
@@ -181,7 +229,7 @@ def truth_of(observed: Observed, victim: Victim) -> Samples:
         victim: the victim.
 
     Raises:
-        BadInput: if they were not kept.
+        BadInput: if they were not kept, or are of different shapes.
     """
     if victim.parts:
         parts = [truth_of(observed, part) for part in victim.parts]
@@ -191,6 +239,10 @@ def truth_of(observed: Observed, victim: Victim) -> Samples:
             torch.cat(targets) if len(targets) == len(parts) else None,
         )
     batches = batches_of(observed, victim)
+    shapes = {tuple(batch.inputs.shape[1:]) for batch in batches}
+    if len(shapes) > 1:
+        listed = ", ".join(str(shape) for shape in sorted(shapes))
+        raise BadInput(f"Expected samples of one shape in all batches, got {listed}.")
     number = victim.known.knowledge.num_samples
     inputs = torch.cat([batch.inputs for batch in batches])[:number]
     if len(inputs) < number:
@@ -266,12 +318,10 @@ def touched_rows(
         if results is None or not results.rows:
             refused.append(reason)
             continue
-        truth = truth_of(observed, victim)
-        has = set(truth.inputs.flatten().tolist())
-        name, rows = max(results.rows.items(), key=lambda item: len(item[1]))
-        found = set(rows.tolist())
-        total = victim.known.knowledge.model.get_submodule(name).num_embeddings
-        assert isinstance(total, int)
+        name, layer = _embedding_of(victim, results)
+        found = set(results.rows[name].tolist())
+        has = _tokens_of(observed, victim) - {layer.padding_idx}
+        total = layer.num_embeddings
         values.append(2 * len(has & found) / (len(has) + len(found)))
         guesses.append(2 * len(has) / (len(has) + total))
     return Answer(
@@ -282,6 +332,25 @@ def touched_rows(
         attack="rows", setting=setting_of(victims), tried=bool(values),
         note=refused[0].rstrip(".") if refused else "the guess is the whole vocabulary",
     )  # fmt: skip
+
+
+def _embedding_of(victim: Victim, results: Reconstruction) -> tuple[str, nn.Embedding]:
+    """The embedding that takes the samples; others are those of positions or types."""
+    uses, _ = embedding_uses(victim.known.knowledge)
+    names = [use.name for use in uses if use.takes_samples and use.name in results.rows]
+    name = names[0] if names else max(results.rows, key=lambda one: len(results.rows[one]))
+    return name, cast(nn.Embedding, victim.known.knowledge.model.get_submodule(name))
+
+
+def _tokens_of(observed: Observed, victim: Victim) -> set[int | None]:
+    """The whole numbers in a victim's samples, without those that a mask leaves out."""
+    if victim.parts:
+        return set().union(*[_tokens_of(observed, part) for part in victim.parts])
+    found: set[int | None] = set()
+    for batch in batches_of(observed, victim):
+        found |= set(batch.inputs.flatten().tolist())
+    known = [item.relation for item in victim.known.others if item.relation is not None]
+    return found - {one.padding for one in known if one.mask_of is not None}
 
 
 # -------------------------------------------------------------------------------- rung 3: inputs
@@ -318,6 +387,8 @@ def inputs(
     Returns:
         The answer, and the score of each victim that was attacked.
     """
+    if unknown := victims[0].known.unknown:
+        return _several_inputs(victims, unknown), []
     scores = dict(done or {})
     notes: list[str] = []
     end = time.monotonic() + seconds
@@ -344,6 +415,18 @@ def inputs(
         notes.append(f"no time was left for {len(new) - tried} of {len(victims)}")
     given = [scores[victim.key] for victim in victims if victim.key in scores]
     return inputs_answer(victims, given, next(iter(truths.values())), notes), given
+
+
+def _several_inputs(victims: Sequence[Victim], unknown: Sequence[str]) -> Answer:
+    """The answer where the model takes more data than one tensor; no attack here searches both."""
+    nothing = Estimate.of([])
+    return Answer(
+        rung=0 if victims[0].parts else 3, question="inputs", measure="", answer=nothing,
+        guess=nothing, gains=(), perfect=1.0, threat_model="C", attack="none",
+        setting=setting_of(victims), tried=False,
+        note=f"the model takes {', '.join(unknown)} besides, which the server does not know, and "
+        "no attack here reconstructs several inputs together",
+    )  # fmt: skip
 
 
 def one_by_one(
@@ -520,7 +603,7 @@ def _run(
     try:
         with limit:
             refused = attack_updates(
-                attack, [victim.update], lambda _: victim.known.knowledge,
+                attack, [victim.update.loaded()], lambda _: victim.known.knowledge,
                 finished=lambda _, result: found.append(result), seed=seed, report=watch,
             )  # fmt: skip
     except _OutOfTime:

@@ -142,6 +142,30 @@ def fit(module: nn.Module, sent: Sequence[tuple[str, tuple[int, ...]]]) -> int:
     return int(all(bare.get(unwrapped(name)) == shape for name, shape in sent))
 
 
+def model_names(module: nn.Module, sent: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, str]:
+    """The module's own names of arrays that are sent by other names, or as a list.
+
+    Args:
+        module: the module, which they fit.
+        sent: see :func:`fit`.
+
+    Returns:
+        Name that is sent -> name in the module's state.
+    """
+    own = {name: shape for name, shape, _ in state_of(module)}
+    if is_listed(dict(sent)):
+        shapes = [shape for _, shape in sent]
+        names = list(own) if _alike(shapes, list(own.values())) else []
+        names = names or [name for name, _ in module.named_parameters()]
+        return {name: new for (name, _), new in zip(sent, names, strict=False)}
+    bare = {unwrapped(name): name for name in own}
+    return {
+        name: name if name in own else bare[unwrapped(name)]
+        for name, _ in sent
+        if unwrapped(name) in bare
+    }
+
+
 def _alike(sent: Sequence[tuple[int, ...]], own: Sequence[tuple[int, ...]]) -> bool:
     return len(sent) == len(own) and all(
         not shape or shape == expected for shape, expected in zip(sent, own, strict=True)

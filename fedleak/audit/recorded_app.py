@@ -12,7 +12,9 @@ from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import save_batches
 from fedleak.audit.recorder import TrainingRecorder
 from fedleak.errors import require
+from fedleak.federation.records import GRADIENT
 from fedleak.federation.reply_checks import decoded
+from fedleak.updates.compression import CompactTensors
 from fedleak.updates.files import KEY, Tensors
 
 logger = logging.getLogger(__name__)
@@ -158,8 +160,11 @@ class RecordedClientApp(ClientApp):
 
 
 def _arrays(message: Message) -> Tensors:
-    """The arrays of a message's largest record; empty if it has none that can be read."""
+    """The gradient in a message, or the arrays of its largest record; empty if it has none."""
     if not message.has_content():
         return {}
+    gradient = message.content.array_records.get(GRADIENT)
+    if gradient is not None:
+        return dict(CompactTensors(decoded(gradient)[0]))
     found = max(message.content.array_records.values(), key=len, default=None)
     return {} if found is None else decoded(found)[0]

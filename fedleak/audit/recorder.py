@@ -9,6 +9,7 @@ results, random numbers and weights are the same to the last bit.
 """
 
 import inspect
+import math
 import sys
 import threading
 from collections import deque
@@ -42,6 +43,7 @@ from fedleak.audit.facts import (
     TrainingFacts,
 )
 from fedleak.audit.module_watch import WatchedModules, fit, state_of, watched_modules
+from fedleak.audit.other_inputs import InputRelations
 from fedleak.audit.torch_calls import (
     APPLIED,
     BACKWARD,
@@ -152,6 +154,8 @@ class TrainingRecorder:
         self._passes = 0
         self._changed = False
         self._inputs: tuple[TensorFacts, ...] = ()
+        self._relations = InputRelations()
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._loss: LossFacts | None = None
         self._bytes = 0
         self._notes: list[str] = []
@@ -384,9 +388,10 @@ class TrainingRecorder:
             TensorFacts(place, tuple(value.shape), dtype_name(value.dtype))
             for place, value in call.inputs.items()
         )
-        known = self._inputs[0].shape[:1] if self._inputs else (0,)
-        if not self._inputs or (facts and facts[0].shape[:1] > known):
+        if not self._inputs or _numbers(facts) > _numbers(self._inputs):
             self._inputs = facts
+        self._shapes.add(tuple(item.shape[1:] for item in facts))
+        self._relations.note(call.inputs)
         self._used.append(call.samples)
         if call.changed:
             self._note("the model changes its inputs in place, so the truth is not known")
@@ -575,15 +580,22 @@ class TrainingRecorder:
             notes.append("`torch.autograd.grad` was called")
         if any(type(module).__module__.startswith("opacus") for module in self._called.values()):
             notes.append("the model is wrapped by Opacus: its gradients are clipped and noisy")
+        sends = self._safely(_what_is_sent, owner, sent, received or {})
+        sizes = self._sizes
+        if sends == "gradient" and not sizes and self._used:
+            sizes = [sum(self._used)]
         return TrainingFacts(
             partition=partition,
             model=model,
-            inputs=self._inputs,
+            inputs=tuple(
+                replace(item, relation=self._relations.of(item.path)) for item in self._inputs
+            ),
             loss=self._loss,
             optimizer=self._safely(self._optimizer_facts, owner) if self._optimizers else None,
-            batch_sizes=tuple(self._sizes),
+            batch_sizes=tuple(sizes),
+            shapes_differ=len(self._shapes) > 1,
             backward_passes=self._passes,
-            sends=self._safely(_what_is_sent, owner, sent, received or {}),
+            sends=sends,
             gradients_changed=self._changed,
             weights_changed=self._weights_changed or bool(elsewhere),
             batches_kept=len(self.batches),
@@ -650,13 +662,18 @@ class TrainingRecorder:
         )
 
 
+def _numbers(facts: Sequence[TensorFacts]) -> int:
+    """Numbers in the first tensor of a call."""
+    return math.prod(facts[0].shape) if facts else 0
+
+
 def _weights_of(optimizer: Optimizer) -> list[Tensor]:
     return [value for group in optimizer.param_groups for value in group["params"]]
 
 
 def _what_is_sent(
     owner: nn.Module | None, sent: Mapping[str, Tensor], received: Mapping[str, Tensor]
-) -> Literal["weights", "delta", "other"] | None:
+) -> Literal["weights", "delta", "gradient", "other"] | None:
     """What a client returns, compared with its model as it is at the end."""
     if owner is None or not sent:
         return None
@@ -675,7 +692,21 @@ def _what_is_sent(
         for start, (own, value) in zip(starts, pairs, strict=True)
     ):
         return "delta"
-    return "other"
+    return "gradient" if _are_gradients(owner, sent, listed) else "other"
+
+
+def _are_gradients(owner: nn.Module, sent: Mapping[str, Tensor], listed: bool) -> bool:
+    """Whether arrays are the gradients that the backward passes have left."""
+    own = {unwrapped(name): value.grad for name, value in owner.named_parameters()}
+    names = list(own) if listed else [unwrapped(name) for name in sent]
+    if len(names) != len(sent) or not any(own.get(name) is not None for name in names):
+        return False
+    for name, value in zip(names, sent.values(), strict=True):
+        found = own.get(name)
+        found = torch.zeros_like(value) if found is None else found.detach().cpu()
+        if name not in own or not torch.equal(found.to(value.dtype), value):
+            return False
+    return True
 
 
 class _Watch(TorchFunctionMode):

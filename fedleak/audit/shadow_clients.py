@@ -58,6 +58,7 @@ def train_shadows(
     classes: int,
     number: int = 160,
     first: int = 0,
+    layer: str | None = None,
     concentration: float = 0.5,
     seed: int = 0,
 ) -> Iterator[Shadow]:
@@ -74,6 +75,7 @@ def train_shadows(
         classes: number of classes.
         number: number of shadow clients.
         first: number of the first one: 10 from 0 and 10 from 10 are the same as 20 from 0.
+        layer: path of the layer whose change is kept. If None, that of all is.
         concentration: of the Dirichlet distribution of the shares, above 0.
         seed: seed of the shares, the samples and their order.
 
@@ -105,7 +107,18 @@ def train_shadows(
         new = dict(copy.named_parameters())
         change = {name: new[name].detach() - sent[name] for name in new if name in sent}
         if all(bool(value.isfinite().all()) for value in change.values()):
+            if layer is not None:
+                change = {name: change[name] for name in weights_of(layer) if name in change}
             yield Shadow(change, torch.from_numpy(counts / samples))
+
+
+def weights_of(layer: str) -> tuple[str, str]:
+    """Names of the weight and the bias of a layer.
+
+    Args:
+        layer: its path.
+    """
+    return f"{layer}.weight", f"{layer}.bias"
 
 
 def _draw_counts(
@@ -188,7 +201,7 @@ def sum_shadows(
             name: torch.tensordot(
                 share, torch.stack([one.change[name].double() for one in clients]), dims=1
             )
-            for name in (f"{layer}.weight", f"{layer}.bias")
+            for name in weights_of(layer)
             if name in clients[0].change
         }
         shares = share @ torch.stack([one.shares.double() for one in clients])

@@ -72,7 +72,9 @@ class Observed:
         return TrainingFacts.load(self.folder / "facts" / f"{key}.json")
 
     def update(self, path: Path) -> InterceptedUpdate:
-        """Read an update; where the client was seen to return a change of weights, it is one.
+        """An update, whose tensors stay in its file until they are used.
+
+        Where the client was seen to return a change of weights, or a gradient, it is one.
 
         Args:
             path: its file.
@@ -80,10 +82,12 @@ class Observed:
         Raises:
             BadInput: if the file is damaged.
         """
-        update = InterceptedUpdate.load(path)
+        update = InterceptedUpdate.load(path, stored=True)
         facts = self.folder / "facts" / f"{path.stem}.json"
-        delta = facts.is_file() and TrainingFacts.load(facts).sends == "delta"
-        return replace(update, protocol="delta") if delta else update
+        sends = TrainingFacts.load(facts).sends if facts.is_file() else None
+        if sends == "delta":
+            return replace(update, protocol="delta")
+        return replace(update, protocol="fedsgd") if sends == "gradient" else update
 
     def truth(self, key: str) -> Path:
         """The file of the batches behind an update, for :func:`fedleak.audit.batches.load_batches`.

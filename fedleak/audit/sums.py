@@ -1,12 +1,15 @@
 """The sum of a round's updates: all that a server sees behind secure aggregation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from fedleak.audit.ladder import Victim
 from fedleak.errors import BadInput, require
-from fedleak.updates.files import Tensors
+from fedleak.updates.knowledge import Protocol
 from fedleak.updates.local_training import LocalTraining
 
 
@@ -56,6 +59,7 @@ def sum_of_round(victims: Sequence[Victim]) -> Victim:
         f"Expected at least 2 updates of a round to add up, got {len(victims)}.",
     )
     first = victims[0]
+    protocol: Protocol = "fedsgd" if first.update.protocol == "fedsgd" else "delta"
     numbers = tuple(victim.known.knowledge.num_samples for victim in victims)
     rounds = sorted({victim.update.round for victim in victims})
     require(len(rounds) == 1, f"Expected updates of one round, got those of rounds {rounds}.")
@@ -64,7 +68,9 @@ def sum_of_round(victims: Sequence[Victim]) -> Victim:
         own = victim.known.knowledge
         same = (own.input_shape, own.training) == (facts.input_shape, facts.training)
         require(
-            same and victim.whole == first.whole,
+            same
+            and victim.whole == first.whole
+            and (victim.update.protocol == "fedsgd") == (protocol == "fedsgd"),
             f"Expected clients that train alike, but {first.key} and {victim.key} differ.",
         )
     weights = [number / sum(numbers) for number in numbers]
@@ -76,13 +82,13 @@ def sum_of_round(victims: Sequence[Victim]) -> Victim:
         labels=None if facts.labels is None else facts.labels[:1].expand(
             sum(numbers), *facts.labels.shape[1:]
         ),
-        protocol="delta",
+        protocol=protocol,
         local_training=_common_training(victims),
         learning_rate=None, local_steps=None, batch_size=None,
     )  # fmt: skip
     update = replace(
-        first.update, client=0, protocol="delta", num_examples=sum(numbers),
-        received=_mean_change(victims, weights), clients=len(victims),
+        first.update, client=0, protocol=protocol, num_examples=sum(numbers),
+        received=MeanOfUpdates(victims, weights), clients=len(victims),
         aggregation="weighted_mean",
     )  # fmt: skip
     key = f"r{first.update.round:04d}-sum"
@@ -90,21 +96,53 @@ def sum_of_round(victims: Sequence[Victim]) -> Victim:
     return Victim(key, update, known, first.whole, parts=tuple(victims))
 
 
-def _mean_change(victims: Sequence[Victim], weights: Sequence[float]) -> Tensors:
-    """The weighted mean of the changes of all floating point tensors that every client sent."""
-    total: Tensors = {}
-    for victim, weight in zip(victims, weights, strict=True):
-        names = [name for name, value in victim.update.sent.items() if value.is_floating_point()]
-        for name, value in victim.update.change(names).items():
-            moved = weight * value
-            total[name] = total[name] + moved if name in total else moved
-    everyone = [set(victim.update.received) for victim in victims]
-    return {name: value for name, value in total.items() if all(name in own for own in everyone)}
+class MeanOfUpdates(Mapping[str, Tensor]):
+    """The weighted mean of updates, each tensor of which is added up when it is used.
+
+    It has the floating point tensors that every client sent: gradients, or changes of weights in
+    float64. A pickle has the tensors themselves.
+
+    Args:
+        victims: the clients.
+        weights: share of each in the mean.
+    """
+
+    def __init__(self, victims: Sequence[Victim], weights: Sequence[float]) -> None:
+        self._updates = [victim.update for victim in victims]
+        self._weights = list(weights)
+        first, *others = (update.received for update in self._updates)
+        self._names = [
+            name
+            for name, value in first.items()
+            if value.is_floating_point() and all(name in other for other in others)
+        ]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        total: Tensor | None = None
+        for update, weight in zip(self._updates, self._weights, strict=True):
+            gradient = update.protocol == "fedsgd"
+            value = update.received[name] if gradient else update.change([name])[name]
+            total = weight * value if total is None else total.add_(value, alpha=weight)
+        assert total is not None
+        return total
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def _common_training(victims: Sequence[Victim]) -> LocalTraining:
     """The local training that all clients share: as many steps, or as many epochs."""
     facts = [victim.known.knowledge for victim in victims]
+    if victims[0].update.protocol == "fedsgd":
+        return replace(facts[0].local, steps=None, epochs=None, batch_size=None)
     settings = [replace(own.local, steps=None, epochs=None, batch_size=None) for own in facts]
     size = max(own.batch_size or own.num_samples for own in facts)
     batches = [math.ceil(own.num_samples / size) for own in facts]

@@ -2,14 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.audit.facts import Place
 from fedleak.metrics import score_images
 from fedleak.metrics.assignment import assign
 from fedleak.metrics.images import SSIM_WINDOW
@@ -25,10 +26,12 @@ class Samples:
     Args:
         inputs: the samples ``(N, ...)``, as the client's model took them.
         labels: their labels ``(N, ...)``; None if there are none.
+        others: what the model is called with besides, by place.
     """
 
     inputs: Tensor
     labels: Tensor | None
+    others: Mapping[Place, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Samples of shape {tuple(self.inputs.shape)}>"

@@ -307,6 +307,127 @@ def train(model, examples, lr):
         optimizer.zero_grad()
     return outputs.loss.item()
 """
+# As a tokenizer's batches: texts of several lengths, padded to the longest of their batch, with a
+# mask and types of tokens; positions and types have embeddings of their own.
+PADDED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+class ModelOutput(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+class ForClassification(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 6, padding_idx=0)
+        self.positions = nn.Embedding(12, 6)
+        self.types = nn.Embedding(2, 6)
+        self.classifier = nn.Linear(6, 2)
+
+    def forward(self, input_ids, attention_mask, token_type_ids, labels=None):
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        states = self.words(input_ids) + self.positions(places) + self.types(token_type_ids)
+        weights = attention_mask.to(states.dtype)[..., None]
+        logits = self.classifier(torch.tanh((states * weights).sum(1) / weights.sum(1)))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ModelOutput(loss=loss, logits=logits)
+
+def make():
+    torch.manual_seed(0)
+    return ForClassification()
+
+def data(number):
+    torch.manual_seed(100 + number)
+    return [
+        {"input_ids": torch.randint(1, 40, (int(torch.randint(3, 8, ())),)),
+          "labels": torch.randint(2, ())}
+        for _ in range(6)
+    ]
+
+def collate(examples):
+    pad = nn.utils.rnn.pad_sequence
+    ids = pad([example["input_ids"] for example in examples], batch_first=True)
+    mask = pad([torch.ones_like(example["input_ids"]) for example in examples], batch_first=True)
+    return {
+        "input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": mask,
+        "labels": torch.stack([example["labels"] for example in examples]),
+    }
+
+def train(model, examples, lr):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    model.train()
+    for batch in DataLoader(examples, batch_size=3, collate_fn=collate):
+        outputs = model(**batch)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return outputs.loss.item()
+"""
+# Numbers and categories, of which an attack searches neither without the other.
+TWO_INPUTS = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kinds = nn.Embedding(9, 3)
+        self.out = nn.Linear(5 + 2 * 3, 2)
+
+    def forward(self, numbers, kinds):
+        return self.out(torch.cat([numbers, self.kinds(kinds).flatten(1)], 1))
+
+def make():
+    torch.manual_seed(0)
+    return Mixed()
+
+def data(number):
+    torch.manual_seed(100 + number)
+    return TensorDataset(torch.randn(6, 5), torch.randint(9, (6, 2)), torch.randint(2, (6,)))
+
+def train(model, examples, lr):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for numbers, kinds, y in DataLoader(examples, batch_size=3):
+        loss = nn.functional.cross_entropy(model(numbers, kinds), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+"""
+# Users and items, a number of each a sample.
+PAIRS = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Factors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.users, self.items = nn.Embedding(8, 3), nn.Embedding(30, 3)
+
+    def forward(self, users, items):
+        return (self.users(users) * self.items(items)).sum(1)
+
+def make():
+    torch.manual_seed(0)
+    return Factors()
+
+def data(number):
+    torch.manual_seed(100 + number)
+    return TensorDataset(torch.full((6,), number), torch.randint(30, (6,)), torch.rand(6).round())
+
+def train(model, examples, lr):
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for users, items, y in DataLoader(examples, batch_size=3):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(users, items), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+"""
 OLD_SERVER = """
 from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg

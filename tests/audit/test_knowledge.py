@@ -12,12 +12,25 @@ from torch import Tensor, nn
 
 from fedleak.attacks import RGAP, Rows
 from fedleak.audit.batches import load_batches
-from fedleak.audit.facts import LossFacts, OptimizerFacts, TensorFacts
+from fedleak.audit.canary import replay
+from fedleak.audit.facts import LossFacts, OptimizerFacts, Place, TensorFacts
 from fedleak.audit.knowledge import Known, RecordedLoss, find_model, knowledge_of
+from fedleak.audit.ladder import batches_of, touched_rows
+from fedleak.audit.run import conclude
 from fedleak.audit.simulation import Observed, run_app
 from fedleak.errors import BadInput
 from fedleak.updates.update import InterceptedUpdate
-from tests.audit.apps import TABLE, TASKS, imports_undone, in_process, write_kind
+from tests.audit.apps import (
+    PADDED,
+    PAIRS,
+    TABLE,
+    TASKS,
+    TWO_INPUTS,
+    imports_undone,
+    in_process,
+    observe,
+    write_kind,
+)
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -81,7 +94,7 @@ SHAPES = {
     "images": (3, 16, 16), "table": (7,), "text": (8,), "lightning": (1, 8, 8),
     "hugging_face": (6,), "old": (3, 16, 16),
 }  # fmt: skip
-NOTES = {"hugging_face": "the model is called without attention_mask"}
+NOTES = {"hugging_face": "attention_mask is taken to be 1, as in all recorded batches"}
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -197,8 +210,9 @@ def test_what_cannot_be_known_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="Expected to see what the model is called with"):
         knowledge_of(app, replace(facts, inputs=()), model, update)
     two = (*facts.inputs, TensorFacts((1,), (3, 2), "float32"))
-    with pytest.raises(BadInput, match="Expected a model of one tensor of samples"):
-        knowledge_of(app, replace(facts, inputs=two), model, update)
+    several = knowledge_of(app, replace(facts, inputs=two), model, update)
+    assert several.unknown == ("argument 1",)
+    assert any("argument 1, an input of the model besides" in note for note in several.notes)
     assert facts.model is not None
     parts = replace(facts, model=replace(facts.model, called="parts"))
     with pytest.raises(BadInput, match="calls parts of the model"):
@@ -322,3 +336,68 @@ def test_an_attack_reads_the_one_row_of_a_client(tmp_path: Path) -> None:
         torch.testing.assert_close(result.inputs, batch.inputs[told.inputs], atol=1e-4, rtol=0)
         assert batch.targets is not None
         assert torch.equal(result.labels.flatten().round(), batch.targets)
+
+
+# ------------------------------------------------------------------- models of several inputs
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "unknown"),
+    [
+        (PADDED, ("input_ids",), ()),
+        (TWO_INPUTS, (1,), ("argument 0",)),
+        (PAIRS, (0,), ("argument 1",)),
+    ],
+    ids=["padded", "two", "pairs"],
+)
+def test_a_model_of_several_inputs(
+    task: str, inputs: Place, unknown: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The client's update follows from its recorded batches, and its rows are read."""
+    _, observed, victims = observe(tmp_path, "images", task=task)
+    for victim in victims:
+        assert victim.known.inputs == inputs
+        assert victim.known.unknown == unknown
+        assert replay(victim, batches_of(observed, victim)) > 0.999
+    answer = touched_rows(observed, victims)
+    assert answer is not None
+    assert answer.answer.mean == 1.0
+    assert answer.guess.mean < 1.0
+
+
+def test_masks_and_types_are_told_and_padding_is_no_token(tmp_path: Path) -> None:
+    _, _, victims = observe(tmp_path, "images", task=PADDED)
+    notes = " ".join(victims[0].known.notes)
+    assert "attention_mask is taken to be 0 where the samples are 0 and 1 elsewhere" in notes
+    assert "token_type_ids is taken to be 0, as in all recorded batches" in notes
+    assert "another shape than those of others" in notes
+    assert victims[0].whole == 40
+
+
+def test_what_several_inputs_leave_open_is_said(tmp_path: Path) -> None:
+    app, observed, _ = observe(tmp_path, "images", task=TWO_INPUTS)
+    found = conclude(app, observed, budget=10)
+    answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
+    for rung in (0, 3):
+        assert answers[rung, "inputs"].status == "not tried"
+        assert "no attack here reconstructs several inputs" in answers[rung, "inputs"].sentence
+    assert answers[2, "set of tokens"].status == "leaks"
+    assert answers[2, "shares of labels"].status != "not tried"
+    assert found.verdict.overall == "leaks"
+    # Without what leaks, nothing would follow.
+    rest = tuple(a for a in found.verdict.answers if a.status != "leaks")
+    assert replace(found.verdict, answers=rest).overall == "not proven"
+
+
+def test_a_lightning_batch_of_several_tensors(tmp_path: Path) -> None:
+    task = TASKS["lightning"].replace("x, _ = batch", 'x = batch["numbers"] * batch["scale"]')
+    task = task.replace(
+        "return TensorDataset(torch.rand(5, 1, 8, 8), torch.randint(10, (5,)))",
+        'return [{"numbers": torch.rand(1, 8, 8), "scale": torch.rand(1, 8, 8),\n'
+        '             "labels": torch.tensor(1)} for _ in range(5)]',
+    )
+    _, observed, victims = observe(tmp_path, "lightning", task=task)
+    for victim in victims:
+        assert victim.known.inputs == ("numbers",)
+        assert victim.known.unknown == ("scale",)
+        assert replay(victim, batches_of(observed, victim)) > 0.999
