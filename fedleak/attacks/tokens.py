@@ -411,9 +411,11 @@ class _Search:
         """Mean over the parameters of the relative squared error of the numbers' update."""
         self._left -= 1
         numbers = flat.reshape(self._problem.batch_shape)
+        # A single step moves no weight of the model itself.
+        own = self._model if self._facts.is_one_step else copy.deepcopy(self._model)
         with torch.enable_grad():
             found = simulated_update(
-                copy.deepcopy(self._model), self._facts, (numbers, self._labels), {},
+                own, self._facts, (numbers, self._labels), {},
                 list(self._target), self._facts.protocol, {},
             )  # fmt: skip
         errors = [

@@ -39,6 +39,10 @@ MOST_SAMPLES = 64
 # the most that are run.
 TRIAL = (5, 25)
 FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
+# Of the search for tokens: comparisons of updates in the trial, the most of them and of iterations,
+# and the share of the time for iterations; a start alone is often enough for the comparisons.
+TRIED_EVALUATIONS, MOST_EVALUATIONS = 100, 20_000
+MOST_TOKEN_ITERATIONS, ITERATION_SHARE = 100, 0.3
 # Share of the time for gradient matching that is planned, as iterations may take longer than in the
 # trials; and by how much the attacks on an update may exceed its share, if there is time at all.
 PLANNED, OVERRUN = 0.75, 2.0
@@ -516,7 +520,9 @@ def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, 
         seconds: time for it.
         seed: seed of the attack.
     """
-    kind: Callable[..., Attack] = Tokens if victim.whole is not None else IGA
+    if victim.whole is not None:
+        return _token_search(victim, seconds, seed)
+    kind: Callable[..., Attack] = IGA
     if noise_slots(victim.known.knowledge.model):
         kind = NRA
     spans, end = [], time.monotonic() + seconds
@@ -535,6 +541,32 @@ def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, 
             f"gradient matching needs about {needed:.0f} s a client, more than the budget allows",
         )
     return kind(iterations=min(fitting, MOST_ITERATIONS)), ""
+
+
+def _token_search(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str]:
+    """The search for tokens with as much of both its steps as fits into the time."""
+    spans, end = [], time.monotonic() + seconds
+    for evaluations in (0, TRIED_EVALUATIONS):
+        begun = time.monotonic()
+        found, reason = _run(Tokens(iterations=1, evaluations=evaluations), victim, seed, end)
+        if found is None:
+            return None, reason
+        if evaluations and _explains(found) >= EXPLAINS_ALL:
+            return Tokens(iterations=1, evaluations=evaluations), ""
+        spans.append(time.monotonic() - begun)
+    iteration = spans[0]  # at most, as it has what is done once
+    each = max(1e-6, (spans[1] - spans[0]) / TRIED_EVALUATIONS)
+    left = PLANNED * seconds - sum(spans)
+    iterations = min(MOST_TOKEN_ITERATIONS, max(1, int(ITERATION_SHARE * left / iteration)))
+    evaluations = int((left - iterations * iteration) / each)
+    if evaluations < TRIED_EVALUATIONS:
+        needed = (sum(spans) + iteration + TRIED_EVALUATIONS * each) / PLANNED
+        return (
+            None,
+            f"the search for tokens needs about {needed:.0f} s a client, more than the budget "
+            "allows",
+        )
+    return Tokens(iterations=iterations, evaluations=min(evaluations, MOST_EVALUATIONS)), ""
 
 
 class _OutOfTime(BaseException):

@@ -50,6 +50,9 @@ from fedleak.runtime.time_limit import time_limit
 # Shares of the budget for the canary, for reconstructing inputs from sums, and for what a malicious
 # server reads.
 CANARY_SHARE, SUM_SHARE, ACTIVE_SHARE = 0.2, 0.1, 0.2
+# A canary that is not reconstructed, and that has used so much of its share, is attacked again if
+# so many of its shares are left at the end.
+SHORT, AGAIN = 0.5, 2.0
 # By how much a question may exceed its share of the budget, if there is time at all.
 OVERRUN = 1.5
 Question = tuple[int, str]
@@ -320,10 +323,12 @@ def conclude(
     stages = int(summary.canary is None) + len(summary.unfinished)
     observer.attacks_started(stages, budget, summary.used)
     findings.begin(budget)
+    short_of_time = False
     if summary.canary is None:
-        seconds = min(CANARY_SHARE * budget, findings.left)
+        seconds, begun = min(CANARY_SHARE * budget, findings.left), time.monotonic()
         observer.stage_started("the audit's own client", seconds)
         findings.set_canary(_canary(victims[0], observed, seconds, findings.left, seed, observer))
+        short_of_time = time.monotonic() - begun > SHORT * seconds
     report, time_for_shadows = observer.progressed, SHADOW_SHARE * budget
     shadows = ShadowTraining(
         victims, public, seconds=min(time_for_shadows, findings.left), seed=seed, report=report,
@@ -356,6 +361,10 @@ def conclude(
         # Messages need no time; attacks on inputs are ended one by one.
         limited = question not in (TOLD, SUM_INPUTS, INPUTS)
         _ask(findings, question, attacks[question], share=shares.get(question), limited=limited)
+    if not summary.canary and short_of_time and findings.left > AGAIN * CANARY_SHARE * budget:
+        seconds = findings.left / OVERRUN
+        observer.stage_started("the audit's own client, once more", seconds)
+        findings.set_canary(_canary(victims[0], observed, seconds, findings.left, seed, observer))
     for answer in active_servers(victims):
         if summary.answer_to(answer.rung, answer.question) is None:
             summary.answers.append(answer)

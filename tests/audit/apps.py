@@ -529,6 +529,11 @@ def train(model, examples, lr):
 """
 
 
+# The same without a step: the client sends the gradient, and the server makes the step.
+GRADIENT = ONE_STEP.replace("    optimizer.step()\n", "")
+SENDS_GRADIENT = "dict(model.named_parameters())[k].grad"
+
+
 def observe(folder: Path, kind: str, **settings: Any) -> tuple[FlowerApp, Observed, list[Victim]]:
     """An app after one round with four clients, without Ray, and its victims."""
     app = write_kind(folder / "app", kind, **settings)

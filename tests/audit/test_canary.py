@@ -9,8 +9,10 @@ import torch
 from fedleak.audit.canary import make_sample, replay, run_canary
 from fedleak.audit.ladder import batches_of, truth_of
 from fedleak.audit.run import conclude
+from fedleak.audit.sums import sum_of_round
 from fedleak.updates.knowledge import Knowledge
-from tests.audit.apps import imports_undone, observe
+from fedleak.updates.private_model import private_copy
+from tests.audit.apps import GRADIENT, ONE_STEP, SENDS_GRADIENT, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,65 @@ def test_the_sample_of_the_canary(shape: tuple[int, ...], whole: int | None) -> 
         assert 0 <= int(sample.min()) <= int(sample.max()) < whole
     elif len(shape) == 3:
         assert 0 <= float(sample.min()) < float(sample.max()) <= 1
+
+
+def test_a_server_that_makes_the_step_itself(tmp_path: Path) -> None:
+    """Replies hold gradients: the canary sends one too, and the sum is one of gradients."""
+    app, observed, victims = observe(tmp_path, "images", task=GRADIENT, sends=SENDS_GRADIENT)
+    for victim in victims:
+        assert victim.update.protocol == victim.known.knowledge.protocol == "fedsgd"
+        assert observed.facts(victim.key).batch_sizes == (1,)
+        assert replay(victim, batches_of(observed, victim)) > 0.999
+        assert not [note for note in victim.known.notes if "changed afterwards" in note]
+    found = conclude(app, observed, budget=20)
+    assert found.verdict.canary
+    answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
+    assert answers[3, "inputs"].status == "leaks"
+    assert answers[3, "inputs"].answer.mean < 1e-2
+    assert answers[2, "shares of labels"].status == "leaks"
+    assert answers[0, "shares of labels"].status != "not tried"
+    total = sum_of_round(victims)
+    assert (total.update.protocol, total.known.knowledge.protocol) == ("fedsgd", "fedsgd")
+    for name, value in total.update.received.items():
+        mean = torch.stack([victim.update.received[name] for victim in victims]).mean(0)
+        torch.testing.assert_close(value, mean)
+
+
+def test_gradients_of_several_batches(tmp_path: Path) -> None:
+    """They add up, as a client leaves them; the loss is that of all samples, times the batches."""
+    task = GRADIENT.replace("torch.rand(1, 3, 6, 6), torch.randint(4, (1,))",
+                            "torch.rand(4, 3, 6, 6), torch.randint(4, (4,))")  # fmt: skip
+    task = task.replace("    loss = F.cross_entropy(model(x), y)\n    loss.backward()\n",
+                        "    for part in (slice(0, 2), slice(2, 4)):\n"
+                        "        loss = F.cross_entropy(model(x[part]), y[part])\n"
+                        "        loss.backward()\n")  # fmt: skip
+    _, observed, victims = observe(tmp_path, "images", task=task, sends=SENDS_GRADIENT)
+    for victim in victims:
+        facts = victim.known.knowledge
+        assert (facts.num_samples, facts.steps) == (4, 1)
+        batches = batches_of(observed, victim)
+        assert len(batches) == 2
+        assert replay(victim, batches) > 0.999
+        whole = truth_of(observed, victim)
+        model = private_copy(facts.model)
+        model.load_state_dict(dict(victim.update.sent))
+        found = torch.autograd.grad(
+            facts.loss(model, (whole.inputs, whole.labels)), list(model.parameters())
+        )
+        for (name, _), value in zip(model.named_parameters(), found, strict=True):
+            torch.testing.assert_close(value, victim.update.received[name])
+
+
+def test_an_app_that_sends_lists(tmp_path: Path) -> None:
+    """An app of before the Message API: its canary is trained, and its shares are answered."""
+    app, observed, victims = observe(
+        tmp_path, "old", task=ONE_STEP, more='[tool.fedleak]\nmodel = "{name}.task:make"'
+    )
+    for victim in victims:
+        assert set(victim.update.sent) == set(victim.known.knowledge.model.state_dict())
+        assert replay(victim, batches_of(observed, victim)) > 0.999
+    found = conclude(app, observed, budget=20)
+    assert found.verdict.canary
+    answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
+    assert answers[2, "shares of labels"].status == "leaks"
+    assert answers[3, "inputs"].answer.mean < 1e-2
