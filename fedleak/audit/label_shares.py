@@ -193,7 +193,8 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
     if len(truth) == 1:
         del far["the mean of the other clients"]
     best = min(far, key=lambda of: far[of])
-    rest = "".join(f", {of} has {value:.3g}" for of, value in far.items() if of != best)
+    verbs = {of: "have" if of == "equal shares" else "has" for of in far}
+    rest = "".join(f", {of} {verbs[of]} {far[of]:.3g}" for of in far if of != best)
     note = (
         f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is {best}"
         f"{rest}"

@@ -630,12 +630,13 @@ def _run(
         if end is not None and time.monotonic() > end:
             raise _OutOfTime
 
+    update = victim.update.loaded()  # an error of reading within the limit may be the limit's
     # Not every attack reports its progress.
     limit = nullcontext() if end is None else time_limit(end - time.monotonic(), _OutOfTime)
     try:
         with limit:
             refused = attack_updates(
-                attack, [victim.update.loaded()], lambda _: victim.known.knowledge,
+                attack, [update], lambda _: victim.known.knowledge,
                 finished=lambda _, result: found.append(result), seed=seed, report=watch,
             )  # fmt: skip
     except _OutOfTime:

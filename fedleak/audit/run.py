@@ -434,7 +434,7 @@ def _ask(
     title = not_tried(rung, name, "").title
     findings.observer.stage_started(title, seconds if share is not None else 0.0)
     limit = min(OVERRUN * seconds, findings.left)
-    signals = signals_received()
+    signals, begun = signals_received(), time.monotonic()
     answer: Answer | None
     try:
         with time_limit(limit, _OutOfTime) if limited else nullcontext():
@@ -442,7 +442,10 @@ def _ask(
     except _OutOfTime:
         answer = not_tried(rung, name, f"it took more than its share of the budget, {limit:.0f} s")
     except Exception as error:
-        answer = not_tried(rung, name, first_line(error).rstrip("."))
+        # What the limit raises within a library may become another error.
+        ended = limited and time.monotonic() - begun >= limit
+        reason = str(_OutOfTime()) if ended else first_line(error).rstrip(".")
+        answer = not_tried(rung, name, reason)
     if signals_received() > signals:
         # An interrupt that is raised in a callback from C++ may have become another error.
         raise KeyboardInterrupt
