@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -138,16 +139,15 @@ class ShadowTraining:
                 the time does not suffice.
         """
         first, facts = self.victims[0], self.victims[0].known.knowledge
-        training = _training_of(first)
+        training, numbers = common_training(self.victims)
         if training.optimizer == "unknown" or training.learning_rate is None:
             raise BadInput("the clients' optimiser cannot be followed")
         begun, found, public = time.monotonic(), list[Shadow](), self.source
-        numbers = [victim.known.knowledge.num_samples for victim in self.victims]
         model = facts.model if facts.training is None else facts.model.train(facts.training)
         for shadow in self._train(
-            model, dict(first.update.sent), self._loss, training, public.inputs,
-            public.labels, samples=round(sum(numbers) / len(numbers)), classes=self.classes,
-            number=MOST_SHADOWS, layer=self.layer, seed=self._seed,
+            model, dict(first.update.sent), self._loss, training, public.inputs, public.labels,
+            samples=numbers, classes=self.classes, number=MOST_SHADOWS, layer=self.layer,
+            seed=self._seed,
         ):  # fmt: skip
             found.append(shadow)
             self._report(f"shadow client {len(found)} of at most {MOST_SHADOWS}")
@@ -246,12 +246,25 @@ def label_shares_of_sum(
     return _answer(training, [whole], 0, found, truth, guess, note)
 
 
-def _training_of(victim: Victim) -> LocalTraining:
-    """A client's local training; of a gradient, one step of rate 1."""
-    facts = victim.known.knowledge
-    if facts.protocol == "fedsgd":
-        return LocalTraining(learning_rate=1.0, steps=1)
-    return facts.local
+def common_training(victims: Sequence[Victim]) -> tuple[LocalTraining, list[int]]:
+    """The local training of shadow clients, and their numbers of samples.
+
+    Where the clients make the same number of passes over their samples, shadow clients have as many
+    samples as they, which messages tell or steps show; else as many as they have on average, and as
+    many steps as the first one. Of a gradient it is one step of rate 1.
+
+    Args:
+        victims: the clients.
+    """
+    own = [victim.known.knowledge for victim in victims]
+    numbers = [facts.num_samples for facts in own]
+    first = own[0]
+    if first.protocol == "fedsgd":
+        return LocalTraining(learning_rate=1.0, steps=1), numbers
+    whole = all(facts.steps % len(facts.local_batches) == 0 for facts in own)
+    if whole and {facts.epochs for facts in own} == {first.epochs}:
+        return replace(first.local, steps=None, epochs=first.epochs), numbers
+    return first.local, [round(sum(numbers) / len(numbers))]
 
 
 def _change(victim: Victim, layer: str) -> Tensors:

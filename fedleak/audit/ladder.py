@@ -83,6 +83,8 @@ class Victim:
         facts = self.known.knowledge
         samples = f"{facts.num_samples} sample{'s' * (facts.num_samples != 1)}"
         of = f"sum over {len(self.parts)} clients of " if self.parts else ""
+        if facts.protocol == "fedsgd":
+            return f"{of}{samples}, the gradient"
         return f"{of}{samples}, {facts.steps} step{'s' * (facts.steps != 1)} of {facts.local}"
 
 

@@ -61,6 +61,8 @@ class RecordFolder:
         recorder: TrainingRecorder,
         received: Tensors,
         sent: Tensors,
+        *,
+        gradient: bool = False,
     ) -> None:
         """Write what was recorded of one training.
 
@@ -70,6 +72,7 @@ class RecordFolder:
             recorder: what was recorded.
             received: the arrays in the server's message.
             sent: the arrays in the client's reply.
+            gradient: whether the reply says that it is a gradient.
 
         Raises:
             BadInput: if the id cannot be a file's name.
@@ -80,7 +83,8 @@ class RecordFolder:
         )
         # The facts come last: where they are, the truth is.
         save_batches(recorder.batches, self.truth / f"{message}.safetensors")
-        recorder.facts(client, sent, received).save(self.facts / f"{message}.json")
+        facts = recorder.facts(client, sent, received, gradient=gradient)
+        facts.save(self.facts / f"{message}.json")
 
     def note_client(self, node: int, client: int) -> None:
         """Note the number of the client at a node."""
@@ -152,8 +156,9 @@ class RecordedClientApp(ClientApp):
         try:
             if client is not None:
                 self._folder.write(
-                    message.metadata.message_id, client, recorder, received, _arrays(reply)
-                )
+                    message.metadata.message_id, client, recorder, received, _arrays(reply),
+                    gradient=reply.has_content() and GRADIENT in reply.content.array_records,
+                )  # fmt: skip
         except Exception as error:  # whatever it is, the training goes on
             logger.warning("what was recorded is lost: %s", error)
         return reply

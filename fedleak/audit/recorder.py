@@ -549,6 +549,8 @@ class TrainingRecorder:
         partition: int | None,
         sent: Mapping[str, Tensor],
         received: Mapping[str, Tensor] | None = None,
+        *,
+        gradient: bool = False,
     ) -> TrainingFacts:
         """What was seen.
 
@@ -556,12 +558,15 @@ class TrainingRecorder:
             partition: number of the client.
             sent: the arrays that the client returns, by name, or by position as text.
             received: the arrays that it got from the server. If None, they are not known.
+            gradient: whether the reply says that it is a gradient.
         """
         shapes = [(name, tuple(value.shape)) for name, value in sent.items()]
         owner = self._safely(self._owner, shapes)
         model = None if owner is None else self._safely(self._model_facts, owner)
         self._safely(self._compare_weights)
         elsewhere = self._safely(self._starts_elsewhere, owner, received or {})
+        sends: Any = "gradient" if gradient else None
+        sends = sends or self._safely(_what_is_sent, owner, sent, received or {})
         notes = list(self._notes)
         if model is None and self._forwarded:
             notes.append("no module was seen whose weights are those that the client sends")
@@ -570,7 +575,7 @@ class TrainingRecorder:
                 "no call of a torch model with gradients and no step of a torch optimiser was "
                 "seen: the app trains without torch, or in another process or thread"
             )
-        elif not self._optimizers:
+        elif not self._optimizers and sends != "gradient":
             notes.append(
                 "no step of a torch optimiser was seen: the app changes the weights itself"
             )
@@ -580,7 +585,6 @@ class TrainingRecorder:
             notes.append("`torch.autograd.grad` was called")
         if any(type(module).__module__.startswith("opacus") for module in self._called.values()):
             notes.append("the model is wrapped by Opacus: its gradients are clipped and noisy")
-        sends = self._safely(_what_is_sent, owner, sent, received or {})
         sizes = self._sizes
         if sends == "gradient" and not sizes and self._used:
             sizes = [sum(self._used)]

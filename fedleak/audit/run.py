@@ -481,9 +481,13 @@ def _canary(
 def _tested(canary: Canary, victim: Victim, observed: Observed) -> Canary:
     """The canary, which proves nothing where what was seen does not give the client's update."""
     try:
-        agreement = replay(victim, batches_of(observed, victim))
+        batches, facts = batches_of(observed, victim), victim.known.knowledge
+        # A gradient may be that of several batches.
+        if facts.protocol != "fedsgd" and len(batches) < facts.steps:
+            raise BadInput(f"Expected {facts.steps} batches, got the first {len(batches)}.")
+        agreement = replay(victim, batches)
     except BadInput as error:
-        note = f"{canary.note}, but the clients' batches were not kept: {error}"
+        note = f"{canary.note}, but the clients' batches were not all kept: {error}".rstrip(".")
         return replace(canary, reconstructed=False, note=note)
     if agreement >= AGREES or not canary.reconstructed:
         return canary

@@ -54,7 +54,7 @@ def train_shadows(
     inputs: Tensor,
     labels: Tensor,
     *,
-    samples: int,
+    samples: int | Sequence[int],
     classes: int,
     number: int = 160,
     first: int = 0,
@@ -71,7 +71,8 @@ def train_shadows(
         training: the clients' local training.
         inputs: public samples as the clients' models take them, ``(N, ...)``.
         labels: their classes ``(N,)``.
-        samples: number of samples of a client, at least 1.
+        samples: number of samples of a client, at least 1, or those of several clients, which the
+            shadow clients have in turn.
         classes: number of classes.
         number: number of shadow clients.
         first: number of the first one: 10 from 0 and 10 from 10 are the same as 20 from 0.
@@ -86,7 +87,8 @@ def train_shadows(
         BadInput: if an argument is out of its range, a class has no public sample, or the rate or
             the optimiser is not known.
     """
-    require(samples >= 1, f"Expected `samples` to be at least 1, got {samples}.")
+    sizes = [samples] if isinstance(samples, int) else list(samples)
+    require(min(sizes, default=0) >= 1, f"Expected `samples` to be at least 1, got {samples}.")
     require(concentration > 0, f"Expected `concentration` above 0, got {concentration}.")
     pools = [(labels == c).nonzero().flatten() for c in range(classes)]
     empty = [c for c, pool in enumerate(pools) if not len(pool)]
@@ -97,7 +99,8 @@ def train_shadows(
     for position in range(first, first + number):
         own = derive_seed(seed, position)
         generator, counting = torch.Generator().manual_seed(own), np.random.default_rng(own)
-        counts = _draw_counts(samples, classes, concentration, counting)
+        size = sizes[position % len(sizes)]
+        counts = _draw_counts(size, classes, concentration, counting)
         chosen = torch.cat([
             pool[_positions(len(pool), int(count), generator)]
             for pool, count in zip(pools, counts, strict=True)
@@ -109,7 +112,7 @@ def train_shadows(
         if all(bool(value.isfinite().all()) for value in change.values()):
             if layer is not None:
                 change = {name: change[name] for name in weights_of(layer) if name in change}
-            yield Shadow(change, torch.from_numpy(counts / samples))
+            yield Shadow(change, torch.from_numpy(counts / size))
 
 
 def weights_of(layer: str) -> tuple[str, str]:

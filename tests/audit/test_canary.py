@@ -68,7 +68,8 @@ def test_a_server_that_makes_the_step_itself(tmp_path: Path) -> None:
         assert victim.update.protocol == victim.known.knowledge.protocol == "fedsgd"
         assert observed.facts(victim.key).batch_sizes == (1,)
         assert replay(victim, batches_of(observed, victim)) > 0.999
-        assert not [note for note in victim.known.notes if "changed afterwards" in note]
+        assert not [note for note in victim.known.notes if "changed" in note or "changes" in note]
+        assert victim.setting == "1 sample, the gradient"
     found = conclude(app, observed, budget=20)
     assert found.verdict.canary
     answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}

@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
+from fedleak.audit.label_shares import (
+    ShadowTraining,
+    common_training,
+    label_shares,
+    label_shares_of_sum,
+)
 from fedleak.audit.ladder import Public
 from fedleak.audit.sums import sum_of_round
-from tests.audit.apps import imports_undone, observe
+from tests.audit.apps import TEXT, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +146,16 @@ def test_an_optimiser_that_cannot_be_followed_is_said(tmp_path: Path) -> None:
         assert answer is not None
         assert answer.status == "not tried"
         assert "the clients' optimiser cannot be followed" in answer.sentence
+
+
+def test_shadow_clients_have_as_many_samples_as_the_clients(tmp_path: Path) -> None:
+    """Their steps follow from them where all clients make the same number of passes."""
+    task = TEXT.replace("(5, 8)", "(4 + number, 8)").replace("(4, (5,))", "(4, (4 + number,))")
+    _, _, victims = observe(tmp_path, "text", task=task)
+    training, numbers = common_training(victims)
+    assert numbers == [4, 5, 6, 7]
+    assert (training.steps, training.epochs, training.batch_size) == (None, 1, 2)
+    facts = victims[0].known.knowledge
+    other = replace(victims[0].known, knowledge=facts.with_training(steps=3, epochs=None))
+    training, numbers = common_training([replace(victims[0], known=other), *victims[1:]])
+    assert (training.steps, numbers) == (3, [6])

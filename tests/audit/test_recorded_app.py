@@ -85,5 +85,5 @@ def test_a_disk_that_is_full_does_not_end_the_training(
     assert isinstance(BadInput("x"), ValueError)
 
 
-def _full(*_: object) -> None:
+def _full(*_: object, **__: object) -> None:
     raise OSError("no space left")

@@ -189,3 +189,18 @@ def test_shares_of_all_clients_follow_from_the_sum_of_their_updates() -> None:
     uniform = total_variation_distance(torch.full_like(truth, 1 / CLASSES), truth).mean()
     assert float(distance) < 0.05
     assert float(uniform) > 2 * float(distance)
+
+
+def test_clients_of_several_sizes_are_made_in_turn() -> None:
+    model = network()
+    sent = {name: value.detach().clone() for name, value in model.named_parameters()}
+    labels = torch.arange(40) % CLASSES
+    training = LocalTraining(learning_rate=0.1, epochs=1, batch_size=2)
+    settings: dict[str, Any] = {"classes": CLASSES, "number": 4, "layer": "2"}
+    given = model, sent, loss, training, samples(labels, 0), labels
+    for number, shadow in enumerate(train_shadows(*given, samples=[3, 8], **settings)):
+        counts = shadow.shares * (3, 8)[number % 2]
+        torch.testing.assert_close(counts, counts.round())
+        assert shadow.change.keys() == {"2.weight", "2.bias"}
+    with pytest.raises(BadInput, match="Expected `samples` to be at least 1, got"):
+        list(train_shadows(*given, samples=[], **settings))
