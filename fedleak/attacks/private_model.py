@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_map
 from fedleak.attacks.embeddings import takes_numbers
 from fedleak.errors import BadInput, ModelFailed, first_line, require
 from fedleak.models.noise import record
-from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.loss_probe import LossProbe
 from fedleak.updates.module_state import entries, state_kept, state_places
@@ -31,7 +30,7 @@ class Loaded:
     model: nn.Module
     original: nn.Module
     training: bool | None
-    sent: Tensors
+    sent: Mapping[str, Tensor]
     probes: dict[tuple[object, ...], LossProbe] = field(default_factory=dict)
 
     def loss(self, knowledge: Knowledge) -> LossProbe:

@@ -22,6 +22,7 @@ from fedleak.audit.ladder import (
     inputs_answer,
     setting_of,
     truth_of,
+    why_several,
 )
 from fedleak.audit.probe import FOLDER, Entries, Probe, run_probe
 from fedleak.audit.simulation import Observed
@@ -183,8 +184,9 @@ def answer_by(
         report: told what is being done.
     """
     setting = setting_of(victims)
-    if probe.reason:
-        return _of_rung(not_tried(rung, "inputs", probe.reason, setting), rung, public)
+    unknown = victims[0].known.unknown
+    if reason := probe.reason or (why_several(unknown) if unknown else ""):
+        return _of_rung(not_tried(rung, "inputs", reason, setting), rung, public)
     own = replace(probe.observed, models=[victims[0].known.knowledge.model])
     asked, reasons = find_victims(app, own)
     rounds = probe.rounds()
@@ -254,7 +256,8 @@ def _read(
     """
     server, last = probe.server, asked[-1]
     rounds = tuple(
-        (crafted, victim.update) for (_, crafted), victim in zip(probe.rounds(), asked, strict=True)
+        (crafted, victim.update.loaded())
+        for (_, crafted), victim in zip(probe.rounds(), asked, strict=True)
     )
     facts = last.known.knowledge
     draws = torch.Generator().manual_seed(derive_seed(seed, len(rounds), SALT, 1))

@@ -430,9 +430,20 @@ def _several_inputs(victims: Sequence[Victim], unknown: Sequence[str]) -> Answer
         rung=0 if victims[0].parts else 3, question="inputs", measure="", answer=nothing,
         guess=nothing, gains=(), perfect=1.0, threat_model="C", attack="none",
         setting=setting_of(victims), tried=False,
-        note=f"the model takes {', '.join(unknown)} besides, which the server does not know, and "
-        "no attack here reconstructs several inputs together",
+        note=why_several(unknown),
     )  # fmt: skip
+
+
+def why_several(unknown: Sequence[str]) -> str:
+    """Why the inputs of a model are not searched that takes more than one of its own.
+
+    Args:
+        unknown: names of the inputs besides the samples that are not known.
+    """
+    return (
+        f"the model takes {', '.join(unknown)} besides, which the server does not know, and no "
+        "attack here reconstructs several inputs together"
+    )
 
 
 def one_by_one(

@@ -139,7 +139,7 @@ class Exchanges:
         crafted = craft(
             self.server,
             self._knowledge(expected, None),
-            expected.sent,
+            dict(expected.sent),
             public=self._public,
             generator=self._generator(round_, client),
             earlier=tuple(each.content for each in self._since_reading(client)),
