@@ -422,7 +422,7 @@ def _local_training(
             f"the {steps} steps on {total} samples are no whole passes over the {examples} "
             "examples that the client reports"
         )
-        number = examples or total
+        number = min(examples, total) or total
     elif not examples:
         notes.append(f"the client reports no number of examples, taken to be {number} in one pass")
     elif number != examples:

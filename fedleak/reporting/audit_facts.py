@@ -5,7 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedleak.audit.facts import LossFacts, ModelFacts, OptimizerFacts, TrainingFacts
+from fedleak.audit.facts import (
+    LossFacts,
+    ModelFacts,
+    OptimizerFacts,
+    TensorFacts,
+    TrainingFacts,
+)
 from fedleak.audit.folder import AuditFolder
 
 MOST_FILES = 1000  # of the clients' facts
@@ -44,8 +50,7 @@ def _described(facts: TrainingFacts) -> dict[str, str]:
     found = {
         "Model": _model(facts.model),
         "Mode": _mode(facts.model),
-        "Inputs": "; ".join(f"{list(i.shape[1:])} of {i.dtype}" for i in facts.inputs)
-        or "not seen",
+        "Inputs": "; ".join(map(_input, facts.inputs)) or "not seen",
         "Loss": _loss(facts.loss),
         "Optimiser": _optimizer(facts.optimizer),
         "Steps": str(facts.steps),
@@ -53,6 +58,7 @@ def _described(facts: TrainingFacts) -> dict[str, str]:
         "Sent": {
             "weights": "the weights after the training",
             "delta": "the change of the weights",
+            "gradient": "the gradient",
             "other": "the weights, changed after the training",
             None: "not known",
         }[facts.sends],
@@ -74,6 +80,11 @@ def _model(model: ModelFacts | None) -> str:
     entries = sum(math.prod(shape) for _, shape, _ in model.state)
     frozen = f", {len(model.frozen)} parameters frozen" if model.frozen else ""
     return f"{model.path.replace(':', '.')}, {entries:,} entries{frozen}"
+
+
+def _input(item: TensorFacts) -> str:
+    name = f"{item.path[-1]} " if item.path and isinstance(item.path[-1], str) else ""
+    return f"{name}{list(item.shape[1:])} of {item.dtype}"
 
 
 def _mode(model: ModelFacts | None) -> str:

@@ -397,6 +397,32 @@ def train(model, examples, lr):
         optimizer.step()
     return loss.item()
 """
+# DP-SGD by Opacus: the model is wrapped, batches are drawn at random, gradients are changed.
+OPACUS = (
+    TABLE[: TABLE.index("def train")]
+    + """
+def train(model, examples, lr):
+    import warnings
+    from opacus import PrivacyEngine
+    warnings.simplefilter("ignore")
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    loader = DataLoader(examples, batch_size=3)
+    model.train()
+    private, optimizer, loader = PrivacyEngine().make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    criterion = nn.BCELoss()
+    for x, y in loader:
+        if not len(x):
+            continue
+        optimizer.zero_grad()
+        loss = criterion(private(x).squeeze(1), y)
+        loss.backward()
+        optimizer.step()
+    return 0.0
+"""
+)
 # Users and items, a number of each a sample.
 PAIRS = """
 import torch

@@ -12,7 +12,7 @@ from fedleak.audit.run import conclude
 from fedleak.audit.sums import sum_of_round
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.private_model import private_copy
-from tests.audit.apps import GRADIENT, ONE_STEP, SENDS_GRADIENT, imports_undone, observe
+from tests.audit.apps import GRADIENT, ONE_STEP, OPACUS, SENDS_GRADIENT, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _imports() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", ["images", "table", "text", "lightning"])
+@pytest.mark.parametrize("kind", ["images", "table", "text", "lightning", "old"])
 def test_recorded_batches_trained_again_give_the_update(kind: str, tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, kind)
     for victim in victims:
@@ -61,7 +61,9 @@ def test_the_sample_of_the_canary(shape: tuple[int, ...], whole: int | None) -> 
         assert 0 <= float(sample.min()) < float(sample.max()) <= 1
 
 
-def test_a_server_that_makes_the_step_itself(tmp_path: Path) -> None:
+def test_a_server_that_makes_the_step_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Replies hold gradients: the canary sends one too, and the sum is one of gradients."""
     app, observed, victims = observe(tmp_path, "images", task=GRADIENT, sends=SENDS_GRADIENT)
     for victim in victims:
@@ -70,7 +72,8 @@ def test_a_server_that_makes_the_step_itself(tmp_path: Path) -> None:
         assert replay(victim, batches_of(observed, victim)) > 0.999
         assert not [note for note in victim.known.notes if "changed" in note or "changes" in note]
         assert victim.setting == "1 sample, the gradient"
-    found = conclude(app, observed, budget=20)
+    monkeypatch.setattr("fedleak.audit.label_shares.MOST_SHADOWS", 40)
+    found = conclude(app, observed, budget=10)
     assert found.verdict.canary
     answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
     assert answers[3, "inputs"].status == "leaks"
@@ -109,6 +112,7 @@ def test_gradients_of_several_batches(tmp_path: Path) -> None:
             torch.testing.assert_close(value, victim.update.received[name])
 
 
+@pytest.mark.slow
 def test_an_app_that_sends_lists(tmp_path: Path) -> None:
     """An app of before the Message API: its canary is trained, and its shares are answered."""
     app, observed, victims = observe(
@@ -122,3 +126,30 @@ def test_an_app_that_sends_lists(tmp_path: Path) -> None:
     answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
     assert answers[2, "shares of labels"].status == "leaks"
     assert answers[3, "inputs"].answer.mean < 1e-2
+
+
+def test_an_app_under_opacus(tmp_path: Path) -> None:
+    """It is seen that the model is wrapped, and that the gradients are changed."""
+    _, observed, victims = observe(tmp_path, "table", task=OPACUS)
+    for victim in victims:
+        facts = observed.facts(victim.key)
+        assert facts.model is not None
+        assert facts.optimizer is not None
+        assert (facts.model.called, facts.optimizer.path) == ("wrapped", "torch.optim.sgd:SGD")
+        assert facts.gradients_changed
+        assert any("wrapped by Opacus" in note for note in victim.known.notes)
+        assert replay(victim, batches_of(observed, victim)) < 0.99
+
+
+@pytest.mark.slow
+def test_the_verdict_of_an_app_under_opacus(tmp_path: Path) -> None:
+    app, observed, _ = observe(tmp_path, "table", task=OPACUS)
+    found = conclude(app, observed, budget=10)
+    answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
+    assert answers[2, "shares of labels"].status != "not tried"
+    assert not found.verdict.canary
+    assert (
+        "their recorded batches, trained again, give another update" in (found.verdict.canary_note)
+        or "not reconstructed" in found.verdict.canary_note
+    )
+    assert found.verdict.overall != "nothing found"

@@ -374,8 +374,11 @@ def test_masks_and_types_are_told_and_padding_is_no_token(tmp_path: Path) -> Non
     assert victims[0].whole == 40
 
 
-def test_what_several_inputs_leave_open_is_said(tmp_path: Path) -> None:
+def test_what_several_inputs_leave_open_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app, observed, _ = observe(tmp_path, "images", task=TWO_INPUTS)
+    monkeypatch.setattr("fedleak.audit.label_shares.MOST_SHADOWS", 40)
     found = conclude(app, observed, budget=10)
     answers = {(answer.rung, answer.question): answer for answer in found.verdict.answers}
     for rung in (0, 3):
@@ -400,4 +403,18 @@ def test_a_lightning_batch_of_several_tensors(tmp_path: Path) -> None:
     for victim in victims:
         assert victim.known.inputs == ("numbers",)
         assert victim.known.unknown == ("scale",)
+        assert replay(victim, batches_of(observed, victim)) > 0.999
+
+
+def test_the_lightning_package(tmp_path: Path) -> None:
+    """The same Lightning under its other name; it need not be installed."""
+    pytest.importorskip("lightning")
+    task = TASKS["lightning"].replace("pytorch_lightning as pl", "lightning.pytorch as pl")
+    task = task.replace('getLogger("pytorch_lightning")', 'getLogger("lightning.pytorch")')
+    _, observed, victims = observe(tmp_path, "lightning", task=task)
+    for victim in victims:
+        facts = observed.facts(victim.key)
+        assert facts.loss is not None
+        assert (facts.loss.kind, facts.batch_sizes) == ("training_step", (2, 2, 1))
+        assert facts.faults == ()
         assert replay(victim, batches_of(observed, victim)) > 0.999

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fedleak.audit.facts import LossFacts, ModelFacts, OptimizerFacts, TrainingFacts
+from fedleak.audit.facts import (
+    LossFacts,
+    ModelFacts,
+    OptimizerFacts,
+    Relation,
+    TensorFacts,
+    TrainingFacts,
+)
 from fedleak.audit.folder import AuditFolder
 from fedleak.errors import BadInput
 from fedleak.reporting.audit_facts import read_facts
@@ -63,3 +70,17 @@ def test_nothing_was_seen(tmp_path: Path) -> None:
     (tmp_path / "facts" / "r0001-c0000.json").write_text("{")
     with pytest.raises(BadInput, match="Expected facts of a client's training"):
         read_facts(AuditFolder(tmp_path))
+
+
+def test_several_inputs_and_everything_that_may_be_sent(tmp_path: Path) -> None:
+    inputs = (
+        TensorFacts(("input_ids",), (2, 6), "int64"),
+        TensorFacts(("attention_mask",), (2, 6), "int64", Relation(mask_of=("input_ids",))),
+    )
+    kinds = ("weights", "delta", "gradient", "other", None)
+    found = read(
+        tmp_path, *[replace(some_facts(n), sends=s, inputs=inputs) for n, s in enumerate(kinds)]
+    )
+    assert found["Inputs"] == ["input_ids [6] of int64; attention_mask [6] of int64"]
+    assert "the gradient (1 trainings)" in found["Sent"]
+    assert len(found["Sent"]) == len(kinds)
