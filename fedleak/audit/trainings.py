@@ -108,6 +108,7 @@ def _trainings(replies: Path) -> list[dict[str, Any]]:
 
 def _places(rows: Sequence[dict[str, Any]]) -> str:
     """Client and round of the first lines, and the number of the others."""
+    rows = sorted(rows, key=lambda row: (row["round"], row["client"] is None, row["client"] or 0))
     named = [
         f"client {'not known' if row['client'] is None else row['client']} in round {row['round']}"
         for row in rows[:MOST_PLACES]
