@@ -4,7 +4,8 @@
     python experiments/exact-batches/measure.py --output runs/exact --only untrained --batch 64
 
 It appends to results.csv, a row for each victim, and skips what is there already, so that it can be
-interrupted; summary.csv has the means. Images are those of cifar10.npz in the folder FEDLEAK_DATA.
+interrupted; summary.csv has the means. Images are those of cifar10.npz and cifar100.npz in the
+folder FEDLEAK_DATA, and the photographs of scikit-image.
 """
 
 import argparse
@@ -14,31 +15,51 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.exact_batch import ExactBatch
-from fedleak.data import Npz
-from fedleak.models import SMLP
+from fedleak.data import Npz, Photos
+from fedleak.models import SMLP, Precode
+from fedleak.models.noise import record
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
-CLASSES, SHAPE = 10, (3, 32, 32)
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SHAPE = (3, 32, 32)
 # Share recovered: L2 error on the scale [0, 1] below this, and the right label.
 RECOVERED = 0.01
 STEPS, RATE, TRAINING_BATCH = 300, 0.1, 64
-FIRST_SEED = 1000
+FIRST_SEED = 2000
+
+Data = Literal["cifar10", "cifar100", "photos"]
 
 COLUMNS = (
     "setting", "batch", "seed", "recovered", "certified", "false", "labels", "worst_error", "left",
-    "accuracy", "seconds", "findings",
+    "accuracy", "noise_error", "noise_median", "seconds", "findings",
 )  # fmt: skip
 SUMMARY = ("setting", "batch", "n", "recovered", "least", "spread", "certified", "false",
            "seconds", "longest", "guess")  # fmt: skip
+
+
+class Images(NamedTuple):
+    """Images of a data set.
+
+    Args:
+        pixels: whole numbers from 0 to 255, ``(images, 3, 32, 32)``.
+        labels: ``(images,)``.
+        mean: of each channel, on the scale [0, 1].
+        std: deviation of each channel.
+        classes: number of classes.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
 
 
 class Setting(NamedTuple):
@@ -46,33 +67,77 @@ class Setting(NamedTuple):
 
     Args:
         name: its name in the tables.
+        batches: batch sizes.
         published: the network of 1000 units without biases and N(0, 0.25) weights, inputs in
             [0, 1]; else SMLP with PyTorch's initialisation, normalised inputs.
         kind: the client's arithmetic.
         steps: number of steps of SGD before the update.
-        batches: batch sizes.
+        epochs: instead, number of epochs of the images that are not in the batch.
+        data: the images.
+        precode: whether a bottleneck of 256 random numbers stands before the classifier.
+        normalised: whether inputs are normalised, unless ``published``.
     """
 
     name: str
-    published: bool
-    kind: torch.dtype
-    steps: int
     batches: tuple[int, ...]
+    published: bool = False
+    kind: torch.dtype = torch.float32
+    steps: int = 0
+    epochs: int = 0
+    data: Data = "cifar10"
+    precode: bool = False
+    normalised: bool = True
 
 
 SETTINGS = (
-    Setting("published, float64", True, torch.float64, 0, (64, 128, 192, 256)),
-    Setting("published, float32", True, torch.float32, 0, (64, 128, 192, 256)),
-    Setting("untrained, float32", False, torch.float32, 0, (32, 64, 128, 192, 256)),
-    Setting("trained, float32", False, torch.float32, STEPS, (32, 64, 128)),
+    Setting("published, float64", (32, 64, 128, 192, 256), published=True, kind=torch.float64),
+    Setting("published, float32", (32, 64, 128, 192, 256), published=True),
+    Setting("untrained, float32", (8, 16, 32, 64, 128, 192, 256)),
+    Setting("untrained, float64", (64, 128), kind=torch.float64),
+    Setting("PRECODE, float32", (8, 16, 32, 64), precode=True),
+    Setting(
+        "PRECODE, float64, [0, 1]",
+        (8, 16, 32, 64),
+        kind=torch.float64,
+        precode=True,
+        normalised=False,
+    ),
+    Setting("PRECODE trained, float32", (8, 16, 32), steps=STEPS, precode=True),
+    Setting("trained, float32", (32, 64, 128), steps=STEPS),
+    Setting("1 epoch, float32", (32, 64, 128), epochs=1),
+    Setting("5 epochs, float32", (32, 64, 128), epochs=5),
+    Setting("20 epochs, float32", (32, 64, 128), epochs=20),
+    Setting("CIFAR-100, published, float64", (64, 128, 256), True, torch.float64, data="cifar100"),
+    Setting("CIFAR-100, untrained, float32", (64, 128), data="cifar100"),
+    Setting("photos, published, float64", (64, 128, 512), True, torch.float64, data="photos"),
+    Setting("photos, untrained, float32", (8, 64, 128), data="photos"),
 )
 
 
-def make_model(setting: Setting, images: Tensor, labels: Tensor) -> nn.Module:
+def load(name: Data) -> Images:
+    """The images of a data set.
+
+    Args:
+        name: the data set.
+    """
+    if name == "photos":
+        train, _ = Photos().load()
+    else:
+        folder = Path(os.environ.get("FEDLEAK_DATA", "data"))
+        train, _ = Npz(path=str(folder / f"{name}.npz")).load()
+    labels = torch.as_tensor(train.labels)
+    return Images(
+        torch.as_tensor(train.images), labels, tuple(train.mean), tuple(train.std),
+        int(labels.max()) + 1,
+    )  # fmt: skip
+
+
+def make_model(setting: Setting, classes: int, images: Tensor, labels: Tensor) -> nn.Module:
     """The model, seeded by torch's random state.
 
     Args:
         setting: what it is.
+        classes: number of classes.
         images: normalised training images.
         labels: their labels.
     """
@@ -81,47 +146,65 @@ def make_model(setting: Setting, images: Tensor, labels: Tensor) -> nn.Module:
             nn.Flatten(),
             nn.Linear(3072, 1000, bias=False),
             nn.ReLU(),
-            nn.Linear(1000, CLASSES, bias=False),
+            nn.Linear(1000, classes, bias=False),
         )
         nn.init.normal_(model[1].weight, std=0.5)
         return model.to(setting.kind)
-    model = SMLP(input_shape=SHAPE, num_classes=CLASSES).to(setting.kind)
+    precode = Precode() if setting.precode else None
+    model = SMLP(input_shape=SHAPE, num_classes=classes, precode=precode).to(setting.kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    for _ in range(setting.steps):
+    steps = setting.steps or setting.epochs * len(images) // TRAINING_BATCH
+    for _ in range(steps):
         chosen = torch.randint(len(images), (TRAINING_BATCH,))
         optimizer.zero_grad()
-        functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        loss_of(model, (images[chosen], labels[chosen])).backward()
         optimizer.step()
     return model
 
 
-def measure(setting: Setting, batch: int, seed: int, data: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean cross entropy, with the divergence of a bottleneck.
+
+    Args:
+        model: one of :func:`make_model`.
+        batch: inputs and labels.
+    """
+    if isinstance(model, SMLP):
+        return model.batch_loss(batch)
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def measure(setting: Setting, batch: int, seed: int, data: Images) -> dict[str, Any]:
     """Make a victim, attack it and compare.
 
     Args:
         setting: the row.
         batch: number of samples.
         seed: seeds weights, training and batch.
-        data: images, whole numbers from 0 to 255, and labels.
+        data: the images.
     """
     torch.manual_seed(seed)
-    pixels, labels = data[0].to(setting.kind) / 255, data[1]
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if setting.published else (MEAN, STD)
+    pixels, labels = data.pixels.to(setting.kind) / 255, data.labels
+    plain = setting.published or not setting.normalised
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (data.mean, data.std)
     columns = [torch.tensor(v, dtype=setting.kind).reshape(3, 1, 1) for v in (mean, std)]
     order = torch.randperm(len(pixels))
     victims, others = order[:batch], order[batch:]
     inputs = (pixels - columns[0]) / columns[1]
-    model = make_model(setting, inputs[others], labels[others])
+    model = make_model(setting, data.classes, inputs[others], labels[others])
     x, y = inputs[victims], labels[victims]
-    output = model(x)
-    gradient = torch.autograd.grad(functional.cross_entropy(output, y), list(model.parameters()))
+    with record(model) as drawn:
+        loss = loss_of(model, (x, y))
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        output = model(x)
     names = [name for name, _ in model.named_parameters()]
     update = InterceptedUpdate.of(
         model, gradient=dict(zip(names, gradient, strict=True)), num_examples=batch
     )
     knowledge = Knowledge(
-        model, SHAPE, CLASSES, mean=mean, std=std, num_samples=batch,
-        loss=lambda m, b: functional.cross_entropy(m(b[0]), b[1]),
+        model, SHAPE, data.classes, mean=mean, std=std, num_samples=batch,
+        loss=loss_of,
     )  # fmt: skip
     started = time.process_time()
     (found,) = ExactBatch()([update], knowledge, seed=seed)
@@ -135,6 +218,9 @@ def measure(setting: Setting, batch: int, seed: int, data: tuple[Tensor, Tensor]
     right = found.labels == y[nearest]
     good, certified = (errors < RECOVERED) & right, bounds.isfinite()
     recovered = len(set(nearest[good].tolist()))
+    noise = torch.zeros(1)
+    for slot, values in found.noise.items():
+        noise = (values - drawn[slot][0][nearest])[certified].abs()
     return {
         "setting": setting.name, "batch": batch, "seed": seed,
         "recovered": f"{recovered / batch:.4f}",
@@ -143,6 +229,8 @@ def measure(setting: Setting, batch: int, seed: int, data: tuple[Tensor, Tensor]
         "worst_error": f"{float(errors[certified].max()) if certified.any() else 0:.2e}",
         "left": f"{found.cost:.2e}",
         "accuracy": f"{float((output.argmax(1) == y).double().mean()):.3f}",
+        "noise_error": f"{float(noise.max()) if noise.numel() else 0:.1e}",
+        "noise_median": f"{float(noise.median()) if noise.numel() else 0:.1e}",
         "seconds": f"{seconds:.1f}", "findings": " | ".join(found.findings),
     }  # fmt: skip
 
@@ -197,8 +285,7 @@ def main() -> None:
     path = chosen.output / "results.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     done = {(row["setting"], int(row["batch"]), int(row["seed"])) for row in rows}
-    train, _ = Npz(path=str(Path(os.environ.get("FEDLEAK_DATA", "data")) / "cifar10.npz")).load()
-    data = (torch.as_tensor(train.images), torch.as_tensor(train.labels))
+    data: dict[Data, Images] = {}
     for setting in SETTINGS:
         for batch in setting.batches:
             for seed in range(chosen.first, chosen.first + chosen.seeds):
@@ -207,7 +294,9 @@ def main() -> None:
                 )
                 if skipped or (setting.name, batch, seed) in done:
                     continue
-                row = measure(setting, batch, seed, data)
+                if setting.data not in data:
+                    data[setting.data] = load(setting.data)
+                row = measure(setting, batch, seed, data[setting.data])
                 rows.append(row)
                 print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
                 write(path, COLUMNS, rows)

@@ -12,19 +12,25 @@ from torch import Tensor
 from fedleak.attacks.base import (
     Attack,
     Family,
-    NoiseUse,
     Problem,
     Progress,
     Reconstruction,
     Report,
 )
 from fedleak.attacks.exact_batches.network import Network, read_network
+from fedleak.attacks.exact_batches.noisy_recovery import NoisyRecovery, NoisyRemainder
 from fedleak.attacks.exact_batches.pixel_levels import pixel_levels
+from fedleak.attacks.exact_batches.random_head import RandomHead, read_random_head
 from fedleak.attacks.exact_batches.recovery import Recovery
 from fedleak.attacks.exact_batches.remainder import Remainder
 from fedleak.attacks.labels import recover_labels
 from fedleak.errors import BadInput, require
+from fedleak.models.noise import noise_slots
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.loss_probe import LossProbe
+
+# Random starts for a sample's zeros: the first one finds a sample, or hardly any does.
+MOST_ZEROS = 6
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -51,6 +57,10 @@ class ExactBatch(Attack):
       (:mod:`fedleak.attacks.exact_batches.descent`).
     - All remaining signals of a network with one hidden layer together
       (:mod:`fedleak.attacks.exact_batches.closure`).
+
+    Behind the hidden layers there may be a variational bottleneck (PRECODE). Then samples are found
+    from the zeros of the encoder's input, and each one's signals, label and noise follow
+    (:mod:`fedleak.attacks.exact_batches.noisy_recovery`).
 
     8-bit images are rounded to their levels where every pixel is near one, so that no error is
     passed on. A sample is certified if the gradient that the model computes for it lies in the span
@@ -82,7 +92,7 @@ class ExactBatch(Attack):
     )
     family: ClassVar[Family] = "analytic"
     needs: ClassVar[str] = "one gradient; linear layers with ReLU; cross entropy"
-    noise: ClassVar[NoiseUse] = "refused"
+    restores_noise: ClassVar[bool] = True
     needs_first_linear: ClassVar[bool] = True
     boxed: ClassVar[bool] = True
 
@@ -105,7 +115,7 @@ class ExactBatch(Attack):
         reason = super().refuses(knowledge)
         if reason is not None:
             return reason
-        found = read_network(knowledge)
+        found = _read(knowledge)
         if isinstance(found, str):
             return (
                 f"{self.name} needs a cross entropy of linear layers with ReLU between, but {found}"
@@ -119,19 +129,27 @@ class ExactBatch(Attack):
             BadInput: if the update tells the gradient up to bounds alone.
         """
         facts = replace(problem.knowledge, model=problem.model)
-        network = read_network(facts, problem.loss)
-        assert isinstance(network, Network)  # by :meth:`refuses`
+        read = _read(facts, problem.loss)
+        assert not isinstance(read, str)  # by :meth:`refuses`
         require(
             not problem.deviation,
             f"Expected a gradient for {self.name}, got a step of {facts.local.optimizer} that "
             "tells it up to bounds alone.",
         )
-        generator = problem.generator
+        if isinstance(read, RandomHead):
+            recovery: Recovery | NoisyRecovery = self._noisy(problem, read, report)
+        else:
+            recovery = self._plain(problem, read, report)
+        recovery.run()
+        return self._result(problem, recovery)
+
+    def _plain(self, problem: Problem, network: Network, report: Report) -> Recovery:
+        facts, generator = problem.knowledge, problem.generator
         remainder = Remainder(
             network, network.gradients(problem.gradient), facts.num_samples, generator,
-            _of_weights(problem, network),
+            _of_weights(problem, network, network.hidden),
         )  # fmt: skip
-        recovery = Recovery(
+        return Recovery(
             remainder=remainder,
             bounds=_flat_bounds(facts),
             levels=pixel_levels(facts, network.unit) if self.levels else None,
@@ -142,15 +160,31 @@ class ExactBatch(Attack):
             rows=self.rows,
             progress=_progress(report, facts.num_samples),
         )
-        recovery.run()
-        return self._result(problem, recovery)
 
-    def _result(self, problem: Problem, recovery: Recovery) -> Reconstruction:
+    def _noisy(self, problem: Problem, head: RandomHead, report: Report) -> NoisyRecovery:
+        facts, network = problem.knowledge, head.network
+        remainder = NoisyRemainder(
+            network, network.gradients(problem.gradient, head=True), facts.num_samples,
+            problem.generator, _of_weights(problem, network, network.hidden + 1),
+        )  # fmt: skip
+        return NoisyRecovery(
+            head=head,
+            remainder=remainder,
+            bounds=_flat_bounds(facts),
+            levels=pixel_levels(facts, network.unit) if self.levels else None,
+            generator=problem.generator,
+            starts=min(self.starts, MOST_ZEROS),
+            progress=_progress(report, facts.num_samples),
+        )
+
+    def _result(self, problem: Problem, recovery: Recovery | NoisyRecovery) -> Reconstruction:
         facts, remainder = problem.knowledge, recovery.remainder
         found, missing = remainder.found, remainder.missing
         largest = float(torch.tensor(facts.std).max())
         certified = found.bounds * largest <= self.accuracy
-        found = found[torch.cat([certified.nonzero(), (~certified).nonzero()]).flatten()]
+        noise = _noise_of(recovery)
+        order = torch.cat([certified.nonzero(), (~certified).nonzero()]).flatten()
+        found, noise = found[order], noise[order]
         bounds = torch.where(found.bounds * largest <= self.accuracy, found.bounds, torch.inf)
         inputs = found.inputs.repeat_interleave(found.counts, dim=0)
         labels = found.labels.repeat_interleave(found.counts)
@@ -165,9 +199,11 @@ class ExactBatch(Attack):
             inputs = torch.cat([inputs, guess.expand(missing, -1)])
             labels = torch.cat([labels, _labels_left(problem, labels)])
             bounds = torch.cat([bounds, bounds.new_full((missing,), torch.inf)])
+            noise = torch.cat([noise, noise.new_zeros(missing, noise.shape[1])])
         if facts.labels is not None:
             order = _order_of(labels, facts.labels.cpu())
             inputs, labels, bounds = inputs[order], labels[order], bounds[order]
+            noise = noise[order]
         low, high = _flat_bounds(facts)
         like = problem.gradient[f"{remainder.network.names[0]}.weight"]
         whole = remainder.gradients[0].norm().clamp_min(1e-300)
@@ -177,6 +213,9 @@ class ExactBatch(Attack):
             .reshape(problem.batch_shape)
             .to(like),
             labels=labels.to(like.device),
+            noise={
+                slot: noise.reshape(shape).to(like) for slot, shape in problem.noise_shapes.items()
+            },
             costs=[(0, left)],
             findings=(
                 *_about_update(problem, remainder.network),
@@ -187,11 +226,25 @@ class ExactBatch(Attack):
         )
 
 
-def _of_weights(problem: Problem, network: Network) -> list[Tensor]:
+def _read(knowledge: Knowledge, probe: LossProbe | None = None) -> Network | RandomHead | str:
+    """The model as one of the two kinds of networks, or why it is none."""
+    if noise_slots(knowledge.model):
+        return read_random_head(knowledge, probe)
+    return read_network(knowledge, probe)
+
+
+def _noise_of(recovery: Recovery | NoisyRecovery) -> Tensor:
+    """Noise of the found samples, ``(samples, K)``; with no columns where none is drawn."""
+    if isinstance(recovery, NoisyRecovery):
+        return recovery.restored().noise
+    return recovery.remainder.found.inputs[:, :0]
+
+
+def _of_weights(problem: Problem, network: Network, layers: int) -> list[Tensor]:
     """Standard deviation of the error that the rounding of weights adds to each row's entries."""
     facts = problem.knowledge
     found = []
-    for layer in range(network.hidden):
+    for layer in range(layers):
         weight = network.weights[layer]
         sizes = weight.square().mean(dim=1).sqrt()
         rate = facts.learning_rate or 1.0
@@ -297,7 +350,7 @@ def _about_labels(facts: Knowledge, certified: Tensor) -> tuple[str, ...]:
     )
 
 
-def _findings(recovery: Recovery, bounds: Tensor, rank: int) -> tuple[str, ...]:
+def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> tuple[str, ...]:
     """What there is to say about the samples, a sentence each."""
     remainder = recovery.remainder
     certified, batch = int(bounds.isfinite().sum()), remainder.batch
@@ -335,6 +388,8 @@ def _findings(recovery: Recovery, bounds: Tensor, rank: int) -> tuple[str, ...]:
     if certified < batch:
         guesses = (~bounds.isfinite()).nonzero().flatten().tolist()
         found.append(f"guesses, not certified: samples {_ranges(guesses)}")
+    if certified and isinstance(recovery, NoisyRecovery):
+        found.append(f"the noise of {certified} samples restored")
     return tuple(found)
 
 

@@ -43,8 +43,13 @@ class Descended(NamedTuple):
     bounds: Tensor
 
 
-class _Solution(NamedTuple):
-    """A vector in the span of some rows, and a bound on its error's norm."""
+class Solution(NamedTuple):
+    """A vector in the span of some rows, and a bound on its error's norm.
+
+    Args:
+        value: ``(entries,)``.
+        bound: infinite where the equations do not settle it.
+    """
 
     value: Tensor
     bound: float
@@ -68,8 +73,7 @@ def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[D
     Returns:
         One sample for each of these that has enough equations.
     """
-    network = remainder.network
-    last = network.hidden - 1
+    last = remainder.network.hidden - 1
     factors = remainder.factors(last)
     coordinates, residuals = signed(signals)
     found = []
@@ -77,29 +81,43 @@ def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[D
     for at in chosen:
         own, residual = coordinates[at], residuals[at]
         rows, pairing = _without_others(factors.rows, pairings, at)
-        spread = _spread(remainder, factors, last, factors.rows @ rows.T)
-        hidden = _settled(rows, pairing, spread)
+        spread = spread_of(remainder, factors, last, factors.rows @ rows.T)
+        hidden = settled(rows, pairing, spread)
         # The entry of the bias is 1: it tells the signal's scale.
         factor = hidden.value[-1]
         if not float(factor) > 0:
             continue
-        output = _Solution(hidden.value[:-1] / factor, hidden.bound / float(factor))
-        for layer in reversed(range(last)):
-            lower = remainder.factors(layer)
-            below = _input_of(network, layer, lower, output, _spread(remainder, lower, layer))
-            if below is None:
-                break
-            output = below
-        else:
+        output = Solution(hidden.value[:-1] / factor, hidden.bound / float(factor))
+        sample = sample_below(remainder, last, output)
+        if sample is not None:
             found.append(
                 Descended(
-                    output.value[None],
+                    sample.value[None],
                     residual.argmin()[None],
                     (factors.columns @ (own * factor))[None],
-                    torch.tensor([output.bound], dtype=torch.float64),
+                    torch.tensor([sample.bound], dtype=torch.float64),
                 )
             )
     return found
+
+
+def sample_below(remainder: Remainder, layer: int, entering: Solution) -> Solution | None:
+    """The sample that has a known input of a layer; None where a layer has too few equations.
+
+    Args:
+        remainder: what is left of the gradient.
+        layer: number of the layer.
+        entering: its input, without the 1 for the bias.
+    """
+    output = entering
+    for at in reversed(range(layer)):
+        factors = remainder.factors(at)
+        spread = spread_of(remainder, factors, at)
+        below = _input_of(remainder.network, at, factors, output, spread)
+        if below is None:
+            return None
+        output = below
+    return output
 
 
 def signed(signals: Signals) -> tuple[Tensor, Tensor]:
@@ -115,7 +133,7 @@ def signed(signals: Signals) -> tuple[Tensor, Tensor]:
     return sign * signals.coordinates, sign * signals.residuals
 
 
-def _spread(
+def spread_of(
     remainder: Remainder, factors: Factors, layer: int, change: Tensor | None = None
 ) -> Tensor:
     """Standard deviation of the norm of the error of each row of the factors, by the noise.
@@ -149,7 +167,7 @@ def _without_others(rows: Tensor, pairings: Tensor, at: int) -> tuple[Tensor, Te
     return free.T @ rows, free.T @ pairings[at]
 
 
-def _settled(rows: Tensor, pairing: Tensor, spread: Tensor) -> _Solution:
+def settled(rows: Tensor, pairing: Tensor, spread: Tensor, start: Tensor | None = None) -> Solution:
     """The vector in the rows' span with the most entries of 0, none negative, and a pairing of 1.
 
     The sum of the entries' logarithms is minimised by reweighted least squares; then least squares
@@ -159,9 +177,10 @@ def _settled(rows: Tensor, pairing: Tensor, spread: Tensor) -> _Solution:
         rows: orthonormal rows, ``(rank, in + 1)``; the last entry is the bias's.
         pairing: the linear function of the coordinates that is 1, ``(rank,)``.
         spread: standard deviation of each row's error, ``(rank,)``.
+        start: first weights of the entries, ``(in,)``. If None, all are 1.
     """
     entries, unknowns = rows[:, :-1], len(rows)
-    weights = torch.ones(entries.shape[1], dtype=rows.dtype)
+    weights = torch.ones(entries.shape[1], dtype=rows.dtype) if start is None else start
     value, width = weights, FIRST_WIDTH
     for _ in range(ITERATIONS):
         value = _paired(entries, weights, pairing) @ entries
@@ -169,7 +188,7 @@ def _settled(rows: Tensor, pairing: Tensor, spread: Tensor) -> _Solution:
         cost = torch.where(value < 0, NEGATIVE, 1.0)
         weights = cost / (value.abs() / size).clamp_min(width).square()
         width = max(width * NARROWER, LAST_WIDTH)
-    found = _Solution(value.new_zeros(rows.shape[1]), torch.inf)
+    found = Solution(value.new_zeros(rows.shape[1]), torch.inf)
     for share in ZEROS:
         zero = (value.abs() <= share * value.abs().max()).to(rows)
         count = int(zero.sum())
@@ -183,7 +202,7 @@ def _settled(rows: Tensor, pairing: Tensor, spread: Tensor) -> _Solution:
         least = float(sizes.min()) if len(sizes) else torch.inf
         own = float((coordinates * spread).norm()) * (1 + 1 / least)
         bound = DEVIATIONS * (float(off) * float(sizes.pow(-2).sum().sqrt()) + own)
-        found = _Solution(coordinates @ rows, bound)
+        found = Solution(coordinates @ rows, bound)
     return found
 
 
@@ -197,8 +216,8 @@ def _paired(entries: Tensor, weights: Tensor, pairing: Tensor) -> Tensor:
 
 
 def _input_of(
-    network: Network, layer: int, factors: Factors, output: _Solution, spread: Tensor
-) -> _Solution | None:
+    network: Network, layer: int, factors: Factors, output: Solution, spread: Tensor
+) -> Solution | None:
     """A layer's input from its output where that is active; None with too few equations."""
     weight, bias = network.weights[layer], network.biases[layer]
     assert bias is not None
@@ -218,4 +237,4 @@ def _input_of(
     least, largest = float(sizes.min()), float(torch.linalg.matrix_norm(whole, 2))
     own = float((coordinates * spread).norm()) * (1 + largest / least)
     bound = DEVIATIONS * (float(off) * float(sizes.pow(-2).sum().sqrt()) + own)
-    return _Solution((coordinates @ factors.rows)[:-1], bound + output.bound / least)
+    return Solution((coordinates @ factors.rows)[:-1], bound + output.bound / least)

@@ -145,14 +145,15 @@ class Network:
         found[rows, labels] = -found.sum(dim=1)
         return found
 
-    def gradients(self, gradient: Tensors) -> list[Tensor]:
+    def gradients(self, gradient: Tensors, *, head: bool = False) -> list[Tensor]:
         """The gradients of the hidden layers, each bias's as a last column, in float64.
 
         Args:
             gradient: gradient by parameter name.
+            head: whether that of the head follows.
         """
         found = []
-        for layer in range(self.hidden):
+        for layer in range(self.hidden + head):
             value = gradient[f"{self.names[layer]}.weight"].double().cpu()
             if self.has_bias(layer):
                 bias = gradient[f"{self.names[layer]}.bias"].double().cpu()

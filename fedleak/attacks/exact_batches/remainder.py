@@ -61,7 +61,7 @@ class Remainder:
 
     Args:
         network: the network.
-        gradients: of each hidden layer, from :meth:`Network.gradients`.
+        gradients: of each hidden layer, from :meth:`Network.gradients`, with the head's or without.
         batch: number of samples of the gradient.
         generator: source of random draws.
         noise: of each hidden layer, standard deviation of a further error of each row's entries,
@@ -130,8 +130,10 @@ class Remainder:
         """The found samples' signals in a layer, ``(samples, out)``.
 
         Args:
-            layer: number of a hidden layer.
+            layer: number of a layer.
         """
+        if layer == self.network.hidden:
+            return self.network.scale * self.found.residuals
         return self.network.signals(self._trace.masks, self.found.residuals)[layer]
 
     def entering(self, layer: int) -> Tensor:

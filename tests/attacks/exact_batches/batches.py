@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from fedleak.attacks.exact_batches.network import Network, read_network
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
+from fedleak.models import SMLP, Precode
+from fedleak.models.noise import record
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -104,3 +106,46 @@ def make_batch(
         loss=cross_entropy,
     )  # fmt: skip
     return Batch(model, inputs, labels, dict(zip(names, values, strict=True)), knowledge)
+
+
+class NoisyBatch(NamedTuple):
+    """A batch of a perceptron with a bottleneck, and the noise that was drawn."""
+
+    batch: Batch
+    noise: Tensor
+
+
+def make_noisy_batch(
+    number: int = 6,
+    *,
+    seed: int = 0,
+    width: int = 60,
+    size: int = 20,
+    beta: float = 1e-3,
+    hidden: int = 2,
+    kind: torch.dtype = torch.float64,
+    mean: float = 0.5,
+    deviation: float = 0.25,
+) -> NoisyBatch:
+    """A batch, its gradient and noise; the same every time.
+
+    With one hidden layer or three the model is a perceptron of that depth.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made: type[SMLP] = type("Perceptron", (SMLP,), {"hidden_layers": hidden})
+        model = made(input_shape=SHAPE, num_classes=5, width=width, precode=Precode(size, beta)).to(
+            kind
+        )
+        labels = torch.randint(5, (number,))
+        inputs = (smooth_images(number, seed).to(kind) / 255 - mean) / deviation
+        with record(model) as drawn:
+            loss = model.batch_loss((inputs, labels))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    values = torch.autograd.grad(loss, parameters)
+    knowledge = Knowledge(
+        model, SHAPE, 5, mean=(mean,), std=(deviation,), num_samples=number,
+        loss=lambda m, b: m.batch_loss(b),
+    )  # fmt: skip
+    batch = Batch(model, inputs, labels, dict(zip(names, values, strict=True)), knowledge)
+    return NoisyBatch(batch, drawn["bottleneck.noise"][0])
