@@ -147,7 +147,7 @@ class ExactBatch(Attack):
         facts, generator = problem.knowledge, problem.generator
         remainder = Remainder(
             network, network.gradients(problem.gradient), facts.num_samples, generator,
-            _of_weights(problem, network, network.hidden),
+            rounding_of_weights(problem, network, network.hidden),
         )  # fmt: skip
         return Recovery(
             remainder=remainder,
@@ -165,7 +165,7 @@ class ExactBatch(Attack):
         facts, network = problem.knowledge, head.network
         remainder = NoisyRemainder(
             network, network.gradients(problem.gradient, head=True), facts.num_samples,
-            problem.generator, _of_weights(problem, network, network.hidden + 1),
+            problem.generator, rounding_of_weights(problem, network, network.hidden + 1),
         )  # fmt: skip
         return NoisyRecovery(
             head=head,
@@ -201,7 +201,7 @@ class ExactBatch(Attack):
             bounds = torch.cat([bounds, bounds.new_full((missing,), torch.inf)])
             noise = torch.cat([noise, noise.new_zeros(missing, noise.shape[1])])
         if facts.labels is not None:
-            order = _order_of(labels, facts.labels.cpu())
+            order = order_of(labels, facts.labels.cpu())
             inputs, labels, bounds = inputs[order], labels[order], bounds[order]
             noise = noise[order]
         low, high = _flat_bounds(facts)
@@ -240,8 +240,17 @@ def _noise_of(recovery: Recovery | NoisyRecovery) -> Tensor:
     return recovery.remainder.found.inputs[:, :0]
 
 
-def _of_weights(problem: Problem, network: Network, layers: int) -> list[Tensor]:
-    """Standard deviation of the error that the rounding of weights adds to each row's entries."""
+def rounding_of_weights(problem: Problem, network: Network, layers: int) -> list[Tensor]:
+    """Standard deviation of the error that the rounding of weights adds to each row's entries.
+
+    Args:
+        problem: the update; of a gradient it is 0.
+        network: the network.
+        layers: number of its layers from the first on.
+
+    Returns:
+        ``(out,)`` for each layer.
+    """
     facts = problem.knowledge
     found = []
     for layer in range(layers):
@@ -301,8 +310,13 @@ def _labels_left(problem: Problem, found: Tensor) -> Tensor:
     return torch.tensor((left + [0] * number)[:number], dtype=torch.long)
 
 
-def _order_of(labels: Tensor, told: Tensor) -> Tensor:
-    """Numbers of the samples in the order of the told labels; the others fill what is left."""
+def order_of(labels: Tensor, told: Tensor) -> Tensor:
+    """Numbers of the samples in the order of the told labels; the others fill what is left.
+
+    Args:
+        labels: labels of the samples, ``(samples,)``.
+        told: the labels in the order wanted, ``(samples,)``.
+    """
     free = list(range(len(labels)))
     order: list[int | None] = []
     for label in told.tolist():

@@ -26,6 +26,7 @@ from fedleak.attacks.matching.engine import GradientMatching, Known
 from fedleak.attacks.matching.local_steps import MOST_STEPS, cannot_simulate, order_findings
 from fedleak.attacks.module_facts import drawing_layers, enters_unchanged, first_linear
 from fedleak.attacks.nra import NRA
+from fedleak.attacks.whole_batch import inverted_by_features, read_whole
 from fedleak.errors import require
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
@@ -73,6 +74,11 @@ class ExactNRA(JointAttack):
     - Fallback to NRA from the image of minimum total variation or of a smooth spectrum, if no image
       fits the equations: noise was added to the gradient, entries were cut from it, or a solver did
       not converge.
+
+    A batch is read whole where every sample of it can be certified: by
+    :class:`fedleak.attacks.exact_batch.ExactBatch` where the model begins with linear layers with
+    ReLU; where it ends with a linear layer, ReLU and a linear layer behind others, by each sample's
+    features, from which it is inverted alone (:mod:`fedleak.attacks.whole_batch`).
 
     The closed form attacks updates one by one; those that fall back to NRA are attacked together.
 
@@ -164,6 +170,10 @@ class ExactNRA(JointAttack):
 
     def _attack_one(self, problem: Problem, report: Report) -> "Reconstruction | _Unresolved":
         facts = problem.knowledge
+        if facts.num_samples > 1 and facts.is_one_step and not problem.deviation:
+            whole = self._attack_whole(problem, report)
+            if whole is not None:
+                return whole
         if facts.labels is None:
             labels = recover_labels(problem.model, problem.gradient, facts, problem.loss)
             problem = replace(problem, knowledge=replace(facts, labels=labels))
@@ -173,12 +183,7 @@ class ExactNRA(JointAttack):
         origins = origin_findings(problem)
         if problem.deviation:
             return self._attack_inverted_step(problem, list(origins))
-        reading = Reader(
-            problem,
-            solver_iterations=self.solver_iterations,
-            image_iterations=self.image_iterations,
-            soft_gates=self.soft_gates,
-        )
+        reading = self._reader(problem)
         reading.findings += origins
         layer = reading.known_layer()
         if layer is None:
@@ -210,6 +215,28 @@ class ExactNRA(JointAttack):
             known = Known(noise, begin=None if failed else image)
             return _Unresolved(problem, known, found.findings)
         return _reconstruction(problem, image, result.noise, found.findings, result.iterations)
+
+    def _reader(self, problem: Problem) -> Reader:
+        return Reader(
+            problem,
+            solver_iterations=self.solver_iterations,
+            image_iterations=self.image_iterations,
+            soft_gates=self.soft_gates,
+        )
+
+    def _attack_whole(self, problem: Problem, report: Report) -> Reconstruction | None:
+        """A batch in which every sample is certified; None if it is no such."""
+        found = read_whole(problem, report)
+        if found is not None:
+            return found
+        alone = inverted_by_features(problem, self._reader, report)
+        if alone is None:
+            return None
+        facts = replace(problem.knowledge, labels=alone.labels)
+        images = within(alone.images, facts)
+        return _reconstruction(
+            replace(problem, knowledge=facts), images, {}, alone.findings, alone.evaluations
+        )
 
     def _attack_inverted_step(
         self, problem: Problem, findings: list[str]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.module_calls import calls_of
+from fedleak.attacks.module_calls import Call, calls_of
 from fedleak.models.noise import noise_slots
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
@@ -172,14 +172,64 @@ def read_network(knowledge: Knowledge, probe: LossProbe | None = None) -> Networ
         knowledge: gives the model in the client's modes, the loss and the number of samples.
         probe: the loss as a function of the logits. If None, it is made.
     """
+    read = _linear_calls(knowledge)
+    if isinstance(read, str):
+        return read
+    kind = type(knowledge.model).__name__
+    owned = {id(p) for call in read.layers for p in call.module.parameters()}
+    if {id(p) for p in read.model.parameters()} - owned:
+        return f"{kind} has other layers with weights than linear ones"
+    scale = _scale_of(knowledge, read, probe)
+    if isinstance(scale, str):
+        return scale
+    network = _network_of(read.layers, scale, read.unit)
+    if network.weights[0].shape[1] != read.inputs[0].numel():
+        return f"the first linear layer of {kind} does not take a whole sample"
+    if not _is_chain(network, read.layers, read.inputs.flatten(1)):
+        return f"{kind} is no chain of linear layers with ReLU between them"
+    return network
+
+
+def read_head(knowledge: Knowledge, probe: LossProbe | None = None) -> Network | str:
+    """The linear layers with ReLU with which a model ends, or why it does not end so.
+
+    Its inputs are features, which other layers compute.
+
+    Args:
+        knowledge: see :func:`read_network`.
+        probe: see :func:`read_network`.
+    """
+    read = _linear_calls(knowledge)
+    if isinstance(read, str):
+        return read
+    scale = _scale_of(knowledge, read, probe)
+    if isinstance(scale, str):
+        return scale
+    for first in range(len(read.layers) - 1):
+        layers = read.layers[first:]
+        network = _network_of(layers, scale, read.unit)
+        if layers[0].input.dim() == 2 and _is_chain(network, layers, layers[0].input):
+            return network
+    return f"{type(knowledge.model).__name__} does not end with linear layers with ReLU between"
+
+
+class _Read(NamedTuple):
+    """A model in float64, random inputs, and the calls of its linear layers."""
+
+    model: nn.Module
+    inputs: Tensor
+    layers: list[Call]
+    unit: float
+
+
+def _linear_calls(knowledge: Knowledge) -> _Read | str:
     kind = type(knowledge.model).__name__
     model = copy.deepcopy(knowledge.model).cpu()
     unit = torch.finfo(next(model.parameters()).dtype).eps / 2
     if noise_slots(model):
         return f"{kind} draws noise"
-    samples = max(1, knowledge.num_samples)
     generator = torch.Generator().manual_seed(0)
-    shape = (max(TRIED, samples), *knowledge.input_shape)
+    shape = (max(TRIED, knowledge.num_samples), *knowledge.input_shape)
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64)
     labels = knowledge.dummy_labels(1).cpu()
     labels = labels.expand(len(inputs), *labels.shape[1:])
@@ -189,32 +239,38 @@ def read_network(knowledge: Knowledge, probe: LossProbe | None = None) -> Networ
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         return f"a forward pass of {kind} in float64 fails: {str(error).splitlines()[0]:.80}"
     layers = [call for call in calls if isinstance(call.module, nn.Linear)]
-    owned = {id(p) for call in layers for p in call.module.parameters()}
     if len(layers) < 2 or len({id(call.module) for call in layers}) < len(layers):
         return f"{kind} has no hidden layer, or uses a layer more than once"
-    if {id(p) for p in model.parameters()} - owned:
-        return f"{kind} has other layers with weights than linear ones"
+    return _Read(model, inputs, layers, unit)
+
+
+def _scale_of(knowledge: Knowledge, read: _Read, probe: LossProbe | None) -> float | str:
+    """The factor of a sample's loss in that of the batch, or why the loss does not fit."""
     probe = probe or LossProbe(knowledge.model, knowledge)
     form = probe.cross_entropy
-    if form is None or not form.is_even or form.is_smoothed or probe.layer != layers[-1].name:
+    if form is None or not form.is_even or form.is_smoothed or probe.layer != read.layers[-1].name:
         return "the loss is not a cross entropy in which all classes count alike"
+    return 1 / (max(1, knowledge.num_samples) * float(form.divisor.mean()))
+
+
+def _network_of(layers: list[Call], scale: float, unit: float) -> Network:
     modules = [call.module for call in layers if isinstance(call.module, nn.Linear)]
-    network = Network(
+    return Network(
         tuple(call.name for call in layers),
         tuple(m.weight.detach().double() for m in modules),
         tuple(_double(m.bias) for m in modules),
-        1 / (samples * float(form.divisor.mean())),
+        scale,
         unit,
     )
-    if network.weights[0].shape[1] != inputs[0].numel():
-        return f"the first linear layer of {kind} does not take a whole sample"
-    trace = network.trace(inputs.flatten(1))
-    for call, own in zip(layers, trace.inputs, strict=True):
-        if call.input.shape != own.shape or not torch.allclose(
-            call.input, own, rtol=AGREES, atol=AGREES
-        ):
-            return f"{kind} is no chain of linear layers with ReLU between them"
-    return network
+
+
+def _is_chain(network: Network, layers: list[Call], inputs: Tensor) -> bool:
+    """Whether each layer takes what the network says."""
+    trace = network.trace(inputs)
+    return all(
+        call.input.shape == own.shape and torch.allclose(call.input, own, rtol=AGREES, atol=AGREES)
+        for call, own in zip(layers, trace.inputs, strict=True)
+    )
 
 
 def _double(bias: Tensor | None) -> Tensor | None:
