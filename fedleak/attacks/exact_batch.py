@@ -31,6 +31,8 @@ from fedleak.updates.loss_probe import LossProbe
 
 # Random starts for a sample's zeros: the first one finds a sample, or hardly any does.
 MOST_ZEROS = 6
+# Share of a sample's norm by which clipping to the valid range moves it, at most, by rounding.
+CLIPPED = 1e-5
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -205,13 +207,15 @@ class ExactBatch(Attack):
             inputs, labels, bounds = inputs[order], labels[order], bounds[order]
             noise = noise[order]
         low, high = _flat_bounds(facts)
+        clipped = torch.minimum(torch.maximum(inputs, low), high)
+        moved = (clipped - inputs).norm(dim=1)
+        outside = bounds.isfinite() & (moved > CLIPPED * inputs.norm(dim=1))
+        bounds = torch.where(outside, torch.inf, bounds)
         like = problem.gradient[f"{remainder.network.names[0]}.weight"]
         whole = remainder.gradients[0].norm().clamp_min(1e-300)
         left = float(remainder.matrix(0).norm() / whole)
         return Reconstruction(
-            inputs=torch.minimum(torch.maximum(inputs, low), high)
-            .reshape(problem.batch_shape)
-            .to(like),
+            inputs=clipped.reshape(problem.batch_shape).to(like),
             labels=labels.to(like.device),
             noise={
                 slot: noise.reshape(shape).to(like) for slot, shape in problem.noise_shapes.items()
@@ -220,6 +224,7 @@ class ExactBatch(Attack):
             findings=(
                 *_about_update(problem, remainder.network),
                 *_about_labels(facts, labels[bounds.isfinite()]),
+                *_about_range(int(outside.sum())),
                 *_findings(recovery, bounds, rank),
             ),
             error_bounds=bounds,
@@ -361,6 +366,16 @@ def _about_labels(facts: Knowledge, certified: Tensor) -> tuple[str, ...]:
     return (
         f"certified samples have labels {', '.join(map(str, strange))} that were not told, or not "
         "as often: the labels told are not those of the batch",
+    )
+
+
+def _about_range(outside: int) -> tuple[str, ...]:
+    """That samples lie outside the range that was told."""
+    if not outside:
+        return ()
+    return (
+        f"{outside} samples that agree with the gradient lie outside the valid range, as mean, std "
+        "or value range tell it: they are clipped to it and not certified",
     )
 
 

@@ -48,7 +48,7 @@ def read_whole(problem: Problem, report: Report) -> Reconstruction | None:
     bounds = found.error_bounds
     if bounds is None or not bool(bounds.isfinite().all()):
         return None
-    return replace(found, findings=("read by exact_batch", *found.findings))
+    return replace(found, findings=(*found.findings, "read by exact_batch, with no optimisation"))
 
 
 def inverted_by_features(

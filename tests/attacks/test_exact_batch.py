@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -13,7 +13,12 @@ from fedleak import attack
 from fedleak.attacks.exact_batch import ExactBatch
 from fedleak.errors import BadInput
 from fedleak.updates.update import InterceptedUpdate
-from tests.attacks.exact_batches.batches import Batch, cross_entropy, make_batch
+from tests.attacks.exact_batches.batches import (
+    Batch,
+    cross_entropy,
+    make_batch,
+    make_noisy_batch,
+)
 
 WIDTHS = (64, 90, 70, 5)
 
@@ -165,6 +170,17 @@ def test_noise_leaves_guesses_alone() -> None:
     assert bool(((found.inputs >= 0) & (found.inputs <= 1)).all())
 
 
+def test_samples_outside_of_the_range_that_was_told_are_no_certificates() -> None:
+    batch = make_batch(WIDTHS, 5, mean=0.5, deviation=0.25)
+    facts = replace(batch.knowledge, mean=(0.5,), std=(0.5,))
+    (found,) = ExactBatch(starts=200, rows=2, levels=False)([batch.update], facts)
+    error, _ = errors_of(batch, found)
+    certified = found.error_bounds.isfinite()
+    assert bool((error[certified] < 1e-4).all())
+    assert int(certified.sum()) < 5
+    assert any("lie outside the valid range" in text for text in found.findings)
+
+
 def test_what_it_refuses() -> None:
     facts = make_batch(WIDTHS, 4).knowledge
     smooth = replace(
@@ -225,3 +241,74 @@ def test_no_certificate_is_false(widths, number, seed, bias, std, kind, levels, 
     # Rounding of the result to the client's precision comes on top of the bound.
     allowed = found.error_bounds.double() + 1e-5
     assert bool((right & (error <= allowed) & (error * deviation <= 0.0101))[certified].all())
+
+
+LIES = ("nothing", "one sample more", "half a gradient", "another deviation", "other weights")
+
+
+def told_wrong(batch: Batch, lie: str) -> Batch:
+    """What the server knows of a batch, with one thing wrong."""
+    facts, gradient = batch.knowledge, batch.gradient
+    if lie == "one sample more":
+        facts = replace(facts, num_samples=facts.num_samples + 1)
+    elif lie == "half a gradient":
+        gradient = {name: value / 2 for name, value in gradient.items()}
+    elif lie == "another deviation":
+        facts = replace(facts, mean=(0.4,), std=(0.3,))
+    elif lie == "other weights":
+        model = copy.deepcopy(facts.model)
+        with torch.no_grad():
+            for value in model.parameters():
+                value += (
+                    1e-3
+                    * value.std()
+                    * torch.randn(
+                        value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype
+                    )
+                )
+        facts = replace(facts, model=model)
+        batch = batch._replace(model=model)
+    return batch._replace(knowledge=facts, gradient=gradient)
+
+
+@pytest.mark.parametrize("examples", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_no_certificate_is_false_where_something_was_told_wrong(noisy, examples: int) -> None:
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True,
+        phases=(Phase.explicit, Phase.generate),
+    )  # fmt: skip
+    @given(
+        lie=st.sampled_from(LIES),
+        number=st.integers(1, 10),
+        seed=st.integers(0, 999),
+        kind=st.sampled_from([torch.float32, torch.float64]),
+        levels=st.booleans(),
+        hidden=st.sampled_from([1, 2, 3]),
+        beta=st.sampled_from([0.0, 1e-3, 0.3]),
+    )
+    def no_false_one(lie, number, seed, kind, levels, hidden, beta) -> None:
+        if noisy:
+            made = make_noisy_batch(number, seed=seed, kind=kind, hidden=hidden, beta=beta)
+            whole, noise = made.batch, made.noise
+        else:
+            widths = (64, *[48] * hidden, 4)
+            whole = make_batch(widths, number, seed=seed, kind=kind, mean=0.5, deviation=0.25)
+            noise = torch.zeros(number, 0)
+        told = told_wrong(whole, lie)
+        (found,) = ExactBatch(starts=40, rows=0, levels=levels)([told.update], told.knowledge)
+        flat, true = found.inputs.flatten(1).double(), whole.inputs.flatten(1).double()
+        error, at = torch.cdist(flat, true).min(dim=1)
+        certified = found.error_bounds.isfinite()
+        right = found.labels == whole.labels[at]
+        allowed = found.error_bounds.double() + 1e-5
+        assert bool((right & (error <= allowed))[certified].all())
+        if number > 1 or lie != "one sample more":
+            # Twice the same sample in a batch of two has the gradient of one.
+            assert len(set(at[certified].tolist())) == int(certified.sum())
+        for values in found.noise.values() if lie != "other weights" else ():
+            # Where the gradient in the code is near 0 it says little of the noise.
+            off = (values - noise[at]).abs().median(dim=1).values
+            assert bool((off[certified] < 1e-3).all())
+
+    no_false_one()

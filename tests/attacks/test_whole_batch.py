@@ -11,6 +11,7 @@ from fedleak.updates.update import InterceptedUpdate
 from tests.attacks.exact_batches.batches import Batch, make_batch, make_noisy_batch
 from tests.attacks.exact_batches.test_features import convolved
 
+READ = "read by exact_batch, with no optimisation"
 QUICK = {"nra_iterations": 2, "image_iterations": 30, "matching_steps": 1}
 
 
@@ -25,7 +26,7 @@ def test_rgap_reads_a_batch_of_a_perceptron() -> None:
     error, at = nearest(found.inputs, batch)
     assert float(error.max()) < 1e-6
     assert torch.equal(found.labels, batch.labels[at])
-    assert found.findings[:2][0] == "read by exact_batch"
+    assert READ in found.findings
     assert bool(found.error_bounds.isfinite().all())
 
 
@@ -36,7 +37,7 @@ def test_exact_nra_reads_a_batch_with_its_noise() -> None:
     assert sorted(at.tolist()) == list(range(8))
     assert float(error.max()) < 1e-6
     torch.testing.assert_close(found.noise["bottleneck.noise"], noisy.noise[at], atol=1e-5, rtol=0)
-    assert found.findings[0] == "read by exact_batch"
+    assert READ in found.findings
 
 
 @pytest.mark.parametrize("told", [True, False])

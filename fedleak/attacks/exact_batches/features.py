@@ -1,4 +1,4 @@
-"""Features and labels of each sample of a batch, where a model ends with linear layers with ReLU."""
+"""Features and labels of each sample of a batch, by the linear layers with which a model ends."""
 
 from collections.abc import Callable
 from typing import NamedTuple
