@@ -174,9 +174,9 @@ def attack(
             ``torch.autograd.grad`` gives it: tensors or numpy arrays, None for unused parameters,
             frozen ones may be left out.
         input_shape: shape of one sample, such as ``(3, 32, 32)``.
-        method: an attack's name, class or instance. If None, ``exact_nra`` where the model has
-            noise slots, ``exact_batch`` for several samples where it certifies each of them, else
-            ``rgap``; the first and the last fall back to gradient matching.
+        method: an attack's name, class or instance. If None, ``exact_batch`` for several
+            samples where it certifies each of them, else ``exact_nra`` where the model has noise
+            slots, else ``rgap``; these two fall back to gradient matching.
         labels: the labels as the loss takes them, ``(num_samples, ...)``: classes, or numbers such
             as the targets of a regression. If None, they are recovered from the gradient, or
             searched together with the inputs.

@@ -142,14 +142,10 @@ def make_model(setting: Setting, classes: int, images: Tensor, labels: Tensor) -
         labels: their labels.
     """
     if setting.published:
-        model: nn.Module = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(3072, 1000, bias=False),
-            nn.ReLU(),
-            nn.Linear(1000, classes, bias=False),
-        )
-        nn.init.normal_(model[1].weight, std=0.5)
-        return model.to(setting.kind)
+        first = nn.Linear(3072, 1000, bias=False)
+        head = nn.Linear(1000, classes, bias=False)
+        nn.init.normal_(first.weight, std=0.5)
+        return nn.Sequential(nn.Flatten(), first, nn.ReLU(), head).to(setting.kind)
     precode = Precode() if setting.precode else None
     model = SMLP(input_shape=SHAPE, num_classes=classes, precode=precode).to(setting.kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

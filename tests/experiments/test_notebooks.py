@@ -15,7 +15,13 @@ SLOW = {"precode"}
 
 
 def test_all_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["exact", "fedvae", "nra", "precode"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "exact",
+        "exact_batches",
+        "fedvae",
+        "nra",
+        "precode",
+    ]
 
 
 @pytest.mark.parametrize(
