@@ -10,20 +10,30 @@ the limits of fedleak.defenses.guard.
 
 import argparse
 import csv
+import math
+import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from scipy.stats import binomtest
 
 from fedleak import inspect_model
+from fedleak.defenses.guard import LIMITS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from honest_models import CHECKPOINTS, TRAININGS, checkpoints, samples
+from attack_models import ATTACKS, SEEDS, malicious
+from honest_models import CHECKPOINTS, OWN, TRAININGS, checkpoints, whole_data
 
-STATISTICS = ("exposed", "parallel", "bias", "rare", "largest")
+STATISTICS = (
+    "exposed_64", "exposed_128", "exposed_256", "parallel", "bias", "rare", "largest",
+)  # fmt: skip
 COLUMNS = (
-    "kind", "model", "variant", "held_out", "seed", "suspicious", *STATISTICS, "seconds", "reasons",
+    "kind", "model", "variant", "held_out", "seed", "suspicious", *STATISTICS, "read", "seconds",
+    "reasons",
 )  # fmt: skip
 
 
@@ -39,10 +49,7 @@ def append(path: Path, row: dict[str, object]) -> None:
 
 def present(path: Path) -> set[tuple[str, str, str]]:
     """What is there already: model, variant and seed."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row["model"], row["variant"], row["seed"]) for row in csv.DictReader(file)}
+    return {(row["model"], row["variant"], row["seed"]) for row in rows_of(path)}
 
 
 def measured(model: torch.nn.Module, own: torch.Tensor) -> dict[str, object]:
@@ -64,7 +71,7 @@ def honest(path: Path) -> None:
         done = present(path)
         if all((training.name, variant, str(training.seed)) in done for variant in variants):
             continue
-        own = samples(training.data)[2]
+        own = whole_data(training.data)[0][:OWN]
         for epochs, pruned, model in checkpoints(training):
             variant = f"{epochs} {'pruned' if pruned else 'epochs'}"
             if (training.name, variant, str(training.seed)) not in done:
@@ -75,15 +82,84 @@ def honest(path: Path) -> None:
                 append(path, facts | measured(model, own))
 
 
+def attacks(path: Path) -> None:
+    """Look at every malicious model."""
+    for attack in ATTACKS:
+        for seed in SEEDS:
+            kind = "knows the guard" if attack.knows_guard else "attack"
+            if (attack.name, kind, str(seed)) in present(path):
+                continue
+            model, own, share = malicious(attack, seed)
+            facts = {
+                "kind": kind, "model": attack.name, "variant": kind,
+                "held_out": int(attack.held_out), "seed": seed, "read": f"{share:.3f}",
+            }  # fmt: skip
+            append(path, facts | measured(model, own))
+
+
+def caught(row: dict[str, str], limits: Mapping[str, float]) -> bool:
+    """Whether a row's statistics exceed a limit, or it was refused for another reason."""
+    values = {name: float(row[name]) for name in STATISTICS}
+    lost = math.isinf(values["largest"]) or "not finite" in row["reasons"]
+    return lost or any(values[name] > limits[name] for name in STATISTICS)
+
+
+def summary(folder: Path) -> None:
+    """Print alarms by groups, and write them to guard-summary.csv."""
+    rows = rows_of(folder / "guard-honest.csv") + rows_of(folder / "guard-attacks.csv")
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], "all"), []).append(row)
+        if row["kind"] != "knows the guard":
+            part = "held out" if row["held_out"] == "1" else "limits set"
+            groups.setdefault((row["kind"], part), []).append(row)
+        if row["kind"] != "honest":
+            groups.setdefault((row["kind"], row["model"]), []).append(row)
+    with (folder / "guard-summary.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "group", "n", "alarms", "share", "95 %", "read", *STATISTICS])
+        for (kind, group), found in groups.items():
+            alarms = sum(caught(row, LIMITS) for row in found)
+            interval = proportion_interval(alarms, len(found))
+            reads = [float(row["read"]) for row in found if row["read"] not in ("", "nan")]
+            most = [max(float(row[name]) for row in found) for name in STATISTICS]
+            line = [
+                kind, group, len(found), alarms, f"{alarms / len(found):.3f}",
+                f"{interval.low:.3f} to {interval.high:.3f}",
+                f"{statistics.fmean(reads):.3f}" if reads else "", *(f"{v:.3g}" for v in most),
+            ]  # fmt: skip
+            writer.writerow(line)
+            print(*line, sep=" | ")
+
+
+def proportion_interval(alarms: int, number: int) -> Any:
+    """The exact interval of a proportion at 95 %."""
+    return binomtest(alarms, number).proportion_ci()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if it is missing."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["honest"])
+    parser.add_argument("what", choices=["honest", "attacks", "summary"])
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    folder = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    honest(arguments.output / "guard-honest.csv")
+    if arguments.what == "summary":
+        summary(folder)
+    elif arguments.what == "honest":
+        honest(folder / "guard-honest.csv")
+    else:
+        attacks(folder / "guard-attacks.csv")
 
 
 if __name__ == "__main__":

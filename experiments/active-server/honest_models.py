@@ -187,6 +187,7 @@ class Training:
         decay: weight decay.
         init: ``default``, ``kaiming`` (with biases 0) or ``orthogonal``.
         seed: seed of weights and batches.
+        samples: number of samples that it is trained on.
     """
 
     name: str
@@ -198,6 +199,7 @@ class Training:
     decay: float = 0.0
     init: str = "default"
     seed: int = 0
+    samples: int = 1000
 
 
 def _tanh_mlp() -> nn.Module:
@@ -206,7 +208,7 @@ def _tanh_mlp() -> nn.Module:
 
 TRAININGS = (
     Training("quickstart sgd", QuickstartNet, "cifar10", False),
-    Training("quickstart sgd 0.1", QuickstartNet, "cifar10", False, rate=0.05, seed=1),
+    Training("quickstart sgd 0.05", QuickstartNet, "cifar10", False, rate=0.05, seed=1),
     Training("quickstart adam", QuickstartNet, "cifar10", False, "adam", 1e-3, seed=2),
     Training("quickstart decay", QuickstartNet, "cifar10", False, decay=5e-3, seed=3),
     Training("quickstart kaiming", QuickstartNet, "cifar10", False, init="kaiming", seed=4),
@@ -217,30 +219,44 @@ TRAININGS = (
     Training("mlp 1000", lambda: mlp(3072, 10, 1000), "cifar10", False),
     Training("mlp 1000 adam", lambda: mlp(3072, 10, 1000), "cifar10", False, "adam", 1e-3, seed=1),
     Training("mlp 1000 kaiming", lambda: mlp(3072, 10, 1000), "cifar10", False, init="kaiming"),
-    Training("mlp 1024 x 4", lambda: mlp(3072, 10, *[512] * 4), "cifar10", False, seed=1),
-    Training("vgg bn", lambda: vgg(3, 10), "cifar10", False),
-    Training("vgg bn adam", lambda: vgg(3, 10), "cifar10", False, "adam", 1e-3, seed=1),
-    Training("vgg plain", lambda: vgg(3, 10, norm=False), "cifar10", False, rate=0.02, seed=2),
-    Training("resnet", lambda: resnet(3, 10), "cifar10", False, rate=0.05, decay=5e-4),
+    Training("mlp 512 x 4", lambda: mlp(3072, 10, *[512] * 4), "cifar10", False, seed=1),
+    Training("vgg bn", lambda: vgg(3, 10), "cifar10", False, samples=320),
+    Training(
+        "vgg bn adam", lambda: vgg(3, 10), "cifar10", False, "adam", 1e-3, seed=1, samples=320
+    ),
+    Training(
+        "vgg plain",
+        lambda: vgg(3, 10, norm=False),
+        "cifar10",
+        False,
+        rate=0.02,
+        seed=2,
+        samples=320,
+    ),
+    Training("resnet", lambda: resnet(3, 10), "cifar10", False, rate=0.05, decay=5e-4, samples=320),
     Training("quickstart cifar100", QuickstartNet, "cifar100", False, seed=7),
-    Training("vit", lambda: Transformer(3, 10), "cifar10", True, "adam", 1e-3),
-    Training("vit medical", lambda: Transformer(1, 6), "medical", True, "adam", 1e-3, seed=1),
-    Training("mobile", lambda: mobile(3, 10), "cifar10", True, rate=0.05),
+    Training("vit", lambda: Transformer(3, 10), "cifar10", True, "adam", 1e-3, samples=320),
+    Training(
+        "vit medical", lambda: Transformer(1, 6), "medical", True, "adam", 1e-3, seed=1, samples=320
+    ),
+    Training("mobile", lambda: mobile(3, 10), "cifar10", True, rate=0.05, samples=320),
     Training("mlp medical", lambda: mlp(1024, 6, 256, 64), "medical", True),
     Training("mlp tanh", _tanh_mlp, "cifar10", True, rate=0.02),
     Training("lenet medical", lambda: lenet(1, 6, nn.ReLU), "medical", True, "adam", 1e-3),
-    Training("vgg medical", lambda: vgg(1, 6), "medical", True, decay=1e-3),
+    Training("vgg medical", lambda: vgg(1, 6), "medical", True, decay=1e-3, samples=320),
     Training("lstm text", lambda: Characters(True), "text", True, "adam", 3e-3),
     Training("embedding text", lambda: Characters(False), "text", True, "adam", 3e-3, seed=1),
     Training("mlp table", lambda: mlp(30, 2, 64, 64), "table", True, "adam", 1e-2),
     Training("mlp digits", lambda: mlp(64, 10, 200), "digits", True, rate=0.1),
-    Training("autoencoder", lambda: autoencoder(3), "cifar10 self", True, "adam", 1e-3),
+    Training(
+        "autoencoder", lambda: autoencoder(3), "cifar10 self", True, "adam", 1e-3, samples=320
+    ),
 )
 
 
 @cache
-def samples(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs and targets of the training, and a client's own inputs, which were not trained on.
+def whole_data(name: str) -> tuple[Tensor, Tensor]:
+    """All inputs and targets of a data set, in random order.
 
     Args:
         name: ``cifar10``, ``cifar10 raw`` (not normalised), ``cifar10 self`` (images as targets),
@@ -253,7 +269,8 @@ def samples(name: str) -> tuple[Tensor, Tensor, Tensor]:
             labels = torch.tensor(np.concatenate([file["train_labels"], file["test_labels"]]))
         images = images.permute(0, 3, 1, 2).contiguous().float() / 255
         images = images if name.endswith("raw") else (images - 0.5) / 0.5
-        targets = images if name.endswith("self") else labels.long()
+        # Of CIFAR-100, ten groups of classes.
+        targets = images if name.endswith("self") else labels.long() % 10
     elif name == "medical":
         images, targets = _medical(folder / "medical_mnist_6000.tar.gz")
     elif name == "text":
@@ -267,8 +284,7 @@ def samples(name: str) -> tuple[Tensor, Tensor, Tensor]:
         images = (images - images.mean(0)) / images.std(0).clamp_min(1e-3)
         targets = torch.tensor(found.target).long()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images, targets = images[order], targets[order]
-    return images[OWN : OWN + 2000], targets[OWN : OWN + 2000], images[:OWN]
+    return images[order], targets[order]
 
 
 def _medical(path: Path) -> tuple[Tensor, Tensor]:
@@ -312,7 +328,8 @@ def checkpoints(training: Training) -> Iterator[tuple[int, bool, nn.Module]]:
         The last one comes pruned as well.
     """
     torch.manual_seed(training.seed)
-    inputs, targets, _ = samples(training.data)
+    inputs, targets = whole_data(training.data)
+    inputs, targets = (part[OWN : OWN + training.samples] for part in (inputs, targets))
     model = training.make()
     initialise(model, training.init)
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.SGD

@@ -8,12 +8,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedleak.defenses import received_model
+from fedleak.defenses.received_model import (
+    bias_ratio,
+    exposed_share,
+    fresh_copy,
+    layers,
+    parallel_rows,
+    rare_share,
+    rows,
+    unit_gradients,
+)
 from fedleak.errors import require, unknown_name
 
+SIZES = (64, 128, 256)
+"""Numbers of samples in a gradient from which samples might be read."""
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "exposed": 0.10,
+        "exposed_64": 0.30,
+        "exposed_128": 0.20,
+        "exposed_256": 0.10,
         "parallel": 0.05,
         "bias": 10.0,
         "rare": 0.50,
@@ -44,14 +57,17 @@ class Inspection:
     Args:
         reasons: why the model is suspicious, a sentence each, with the layer's name; empty if it is
             not.
-        statistics: the largest value over the layers, by name: ``exposed`` (share of the batch's
-            samples that could be read one by one from a layer's rows of the update), ``parallel``
+        statistics: the largest value over the layers, by name: ``exposed_64``, ``exposed_128`` and
+            ``exposed_256`` (share of so many of the batch's samples that could be read one by one
+            from a layer's rows of their gradient, beyond the share in the same model with new
+            random weights), ``parallel``
             (share of a layer's rows that are parallel to another one), ``bias`` (largest bias over
             the root mean square of the weights times the root of the fan-in), ``rare`` (share of a
             layer's units that fire for less than 2 % of the samples, but for some), ``largest``
             (largest absolute weight; infinite if one is not finite) and ``change`` (norm of the
-            server's change since the last round over that of the client's own). ``exposed`` and
-            ``rare`` are missing without a batch, ``change`` without a reference.
+            server's change since the last round over that of the client's own). Missing are
+            ``rare`` without a batch, ``exposed_64`` and so on without a batch of as many samples,
+            and ``change`` without a reference.
     """
 
     reasons: tuple[str, ...] = ()
@@ -89,9 +105,10 @@ def inspect_model(
         model: the received model; it is left as it was.
         reference: the state that the client received in the round before and the one that it sent
             back. If None, the change since then is not looked at.
-        batch: as many of the client's own samples as there are, at least 256: inputs ``(samples,
-            ...)`` as the model takes them, a pair of inputs and labels, or a mapping of keyword
-            arguments. If None, only the weights are looked at, which misses much.
+        batch: as many of the client's own samples as there are, best at least 256: inputs
+            ``(samples, ...)`` as the model takes them, a pair of inputs and labels, or a mapping of
+            keyword arguments. If None, only the weights are looked at, which misses much; with
+            fewer than 64 samples it is not known which could be read.
         config: the received training configuration. If None, it is not looked at.
         agreed: values of the configuration that the client knows, by name, such as ``lr``; a
             received value must be between 0.1 and 10 times the agreed one. Where none is agreed,
@@ -129,9 +146,13 @@ def inspect_model(
 
 
 _SENTENCES = {
-    "exposed": (
-        "{value:.0%} of the samples could be read one by one from the update of layer `{layer}`."
-    ),
+    **{
+        f"exposed_{size}": (
+            f"{{value:.0%}} of {size} samples, more than with random weights, could be read one by "
+            "one from the update of layer `{layer}`."
+        )
+        for size in SIZES
+    },
     "parallel": (
         "{value:.0%} of the rows of layer `{layer}` are parallel to another row, so that their "
         "updates differ in single samples."
@@ -170,12 +191,10 @@ def _weight_statistics(model: nn.Module) -> tuple[dict[str, dict[str, float]], l
     bad = [name for name, size in largest.items() if math.isinf(size)]
     if bad:
         return {"largest": {bad[0]: math.inf}}, [f"`{bad[0]}` has a value that is not finite."]
-    found = list(received_model.layers(model))
+    found = dict(layers(model))
     return {
-        "parallel": {
-            name: received_model.parallel_rows(received_model.rows(m)) for name, m in found
-        },
-        "bias": {name: received_model.bias_ratio(module) for name, module in found},
+        "parallel": {name: parallel_rows(rows(layer)) for name, layer in found.items()},
+        "bias": {name: bias_ratio(layer) for name, layer in found.items()},
         "largest": largest,
     }, []
 
@@ -184,14 +203,21 @@ def _batch_statistics(
     model: nn.Module, batch: Any
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Statistic -> layer -> value, and a reason if a gradient is not finite."""
-    gradients = received_model.unit_gradients(model, batch)
+    gradients = unit_gradients(model, batch)
     for name, value in gradients.items():
         if not bool(value.isfinite().all()):
             return {}, [f"The gradient at the output of layer `{name}` is not finite."]
-    return {
-        "exposed": {n: received_model.exposed_share(value) for n, value in gradients.items()},
-        "rare": {n: received_model.rare_share(value) for n, value in gradients.items()},
-    }, []
+    samples = min((len(value) for value in gradients.values()), default=0)
+    sizes = [size for size in SIZES if size <= samples]
+    usual = unit_gradients(fresh_copy(model), batch) if sizes else {}
+    found: dict[str, dict[str, float]] = {}
+    for size in sizes:
+        shares = {name: exposed_share(value, size) for name, value in gradients.items()}
+        found[f"exposed_{size}"] = {
+            name: max(share - exposed_share(usual[name], size), 0.0) if share else 0.0
+            for name, share in shares.items()
+        }
+    return found | {"rare": {n: rare_share(value) for n, value in gradients.items()}}, []
 
 
 def _change(model: nn.Module, reference: tuple[State, State]) -> float:

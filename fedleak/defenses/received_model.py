@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
+from fedleak.updates.private_model import private_copy
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -24,6 +25,9 @@ NEGLIGIBLE = 1e-4
 """Share of a unit's largest gradient below which a sample's own is taken for 0."""
 EQUAL = 1e-3
 """Relative difference up to which the gradients of two units are proportional."""
+
+BATCHES = 8
+"""Batches of one size of which the exposed share is averaged."""
 
 SKETCH = 32  # random projections in which rows are compared first
 QUERIES = 4096  # rows of a layer that are compared with all
@@ -170,7 +174,22 @@ def unit_gradients(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name in names}
 
 
-def exposed_share(gradients: Tensor) -> float:
+def fresh_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model with new random weights, as far as its modules have ``reset_parameters``.
+
+    Args:
+        model: the received model, left as it is.
+    """
+    twin = private_copy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in twin.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return twin
+
+
+def exposed_share(gradients: Tensor, size: int | None = None) -> float:
     """The share of samples that can be read one by one from a layer's rows of the gradient.
 
     A row of the gradient, or a combination of two rows of which one sample's gradient is left,
@@ -179,10 +198,16 @@ def exposed_share(gradients: Tensor) -> float:
 
     Args:
         gradients: ``(samples, units)``, see :func:`unit_gradients`.
+        size: number of samples in a gradient: the mean over ``BATCHES`` of so many samples, or as
+            many as there are. If None, all samples are in one gradient.
 
     Returns:
         A share, 0 to 1; of a single sample, 0.
     """
+    if size is not None:
+        order = torch.randperm(len(gradients), generator=torch.Generator().manual_seed(0))
+        batches = [chosen for chosen in order.split(size) if len(chosen) == size][:BATCHES]
+        return sum(exposed_share(gradients[chosen]) for chosen in batches) / len(batches)
     if len(gradients) < 2:
         return 0.0
     fires = firing(gradients)

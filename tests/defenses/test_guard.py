@@ -11,6 +11,11 @@ import fedleak
 from fedleak.defenses.guard import LIMITS, inspect_model
 from fedleak.errors import BadInput
 
+EXPOSED = (
+    "of 128 samples, more than with random weights, could be read one by one from the update of "
+    "layer `fc1`"
+)
+
 
 class Net(nn.Module):
     """Two convolutions and three linear layers, as in Flower's quickstart, for 1x12x12 images."""
@@ -71,7 +76,9 @@ def test_an_honest_model_is_not_suspicious() -> None:
     found = inspect_model(Net(), batch=(images(), torch.zeros(128)), config={"lr": 0.1})
     assert not found.suspicious
     assert found.reasons == ()
-    assert set(found.statistics) == {"exposed", "parallel", "bias", "rare", "largest"}
+    assert set(found.statistics) == {
+        "exposed_64", "exposed_128", "parallel", "bias", "rare", "largest"
+    }  # fmt: skip
     assert all(value <= LIMITS[name] for name, value in found.statistics.items())
     assert repr(found).startswith("<Inspection: nothing suspicious. (parallel 0")
 
@@ -80,8 +87,14 @@ def test_an_honest_model_is_not_suspicious() -> None:
     ("attack", "sentence"),
     [
         (bins, "100% of the rows of layer `fc1` are parallel to another row"),
-        (bins, "of the samples could be read one by one from the update of layer `fc1`"),
-        (rare_units, "of the samples could be read one by one from the update of layer `fc1`"),
+        (
+            bins,
+            EXPOSED,
+        ),
+        (
+            rare_units,
+            EXPOSED,
+        ),
         (rare_units, "of the units of layer `fc1` fire for less than 2 % of the samples"),
         (far_thresholds, "The largest bias of layer `fc1` is"),
         (overflow, "Layer `fc2.bias` has a weight of 1e"),
@@ -94,6 +107,25 @@ def test_reasons_name_the_layer(attack: Callable[[Net], None], sentence: str) ->
     found = inspect_model(model, batch=images())
     assert found.suspicious
     assert any(sentence in reason for reason in found.reasons), found
+
+
+def test_units_that_fire_for_several_samples_expose_smaller_batches() -> None:
+    """Of 256 samples a unit fires for four, and of 64 for one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 10))
+    batch = torch.randn(256, 200)
+    with torch.no_grad():
+        found = batch @ model[0].weight.T
+        model[0].bias.copy_(-torch.quantile(found, 1 - 4 / 256, dim=0))
+    found = inspect_model(model, batch=batch)
+    assert found.statistics["exposed_256"] <= LIMITS["exposed_256"]
+    assert found.statistics["exposed_64"] > 0.9
+    assert any("% of 64 samples, more than" in reason for reason in found.reasons)
+
+
+def test_of_few_samples_the_exposed_share_is_not_known() -> None:
+    assert "exposed_64" not in inspect_model(Net(), batch=images(63)).statistics
+    assert "exposed_64" in inspect_model(Net(), batch=images(64)).statistics
 
 
 def test_without_a_batch_the_weights_alone_are_looked_at() -> None:

@@ -187,6 +187,34 @@ def test_bins_expose_the_samples_that_are_alone_between_two_thresholds() -> None
     assert received_model.exposed_share(gradients) == pytest.approx(3 / 7)
 
 
+def test_a_fresh_copy_has_the_same_modules_and_new_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.PReLU())
+    with torch.no_grad():
+        for value in model.parameters():
+            value.fill_(7)
+    model[1].running_mean.fill_(7)
+    state = torch.random.get_rng_state()
+    twin = received_model.fresh_copy(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(bool((value == 7).all()) for value in model.parameters())
+    assert not any(bool((value == 7).any()) for value in twin.state_dict().values())
+    assert torch.equal(received_model.fresh_copy(model)[0].weight, twin[0].weight)
+
+
+def test_smaller_batches_are_averaged() -> None:
+    # One unit for each pair of samples: a pair is exposed where a batch has one of it alone.
+    gradients = torch.eye(20).repeat_interleave(2, 0) * (1 + torch.rand(40, 1))
+    order = torch.randperm(40, generator=generator())
+    expected = []
+    for chosen in order.split(10):
+        pairs = (chosen // 2).tolist()
+        expected.append(sum(pairs.count(pair) == 1 for pair in pairs) / 10)
+    found = received_model.exposed_share(gradients, 10)
+    assert found == pytest.approx(sum(expected) / 4)
+    assert 0 < found < 1
+    assert received_model.exposed_share(gradients, 40) == 0
+
+
 def test_dense_gradients_expose_nothing() -> None:
     assert received_model.exposed_share(normal(40, 30)) == 0
     assert received_model.exposed_share(torch.zeros(40, 30)) == 0

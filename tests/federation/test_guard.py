@@ -81,7 +81,7 @@ def test_a_malicious_model_is_refused_with_the_layers_name() -> None:
     assert app.calls == 0
     assert reply.has_error()
     assert "GuardMod: 100% of the rows of layer `0` are parallel" in reply.error.reason
-    assert "could be read one by one from the update of layer `0`" in reply.error.reason
+    assert "of 128 samples, more than with random weights, could be read" in reply.error.reason
 
 
 def test_a_warning_is_logged_and_the_app_trains(caplog: pytest.LogCaptureFixture) -> None:
@@ -186,8 +186,8 @@ def guarded(tmp_path: Path, **settings: Any) -> tuple[dict[str, Any], int]:
 
 
 def test_an_honest_run_of_fedleak_passes_the_guard(tmp_path: Path) -> None:
-    # The tiny network has few units and few samples; both are isolated by chance at times.
-    summary, updates = guarded(tmp_path, limits={"exposed": 1.0, "rare": 1.0})
+    # A tiny network and few samples, for which units fire seldom by chance.
+    summary, updates = guarded(tmp_path, limits={"rare": 1.0})
     assert summary["status"] == "complete"
     assert summary["federation"]["failures"] == 0
     assert updates == 2
