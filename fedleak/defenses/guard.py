@@ -24,9 +24,9 @@ SIZES = (64, 128, 256)
 """Numbers of samples in a gradient from which samples might be read."""
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "exposed_64": 0.30,
-        "exposed_128": 0.20,
-        "exposed_256": 0.10,
+        "exposed_64": 0.45,
+        "exposed_128": 0.30,
+        "exposed_256": 0.20,
         "parallel": 0.05,
         "bias": 10.0,
         "rare": 0.50,
