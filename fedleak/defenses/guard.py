@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedleak.defenses.received_model import (
     bias_ratio,
     exposed_share,
+    firing,
     fresh_copy,
     layers,
     parallel_rows,
@@ -28,8 +29,8 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "exposed_128": 0.30,
         "exposed_256": 0.20,
         "parallel": 0.05,
-        "bias": 10.0,
-        "rare": 0.50,
+        "bias": 5.0,
+        "rare": 0.35,
         "largest": 1e15,
         "change": 3.0,
     }
@@ -60,14 +61,14 @@ class Inspection:
         statistics: the largest value over the layers, by name: ``exposed_64``, ``exposed_128`` and
             ``exposed_256`` (share of so many of the batch's samples that could be read one by one
             from a layer's rows of their gradient, beyond the share in the same model with new
-            random weights), ``parallel``
-            (share of a layer's rows that are parallel to another one), ``bias`` (largest bias over
-            the root mean square of the weights times the root of the fan-in), ``rare`` (share of a
-            layer's units that fire for less than 2 % of the samples, but for some), ``largest``
-            (largest absolute weight; infinite if one is not finite) and ``change`` (norm of the
-            server's change since the last round over that of the client's own). Missing are
-            ``rare`` without a batch, ``exposed_64`` and so on without a batch of as many samples,
-            and ``change`` without a reference.
+            random weights), ``parallel`` (share of a layer's rows that are parallel to another
+            one), ``bias`` (largest bias over the root mean square of the weights times the root of
+            the fan-in; with a batch, of layers whose units do not all fire for all samples),
+            ``rare`` (share of a layer's units that fire for less than 2 % of the samples, but for
+            some), ``largest`` (largest absolute weight; infinite if one is not finite) and
+            ``change`` (norm of the server's change since the last round over that of the client's
+            own). Missing are ``rare`` without a batch, ``exposed_64`` and so on without a batch of
+            as many samples, and ``change`` without a reference.
     """
 
     reasons: tuple[str, ...] = ()
@@ -127,8 +128,11 @@ def inspect_model(
     bounds = _limits(limits)
     by_layer, reasons = _weight_statistics(model)
     if not reasons and batch is not None:
-        from_batch, reasons = _batch_statistics(model, batch)
-        by_layer |= from_batch
+        gradients, reasons = _gradients(model, batch)
+        by_layer |= _batch_statistics(model, batch, gradients)
+        # Where all units fire for all samples, as in the output layer, biases decide nothing.
+        idle = [name for name, value in gradients.items() if bool(firing(value).all())]
+        by_layer["bias"] = {n: v for n, v in by_layer["bias"].items() if n not in idle}
     statistics = {name: max(values.values(), default=0.0) for name, values in by_layer.items()}
     for name, values in by_layer.items():
         if statistics[name] > bounds[name]:
@@ -199,14 +203,19 @@ def _weight_statistics(model: nn.Module) -> tuple[dict[str, dict[str, float]], l
     }, []
 
 
-def _batch_statistics(
-    model: nn.Module, batch: Any
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Statistic -> layer -> value, and a reason if a gradient is not finite."""
+def _gradients(model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The units' gradients by layer, and a reason if one is not finite."""
     gradients = unit_gradients(model, batch)
     for name, value in gradients.items():
         if not bool(value.isfinite().all()):
             return {}, [f"The gradient at the output of layer `{name}` is not finite."]
+    return gradients, []
+
+
+def _batch_statistics(
+    model: nn.Module, batch: Any, gradients: dict[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Statistic -> layer -> value."""
     samples = min((len(value) for value in gradients.values()), default=0)
     sizes = [size for size in SIZES if size <= samples]
     usual = unit_gradients(fresh_copy(model), batch) if sizes else {}
@@ -217,7 +226,7 @@ def _batch_statistics(
             name: max(share - exposed_share(usual[name], size), 0.0) if share else 0.0
             for name, share in shares.items()
         }
-    return found | {"rare": {n: rare_share(value) for n, value in gradients.items()}}, []
+    return found | {"rare": {n: rare_share(value) for n, value in gradients.items()}}
 
 
 def _change(model: nn.Module, reference: tuple[State, State]) -> float:

@@ -123,6 +123,15 @@ def test_units_that_fire_for_several_samples_expose_smaller_batches() -> None:
     assert any("% of 64 samples, more than" in reason for reason in found.reasons)
 
 
+def test_biases_of_an_output_layer_decide_nothing() -> None:
+    """As detectors begin with a small probability of each class."""
+    model = Net()
+    nn.init.normal_(model.fc3.weight, std=0.01)
+    nn.init.constant_(model.fc3.bias, -4.6)
+    assert inspect_model(model).statistics["bias"] > LIMITS["bias"]
+    assert not inspect_model(model, batch=images()).suspicious
+
+
 def test_of_few_samples_the_exposed_share_is_not_known() -> None:
     assert "exposed_64" not in inspect_model(Net(), batch=images(63)).statistics
     assert "exposed_64" in inspect_model(Net(), batch=images(64)).statistics
