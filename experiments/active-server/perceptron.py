@@ -98,9 +98,7 @@ def measured(
     draw = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(private[0]), generator=draw)[:size]
     inputs, labels = private[0][chosen], private[1][chosen]
-    facts = Knowledge(
-        model, SHAPE, 10, (0.5,) * 3, (0.5,) * 3, num_samples=size, loss=cross_entropy
-    )
+    facts = Knowledge(model, SHAPE, 10, (0.5,), (0.5,), num_samples=size, loss=cross_entropy)
     crafted = server.craft(facts, public=public, generator=draw)
     victim = mlp(3072, 10, 1000)
     victim.load_state_dict(crafted.weights)
