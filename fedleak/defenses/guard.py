@@ -17,6 +17,7 @@ from fedleak.defenses.received_model import (
     parallel_rows,
     rare_share,
     rows,
+    telling_layers,
     unit_gradients,
 )
 from fedleak.errors import require, unknown_name
@@ -25,7 +26,7 @@ SIZES = (64, 128, 256)
 """Numbers of samples in a gradient from which samples might be read."""
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "exposed_64": 0.45,
+        "exposed_64": 0.95,
         "exposed_128": 0.30,
         "exposed_256": 0.20,
         "parallel": 0.05,
@@ -61,7 +62,8 @@ class Inspection:
         statistics: the largest value over the layers, by name: ``exposed_64``, ``exposed_128`` and
             ``exposed_256`` (share of so many of the batch's samples that could be read one by one
             from a layer's rows of their gradient, beyond the share in the same model with new
-            random weights), ``parallel`` (share of a layer's rows that are parallel to another
+            random weights; of layers with at least a twentieth of a sample's numbers as inputs),
+            ``parallel`` (share of a layer's rows that are parallel to another
             one), ``bias`` (largest bias over the root mean square of the weights times the root of
             the fan-in; with a batch, of layers whose units do not all fire for all samples),
             ``rare`` (share of a layer's units that fire for less than 2 % of the samples, but for
@@ -219,9 +221,10 @@ def _batch_statistics(
     samples = min((len(value) for value in gradients.values()), default=0)
     sizes = [size for size in SIZES if size <= samples]
     usual = unit_gradients(fresh_copy(model), batch) if sizes else {}
+    telling = telling_layers(model, batch)
     found: dict[str, dict[str, float]] = {}
     for size in sizes:
-        shares = {name: exposed_share(value, size) for name, value in gradients.items()}
+        shares = {n: exposed_share(v, size) for n, v in gradients.items() if n in telling}
         found[f"exposed_{size}"] = {
             name: max(share - exposed_share(usual[name], size), 0.0) if share else 0.0
             for name, share in shares.items()

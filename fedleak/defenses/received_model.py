@@ -17,8 +17,10 @@ Inputs = Tensor | Mapping[str, Any]
 
 PARALLEL = 0.9999
 """Absolute cosine from which on two rows of weights are parallel."""
-FEWEST = 8
-"""Rows, and entries of a row, below which parallel rows occur by chance."""
+FEWEST_ROWS, FEWEST_ENTRIES = 8, 32
+"""Rows, and entries of a row, below which rows are parallel by chance, as where most are 0."""
+LEAST = 0.05
+"""Inputs of a layer over those of a sample, below which a sample in its rows says little of it."""
 RARE = 0.02
 """Share of the samples below which a unit fires rarely."""
 NEGLIGIBLE = 1e-4
@@ -74,14 +76,14 @@ def parallel_rows(weights: Tensor) -> float:
         weights: finite, ``(units, fan-in)``.
 
     Returns:
-        A share of the rows that are not 0; 0 if there are fewer than ``FEWEST`` of them, or as few
-        entries in a row.
+        A share of the rows that are not 0; 0 if there are fewer than ``FEWEST_ROWS`` of them, or
+        fewer than ``FEWEST_ENTRIES`` in each.
     """
-    if min(weights.shape) < FEWEST:
+    if len(weights) < FEWEST_ROWS or weights.shape[1] < FEWEST_ENTRIES:
         return 0.0
     largest = weights.abs().amax(1)
     weights = weights[largest > 0] / largest[largest > 0, None]
-    if len(weights) < FEWEST:
+    if len(weights) < FEWEST_ROWS:
         return 0.0
     # Divided by the largest entry before, so that squares neither overflow nor vanish.
     weights = weights / weights.norm(dim=1, keepdim=True)
@@ -140,6 +142,20 @@ def model_input(batch: Any) -> Inputs:
     )
     require(sizes != {0}, "Expected at least one sample in `batch`, got none.")
     return inputs
+
+
+def telling_layers(model: nn.Module, batch: Any) -> set[str]:
+    """The layers whose rows, if they hold a single sample, say much of it.
+
+    Args:
+        model: the received model.
+        batch: as for :func:`model_input`.
+
+    Returns:
+        The names of the layers that have at least ``LEAST`` as many inputs as a sample.
+    """
+    sample = _with_samples(model_input(batch))[0][0]
+    return {n for n, layer in layers(model) if rows(layer).shape[1] >= LEAST * sample.numel()}
 
 
 def unit_gradients(model: nn.Module, batch: Any) -> dict[str, Tensor]:

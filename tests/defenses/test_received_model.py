@@ -82,12 +82,12 @@ def test_parallel_rows_of_tiny_and_huge_weights_are_found() -> None:
 
 def test_many_rows_are_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(received_model, "QUERIES", 100)
-    weights = normal(1000, 20)
+    weights = normal(1000, 40)
     weights[:500] = weights[0]
     assert received_model.parallel_rows(weights) == pytest.approx(0.5, abs=0.15)
 
 
-@pytest.mark.parametrize("shape", [(4, 20), (300, 3), (0, 5), (9, 0)])
+@pytest.mark.parametrize("shape", [(7, 40), (300, 31), (0, 50), (9, 0)])
 def test_few_rows_or_entries_are_not_compared(shape: tuple[int, int]) -> None:
     assert received_model.parallel_rows(torch.ones(shape)) == 0
 
@@ -185,6 +185,14 @@ def test_bins_expose_the_samples_that_are_alone_between_two_thresholds() -> None
     gradients = normal(7, 1) * fires
     # 0.3, 0.7 and 0.95 are alone in a bin; 0.1 and 0.15, 0.5 and 0.55 share one.
     assert received_model.exposed_share(gradients) == pytest.approx(3 / 7)
+
+
+def test_layers_of_few_inputs_say_little_of_a_sample() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3), nn.ReLU(), nn.Linear(3, 5)
+    )
+    assert received_model.telling_layers(model, torch.zeros(2, 1, 8, 8)) == {"0", "2"}
+    assert received_model.telling_layers(model, torch.zeros(2, 1, 20, 20)) == {"2"}
 
 
 def test_a_fresh_copy_has_the_same_modules_and_new_weights() -> None:

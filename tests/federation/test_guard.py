@@ -26,17 +26,17 @@ from tests.federation.runs import in_process, tiny_config, tiny_data
 
 def make_model(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 4))
+    return nn.Sequential(nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 4))
 
 
 def samples(message: Message, context: Context) -> Tensor:
-    return torch.randn(128, 20, generator=torch.Generator().manual_seed(1))
+    return torch.randn(128, 32, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def malicious() -> nn.Sequential:
     model = make_model()
-    model[0].weight.copy_(model[0].weight[:1].expand(40, 20))
+    model[0].weight.copy_(model[0].weight[:1].expand(40, 32))
     model[2].weight.copy_(model[2].weight[:, :1].expand(4, 40))
     found = samples(None, None) @ model[0].weight[0]
     model[0].bias.copy_(-torch.quantile(found, torch.linspace(0.7, 0.995, 40)))
