@@ -276,6 +276,7 @@ def first_batch_of(
         BadInput: if the model fails before its first batch, or has no optimiser.
     """
     federation = config.federation
+    (sample,), (label,) = data.train_set.batch([0])
     return first_batch(
         model,
         data.input_shape,
@@ -283,6 +284,7 @@ def first_batch_of(
         samples=samples if samples > 0 else federation.batch_size,
         batch_size=federation.batch_size,
         epochs=federation.local_epochs if federation.protocol == "fedavg" else None,
+        example=(sample, label),
     )
 
 

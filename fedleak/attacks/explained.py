@@ -208,7 +208,7 @@ def explained_share(
         true inputs explain little of an update.
     """
     if update.protocol != "fedsgd" and knowledge.local.optimizer == "unknown":
-        return Explained(math.nan, reason="the client's optimiser is not known")
+        return Explained(math.nan, reason=knowledge.local.not_known)
     if not bool(inputs.isfinite().all()):
         return Explained(0.0)
     if not inputs.is_floating_point() and bool((inputs < 0).any()):

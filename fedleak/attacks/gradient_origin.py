@@ -10,7 +10,8 @@ from fedleak.updates.local_training import LocalTraining
 # with 0 instead 0.69.
 TYPICAL = 0.3
 
-UNKNOWN = "change of weights taken for a gradient, as the clients' optimiser is not known"
+UNKNOWN = "change of weights taken for a gradient, as "
+"""How the finding begins where the clients' optimiser is unknown."""
 
 
 def origin_findings(problem: Problem) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def origin_findings(problem: Problem) -> tuple[str, ...]:
     """
     facts = problem.knowledge
     if facts.protocol != "fedsgd" and facts.local.optimizer == "unknown":
-        return (UNKNOWN,)
+        return (UNKNOWN + facts.local.not_known,)
     bounds = [value for name, value in problem.deviation.items() if name not in problem.left_out]
     if not bounds:
         return ()

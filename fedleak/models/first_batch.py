@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,21 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fedleak.errors import BadInput, first_line, require
-from fedleak.models.lightning import lightning_of, quiet_trainer
+from fedleak.models.lightning import quiet_trainer
 from fedleak.models.optimiser_facts import optimizer_facts
+from fedleak.models.step_hooks import has_hooks, own_step, tried_hooks
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.private_model import private_copy
 
 # Of more steps no schedule is tabulated.
 MOST_STEPS = 100_000
-# Hooks with which a module makes another step than its optimiser, and those with which it may: that
-# is tried, with gradients of this size.
-_OWN_STEPS = ("optimizer_step", "backward", "lr_scheduler_step")
-_MAYBE_OWN = (
-    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "optimizer_zero_grad",
-    "configure_gradient_clipping", "on_before_zero_grad", "on_train_batch_end",
-)  # fmt: skip
-_TRIED_SIZE = 1e3
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,12 @@ def first_batch(
     samples: int,
     batch_size: int,
     epochs: int | None,
+    example: tuple[Tensor, Tensor] | None = None,
 ) -> FirstBatch:
     """Find what a client's model is at its first batch, by Lightning on a copy, up to that batch.
 
-    Nothing of the client's data is used: the hooks of the module run with inputs of zeros.
+    Nothing of the client's data is used: the hooks of the module run with inputs of zeros. Those
+    that may change gradients or weights are tried in a training of their own.
 
     Args:
         model: the LightningModule; it is left as it is.
@@ -74,14 +68,21 @@ def first_batch(
         samples: number of the client's samples.
         batch_size: samples in a step.
         epochs: number of local epochs. If None, the client makes one step.
+        example: a sample and its label, whose types and shapes alone are used. If None, a sample
+            of floating-point numbers and a class.
 
     Raises:
         BadInput: if the module fails before its first batch, or has no optimiser.
     """
-    key = (tuple(input_shape), train, samples, batch_size, epochs)
+    if example is None:
+        example = torch.zeros(input_shape), torch.tensor(0)
+    form = tuple((tuple(part.shape), part.dtype) for part in example)
+    key = (form, train, samples, batch_size, epochs)
     found = _FOUND.setdefault(model, {})
     if key not in found:
-        found[key] = _first_batch(model, *key)
+        sample, label = map(torch.zeros_like, example)
+        loader = DataLoader(_Alike(sample, label, samples), batch_size=batch_size)
+        found[key] = _first_batch(model, loader, train, epochs)
     return found[key]
 
 
@@ -89,37 +90,30 @@ class _Reached(Exception):
     """The first batch begins."""
 
 
-class _Zeros(Dataset[tuple[Tensor, int]]):
-    def __init__(self, samples: int, shape: tuple[int, ...]) -> None:
-        self._samples, self._input = samples, torch.zeros(shape)
+class _Alike(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, sample: Tensor, label: Tensor, number: int) -> None:
+        self._pair, self._number = (sample, label), number
 
     def __len__(self) -> int:
-        return self._samples
+        return self._number
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._input, 0
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._pair
 
 
 def _first_batch(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    train: bool,
-    samples: int,
-    batch_size: int,
-    epochs: int | None,
+    model: nn.Module, loader: DataLoader[Any], train: bool, epochs: int | None
 ) -> FirstBatch:
     kind = type(model).__name__
     own: Any = private_copy(model).train(train)
-    untouched = private_copy(own) if any(_overrides(own, name) for name in _MAYBE_OWN) else None
+    tried = private_copy(own) if has_hooks(own) else None
     modes: dict[str, bool] = {}
 
     def training_step(*_args: Any, **_kwargs: Any) -> None:
         modes.update({name: module.training for name, module in own.named_modules()})
         raise _Reached
 
-    overridden = any(_overrides(own, name) for name in _OWN_STEPS)
     own.training_step = training_step
-    loader = DataLoader(_Zeros(samples, input_shape), batch_size=batch_size)
     limit = {"max_steps": 1} if epochs is None else {"max_epochs": epochs}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,16 +135,16 @@ def _first_batch(
             bool(optimizers),
             f"Expected `configure_optimizers` of {kind} to return an optimiser, got none.",
         )
-        batches = -(-samples // batch_size)
-        steps = 1 if epochs is None else epochs * batches
+        steps = 1 if epochs is None else epochs * len(loader)
         facts = optimizer_facts(optimizers[0], own.named_parameters())
-        schedule, known = _schedule(trainer, steps, batches)
-        simple = len(optimizers) == 1 and own.automatic_optimization
-        overridden |= any(map(_has_hooks, (*optimizers, *own.parameters())))
-        if untouched is not None and simple and not overridden:
-            overridden = _makes_another_step(untouched, loader, limit)
-    if overridden or not simple or not known:
-        facts = LocalTraining(optimizer="unknown", learning_rate=facts.learning_rate)
+        schedule, known = _schedule(trainer, steps, len(loader))
+        reason = facts.reason or own_step(own, optimizers)
+        if reason is None and not known:
+            reason = f"the learning rate of {kind} depends on what it measures, or more changes"
+        if reason is None and tried is not None:
+            reason = tried_hooks(tried, loader, epochs=epochs)
+    if reason is not None:
+        facts = LocalTraining(optimizer="unknown", reason=reason, learning_rate=facts.learning_rate)
         schedule = None
     held = {
         id(value)
@@ -159,85 +153,9 @@ def _first_batch(
         for value in group["params"]
     }
     untrained = frozenset(name for name, v in own.named_parameters() if id(v) not in held)
-    size = batch_size if epochs is not None else None
+    size = loader.batch_size if epochs is not None else None
     training = replace(facts, schedule=schedule, steps=steps, batch_size=size)
     return FirstBatch(modes, training, untrained)
-
-
-def _has_hooks(holder: Any) -> bool:
-    """Whether hooks may change gradients or weights around the step of an optimiser's own."""
-    names = (
-        "_backward_hooks", "_post_accumulate_grad_hooks",
-        "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks",
-    )  # fmt: skip
-    return any(getattr(holder, name, None) for name in names)
-
-
-def _makes_another_step(own: Any, loader: DataLoader[Any], limit: dict[str, int]) -> bool:
-    """Whether a module's hooks change gradients or weights around the step of its optimiser.
-
-    Args:
-        own: the module; it is changed.
-        loader: batches of the client's form.
-        limit: the trainer's limit.
-    """
-    parameters = [value for value in own.parameters() if value.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    gradients = [_TRIED_SIZE * torch.randn(v.shape, generator=generator) for v in parameters]
-    gradients = [g.to(v) for g, v in zip(gradients, parameters, strict=True)]
-    weights: list[list[Tensor]] = []  # in the training step, before and after the optimiser's step
-    same = True
-
-    def keep() -> None:
-        weights.append([value.detach().clone() for value in parameters])
-
-    def training_step(*_args: Any, **_kwargs: Any) -> Tensor:
-        if weights:
-            raise _Reached
-        keep()
-        sums = [(v * g).sum() for v, g in zip(parameters, gradients, strict=True)]
-        return torch.stack(sums).sum()
-
-    def step(optimizer: Any, closure: Callable[[], Any]) -> Any:
-        nonlocal same
-        loss = closure()
-        held = {id(value) for group in optimizer.param_groups for value in group["params"]}
-        for value, told in zip(parameters, gradients, strict=True):
-            same &= id(value) not in held or torch.equal(value.grad, told)
-        keep()
-        type(optimizer).step(optimizer)
-        keep()
-        return loss
-
-    class Watch(lightning_of(own).Callback):  # type: ignore[misc]
-        def on_train_start(self, trainer: Any, module: Any) -> None:
-            (optimizer,) = trainer.optimizers
-            vars(optimizer)["step"] = partial(step, optimizer)
-
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            raise _Reached
-
-    own.training_step = training_step
-    trainer = quiet_trainer(own, callbacks=[Watch()], **limit)
-    try:
-        trainer.fit(own, train_dataloaders=loader)
-    except Exception:  # of the user's own hooks, or where this ends it
-        keep()
-    if len(weights) != 4:
-        return True
-    begun, before, after, ended = weights
-    unmoved = [*zip(begun, before, strict=True), *zip(after, ended, strict=True)]
-    return not same or not all(torch.equal(one, other) for one, other in unmoved)
-
-
-def _overrides(model: nn.Module, name: str) -> bool:
-    """Whether a class between a model's and Lightning's own has a method of the name."""
-    for owner in type(model).__mro__:
-        if ".core." in owner.__module__ and owner.__name__ == "LightningModule":
-            return False
-        if name in vars(owner):
-            return True
-    return False
 
 
 def _schedule(trainer: Any, steps: int, batches: int) -> tuple[Callable[[int], float] | None, bool]:

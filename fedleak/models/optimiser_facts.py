@@ -42,7 +42,8 @@ def optimizer_facts(
     first = groups[0][1]
     if kind == "unknown":
         first = {name: value for name, value in first.items() if name == "learning_rate"}
-        return LocalTraining(optimizer=kind, **first)
+        title = type(optimizer).__name__
+        return LocalTraining(optimizer=kind, reason=f"{title} is not simulated", **first)
     own: dict[str, dict[str, Any]] = {}
     for members, settings in groups[1:]:
         differing = {name: value for name, value in settings.items() if value != first[name]}

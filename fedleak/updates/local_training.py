@@ -26,6 +26,8 @@ class LocalTraining:
     Args:
         optimizer: sgd, adam, adamw, rmsprop or adagrad as in ``torch.optim``; unknown stands for
             any other, which is not simulated.
+        reason: why it is unknown, for findings, such as ``Net has 2 optimisers``. If None, not
+            told.
         learning_rate: learning rate of the first step, above 0. If None, it is not known; it must
             be known where a client sends weights or their difference.
         momentum: of sgd and rmsprop, at least 0.
@@ -54,6 +56,7 @@ class LocalTraining:
     """
 
     optimizer: OptimizerName = "sgd"
+    reason: str | None = None
     learning_rate: float | None = None
     momentum: float = 0.0
     dampening: float = 0.0
@@ -76,6 +79,10 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(OptimizerName):
             raise unknown_name("optimizer", str(self.optimizer), get_args(OptimizerName))
+        require(
+            self.reason is None or self.optimizer == "unknown",
+            f"Expected `reason` of an unknown optimiser alone, got one of {self.optimizer}.",
+        )
         rate = self.learning_rate
         require(
             rate is None or (_is_number(rate) and 0 < rate < math.inf),
@@ -173,6 +180,12 @@ class LocalTraining:
         return self.rate * factor
 
     @property
+    def not_known(self) -> str:
+        """What findings say where the optimiser is unknown."""
+        reason = "" if self.reason is None else f": {self.reason}"
+        return f"the clients' optimiser is not known{reason}"
+
+    @property
     def epsilon(self) -> float:
         """``eps``, or the optimiser's default."""
         return _EPS.get(self.optimizer, 1e-8) if self.eps is None else self.eps
@@ -195,7 +208,7 @@ class LocalTraining:
         shown: list[str] = [self.optimizer]
         for item in fields(self):
             value = getattr(self, item.name)
-            plain = item.name in ("optimizer", "per_parameter", "schedule")
+            plain = item.name in ("optimizer", "reason", "per_parameter", "schedule")
             if not plain and value is not None and value != item.default:
                 shown.append(f"{item.name} {value}")
         shown += ["with a schedule"] if self.schedule is not None else []

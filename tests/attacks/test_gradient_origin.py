@@ -268,5 +268,5 @@ def test_an_unknown_optimiser_is_said(attack: Attack) -> None:
         perceptron(), lambda p: torch.optim.SGD(p, lr=0.05),
         LocalTraining(optimizer="unknown", learning_rate=0.05), attack,
     )  # fmt: skip
-    assert UNKNOWN in result.findings
+    assert UNKNOWN + "the clients' optimiser is not known" in result.findings
     assert math.isnan(result.explained)

@@ -46,7 +46,7 @@ def cannot_simulate(
         noise: slot -> shape of its noise for all samples. If None, not checked.
     """
     if knowledge.protocol != "fedsgd" and knowledge.local.optimizer == "unknown":
-        return "the clients' optimiser is not known"
+        return knowledge.local.not_known
     for client in knowledge.by_client:
         if knowledge.number_of_clients > 1 and client.steps == 1:
             continue  # of all its samples

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -221,10 +221,14 @@ class _Capture:
             for optimizer in trainer.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = self.rate
+
+        def step(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
+            return self._record(module, optimizer, closure)
+
         if trainer.max_steps == 1:
             for optimizer in trainer.optimizers:
-                step = partial(self._record, module, optimizer)
-                vars(optimizer)["step"] = step
+                # A method, as schedulers wrap it.
+                vars(optimizer)["step"] = MethodType(step, optimizer)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
