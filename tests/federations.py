@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -133,30 +133,26 @@ def fits(cell: Mapping[str, Any]) -> bool:
     return (cell["attack"] in OF_NUMBERS) == (cell["kind"] == "tokens")
 
 
-def all_cells(attack: str, kind: str) -> Iterator[Cell]:
-    """Every cell of an attack and a kind of samples."""
-    own = FACTORS | {"attack": (attack,), "kind": (kind,)}
-    return (Cell(*values) for values in itertools.product(*own.values()))
+@lru_cache
+def covering_cells(strength: int = 2) -> tuple[Cell, ...]:
+    """Cells in which any values of so many factors that fit occur together; the same every time.
 
+    One cell after the other is begun with values that are missing, and each further factor takes
+    the value that adds most missing ones, as in the AETG system (Cohen et al., IEEE TSE 1997).
 
-def covering_cells() -> list[Cell]:
-    """Cells in which any two values of two factors that fit occur together; the same every time.
-
-    One cell after the other is begun with a pair that is missing, and each further factor takes
-    the value that adds most missing pairs, as in the AETG system (Cohen et al., IEEE TSE 1997).
+    Args:
+        strength: number of factors.
     """
     names = list(FACTORS)
     missing = {
-        (one, a, other, b): None
-        for one, other in itertools.combinations(names, 2)
-        for a in FACTORS[one]
-        for b in FACTORS[other]
-        if fits({one: a, other: b})
+        tuple(zip(chosen, values, strict=True)): None
+        for chosen in itertools.combinations(names, strength)
+        for values in itertools.product(*(FACTORS[name] for name in chosen))
+        if fits(dict(zip(chosen, values, strict=True)))
     }
     found = []
     while missing:
-        one, a, other, b = next(iter(missing))
-        cell = {one: a, other: b}
+        cell = dict(next(iter(missing)))
         # What limits the others comes first.
         for name in sorted(set(names) - set(cell), key=lambda n: (n not in ("attack", "kind"), n)):
             # Of values that add as much, the next in turn.
@@ -164,17 +160,25 @@ def covering_cells() -> list[Cell]:
             turned = [values[(len(found) + i) % len(values)] for i in range(len(values))]
             allowed = [value for value in turned if fits(cell | {name: value})]
             cell[name] = max(
-                allowed, key=lambda v: sum(pair in missing for pair in _pairs(cell | {name: v}))
+                allowed,
+                key=lambda v: sum(
+                    part in missing for part in _parts(cell | {name: v}, strength, name)
+                ),
             )
-        for pair in _pairs(cell):
-            missing.pop(pair, None)
+        for part in _parts(cell, strength):
+            missing.pop(part, None)
         found.append(Cell(**cell))
-    return found
+    return tuple(found)
 
 
-def _pairs(cell: Mapping[str, Any]) -> list[tuple[str, Any, str, Any]]:
-    order = [name for name in FACTORS if name in cell]
-    return [(a, cell[a], b, cell[b]) for a, b in itertools.combinations(order, 2)]
+def _parts(
+    cell: Mapping[str, Any], strength: int, with_: str | None = None
+) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """The values of so many factors, in the factors' order; only those with one, if it is given."""
+    order = [(name, cell[name]) for name in FACTORS if name in cell]
+    for part in itertools.combinations(order, strength):
+        if with_ is None or any(name == with_ for name, _ in part):
+            yield part
 
 
 # ------------------------------------------------------------------------------------ the models
