@@ -12,6 +12,7 @@ from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.module_facts import enters_unchanged, first_linear
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.naming import joined
 
 # An entry is signal from this many standard deviations of the noise on.
 STANDARD_DEVIATIONS = 5.0
@@ -87,7 +88,10 @@ class Analytic(Attack):
         facts, gradient = problem.knowledge, problem.gradient
         layer = first_linear(facts)
         assert layer is not None  # by :meth:`refuses`
-        weight, bias = gradient[f"{layer}.weight"].double(), gradient[f"{layer}.bias"].double()
+        weight, bias = (
+            gradient[joined(layer, "weight")].double(),
+            gradient[joined(layer, "bias")].double(),
+        )
         entering, error = input_of(layer, gradient, problem.deviation)
         unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
         if enters_unchanged(facts, layer):
@@ -100,10 +104,10 @@ class Analytic(Attack):
             labels = recover_labels(problem.model, gradient, facts, problem.loss)
         origins = origin_findings(problem) if facts.steps == 1 else ()
         return Reconstruction(
-            inputs=found[None].to(gradient[f"{layer}.weight"].dtype),
+            inputs=found[None].to(gradient[joined(layer, "weight")].dtype),
             labels=labels,
             costs=[(0, float(unexplained))],
-            findings=(*origins, f"input of {layer} in closed form, error {error:.1e}"),
+            findings=(*origins, f"input of {layer or 'the model'} in closed form, error {error:.1e}"),
         )
 
     def _items(self, facts: Knowledge, gradient: Tensors, entering: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def _output_bias(knowledge: Knowledge) -> str | None:
     layers = [(n, m) for n, m in knowledge.model.named_modules() if isinstance(m, nn.Linear)]
     name, last = layers[-1]
     fits = (last.out_features,) == tuple(knowledge.input_shape)
-    return f"{name}.bias" if fits and last.bias is not None else None
+    return joined(name, "bias") if fits and last.bias is not None else None
 
 
 def _standard_deviation(entries: Tensor) -> float:

@@ -605,7 +605,8 @@ def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate)
         error_bounds=None if result.error_bounds is None else result.error_bounds.detach().cpu(),
     )
     found = explained_share(
-        update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out
-    )
+        update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out,
+        labels_act=problem.loss is not None and problem.loss.kind not in ("none", "other"),
+    )  # fmt: skip
     findings = (*problem.notes, *result.findings, *found.findings)
     return replace(result, findings=findings, explained=found.share)

@@ -35,6 +35,9 @@ SUPPORTED_FROM = 0.5
 """Share of an update from which a reconstruction is supported by it."""
 SETTLED_FROM, SETTLED_TO = 0.9, 0.25
 """Share of an update from which, and likely error up to which, it settles a reconstruction."""
+# The same share of several steps of Adam and its kin, as what they leave does not show the error:
+# measured on three steps of RMSprop, a share of 0.9965 at an error of 0.68, and of 0.9987 at 0.03.
+SETTLED_FROM_SIGNS = 0.999
 # Share of an update below which what is left is said even where the reconstruction is settled.
 NEARLY_ALL = 0.99
 # Share of a gradient's entries of which a step of Adam tells the size, from which signs are not all
@@ -48,8 +51,10 @@ ALL_EXPLAINED = 1 - 1e-6
 SEVERAL_STEPS = 2.0
 NOT_SETTLED = "not settled by the update"
 """How the finding begins that a reconstruction is supported and may yet be far off."""
-# Whole numbers that are replaced one by one.
-REPLACED = 6
+# Whole numbers that are replaced one by one, and samples whose labels are.
+REPLACED, RELABELLED = 6, 16
+# A target that is a number is moved by this share of 1 plus its size.
+LABEL_STEP = 0.1
 # The update is compared in size where the directions agree to this squared cosine,
 SAME_DIRECTION = 0.9
 # and told to differ beyond this factor.
@@ -92,6 +97,8 @@ class Explained:
         off_guess: root mean square of the inputs, which is their distance from the guess.
         twin: what can be done to the inputs without changing their update, such as ``reversed along
             axis 1``; None if nothing that is tried.
+        by_signs: whether the update is of several steps of Adam or its kin.
+        open_labels: numbers of the samples of which other labels have the same update.
     """
 
     share: float
@@ -105,13 +112,19 @@ class Explained:
     by_guess: bool = False
     off_guess: float = 0.0
     twin: str | None = None
+    by_signs: bool = False
+    open_labels: tuple[int, ...] = ()
 
     @property
     def settled(self) -> bool:
         """Whether the update tells the inputs well enough, as far as that can be estimated."""
-        if self.share < SETTLED_FROM or (self.error or 0.0) > SETTLED_TO or self.twin is not None:
+        if self._leaves_much or (self.error or 0.0) > SETTLED_TO or self.twin is not None:
             return False
         return self.whole or self.sizes is None or self.sizes >= SIZES_FROM
+
+    @property
+    def _leaves_much(self) -> bool:
+        return self.share < (SETTLED_FROM_SIGNS if self.by_signs else SETTLED_FROM)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -144,6 +157,12 @@ class Explained:
                 "these explain much: the search ended in another minimum, or there is noise or "
                 "rounding by the client, or labels, loss or number of samples are not those told"
             )
+        if self.open_labels:
+            of = f"{'s' * (len(self.open_labels) > 1)} {', '.join(map(str, self.open_labels))}"
+            found.append(
+                f"the labels of sample{of} are not determined by the update: others have the same "
+                "update, as of a loss that takes the sign of an error alone"
+            )
         if self.not_estimated is not None:
             found.append(f"how far off the inputs may be is not estimated: {self.not_estimated}")
         if self.factor is not None and not 1 / SAME_SIZE <= self.factor <= SAME_SIZE:
@@ -156,9 +175,10 @@ class Explained:
 
     @property
     def _doubt(self) -> str:
-        if self.share < SETTLED_FROM:
+        if self._leaves_much:
+            share = f"{self.share:.0%}" if self.share < SETTLED_FROM else f"{self.share:.1%}"
             return (
-                f"the reconstruction explains {self.share:.0%} of it, and the client's own inputs "
+                f"the reconstruction explains {share} of it, and the client's own inputs "
                 "all of it, unless it added noise or something was told wrong"
             )
         if self.whole:
@@ -181,6 +201,8 @@ def explained_share(
     labels: Tensor,
     noise: Mapping[str, Tensor],
     left_out: frozenset[str] = frozenset(),
+    *,
+    labels_act: bool = False,
 ) -> Explained:
     """The share of what an update tells of the inputs that a reconstruction explains.
 
@@ -201,6 +223,8 @@ def explained_share(
         labels: its labels.
         noise: its noise, by slot.
         left_out: parameters of which the update tells nothing.
+        labels_act: whether the loss depends on labels. Those that are not the known ones are then
+            replaced by others.
 
     Returns:
         A share of 0 as well where the guess is nearer, or the reconstruction is not finite. No
@@ -213,7 +237,9 @@ def explained_share(
         return Explained(0.0)
     if not inputs.is_floating_point() and bool((inputs < 0).any()):
         return Explained(math.nan, reason="some numbers of the samples are not known")
-    arguments = (update, knowledge, inputs, labels, noise, left_out)
+    told = knowledge.labels
+    known = told is not None and told.shape == labels.shape and torch.equal(told.cpu(), labels)
+    arguments = (update, knowledge, inputs, labels, noise, left_out, labels_act and not known)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         try:
             found = _compare(*arguments, torch.float64)
@@ -240,6 +266,7 @@ def _compare(
     labels: Tensor,
     noise: Mapping[str, Tensor],
     left_out: frozenset[str],
+    relabels: bool,
     kind: torch.dtype | None,
 ) -> Explained:
     model = private_copy(knowledge.model).cpu()
@@ -300,8 +327,10 @@ def _compare(
     except Exception as failed:  # of the user's own code, beside the inputs that it was made for
         why = f"the model fails beside them: {first_line(failed)}"
     explained = Explained(
-        share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes, rest=rest
-    )
+        share, factor, error=error, not_estimated=why, whole=whole, sizes=client.sizes, rest=rest,
+        by_signs=client.is_by_signs,
+        open_labels=client.open_labels(inputs, noise, own.update) if relabels else (),
+    )  # fmt: skip
     if not explained.settled or whole:
         return explained
     return replace(explained, twin=client.twin(inputs, noise, own.update))
@@ -411,6 +440,12 @@ class _Client:
         return self.update.protocol != "fedsgd" and self.knowledge.is_one_step
 
     @property
+    def is_by_signs(self) -> bool:
+        """Whether the update is of several steps of Adam or its kin."""
+        linear = self.update.protocol == "fedsgd" or self.knowledge.local.is_linear
+        return not linear and not self.knowledge.is_one_step
+
+    @property
     def sizes(self) -> float | None:
         """See :class:`Explained`."""
         if not self._is_one_step or self.knowledge.local.is_linear:
@@ -481,6 +516,54 @@ class _Client:
                 if off <= rounding * size:
                     return title
         return None
+
+    def open_labels(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], update: Tensors
+    ) -> tuple[int, ...]:
+        """See :class:`Explained`; of many samples the first ones are tried.
+
+        Args:
+            inputs: the reconstruction.
+            noise: its noise, by slot.
+            update: its update.
+        """
+        return tuple(
+            sample
+            for sample in range(min(RELABELLED, len(inputs)))
+            if any(
+                self._is_same(inputs, noise, update, labels) for labels in self._relabelled(sample)
+            )
+        )
+
+    def _is_same(
+        self, inputs: Tensor, noise: Mapping[str, Tensor], update: Tensors, labels: Tensor
+    ) -> bool:
+        """Whether other labels have the same update, up to the client's rounding."""
+        with suppress(Exception):  # there may be no such class
+            found = replace(self, labels=labels).simulated(inputs, noise)
+            off = sum(
+                float((a - b).square().sum())
+                for name in self.names
+                for a, b in blocks(found[name], update[name])
+            )
+            return off <= self.rounding
+        return False
+
+    def _relabelled(self, sample: int) -> Iterator[Tensor]:
+        """The labels with others of one sample: moved both ways, or other classes."""
+        own = self.labels[sample]
+        if own.is_floating_point():
+            step = LABEL_STEP * (1 + own.abs())
+            others = [own + step, own - step]
+        elif own.numel() == 1 and self.knowledge.num_classes:
+            classes = [k for k in range(self.knowledge.num_classes) if k != int(own)]
+            others = [torch.full_like(own, k) for k in classes[:REPLACED]]
+        else:
+            others = []
+        for other in others:
+            labels = self.labels.clone()
+            labels[sample] = other
+            yield labels
 
     def _first(self, noise: Mapping[str, Tensor]) -> Tensors:
         """Of noise of several epochs, that of the first."""

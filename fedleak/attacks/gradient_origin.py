@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fedleak.attacks.base import Problem
 from fedleak.updates.local_training import LocalTraining
+from fedleak.updates.naming import joined
 
 # Share of a bound that is a typical error: a bound adds up the largest roundings of a step. As the
 # weight of differences within it, measured on one step of AdamW on an image of 16x16: SSIM 0.81,
@@ -46,6 +47,6 @@ def adds_up(local: LocalTraining, layer: str) -> bool:
         layer: the layer's name.
     """
     weight, bias = (
-        replace(local.of(f"{layer}.{name}"), weight_decay=0.0) for name in ("weight", "bias")
+        replace(local.of(joined(layer, name)), weight_decay=0.0) for name in ("weight", "bias")
     )
     return local.is_linear and weight == bias

@@ -17,6 +17,7 @@ from fedleak.errors import BadInput, require, unknown_name
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge, LabelRecovery
 from fedleak.updates.loss_probe import CrossEntropyForm, LossProbe
+from fedleak.updates.naming import joined
 
 # Dummy samples whose predictions stand for those of a batch.
 DUMMIES = 32
@@ -105,9 +106,9 @@ def _classes(
     reason = refusal(method, num_samples=samples, num_classes=probe.outputs)
     require(reason is None, f"Expected a batch that {method} can recover labels of, but {reason}.")
     parameter = "weight" if method == "row_minima" else "bias"
-    if method == "idlg" and f"{layer}.bias" not in gradient:
+    if method == "idlg" and joined(layer, "bias") not in gradient:
         parameter = "weight"
-    _require_moved(gradient, f"{layer}.{parameter}")
+    _require_moved(gradient, joined(layer, parameter))
     if samples == 1 and knowledge.steps == 1 and (form is None or form.is_smoothed):
         found = _class_of_one_sample(model, gradient, layer, probe)
         if found is not None:
@@ -115,8 +116,8 @@ def _classes(
     if form is None:
         raise BadInput(
             f"Expected a loss that is a cross entropy (weighted, smoothed, a sum or a mean) to "
-            f"recover the labels of {samples} samples, but that of {type(model).__name__} is none: "
-            "give the labels."
+            f"recover the labels of {samples} sample{'s' * (samples > 1)}, but that of "
+            f"{type(model).__name__} is none: give the labels."
         )
     if form.step < 0 or (not form.is_even and float(form.divisor.sum()) < 0):
         gradient = {name: -value for name, value in gradient.items()}
@@ -143,7 +144,7 @@ def bias_counts(gradient: Tensors, layer: str, knowledge: Knowledge, probe: Loss
         knowledge: gives the number of samples.
         probe: the loss, a cross entropy.
     """
-    entries, form = gradient[f"{layer}.bias"].double().clone(), probe.cross_entropy
+    entries, form = gradient[joined(layer, "bias")].double().clone(), probe.cross_entropy
     assert form is not None
     samples = knowledge.num_samples
     if samples > 1 and (form.is_smoothed or not form.is_even):
@@ -196,9 +197,9 @@ def idlg(gradient: Tensors, layer: str, knowledge: Knowledge, probe: LossProbe) 
         BadInput: if the classifier has no bias, there are two classes, and the features are of both
             signs, since both classes then satisfy the rule.
     """
-    if f"{layer}.bias" in gradient:
-        return [int(gradient[f"{layer}.bias"].argmin())]
-    rows = gradient[f"{layer}.weight"].double()
+    if joined(layer, "bias") in gradient:
+        return [int(gradient[joined(layer, "bias")].argmin())]
+    rows = gradient[joined(layer, "weight")].double()
     if len(rows) == 2:
         # The rows are opposite: only if the features are nonnegative, as after a ReLU or a
         # sigmoid, the negative row is the label's.
@@ -226,7 +227,7 @@ def row_minima(gradient: Tensors, layer: str, knowledge: Knowledge, probe: LossP
         knowledge: see :func:`bias_counts`.
         probe: see :func:`bias_counts`.
     """
-    minima = gradient[f"{layer}.weight"].amin(dim=1)
+    minima = gradient[joined(layer, "weight")].amin(dim=1)
     return [int(label) for label in minima.argsort(stable=True)[: knowledge.num_samples]]
 
 
@@ -245,7 +246,7 @@ def _class_of_one_sample(
     logits = _output_of_one_sample(model, gradient, layer)
     if logits is None:
         return None
-    entries, form = gradient[f"{layer}.bias"].double().cpu(), probe.cross_entropy
+    entries, form = gradient[joined(layer, "bias")].double().cpu(), probe.cross_entropy
     if form is not None:
         predicted = logits.softmax(dim=0)
         rows = (form.slope[:, None] * predicted - form.target) / form.divisor[:, None]
@@ -276,8 +277,8 @@ def _numbers(model: nn.Module, gradient: Tensors, knowledge: Knowledge, probe: L
     """Targets that are no classes: 0 or 1 by sign and count, others of one sample."""
     samples = knowledge.num_samples
     layer = _layer(model, knowledge, probe, bias=True)
-    _require_moved(gradient, f"{layer}.bias")
-    entries = gradient[f"{layer}.bias"].detach().double().cpu()
+    _require_moved(gradient, joined(layer, "bias"))
+    entries = gradient[joined(layer, "bias")].detach().double().cpu()
     one = samples == 1 and (knowledge.steps == 1 or probe.kind == "binary")
     if probe.kind == "binary" and one:
         # The gradient of an output is that of p - y, times what is positive.
@@ -353,7 +354,7 @@ def _require_moved(gradient: Tensors, name: str) -> None:
 
 def _output_of_one_sample(model: nn.Module, gradient: Tensors, layer: str) -> Tensor | None:
     """The layer's output for the only sample, in float64, from the gradient of weight and bias."""
-    weight, bias = (gradient[f"{layer}.{part}"].double().cpu() for part in ("weight", "bias"))
+    weight, bias = (gradient[joined(layer, part)].double().cpu() for part in ("weight", "bias"))
     if len(bias) == 1:
         # One row always fits; that it does is no evidence.
         features = weight[0] / bias[0] if float(bias[0].abs()) > 0 else None

@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedleak.attacks.module_calls import calls_of, chain_to, same_entries
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.naming import joined
 
 
 def first_linear(knowledge: Knowledge) -> str | None:
@@ -56,7 +57,7 @@ def enters_unchanged(knowledge: Knowledge, layer: str) -> bool:
     """
     # The layers before it are the same in eval mode, which does not update statistics.
     model = copy.deepcopy(knowledge.model).eval()
-    like = model.get_parameter(f"{layer}.weight")
+    like = model.get_parameter(joined(layer, "weight"))
     # Where the number of samples is not told, the layers are the same for one.
     samples = max(1, knowledge.num_samples)
     inputs = torch.zeros(samples, *knowledge.input_shape).to(like)

@@ -216,7 +216,8 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     starts = [*common, other / other.norm().clamp_min(TINY)]
     wanted = None
     unknowns = len(other)
-    if unknowns <= around.dimensions and unknowns * len(spread) <= COLUMNS:
+    # A column takes one gradient, and a dimension of the Krylov space two.
+    if unknowns <= 2 * around.dimensions and unknowns * len(spread) <= COLUMNS:
         columns = derivative.columns()
         basis, image = torch.eye(unknowns, dtype=torch.float64), columns.T @ columns
         wanted = None if missed is None else columns.T @ (missed / spread)

@@ -13,6 +13,7 @@ from fedleak.errors import BadInput
 from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import inject
 from fedleak.updates.files import Tensors
+from fedleak.updates.naming import joined
 
 CHUNK = 64
 
@@ -56,7 +57,7 @@ class Soteria(Defense):
         linear = _linear_layers(outgoing.model)
         if not linear:
             raise BadInput("Expected a model with a linear layer for soteria, found none.")
-        weight = f"{linear[-1]}.weight"
+        weight = joined(linear[-1], "weight")
         sensitivity = feature_sensitivity(
             outgoing.model, linear[-1], outgoing.batch[0], outgoing.noise
         )

@@ -18,6 +18,7 @@ from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.loss_probe import CrossEntropyForm, LossProbe
+from fedleak.updates.naming import joined
 from fedleak.updates.private_model import private_copy
 from fedleak.updates.update import InterceptedUpdate
 
@@ -444,7 +445,9 @@ def _about_bias(
         return
     if loss is None:
         loss = LossProbe(_sent_model(update, knowledge), knowledge)
-    name = f"{loss.layer}.bias"
+    if loss.layer is None:
+        return
+    name = joined(loss.layer, "bias")
     if loss.kind not in ("classes", "binary") or name not in live or not loss.bias_is_alone:
         return
     gradient = _gradient(update, knowledge, name).double().cpu()
@@ -545,7 +548,7 @@ def _about_rank(
     if update.protocol == "fedsgd":
         epochs = 1
     weights = {
-        f"{name}.weight": name for name, module in knowledge.model.named_modules()
+        joined(name, "weight"): name for name, module in knowledge.model.named_modules()
         if type(module) is nn.Linear
     }  # fmt: skip
     wide = [n for n in weights if n in live and 2 * samples * epochs < min(live[n].shape)]

@@ -176,10 +176,19 @@ class LossProbe:
             gradient: ``(outputs,)``.
 
         Returns:
-            The label ``(1, ...)``; None if none has that gradient.
+            The label ``(1, ...)``, one of many if the gradient is that of many; None if none has
+            that gradient.
         """
         output, wanted = output.to(self._like)[None], gradient.to(self._like).flatten()
-        start = 0.5 if self.kind == "binary" else 0.0
+        starts = [0.5 if self.kind == "binary" else 0.0]
+        if self.kind == "numbers":
+            # Of an absolute error, the gradient tells on which side of the output a label is.
+            far = FAR[0] * (1 + float(output.abs().max()))
+            starts += [far, -far]
+        found = (self._solved(output, wanted, start) for start in starts)
+        return next((label for label in found if label is not None), None)
+
+    def _solved(self, output: Tensor, wanted: Tensor, start: float) -> Tensor | None:
         label = torch.full((1, *self.shape), start).to(self._like)
         missed = torch.inf
         for _ in range(NEWTON_STEPS):

@@ -13,6 +13,16 @@ WRAPPERS = ("module.", "_orig_mod.", "_module.")
 """Prefixes that DataParallel, torch.compile and Opacus add to the names of parameters."""
 
 
+def joined(module: str, name: str) -> str:
+    """The name in a model of a module's parameter.
+
+    Args:
+        module: the module's path; empty of the model itself.
+        name: the parameter's name in the module.
+    """
+    return f"{module}.{name}" if module else name
+
+
 def unwrapped(name: str) -> str:
     """A parameter's name without the prefixes of wrappers."""
     while name.startswith(WRAPPERS):

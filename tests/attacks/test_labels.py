@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    l1_loss,
+    mse_loss,
+)
 
 from fedleak.attacks import IDLG, IGA
 from fedleak.attacks.labels import METHODS, NotDetermined, recover_labels, refusal
@@ -14,6 +19,7 @@ from fedleak.data.photos import Photos
 from fedleak.errors import BadInput
 from fedleak.metrics import label_recovery_rate
 from fedleak.models import SMLP, LeNet, Precode
+from fedleak.registry import Plugin, build, class_path
 from fedleak.updates.knowledge import Knowledge, LabelRecovery
 from fedleak.updates.update import InterceptedUpdate
 from tests.cases import (
@@ -281,6 +287,39 @@ def test_targets_of_a_regression(outputs: int) -> None:
     facts, gradient = of_network(mse_loss, labels, outputs)
     found = recover_labels(facts.model, gradient, facts)
     torch.testing.assert_close(found, labels, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [-3.0, 0.0, 5.0])
+def test_a_target_whose_side_alone_acts(target: float) -> None:
+    """Of an absolute error, the gradient is that of every target on one side of the output."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1)  # a layer alone, whose parameters have no prefix
+    inputs, wanted = torch.randn(1, 6), torch.tensor([target])
+
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        return l1_loss(net(batch[0])[:, 0], batch[1])
+
+    facts = Knowledge(model, (6,), num_samples=1, loss=loss)
+    gradients = torch.autograd.grad(loss(model, (inputs, wanted)), list(model.parameters()))
+    found = recover_labels(model, dict(zip(("weight", "bias"), gradients, strict=True)), facts)
+    output = float(model(inputs))
+    assert (float(found) > output) == (target > output)
+
+
+@pytest.mark.parametrize("name", ["analytic", "dlg"])
+def test_a_layer_alone_is_a_model(name: str) -> None:
+    """A logistic regression: its parameters have no prefix."""
+    torch.manual_seed(0)
+    model, inputs, labels = nn.Linear(6, 3), torch.randn(1, 6), torch.tensor([2])
+    loss = of_logits(cross_entropy)
+    gradients = torch.autograd.grad(loss(model, (inputs, labels)), list(model.parameters()))
+    received = dict(zip(("weight", "bias"), gradients, strict=True))
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "net", dict(model.state_dict()), received)
+    attack = build("attacks", Plugin(class_path("attacks", name)))
+    facts = Knowledge(model, (6,), num_samples=1, loss=loss)
+    (found,) = attack([update], facts)
+    torch.testing.assert_close(found.inputs, inputs, rtol=1e-4, atol=1e-4)
+    assert found.labels.tolist() == [2]
 
 
 def test_searched_targets_of_a_batch() -> None:

@@ -17,6 +17,7 @@ from fedleak.attacks.gradient_origin import TYPICAL
 from fedleak.attacks.module_calls import Call
 from fedleak.attacks.module_facts import sharing_layers
 from fedleak.updates.files import Tensors
+from fedleak.updates.naming import joined
 
 # An input is used in later steps if its relative standard error is at most this.
 MAX_ERROR = 1e-2
@@ -184,7 +185,7 @@ def input_of(
         gradient: gradient by parameter name.
         deviation: see :func:`known_inputs`.
     """
-    names = [f"{layer}.{name}" for name in ("weight", "bias")]
+    names = [joined(layer, name) for name in ("weight", "bias")]
     weight, bias = (gradient[name] for name in names)
     if not deviation:
         return linear_input(weight, bias)

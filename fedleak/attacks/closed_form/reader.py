@@ -22,6 +22,7 @@ from fedleak.attacks.module_facts import draws, sharing_layers
 from fedleak.models.noise import Noise, noise_slots
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.naming import joined
 
 # Largest relative residual of what is known at which an image counts as a fit. It is larger if
 # noise was added to the gradient or entries were pruned, and if a solver did not converge.
@@ -173,8 +174,8 @@ class Reader:
 
         The gradient of the bias is that of the output.
         """
-        weight = self._model.get_parameter(f"{layer}.weight").detach()
-        return self._gradient[f"{layer}.bias"] @ weight
+        weight = self._model.get_parameter(joined(layer, "weight")).detach()
+        return self._gradient[joined(layer, "bias")] @ weight
 
     def _restored_noise(
         self, first: int, inputs: dict[str, KnownInput]

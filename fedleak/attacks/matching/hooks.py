@@ -13,6 +13,7 @@ from fedleak.attacks.module_facts import sharing_layers
 from fedleak.models.module_inputs import module_input
 from fedleak.updates.files import Tensors
 from fedleak.updates.module_state import ModuleState
+from fedleak.updates.naming import joined
 
 # By linear layer: its inputs ``(rows, in)`` and the gradients of its outputs ``(rows, out)``. The
 # weight's gradient is ``outputs^T inputs``.
@@ -73,7 +74,7 @@ class LinearHooks:
 
     def parameters(self, layer: str) -> list[str]:
         """Names of the layer's weight and, if it has one, bias."""
-        return [f"{layer}.{name}" for name, _ in self._layers[layer].named_parameters()]
+        return [joined(layer, name) for name, _ in self._layers[layer].named_parameters()]
 
     @contextmanager
     def shapes(self) -> Iterator[dict[str, list[tuple[int, ...]]]]:

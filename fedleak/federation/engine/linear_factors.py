@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedleak.models.module_inputs import module_input
 from fedleak.updates.compression import Factors
+from fedleak.updates.naming import joined
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def linear_factors(model: nn.Module) -> Iterator[dict[str, Factors]]:
     handles = []
 
     def register(name: str, layer: nn.Linear) -> None:
-        weight = f"{name}.weight"
+        weight = joined(name, "weight")
 
         def forward(
             _layer: nn.Module,
