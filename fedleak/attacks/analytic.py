@@ -107,7 +107,10 @@ class Analytic(Attack):
             inputs=found[None].to(gradient[joined(layer, "weight")].dtype),
             labels=labels,
             costs=[(0, float(unexplained))],
-            findings=(*origins, f"input of {layer or 'the model'} in closed form, error {error:.1e}"),
+            findings=(
+                *origins,
+                f"input of {layer or 'the model'} in closed form, error {error:.1e}",
+            ),
         )
 
     def _items(self, facts: Knowledge, gradient: Tensors, entering: Tensor) -> Tensor:

@@ -383,7 +383,7 @@ def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> 
     """What there is to say about the samples, a sentence each."""
     remainder = recovery.remainder
     certified, batch = int(bounds.isfinite().sum()), remainder.batch
-    text = f"{certified} of {batch} samples certified"
+    text = f"{certified} of {_samples(batch)} certified"
     if certified:
         text += f", norm of the error at most {float(bounds[bounds.isfinite()].max()):.1e}"
     found = [text]
@@ -391,14 +391,15 @@ def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> 
         stages = ", ".join(f"{number} {stage}" for stage, number in recovery.sources.items())
         found.append(f"found by stage: {stages}")
     repeated = int((remainder.found.counts > 1).sum())
+    occur = "it occurs" if repeated == 1 else "they occur"
     if repeated and rank:
         found.append(
-            f"the parts of {repeated} samples are multiples of one sample's: they occur more than "
+            f"the parts of {_samples(repeated)} are multiples of one sample's: {occur} more than "
             "once, or loss, learning rate or number of samples are not those told; one of each is "
             "certified"
         )
     elif repeated:
-        found.append(f"{repeated} samples occur more than once in the batch")
+        found.append(f"{_samples(repeated)} {occur.split()[1]} more than once in the batch")
     if rank and not remainder.missing:
         found.append(
             f"what is left of the gradient of {remainder.network.names[0]} has rank {rank}: more "
@@ -406,20 +407,27 @@ def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> 
         )
     if remainder.missing:
         found.append(
-            f"{remainder.missing} samples missing, what is left of the gradient of "
+            f"{_samples(remainder.missing)} missing, what is left of the gradient of "
             f"{remainder.network.names[0]} has rank {rank}"
         )
         if rank < remainder.missing:
+            hidden = remainder.missing - rank
+            verbs = "is present and leaves" if hidden == 1 else "are present and leave"
             found.append(
-                f"{remainder.missing - rank} samples are present and leave less than the rounding "
-                "of the gradient, as those that the model classifies with certainty"
+                f"{_samples(hidden)} {verbs} less than the rounding of the gradient, as where the "
+                "model classifies with certainty"
             )
     if certified < batch:
         guesses = (~bounds.isfinite()).nonzero().flatten().tolist()
-        found.append(f"guesses, not certified: samples {_ranges(guesses)}")
+        what = f"sample{'s' * (len(guesses) > 1)} {_ranges(guesses)}"
+        found.append(f"guesses, not certified: {what}")
     if certified and isinstance(recovery, NoisyRecovery):
-        found.append(f"the noise of {certified} samples restored")
+        found.append(f"the noise of {certified} sample{'s' * (certified > 1)} restored")
     return tuple(found)
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'s' * (number != 1)}"
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -371,9 +371,10 @@ def _reconstruction(
     labels = problem.knowledge.labels
     assert labels is not None
     # Without the noise, with several steps, or of a gradient that is known only up to bounds, there
-    # is none to compare.
+    # is none to compare, nor with random numbers that are not restored, as of a dropout.
     exact = problem.knowledge.steps == 1 and not problem.deviation
     comparable = exact and set(noise) == set(problem.noise_shapes)
+    comparable = comparable and not _draws(problem, image.to(like), noise)
     costs = [(iterations, _relative_error(problem, image, noise))] if comparable else []
     if costs and costs[0][1] > FAILED_ABOVE:
         findings.append(
@@ -392,6 +393,17 @@ def _reconstruction(
 
 def _not_converged(error: float) -> str:
     return f"L-BFGS did not converge (relative squared error {error:.1e})"
+
+
+def _draws(problem: Problem, image: Tensor, noise: Tensors) -> bool:
+    """Whether the loss of an image draws random numbers beside its noise."""
+    model = copy.deepcopy(problem.model)
+    before = torch.get_rng_state()
+    with torch.no_grad(), inject(model, {slot: v.to(image) for slot, v in noise.items()}):
+        problem.knowledge.loss(model, (image, problem.knowledge.labels))
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    return not torch.equal(before, after)
 
 
 def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:

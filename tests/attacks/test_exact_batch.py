@@ -90,7 +90,7 @@ def test_samples_that_occur_twice_are_certified_twice() -> None:
     assert bool(found.error_bounds.isfinite().all())
     at = torch.cdist(found.inputs.flatten(1), inputs[[0, 1, 3]].flatten(1)).argmin(dim=1)
     assert sorted(at.tolist()) == [0, 0, 1, 2]
-    assert "1 samples occur more than once in the batch" in found.findings
+    assert "1 sample occurs more than once in the batch" in found.findings
 
 
 def test_labels_told_wrong_are_said() -> None:

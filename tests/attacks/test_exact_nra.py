@@ -106,6 +106,30 @@ def test_a_layer_that_is_not_trained_does_not_spoil_the_cost() -> None:
     assert "treat it as failed" not in " ".join(said(found))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_functional_dropout_is_no_failure(share: float) -> None:
+    """With other units dropped, not even the true image has the client's gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Sigmoid(), nn.Linear(16, 4))
+
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        logits = net[2](functional.dropout(net[1](net[0](batch[0])), share))
+        return functional.cross_entropy(logits, batch[1])
+
+    inputs, labels = torch.rand(1, 12), torch.tensor([1])
+    gradients = torch.autograd.grad(loss(model, (inputs, labels)), list(model.parameters()))
+    sent = dict(model.state_dict())
+    update = InterceptedUpdate(
+        1, 0, "fedsgd", 1, "net", sent, dict(zip(sent, gradients, strict=True))
+    )
+    facts = Knowledge(model, (12,), 4, num_samples=1, labels=labels, loss=loss)
+    (found,) = RGAP()([update], facts)
+    torch.testing.assert_close(found.inputs, inputs, rtol=1e-4, atol=1e-4)
+    assert "treat it as failed" not in " ".join(found.findings)
+    doubted = "not checked against the update" in found.findings[-1]
+    assert (doubted, math.isnan(found.cost)) == ((True, True) if share else (False, False))
+
+
 def test_weights_instead_of_a_gradient() -> None:
     """One local step of SGD: the difference of float32 weights is a gradient with more rounding."""
     victim = victim_of(LeNet)
