@@ -254,6 +254,10 @@ def _error(around: Around, spread: Tensor, missed: Tensor | None, floor: float) 
     if wanted is not None:
         shift = vectors @ solved(wanted) / factor
         total += float(shift[:size].square().sum()) / size
+    # Fewer equations than unknowns leave the others as uncertain as before, which a Krylov space of
+    # few dimensions does not show.
+    equations = int(((derivative.base != 0) & spread.isfinite()).sum())
+    total = max(total, 1 - equations / unknowns)
     return Estimate(math.sqrt(max(0.0, total)), rest)
 
 

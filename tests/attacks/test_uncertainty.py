@@ -73,6 +73,14 @@ def test_inputs_that_change_nothing_stay_as_uncertain_as_before() -> None:
     assert found == pytest.approx((15 / 60) ** 0.5, rel=0.2)
 
 
+@pytest.mark.parametrize(("entries", "unknowns"), [(75, 100), (600, 800)])
+def test_fewer_entries_than_inputs_leave_the_others_open(entries: int, unknowns: int) -> None:
+    """Exactly of few unknowns; of many, a Krylov space shows at least what a count does."""
+    matrix, inputs = drawn(entries, unknowns), drawn(1, unknowns, seed=1)
+    found = error_of_gradient(around(matrix, inputs), rounding(matrix), rounding(matrix))
+    assert found == pytest.approx((1 - entries / unknowns) ** 0.5, rel=0.15)
+
+
 @pytest.mark.parametrize("direction", ["scale", "brightness"])
 def test_a_layer_that_normalises(direction: str) -> None:
     """One direction of 40 is open, that in which all inputs vary: by their whole distance."""
