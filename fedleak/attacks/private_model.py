@@ -78,7 +78,18 @@ def guarded(known: Sequence[Knowledge]) -> list[Knowledge]:
 
     Args:
         known: what is known of each update; those of one loss keep one.
+
+    Raises:
+        BadInput: if a model is compiled by TorchScript, which cannot be copied and changed.
     """
+    for name, module in (pair for facts in known for pair in facts.model.named_modules()):
+        compiled = isinstance(module, torch.jit.ScriptModule)
+        where = f"`{name}`" if name else "the model itself"
+        require(
+            not compiled,
+            f"Expected modules of Python code, got {where} compiled by TorchScript: give the one "
+            "that it was made of.",
+        )
     losses = {id(facts.loss): GuardedLoss(facts.loss) for facts in known}
     return [replace(facts, loss=losses[id(facts.loss)]) for facts in known]
 

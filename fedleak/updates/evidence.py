@@ -575,10 +575,11 @@ def _about_rank(
         times, share = (ABOVE_ROUNDING, SHARE) if limit > 1 else (ABOVE_PRODUCT, 0.0)
         if found > times * noise and found > share * float(matrix.norm()):
             steps = f" and {knowledge.steps} local steps" if knowledge.steps > 1 else ""
+            verb = "is" if samples == 1 and not steps else "are"
             yield Finding(
                 "rank",
                 f"the gradient of `{weight}` is of more than {limit} inputs of that layer, where "
-                f"{samples} sample{'s' * (samples > 1)}{steps} were told: more samples or steps, "
+                f"{samples} sample{'s' * (samples > 1)}{steps} {verb} told: more samples or steps, "
                 "weight decay, or noise that the client added",
             )
             return

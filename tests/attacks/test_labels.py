@@ -13,7 +13,7 @@ from torch.nn.functional import (
     mse_loss,
 )
 
-from fedleak.attacks import IDLG, IGA
+from fedleak.attacks import DLG, IDLG, IGA
 from fedleak.attacks.labels import METHODS, NotDetermined, recover_labels, refusal
 from fedleak.data.photos import Photos
 from fedleak.errors import BadInput
@@ -304,6 +304,24 @@ def test_a_target_whose_side_alone_acts(target: float) -> None:
     found = recover_labels(model, dict(zip(("weight", "bias"), gradients, strict=True)), facts)
     output = float(model(inputs))
     assert (float(found) > output) == (target > output)
+
+
+def test_a_number_of_classes_that_nothing_tells() -> None:
+    """The loss calls the model twice, so that no layer's output is the logits."""
+    torch.manual_seed(0)
+    model, inputs, labels = nn.Linear(6, 3), torch.randn(1, 6), torch.tensor([2])
+
+    def loss(net: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(net(batch[0]) + 0.1 * net(batch[0]).square(), batch[1])
+
+    gradients = torch.autograd.grad(loss(model, (inputs, labels)), list(model.parameters()))
+    received = dict(zip(("weight", "bias"), gradients, strict=True))
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "net", dict(model.state_dict()), received)
+    facts = Knowledge(model, (6,), num_samples=1, loss=loss)
+    with pytest.raises(BadInput, match="Expected `num_classes` where labels are searched"):
+        DLG(iterations=2)([update], facts)
+    (found,) = DLG(iterations=20)([update], replace(facts, num_classes=3))
+    assert found.labels.shape == (1,)
 
 
 @pytest.mark.parametrize("name", ["analytic", "dlg"])

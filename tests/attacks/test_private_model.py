@@ -318,6 +318,17 @@ def test_whatever_a_model_raises_is_a_sentence() -> None:
         IGA(iterations=1)([update], Knowledge(model, (1, 4, 4), 4, labels=batch[1]))
 
 
+@pytest.mark.parametrize(("inside", "where"), [(False, "the model itself"), (True, "`0`")])
+def test_a_module_of_torchscript_is_refused_in_a_sentence(inside: bool, where: str) -> None:
+    traced = torch.jit.trace(nn.Linear(6, 3), torch.zeros(1, 6))
+    model = nn.Sequential(traced) if inside else traced
+    sent = dict(model.state_dict())
+    received = {name: torch.ones_like(value) for name, value in sent.items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", 1, "net", sent, received)
+    with pytest.raises(BadInput, match=f"got {where} compiled by TorchScript: give the one"):
+        IGA(iterations=1)([update], Knowledge(model, (6,), 3, num_samples=1))
+
+
 def test_a_function_that_the_model_compiles_is_run_by_python() -> None:
     def refusing(*_args: Any) -> Any:
         raise AssertionError("it was compiled")

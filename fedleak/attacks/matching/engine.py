@@ -646,7 +646,12 @@ def _label_shape(problem: Problem) -> tuple[int, ...]:
     facts, loss = problem.knowledge, problem.loss
     if loss is not None and loss.kind != "classes":
         return (facts.num_samples, *loss.shape)
-    assert facts.num_classes is not None  # set when the problem was prepared
+    if facts.num_classes is None:
+        raise BadInput(
+            "Expected `num_classes` where labels are searched and no linear layer of "
+            f"{type(facts.model).__name__} that is called once for each sample tells their number, "
+            "got none."
+        )
     return (facts.num_samples, facts.num_classes)
 
 
