@@ -32,27 +32,27 @@ def linear_mse(
     A layer ``W h + b`` with n inputs sends, for one sample, ``Y = d h^T + s E`` and
     ``y = d + s e``, with d the gradient of its output after any clipping, and E and e independent
     standard normal. Riess et al. (arXiv 2402.12861) take a read-out whose d is known:
-    ``h + s/|d| N(0, I)`` is all that Y says of h, with the mean squared error
+    ``h + s/|d| N(0, I)`` is all that Y says of h, with the mean squared error::
 
-        MSE = s^2 / |d|^2.
+        MSE = s^2 / |d|^2
 
     If d is read from the bias, it is estimated as well. The Fisher information of (h, d) is, in
     units of ``s^-2``, ``|d|^2 I`` for h, ``(1 + |h|^2) I`` for d and ``h d^T`` between them, so
-    that of h with d unknown is
+    that of h with d unknown is::
 
-        |d|^2 I - h d^T d h^T / (1 + |h|^2) = |d|^2 (I - h h^T / (1 + |h|^2)),
+        |d|^2 I - h d^T d h^T / (1 + |h|^2) = |d|^2 (I - h h^T / (1 + |h|^2))
 
     whose inverse is ``(I + h h^T) / |d|^2`` (Sherman and Morrison). Its trace over n bounds the
-    mean squared error of an entry from below (Cramer and Rao):
+    mean squared error of an entry from below (Cramer and Rao)::
 
-        MSE = s^2 / |d|^2 * (1 + |h|^2 / n).
+        MSE = s^2 / |d|^2 * (1 + |h|^2 / n)
 
     Without the bias the factor would be infinite, as ``d h^T`` determines h up to a factor only. If
     the update is this layer's gradient alone, clipped to the norm C, ``|d|^2 = C^2 / (1 + |h|^2)``.
 
-    The bound holds for attackers without prior who use this layer's gradient alone, and is attained
-    for large ``|d| / s`` by least squares. A range of valid values is a prior; so are weights that
-    tell d for each h, and other layers' gradients tell more: :func:`jacobian_mse` bounds both.
+    The bound holds for unbiased estimates from this layer's gradient alone; least squares come
+    within 0.5 dB of it for large ``|d| / s``. The weights, which tell d for each h, and the other
+    layers' gradients tell more: :func:`jacobian_mse` counts them. A range of values is a prior.
 
     Args:
         deviation: standard deviation s of the noise of each entry, at least 0.
