@@ -75,7 +75,7 @@ def test_single_samples_are_read_and_certified(setting: str) -> None:
     server, optimizer, told = SETTINGS[setting]
     facts = knowledge(net(), **told)
     singles = right = mixtures = 0
-    for client in range(3):
+    for client in range(2):
         inputs, labels = data(client + 1)
         rounds = asked(server, facts, (inputs, labels), optimizer, seed=client)
         found = server.read(facts, rounds, public=PUBLIC, generator=torch.Generator())
@@ -90,7 +90,7 @@ def test_single_samples_are_read_and_certified(setting: str) -> None:
         right += int((close[sure] < 1e-6).sum())
         mixtures += int((close[sure] >= 1e-6).sum())
         assert found.inputs.shape == (len(sure), *SHAPE)
-    assert singles > 10
+    assert singles > 7
     assert right > 0.6 * singles
     assert mixtures == 0
 
