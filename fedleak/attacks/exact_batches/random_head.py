@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -198,11 +198,11 @@ def _of_calls(calls: list[Call], slot: str, scale: float, unit: float) -> Random
         return None
     if [call for call in calls[:at] if isinstance(call.module, nn.Linear)] != linear[:-2]:
         return None
-    weights = [call.module.weight.detach().double() for call in linear]  # type: ignore[union-attr]
-    biases = [call.module.bias for call in linear]
-    if any(bias is None for bias in biases):
+    modules = [cast(nn.Linear, call.module) for call in linear]
+    if any(module.bias is None for module in modules):
         return None
-    wide = [bias.detach().double() for bias in biases]  # type: ignore[union-attr]
+    weights = [module.weight.detach().double() for module in modules]
+    wide = [module.bias.detach().double() for module in modules]
     if weights[-3].shape[0] != 2 * weights[-2].shape[1]:
         return None
     if weights[-2].shape[0] != weights[-1].shape[1]:
