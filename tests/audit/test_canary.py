@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedleak.audit.canary import make_sample, replay, run_canary
-from fedleak.audit.ladder import batches_of, truth_of
+from fedleak.audit.canary import Canary, make_sample, replay, run_canary
+from fedleak.audit.ladder import Victim, batches_of, truth_of
 from fedleak.audit.run import conclude
 from fedleak.audit.sums import sum_of_round
 from fedleak.updates.knowledge import Knowledge
@@ -46,6 +46,29 @@ def test_a_canary_that_is_not_found_proves_nothing(
     found = conclude(app, observed, budget=1)
     assert found.verdict.overall == "not proven"
     assert found.verdict.sentence.startswith("Not proven")
+
+
+def test_a_canary_that_was_short_of_time_gets_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, observed, _ = observe(tmp_path, "images", task=ONE_STEP)
+    tries: list[float] = []
+
+    def canary(victim: Victim, *, seconds: float, **settings: object) -> Canary:
+        tries.append(seconds)
+        return Canary(len(tries) > 1, f"try {len(tries)}")
+
+    monkeypatch.setattr("fedleak.audit.run.run_canary", canary)
+    for name in ("label_shares", "label_shares_of_sum"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
+    # One that has failed at once is not tried again.
+    assert conclude(app, observed, budget=10).verdict.canary is False
+    assert tries == [2.0]
+    tries.clear()
+    monkeypatch.setattr("fedleak.audit.run.SHORT", 0.0)
+    found = conclude(app, observed, budget=10).verdict
+    assert (found.canary, found.canary_note) == (True, "try 2")
+    assert tries[1] > 2.0
 
 
 @pytest.mark.parametrize(("shape", "whole"), [((3, 8, 8), None), ((5,), None), ((7,), 20)], ids=str)

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from fedleak.attacks import Tokens
 from fedleak.audit.label_shares import ShadowTraining, label_shares
-from fedleak.audit.ladder import best_result, inputs, touched_rows
+from fedleak.audit.ladder import (
+    MOST_EVALUATIONS,
+    MOST_TOKEN_ITERATIONS,
+    TRIED_EVALUATIONS,
+    best_result,
+    inputs,
+    matching,
+    touched_rows,
+)
 from fedleak.audit.samples import Attacked
 from tests.audit.apps import ONE_STEP, imports_undone, observe
 
@@ -86,3 +95,15 @@ def test_an_attack_without_progress_is_ended(
     assert time.monotonic() - begun < 5
     assert found is None
     assert "more than its share of the time" in reason
+
+
+def test_the_search_for_tokens_fits_into_its_time(tmp_path: Path) -> None:
+    _, _, victims = observe(tmp_path, "text")
+    chosen, reason = matching(victims[0], 1e-3, 0)
+    assert chosen is None
+    assert "more than its share of the time" in reason
+    chosen, reason = matching(victims[0], 60, 0)
+    assert reason == ""
+    assert isinstance(chosen, Tokens)
+    assert 1 <= chosen.iterations <= MOST_TOKEN_ITERATIONS
+    assert TRIED_EVALUATIONS <= chosen.evaluations <= MOST_EVALUATIONS
