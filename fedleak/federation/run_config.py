@@ -13,10 +13,13 @@ from fedleak.schema import shown
 
 FLAGS = ("resume", "overwrite")
 """Keys that are no settings of a run: what is done with an earlier run in the output folder."""
-PLUGINS = {"data": "data", "model": "model", "attack": "attacks", "defense": "defenses"}
+PLUGINS = {
+    "data": "data", "model": "model", "attack": "attacks", "defense": "defenses",
+    "server": "server",
+}  # fmt: skip
 """Key of a plugin and first part of the keys of its settings -> setting of a run."""
-PLAIN = ("output", "seed", "device", "weights")
-VICTIMS = ("labels", "when")
+PLAIN = ("output", "seed", "device", "weights", "public")
+VICTIMS = ("labels", "when", "aggregated")
 # An app runs one federation, with the resources that Flower gives it.
 LEFT_OUT = ("gpus_per_client", "ray_address")
 
@@ -25,11 +28,12 @@ def read_run_config(values: Mapping[str, Any]) -> RunConfig:
     """Read the configuration of a run from the run config of a Flower app.
 
     Args:
-        values: value by key, as Flower flattens them. ``data``, ``model``, ``attack`` and
-            ``defense`` name plugins, an empty text none, and ``data.path`` is the setting ``path``
-            of the first. Settings of the federation need no prefix (``rounds``), nor do ``labels``
-            and ``when`` of the victims. A hyphen counts as an underscore, and a text that begins
-            with ``[`` or ``{`` is read as YAML. :data:`FLAGS` are left out.
+        values: value by key, as Flower flattens them. ``data``, ``model``, ``attack``,
+            ``defense`` and ``server`` name plugins, an empty text none, and ``data.path`` is the
+            setting ``path`` of the first. Settings of the federation need no prefix (``rounds``),
+            nor do ``labels``, ``when`` and ``aggregated`` of the victims. A hyphen counts as an
+            underscore, and a text that begins with ``[`` or ``{`` is read as YAML. :data:`FLAGS`
+            are left out.
 
     Returns:
         The configuration; its output folder is absolute.

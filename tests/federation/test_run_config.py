@@ -100,3 +100,13 @@ def test_a_node_has_its_own_data() -> None:
     assert on_node(config, {"partition-id": 0}) is config
     with pytest.raises(BadInput, match=r"Expected `num-partitions` of a node to be 2.*got `10`"):
         on_node(config, {"num-partitions": 10})
+
+
+def test_a_malicious_server_is_named_as_the_other_plugins_are() -> None:
+    told = {"data": "photos", "model": "smlp", "server": "hyperparameters", "server.batch": 2}
+    config = read_run_config(told | {"aggregated": True, "public": 7, "obeys": "{bs: batch_size}"})
+    assert config.server == Plugin("fedleak.servers.hyperparameters.Hyperparameters", {"batch": 2})
+    assert (config.victims.aggregated, config.public) == (True, 7)
+    assert config.federation.obeys == {"bs": "batch_size"}
+    none = {"data": "photos", "model": "smlp", "server": ""}
+    assert read_run_config(none).server is None
