@@ -1,6 +1,5 @@
 """What a LightningModule does around the steps of its optimiser: told from its hooks by trying."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, wraps
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fedleak.errors import first_line
 from fedleak.models.lightning import lightning_of, quiet_trainer
+from fedleak.updates.knowledge import takes_index
 
 # Methods with which a module makes a step of its own.
 OWN_STEPS = ("optimizer_step", "backward", "lr_scheduler_step")
@@ -197,7 +197,7 @@ class _Trial:
         self._compare()
         self._begun += 1
         with suppress(Exception):  # of the user's own code, by batches that are not the client's
-            real(*(batch, index)[: len(inspect.signature(real).parameters)])
+            real(*((batch, index) if takes_index(real) else (batch,)))
         self._compare(f"`training_step` of {self.kind}")
         sums = [(v * g).sum() for v, g in zip(self._trained, self._told, strict=True)]
         return torch.stack(sums).sum()

@@ -1,5 +1,6 @@
 """The server's prior knowledge about a client's training, besides the update itself."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,8 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that a client differentiates.
 
     It is ``model.batch_loss(batch)`` if the module has such a method, otherwise the result of
-    ``model.training_step(batch, 0)``: the loss, or a mapping with ``"loss"``.
+    ``model.training_step(batch, 0)``, without the 0 if it takes no index: the loss, or a mapping
+    with ``"loss"``.
 
     Args:
         model: the module.
@@ -49,7 +51,7 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
             "differentiates, as it optimises by hand (`automatic_optimization` is off), got "
             "`training_step` alone, which makes steps.",
         )
-        result = step(batch, 0)
+        result = step(batch, 0) if takes_index(step) else step(batch)
     else:
         result = method(batch)
     loss = result["loss"] if isinstance(result, Mapping) else result
@@ -59,6 +61,16 @@ def batch_loss(model: nn.Module, batch: Any) -> Tensor:
             f"got {type(loss).__name__}."
         )
     return loss
+
+
+def takes_index(step: Callable[..., Any]) -> bool:
+    """Whether a training step takes the number of the batch, which Lightning does not demand.
+
+    Args:
+        step: a module's ``training_step``.
+    """
+    parameters = inspect.signature(step).parameters.values()
+    return len(parameters) > 1 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedleak.errors import BadInput
-from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.local_training import LocalTraining
 
 
@@ -151,3 +151,24 @@ def test_steps_that_are_no_whole_epochs_stay_what_they_are() -> None:
         torch.nn.Linear(1, 1), (1, 6, 6), 3, num_samples=32, local_steps=1, batch_size=8
     )
     assert facts.of_samples(64).local_steps == 1
+
+
+class WithoutIndex(nn.Linear):
+    """A training step that takes the batch alone, as Lightning allows."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        return self(batch[0]).square().mean()
+
+
+class WithAny(nn.Linear):
+    """A training step that takes whatever it is given."""
+
+    def training_step(self, *arguments: Any) -> Tensor:
+        batch, index = arguments
+        return self(batch[0]).square().mean() + index
+
+
+@pytest.mark.parametrize("kind", [WithoutIndex, WithAny])
+def test_a_training_step_need_not_take_an_index(kind: type[nn.Linear]) -> None:
+    model, inputs = kind(3, 2), torch.ones(1, 3)
+    assert torch.equal(batch_loss(model, (inputs, None)), model(inputs).square().mean())
