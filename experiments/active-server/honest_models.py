@@ -430,4 +430,4 @@ def checkpoints(training: Training) -> Iterator[tuple[int, bool, nn.Module]]:
             loss.backward()
             optimizer.step()
     prune(model)
-    yield max(CHECKPOINTS), False, model
+    yield max(CHECKPOINTS), True, model
