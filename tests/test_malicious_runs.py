@@ -292,7 +292,8 @@ def test_a_model_that_cannot_be_attacked_any_more_is_sent_as_it_is(tmp_path: Pat
 def test_clients_that_refuse_what_they_are_sent(tmp_path: Path) -> None:
     """By the guard's mod: the refusal is told, and nothing is read."""
     # So few samples can be told apart by any model.
-    settings = {"limits": {"exposed": 1.0, "rare": 1.0}}
+    sizes = {f"exposed_{size}": 1.0 for size in (64, 128, 256)}
+    settings = {"limits": sizes | {"rare": 1.0}}
     guard = {"class_path": "fedleak.federation.guard.GuardMod", "init_args": settings}
     events = Recorder()
     config = config_of(

@@ -206,6 +206,7 @@ def answer_by(
         answer = _attacked(last, truth, others, seconds, seed, report)
     sent = ", ".join(f"{name} {value:g}" for name, value in rounds[-1][1].config.items())
     notes = [f"{sent} sent" * bool(sent), answer.note]
+    notes += _noticed(probe, last.known.knowledge, truth)
     return _of_rung(replace(answer, note="; ".join(filter(None, notes))), rung, public)
 
 
@@ -269,7 +270,6 @@ def _read(
     notes = [
         f"{server.name} read {found} of {len(truth.inputs)} samples of one client and certified "
         f"{certified}; values and interval are over those",
-        *_noticed(probe, facts, truth),
     ]
     return Answer(
         rung=PARAMETERS, question="inputs", measure=measure, answer=Estimate.of(values),
@@ -310,13 +310,22 @@ def _scores(
 
 
 def _noticed(probe: Probe, facts: Knowledge, truth: Samples) -> Iterable[str]:
-    """Whether the client would have noticed, by the guard; nothing where it cannot look."""
+    """Whether the client would have noticed, by the guard that knows the app's configuration.
+
+    Weights that are the app's own are not looked at beside the client's samples.
+    """
     _, crafted = probe.rounds()[-1]
     model = facts.model
+    batch = truth.inputs if "parameters" in probe.server.changes else None
+    agreed = {
+        name: float(value)
+        for name, value in probe.entries.items()
+        if name in crafted.config and isinstance(value, int | float) and value > 0
+    }
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         model.load_state_dict(before | dict(crafted.weights))
-        found = inspect_model(model, batch=truth.inputs, config=dict(crafted.config) or None)
+        found = inspect_model(model, batch=batch, config=dict(crafted.config), agreed=agreed)
     except Exception as error:  # the guard's, or the model's own
         return [f"the guard could not look at the model: {first_line(error).rstrip('.')}"]
     finally:

@@ -64,6 +64,8 @@ def test_a_client_of_one_sample_is_read_by_both(tmp_path: Path) -> None:
         assert answer.answer.mean < 1e-2  # relative error: images too small for SSIM
         assert answer.guess.mean > 0.3
     assert "lr 0.0005 sent" in found[4].note
+    assert "the guard on the client would have noticed" in found[4].note
+    assert "the guard on the client would" in found[5].note
     assert "first_layer read 1 of 1 samples of one client and certified 1" in found[5].note
     assert found[5].title == "inputs by chosen parameters"
 
