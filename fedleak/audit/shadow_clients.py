@@ -19,6 +19,7 @@ from fedleak.errors import require
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.files import Tensors
 from fedleak.updates.local_training import LocalTraining
+from fedleak.updates.naming import joined
 from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
 
@@ -121,7 +122,7 @@ def weights_of(layer: str) -> tuple[str, str]:
     Args:
         layer: its path.
     """
-    return f"{layer}.weight", f"{layer}.bias"
+    return joined(layer, "weight"), joined(layer, "bias")
 
 
 def _draw_counts(
@@ -244,7 +245,7 @@ class LabelShares:
             BadInput: if the shadows are too few, or have no such layer.
         """
         require(len(shadows) >= 10, f"Expected at least 10 shadow clients, got {len(shadows)}.")
-        weight = f"{layer}.weight"
+        weight = joined(layer, "weight")
         require(
             weight in shadows[0].change,
             f"Expected a layer whose weight is among those that clients change, got `{layer}`.",
@@ -315,8 +316,8 @@ class _Features:
     def __call__(self, changes: Sequence[Mapping[str, Tensor]]) -> Tensor:
         rows = []
         for change in changes:
-            weight = change[f"{self.layer}.weight"].double()
-            bias = change.get(f"{self.layer}.bias")
+            weight = change[joined(self.layer, "weight")].double()
+            bias = change.get(joined(self.layer, "bias"))
             means = weight.flatten(1).mean(1)
             main = self.directions @ (_rest(change, self.layer) - self.center)
             rows.append(torch.cat([means, main, *([] if bias is None else [bias.double()])]))
@@ -325,7 +326,7 @@ class _Features:
 
 def _rest(change: Mapping[str, Tensor], layer: str) -> Tensor:
     """The weight's change without the means of its rows, ``(entries,)``."""
-    weight = change[f"{layer}.weight"].double().flatten(1)
+    weight = change[joined(layer, "weight")].double().flatten(1)
     return (weight - weight.mean(1, keepdim=True)).flatten()
 
 

@@ -21,6 +21,7 @@ from fedleak.attacks.closed_form.layer_rules import LAYER_RULES, Layer, Step, di
 from fedleak.attacks.closed_form.relu_masks import resolve_masks
 from fedleak.attacks.module_calls import Call
 from fedleak.updates.files import Tensors
+from fedleak.updates.naming import joined
 
 # A layer is inverted if at least this share of its output is known or has an upper bound, and the
 # inversion goes on if the same holds for its input.
@@ -54,7 +55,7 @@ def invert_layers(
         if share < MIN_CONSTRAINED:
             reason = f"only {share:.1%} of the output of {call.name} ({kind}) is known"
             return inverted, steps, reason
-        weight = gradient.get(f"{call.name}.weight")
+        weight = gradient.get(joined(call.name, "weight"))
         # A client sends zeros for a weight that it does not train.
         trained = weight is not None and bool(weight.any())
         layer = Layer(call, weight if trained else None, iterations, seed)
@@ -82,7 +83,7 @@ def _resolve_masks(
     inputs: Estimate, outputs: Estimate, before: Call, gradient: Tensors
 ) -> Estimate:
     """The input of a ReLU, its mask resolved by the gradient of the preceding layer's bias."""
-    bias, shape = gradient.get(f"{before.name}.bias"), inputs.value.shape
+    bias, shape = gradient.get(joined(before.name, "bias")), inputs.value.shape
     if isinstance(before.module, nn.Linear) and len(shape) == 2:
         planes = torch.Size([*shape, 1, 1])
     elif isinstance(before.module, nn.Conv2d) and len(shape) == 4:

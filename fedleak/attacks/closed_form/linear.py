@@ -170,7 +170,7 @@ def invertible_linear(gradient: Tensors, calls: Sequence[Call], samples: int) ->
         for call, module in linear
         if count[call.name] == 1
         and call.name not in sharing
-        and {f"{call.name}.weight", f"{call.name}.bias"} <= set(gradient)
+        and {joined(call.name, "weight"), joined(call.name, "bias")} <= set(gradient)
         and call.input.numel() == samples * module.in_features
     ]
 
