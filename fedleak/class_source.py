@@ -61,7 +61,7 @@ def read_class(path: str) -> ClassSource:
     for name, value in _assigned(found):
         facts.pop(name, None)
         try:
-            facts[name] = ast.literal_eval(value)
+            facts[name] = _literal(value)
         except ValueError:  # not a literal: only importing the class gives its value
             continue
     annotated = tuple(
@@ -75,6 +75,17 @@ def read_class(path: str) -> ClassSource:
         kept = [name for name in fields if own.get(name, True)]
         fields = tuple(dict.fromkeys([*kept, *(name for name in own if own[name])]))
     return ClassSource(facts, _arguments(found, inherited, fields), annotated, fields)
+
+
+def _literal(value: ast.expr) -> Any:
+    """The value of a literal, or of a frozen set of literals.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "frozenset" and value.args:
+        return frozenset(ast.literal_eval(value.args[0]))
+    return ast.literal_eval(value)
 
 
 @cache

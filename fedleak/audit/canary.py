@@ -19,7 +19,7 @@ from fedleak.audit.knowledge import RecordedLoss
 from fedleak.audit.ladder import Report, Victim, best_result
 from fedleak.audit.samples import Attacked
 from fedleak.audit.truth_scores import Samples, measure_of, score
-from fedleak.errors import BadInput, first_line
+from fedleak.errors import BadInput, first_line, require
 from fedleak.updates.knowledge import Knowledge, Protocol
 from fedleak.updates.optimizer_steps import State, optimizer_step
 from fedleak.updates.private_model import private_copy
@@ -92,6 +92,9 @@ def run_canary(
     try:
         labels = alone.dummy_labels(1).clone()
         change = _update(alone, victim.update, sample, labels)
+        # The clients' messages hold no more of a training than this one's may.
+        change = {name: value for name, value in change.items() if name in victim.update.received}
+        require(bool(change), "Expected an update of weights that are trained, got none of them")
         update = replace(
             victim.update, protocol=protocol, num_examples=1, received=change, client=0, round=1
         )
@@ -158,10 +161,11 @@ def replay(victim: Victim, batches: Sequence[Samples]) -> float:
         if facts.protocol == "fedsgd":
             received = victim.update.received
             return _squared_cosine((total[n], received[n]) for n in parameters if n in received)
-        begin = victim.update.sent
+        begin, received = victim.update.sent, victim.update.received
         return _squared_cosine(
             (value.detach() - begin[name], victim.update.change([name])[name])
             for name, value in parameters.items()
+            if name in received
         )
     except Exception:  # of the app's own code
         return math.nan

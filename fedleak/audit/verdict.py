@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ Overall = Literal["leaks", "not proven", "nothing found"]
 RESAMPLES = 2000
 FEWEST_RESAMPLED = 5
 LEVEL = 0.95
+# An answer that goes this share of the way from the guess to the exact one is exact.
+EXACT = 0.99
 EXIT_ABOVE = 3
 
 
@@ -83,6 +85,16 @@ class Estimate:
             rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
         return cls(mean, float(interval.low), float(interval.high), len(found))
+
+    def within(self, perfect: float) -> "Estimate":
+        """The estimate with no end of its interval beyond the best value that there is.
+
+        Args:
+            perfect: the measure's best value.
+        """
+        if self.mean > perfect:  # the measure is an error
+            return replace(self, low=max(self.low, min(perfect, self.mean)))
+        return replace(self, high=min(self.high, perfect))
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
@@ -138,6 +150,9 @@ class Answer:
         )
         if self.threat_model not in THREAT_MODELS:
             raise unknown_name("threat model", self.threat_model, list(THREAT_MODELS))
+        # Student's interval knows no limits.
+        object.__setattr__(self, "answer", self.answer.within(self.perfect))
+        object.__setattr__(self, "guess", self.guess.within(self.perfect))
 
     @property
     def title(self) -> str:
@@ -148,21 +163,26 @@ class Answer:
 
     @property
     def status(self) -> Status:
-        """``leaks`` if the answers beat the guess: the interval of the gains lies above 0."""
+        """``leaks`` if the answers beat the guess: the interval of the gains lies above 0.
+
+        Few answers have a wide interval or none: they leak as well if they are exact together and
+        none of them is worse than its guess.
+        """
         if not self.tried or not self.gains:
             return "not tried"
-        gain = Estimate.of(self.gains)
-        low = gain.mean if math.isnan(gain.low) and self.answer.mean == self.perfect else gain.low
-        return "leaks" if low > 0 else "not shown"
+        exact = self._way >= EXACT and min(self.gains) >= 0
+        return "leaks" if exact or Estimate.of(self.gains).low > 0 else "not shown"
+
+    @property
+    def _way(self) -> float:
+        """Share of the way from the guess to the exact answer; at most 0 where there is none."""
+        way = abs(self.perfect - self.guess.mean)
+        return float(np.mean(self.gains)) / way if way > 0 else 0.0
 
     @property
     def share(self) -> float:
         """Share of the way from the guess to the exact answer, at most 1; NaN if not tried."""
-        way = abs(self.perfect - self.guess.mean)
-        if self.status == "not tried":
-            return math.nan
-        gain = float(np.mean(self.gains))
-        return min(1.0, gain / way) if way > 0 else 0.0
+        return math.nan if self.status == "not tried" else min(1.0, self._way)
 
     @property
     def sentence(self) -> str:

@@ -209,6 +209,7 @@ def test_no_attack_imports_the_truth(path: Path) -> None:
                 "local_training",
                 "loss_probe",
                 "module_state",
+                "naming",
                 "optimizer_steps",
                 "private_model",
                 "update",

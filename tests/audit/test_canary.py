@@ -1,6 +1,7 @@
 """The audit's own client, and recorded batches that are trained again."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def test_a_canary_that_was_short_of_time_gets_what_is_left(
     found = conclude(app, observed, budget=10).verdict
     assert (found.canary, found.canary_note) == (True, "try 2")
     assert tries[1] > 2.0
+
+
+def test_a_canary_sends_no_layer_that_the_clients_keep(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "table", task=None)
+    whole = victims[0]
+    assert run_canary(whole, seconds=5).attacked is not None
+    names = list(whole.update.received)
+    for kept in (names[-2:], names[-1:]):
+        received = {name: whole.update.received[name] for name in kept}
+        part = replace(whole, update=replace(whole.update, received=received))
+        assert replay(part, batches_of(observed, part)) > 0.999
+        assert not run_canary(part, seconds=5).reconstructed
+    nothing = replace(whole, update=replace(whole.update, received={}))
+    canary = run_canary(nothing, seconds=5)
+    assert not canary.reconstructed
+    assert "got none of them" in canary.note
 
 
 @pytest.mark.parametrize(("shape", "whole"), [((3, 8, 8), None), ((5,), None), ((7,), 20)], ids=str)

@@ -65,6 +65,29 @@ def test_an_answer_leaks_if_it_beats_the_guess_of_the_same_victims() -> None:
     assert answer([1.0], [0.1]).status == "leaks"
 
 
+def test_few_answers_that_are_exact_leak() -> None:
+    # Student's interval of three gains is wide however exact the answers are.
+    exact = answer([0.001, 0.0, 0.0], [1.0, 0.5, 0.5], perfect=0.0, gains=(0.999, 0.5, 0.5))
+    assert Estimate.of(exact.gains).low < 0
+    assert exact.status == "leaks"
+    one = answer([0.0003], [0.5], perfect=0.0, gains=(0.4997,))
+    assert one.status == "leaks"
+    assert answer([0.13], [0.437], perfect=0.0, gains=(0.307,)).status == "not shown"
+    worse = answer([0.0, 0.0, 0.01], [1.0, 1.0, 0.0], perfect=0.0, gains=(1.0, 1.0, -0.01))
+    assert worse.status == "not shown"
+    same = answer([1.0, 1.0], [1.0, 1.0])
+    assert same.status == "not shown"
+
+
+def test_no_interval_reaches_beyond_the_best_value() -> None:
+    few = answer([0.9, 0.99], [0.5, 0.9])
+    assert (few.answer.high, few.guess.high) == (1.0, 1.0)
+    assert few.answer.low == Estimate.of([0.9, 0.99]).low
+    distances = answer([0.01, 0.1], [0.5, 0.9], perfect=0.0, gains=(0.49, 0.8))
+    assert (distances.answer.low, distances.guess.low) == (0.0, 0.0)
+    assert distances.guess.high == Estimate.of([0.5, 0.9]).high
+
+
 def test_a_distance_is_better_if_it_is_smaller() -> None:
     distances, guesses = [0.1, 0.08, 0.12], [0.4, 0.5, 0.45]
     found = answer(
