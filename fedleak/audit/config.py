@@ -137,19 +137,21 @@ class AuditConfig:
         except BadInput as error:
             raise BadInput(f"{str(error).rstrip('.')} in {path}.") from error
 
-    def check_same(self, found: Self, path: Path) -> None:
+    def check_same(self, found: Self, path: Path, *, answered: bool = True) -> None:
         """Check that an audit may be resumed with these settings.
 
         Args:
             found: the settings of the audit's first part.
             path: their file.
+            answered: whether anything was attacked. If not, the public data may be others.
 
         Raises:
             BadInput: if a setting is another one that the answers depend on.
         """
         ours, theirs = self.to_dict(), found.to_dict()
+        free = FREE if answered else (*FREE, "public", "public_code")
         for name in ours:
-            if name in FREE or ours[name] == theirs[name]:
+            if name in free or ours[name] == theirs[name]:
                 continue
             what = f"`{name}` is {shown(theirs[name])} there and {shown(ours[name])} here"
             if name in ("code", "public_code"):

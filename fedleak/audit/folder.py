@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from fedleak.audit.config import AuditConfig
+from fedleak.audit.summary import AuditSummary
 from fedleak.errors import BadInput, require
 
 # What the app's own run leaves.
@@ -66,11 +67,21 @@ class AuditFolder:
                 "replace it with `--overwrite`, or choose another `--output`.",
             )
             if resume:
-                config.check_same(found, self.config)
+                config.check_same(found, self.config, answered=self._answered())
             else:
                 shutil.rmtree(self.path)
         self.samples.mkdir(parents=True, exist_ok=True)
         config.save(self.config)
+
+    def _answered(self) -> bool:
+        """Whether anything was attacked, or may have been."""
+        if not self.summary.is_file():
+            return False
+        try:
+            summary = AuditSummary.load(self.summary)
+        except BadInput:
+            return True
+        return summary.canary is not None or bool(summary.answers)
 
     def remove_app_run(self) -> bool:
         """Remove what an incomplete run of the app has left; returns whether there was any."""

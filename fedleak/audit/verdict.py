@@ -266,12 +266,18 @@ class Verdict:
     def exit_code(self, limits: Mapping[str, float]) -> int:
         """0, or 3 if an answer exceeds a limit or, where there are limits, nothing is proven.
 
+        Of a question that a limit names, nothing is proven if it was not tried.
+
         Args:
             limits: see :meth:`above`.
         """
         if not limits:
             return 0
-        failed = bool(self.above(limits)) or self.overall == "not proven"
+        untried = any(
+            answer.status == "not tried" and answer.rung in (2, 3) and answer.question in limits
+            for answer in self.answers
+        )
+        failed = bool(self.above(limits)) or self.overall == "not proven" or untried
         return EXIT_ABOVE if failed else 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,6 +27,10 @@ from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
 run = partial(run_app, engine=in_process)
 
 
+def never(*args: Any, **settings: Any) -> Any:
+    raise AssertionError("the app has run before")
+
+
 @pytest.fixture(autouse=True)
 def _imports() -> Iterator[None]:
     with imports_undone():
@@ -306,6 +310,11 @@ def test_public_samples_of_another_shape_are_refused_after_the_app_run(tmp_path:
     assert summary.status == "failed"
     assert "mine.npz" in summary.reason
     assert summary.canary is None  # nothing was attacked
+    right = Public(torch.zeros(40, 3, 6, 6), torch.arange(40) % 4, "right.npz")
+    again = audit(
+        app, tmp_path / "out", clients=2, rounds=1, budget=5, public=right, run=never, resume=True
+    )
+    assert again.verdict.answers
 
 
 # ------------------------------------------------------------------------- clients that fail

@@ -149,6 +149,14 @@ def test_limits_and_exit_codes() -> None:
         read_limits(["inputs"])
 
 
+def test_a_limit_of_a_question_that_was_not_tried_is_not_kept() -> None:
+    untried = answer([], [], question="shares of labels", rung=2, tried=False, gains=())
+    verdict = Verdict((GOOD, untried), canary=True)
+    assert verdict.overall == "leaks"
+    assert verdict.exit_code({"shares of labels": 0.5}) == 3
+    assert verdict.exit_code({"inputs": 1.0}) == 0
+
+
 def test_the_plain_values_hold_what_was_concluded() -> None:
     read = Verdict((GOOD, answer([], [])), True, "SSIM 0.99").to_dict()
     assert read["overall"] == "leaks"
