@@ -34,7 +34,7 @@ from fedleak.registry import load_plugin, names
 from fedleak.runs.readings import match_reading
 from fedleak.runtime.seeds import derive_seed
 from fedleak.servers.base import Crafted, MaliciousServer, Reading
-from fedleak.servers.exchanges import SALT, read, true_features
+from fedleak.servers.exchanges import SALT, craft, read, true_features
 from fedleak.servers.hyperparameters import Hyperparameters
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.truth import GroundTruth
@@ -89,15 +89,19 @@ def hyperparameters_for(samples: int, entries: Entries) -> Hyperparameters:
 
 
 def parameters_for(
-    knowledge: Knowledge, only: Sequence[str] = (), entries: Entries | None = None
+    knowledge: Knowledge,
+    only: Sequence[str] = (),
+    entries: Entries | None = None,
+    public: Tensor | None = None,
 ) -> MaliciousServer:
-    """The first server that changes parameters and can attack a model, with its own settings.
+    """The first server that changes parameters and can attack a client, with its own settings.
 
     Args:
-        knowledge: gives the model.
+        knowledge: gives the model, and the client's training and number of samples.
         only: names of the servers that are considered, in this order. If empty, all that are
             installed.
         entries: not used.
+        public: public inputs as the clients' models take them. If None, there are none.
 
     Raises:
         BadInput: if there is none; the sentence has the reasons.
@@ -112,7 +116,15 @@ def parameters_for(
         server: MaliciousServer = kind()
         reason = server.refuses_model(knowledge.model)
         if reason is None:
-            return server
+            try:
+                craft(
+                    server, knowledge, knowledge.model.state_dict(), public=public,
+                    generator=torch.Generator().manual_seed(0),
+                )  # fmt: skip
+            except BadInput as error:
+                reason = str(error).rstrip(".")
+            else:
+                return server
         reasons.append(f"{name}: {reason}")
     raise BadInput(
         "Expected a model that a malicious server can attack, got one that none can"
@@ -147,7 +159,7 @@ def probe_app(
     facts = victim.known.knowledge
     makers = {
         HYPERPARAMETERS: partial(hyperparameters_for, facts.num_samples),
-        PARAMETERS: lambda entries: parameters_for(facts, entries=entries),
+        PARAMETERS: lambda entries: parameters_for(facts, entries=entries, public=public),
     }
     found = {}
     for rung, make in makers.items():

@@ -99,5 +99,5 @@ def test_inputs_are_searched_in_the_sum(tmp_path: Path) -> None:
     assert answer.rung == 0
     assert scores[0].explained > 0.9
     # Relative error; the mean of the four clients' images has 0.5.
-    assert answer.answer.mean < 0.5 * answer.guess.mean
+    assert answer.answer.mean < 0.75 * answer.guess.mean
     assert "mean of all clients' samples" in answer.note
