@@ -135,7 +135,9 @@ class Reconstruction:
         rows: path of an embedding -> numbers of its rows that the samples touched, ascending;
             empty where they were not read.
         error_bounds: bound on the Euclidean norm of each input's error, ``(num_samples,)``, of an
-            attack that certifies samples; infinite of one that is a guess. If None, it does not.
+            attack that certifies samples; infinite of one that is a guess. If None, it does not. A
+            bound of 0 holds on the condition that the sample is an 8-bit image, for which it is
+            taken as all its pixels lie near levels; a finding says what it is otherwise.
     """
 
     inputs: Tensor

@@ -22,7 +22,7 @@ from fedleak.attacks.exact_batches.noisy_recovery import NoisyRecovery, NoisyRem
 from fedleak.attacks.exact_batches.pixel_levels import pixel_levels
 from fedleak.attacks.exact_batches.random_head import RandomHead, read_random_head
 from fedleak.attacks.exact_batches.recovery import Recovery
-from fedleak.attacks.exact_batches.remainder import Remainder
+from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 from fedleak.attacks.labels import recover_labels
 from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
@@ -181,7 +181,7 @@ class ExactBatch(Attack):
 
     def _result(self, problem: Problem, recovery: Recovery | NoisyRecovery) -> Reconstruction:
         facts, remainder = problem.knowledge, recovery.remainder
-        found, missing = remainder.found, remainder.missing
+        found, missing = _with_true_bounds(recovery), remainder.missing
         largest = float(torch.tensor(facts.std).max())
         certified = found.bounds * largest <= self.accuracy
         noise = _noise_of(recovery)
@@ -225,7 +225,7 @@ class ExactBatch(Attack):
                 *_about_update(problem, remainder.network),
                 *_about_labels(facts, labels[bounds.isfinite()]),
                 *_about_range(int(outside.sum())),
-                *_findings(recovery, bounds, rank),
+                *_findings(recovery, bounds, rank, _about_levels(found, self.accuracy / largest)),
             ),
             error_bounds=bounds,
         )
@@ -379,14 +379,53 @@ def _about_range(outside: int) -> tuple[str, ...]:
     )
 
 
-def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> tuple[str, ...]:
+def _with_true_bounds(recovery: Recovery | NoisyRecovery) -> Samples:
+    """The samples; where one is seen to be no 8-bit image, no other is taken for one unasked."""
+    found, levels = recovery.remainder.found, recovery.levels
+    if levels is None or len(found) == 0:
+        return found
+    exact, _ = levels.round(found.inputs)
+    distance = (exact - found.inputs).norm(dim=1)
+    # A sample on its levels that has a bound was rounded by more than its reading can be wrong.
+    strange = (found.bounds > 0) & ((distance > found.bounds) | (distance == 0))
+    return replace(found, bounds=found.unconditional) if bool(strange.any()) else found
+
+
+def _about_levels(found: Samples, least: float) -> tuple[str, ...]:
+    """Under which condition the bound of samples is 0, and what it is without."""
+    taken = (found.bounds == 0) & (found.unconditional > 0)
+    number = int(found.counts[taken].sum())
+    if not number:
+        return ()
+    without, counts = found.unconditional[taken], found.counts[taken]
+    are, have = ("is", "its") if number == 1 else ("are", "their")
+    near = without <= least
+    parts = [
+        (int(counts[some].sum()), float(without[some].max()))
+        for some in (near, ~near)
+        if bool(some.any())
+    ]
+    limits = " and ".join(
+        f"{limit:.1e}" + f" for {_samples(many)}" * (many < number) for many, limit in parts
+    )
+    text = (
+        f"{_samples(number)} {are} taken for 8-bit images, as all {have} pixels lie near one of "
+        f"the 256 levels: the error is 0 only if they are, and otherwise at most {limits}"
+    )
+    return (text,)
+
+
+def _findings(
+    recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int, levels: tuple[str, ...]
+) -> tuple[str, ...]:
     """What there is to say about the samples, a sentence each."""
     remainder = recovery.remainder
     certified, batch = int(bounds.isfinite().sum()), remainder.batch
     text = f"{certified} of {_samples(batch)} certified"
     if certified:
         text += f", norm of the error at most {float(bounds[bounds.isfinite()].max()):.1e}"
-    found = [text]
+        text += " if they are 8-bit images" * bool(levels)
+    found = [text, *levels]
     if recovery.sources:
         stages = ", ".join(f"{number} {stage}" for stage, number in recovery.sources.items())
         found.append(f"found by stage: {stages}")
@@ -412,10 +451,11 @@ def _findings(recovery: Recovery | NoisyRecovery, bounds: Tensor, rank: int) -> 
         )
         if rank < remainder.missing:
             hidden = remainder.missing - rank
-            verbs = "is present and leaves" if hidden == 1 else "are present and leave"
+            verb = "leaves" if hidden == 1 else "leave"
             found.append(
-                f"{_samples(hidden)} {verbs} less than the rounding of the gradient, as where the "
-                "model classifies with certainty"
+                f"{_samples(hidden)} {verb} less than the rounding of the gradient, as where the "
+                "model classifies with certainty, or the batch has fewer samples than told, or "
+                "equal ones"
             )
     if certified < batch:
         guesses = (~bounds.isfinite()).nonzero().flatten().tolist()

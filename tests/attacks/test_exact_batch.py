@@ -152,8 +152,39 @@ def test_samples_that_leave_no_gradient_are_told() -> None:
     values = torch.autograd.grad(loss, list(batch.model.parameters()))
     certain = batch._replace(labels=labels, gradient=dict(zip(batch.gradient, values, strict=True)))
     text = " ".join(found_of(certain).findings)
-    assert "leave less than the rounding" in text
-    assert "guesses, not certified: samples" in text
+    assert "1 sample leaves less than the rounding" in text
+    assert "or the batch has fewer samples than told, or equal ones" in text
+    assert "guesses, not certified: sample 4" in text
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [1e-4, 5e-5])
+def test_bounds_hold_for_images_that_lie_near_the_levels(noise, kind, bias: bool) -> None:
+    """All pixels are within a quarter of a level of one, and none is on it."""
+    batch = make_batch((64, 150, 5), 6, std=0.3, kind=kind, bias=bias)
+    generator = torch.Generator().manual_seed(1)
+    moved = noise * torch.randn(batch.inputs.shape, generator=generator, dtype=kind)
+    inputs = (batch.inputs + moved).clamp(0, 1)
+    loss = cross_entropy(batch.model, (inputs, batch.labels))
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    gradient = dict(zip(batch.gradient, values, strict=True))
+    near = batch._replace(inputs=inputs, gradient=gradient)
+    found = found_of(near)
+    error, _ = errors_of(near, found)
+    certified = found.error_bounds.isfinite()
+    assert int(certified.sum()) >= (5 if bias else 0)
+    assert bool((error <= found.error_bounds.double() + 1e-6)[certified].all())
+    assert not any("taken for 8-bit images" in text for text in found.findings)
+
+
+def test_an_error_bound_of_zero_is_said_to_be_conditional() -> None:
+    batch = make_batch(WIDTHS, 6, kind=torch.float32)
+    found = found_of(batch)
+    assert bool((found.error_bounds == 0).all())
+    text = " ".join(found.findings)
+    assert "6 samples are taken for 8-bit images" in text
+    assert "the error is 0 only if they are, and otherwise at most" in text
 
 
 def test_noise_leaves_guesses_alone() -> None:

@@ -56,6 +56,15 @@ def test_images_behind_a_convolution(told: bool) -> None:
     assert found.explained > 0.999
 
 
+def test_a_loss_that_is_a_sum_and_was_told_as_a_mean_gives_no_whole_batch() -> None:
+    """Each sample's part is that of so many equal ones, which are not in the batch."""
+    batch = convolved(6)
+    gradient = {name: 6 * value for name, value in batch.gradient.items()}
+    update = InterceptedUpdate.of(batch.model, gradient=gradient, num_examples=6)
+    (found,) = RGAP(**QUICK)([update], batch.knowledge)
+    assert not any("features and labels of all" in text for text in found.findings)
+
+
 def test_images_behind_max_pooling_agree_with_the_features() -> None:
     batch = convolved(2, pool=True)
     update = InterceptedUpdate.of(batch.model, gradient=batch.gradient, num_examples=2)

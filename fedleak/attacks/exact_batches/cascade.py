@@ -1,6 +1,6 @@
 """Samples that are alone in a row of the gradient: read, certified, subtracted, and again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedleak.attacks.exact_batches.certificate import Tolerances, agreement
 from fedleak.attacks.exact_batches.client_residuals import fit_residuals
-from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, judge
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 
 # A row counts from this many standard deviations of its rounding on.
@@ -33,12 +33,38 @@ class Candidates(NamedTuple):
         rounded: whether the pixels were rounded to levels, ``(candidates,)``.
         rows: number of the row, ``(candidates,)``.
         amplitudes: factor of the sample in that row, ``(candidates,)``.
+        readings: the inputs before they were rounded; None if no row gives a single one.
     """
 
     inputs: Tensor
     rounded: Tensor
     rows: Tensor
     amplitudes: Tensor
+    readings: Tensor | None
+
+    def only(self, chosen: Tensor) -> "Candidates":
+        """Some of them.
+
+        Args:
+            chosen: which, ``(candidates,)``.
+        """
+        readings = None if self.readings is None else self.readings[chosen]
+        inputs, rounded, rows, amplitudes = (value[chosen] for value in self[:4])
+        return Candidates(inputs, rounded, rows, amplitudes, readings)
+
+
+class Certified(NamedTuple):
+    """Samples with the label and the count that agree best.
+
+    Args:
+        samples: with bounds that are yet to be set.
+        least: share of the signal outside the columns' span; infinite of no sample of the batch.
+        errors: of the equations together, relative.
+    """
+
+    samples: Samples
+    least: Tensor
+    errors: Tensor
 
 
 @dataclass
@@ -100,14 +126,14 @@ class Cascade:
         span = torch.where((high - low).isfinite(), high - low, 0.0)
         inside = ((inputs >= low - OUTSIDE * span) & (inputs <= high + OUTSIDE * span)).all(dim=1)
         inputs, rows = inputs[inside], rows[inside]
-        rounded = torch.zeros(len(rows), dtype=torch.bool)
+        rounded, readings = torch.zeros(len(rows), dtype=torch.bool), inputs
         if self.levels is not None:
             exact, rounded = self.levels.round(inputs)
             inputs = torch.where(rounded[:, None], exact, inputs)
-        return self._candidates(inputs, rounded, rows)
+        return self._candidates(inputs, rounded, rows, readings)
 
     def _by_levels(self, values: Tensor, rows: Tensor) -> Candidates:
-        inputs, chosen = [values[:0]], [rows[:0]]
+        inputs, chosen, readings = [values[:0]], [rows[:0]], [values[:0]]
         low, high = values.amin(dim=1), values.amax(dim=1)
         largest = torch.maximum(low.abs(), high.abs())
         one_sign = torch.minimum(low.abs(), high.abs()) <= OUTSIDE * largest
@@ -117,14 +143,61 @@ class Cascade:
                 found = self.levels.scaled(value)
                 inputs.append(found)
                 chosen.append(row.expand(len(found)))
+                readings.append(torch.outer(found @ value / value.square().sum(), value))
         every = torch.cat(inputs)
-        return self._candidates(every, torch.ones(len(every), dtype=torch.bool), torch.cat(chosen))
+        rounded = torch.ones(len(every), dtype=torch.bool)
+        return self._candidates(every, rounded, torch.cat(chosen), torch.cat(readings))
 
     def certified(self, candidates: Candidates) -> Samples:
         """Those candidates that have a certificate, each once.
 
         Args:
             candidates: what rows may hold.
+        """
+        best = self._best(candidates, loose=False)
+        certified = best.least.isfinite()
+        chosen, least = candidates.only(certified), best.least[certified]
+        found, errors = best.samples[certified], best.errors[certified]
+        bounds, unconditional = self._error_bounds(chosen, errors)
+        found = replace(found, bounds=bounds, unconditional=unconditional)
+        return self.distinct(self._judged(found, chosen), least)
+
+    def _judged(self, found: Samples, chosen: Candidates) -> Samples:
+        """Samples with the bounds of rounded ones, or what was read where it is no 8-bit image."""
+        at = chosen.rounded.nonzero().flatten()
+        if self.levels is None or len(at) == 0:
+            return found
+        bounds, unconditional, span = found.bounds.clone(), found.unconditional, self.levels.span
+        unconditional = unconditional.clone()
+        inputs, residuals = found.inputs.clone(), found.residuals.clone()
+        if chosen.readings is None:
+            bounds[at], unconditional[at] = 0.0, span
+        else:
+            rows, read = chosen.rows[at], chosen.readings[at]
+            plain = self._candidates(read, torch.zeros(len(at), dtype=torch.bool), rows, read)
+            best = self._best(plain, loose=True)
+            own, without = self._error_bounds(plain, best.errors)
+            same = (best.samples.labels == found.labels[at]) & (best.least.isfinite())
+            same &= best.samples.counts == found.counts[at]
+            strict = Tolerances.of(self.remainder.network.unit, rounded=False).amplitude
+            own, without = (torch.where(same, b, torch.inf) for b in (own, without))
+            distances = (read - found.inputs[at]).norm(dim=1)
+            agrees = same & (best.errors <= strict)
+            judged = judge(distances, own, without, agrees, span)
+            bounds[at], unconditional[at] = judged.bounds, judged.unconditional
+            back = ~judged.rounded
+            inputs[at[back]] = read[back]
+            residuals[at[back]] = best.samples.residuals[back]
+        return replace(
+            found, inputs=inputs, residuals=residuals, bounds=bounds, unconditional=unconditional
+        )
+
+    def _best(self, candidates: Candidates, *, loose: bool) -> Certified:
+        """The label and the count with which each candidate agrees best.
+
+        Args:
+            candidates: what rows may hold.
+            loose: whether the tolerances of rounded samples hold for all.
         """
         remainder, network = self.remainder, self.remainder.network
         trace = network.trace(candidates.inputs)
@@ -147,7 +220,7 @@ class Cascade:
             for rounded in (False, True):
                 tolerances = Tolerances.of(network.unit, rounded=rounded)
                 holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
-                good |= holds & (candidates.rounded == rounded)
+                good |= holds & ((candidates.rounded | loose) == rounded)
             better = good & (agrees.columns < least)
             least = torch.where(better, agrees.columns, least)
             errors = torch.where(better, off + agrees.columns + agrees.pairing, errors)
@@ -156,20 +229,24 @@ class Cascade:
                 torch.where(better, times.long(), counts),
             )
             residuals = torch.where(better[:, None], times[:, None] * own, residuals)
-        bounds = self._error_bounds(candidates, errors)
-        found = Samples(candidates.inputs, labels, counts, residuals, bounds)
-        return self.distinct(found[least.isfinite()], least[least.isfinite()])
+        unset = torch.full_like(least, torch.inf)
+        found = Samples(candidates.inputs, labels, counts, residuals, unset, unset)
+        return Certified(found, least, errors)
 
-    def _error_bounds(self, candidates: Candidates, errors: Tensor) -> Tensor:
-        """Bounds on the norms of the errors; 0 of whole levels.
+    def _error_bounds(self, candidates: Candidates, errors: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds on the norms of the errors, and those where none is taken for an 8-bit image.
 
         The row's error over the amplitude, and what another sample may have in the row.
         """
         size = candidates.inputs.shape[1] ** 0.5
         noise = LEAST_SIZE * self.remainder.rounding(0)[candidates.rows] * size
-        noise = noise + self.remainder.inherited(0)[candidates.rows]
-        bounds = noise / candidates.amplitudes.abs() + self.mixture(errors, candidates.inputs)
-        return torch.where(candidates.rounded, 0.0, bounds)
+        mixture, amplitudes = self.mixture(errors, candidates.inputs), candidates.amplitudes.abs()
+        own, without = (
+            (noise + self.remainder.inherited(0, conditional=conditional)[candidates.rows])
+            / amplitudes + mixture
+            for conditional in (True, False)
+        )  # fmt: skip
+        return own, without
 
     def mixture(self, errors: Tensor, inputs: Tensor) -> Tensor:
         """Bound on the part of another sample in each input, by the errors of its equations.
@@ -187,12 +264,14 @@ class Cascade:
         bounds: Tensor = MIXTURE * errors * size
         return bounds
 
-    def _candidates(self, inputs: Tensor, rounded: Tensor, rows: Tensor) -> Candidates:
+    def _candidates(
+        self, inputs: Tensor, rounded: Tensor, rows: Tensor, readings: Tensor
+    ) -> Candidates:
         """Candidates that are alone in their rows."""
         entering = self.remainder.network.extended(0, inputs)
         values = self.remainder.matrix(0)[rows]
         amplitudes = (values * entering).sum(dim=1) / entering.square().sum(dim=1)
-        return Candidates(inputs, rounded, rows, amplitudes)
+        return Candidates(inputs, rounded, rows, amplitudes, readings)
 
     def distinct(self, found: Samples, error: Tensor) -> Samples:
         """Each sample once, in the form that agrees best; none that was found before.

@@ -41,6 +41,9 @@ def features_of(
 ) -> Features:
     """The certified features of a batch, each as often as it occurs.
 
+    Where copies leave a part of the gradient, the loss may not be the one told, as a sum instead of
+    a mean, which multiplies a sample as its copies do: each is then returned once.
+
     The head is to the features what a perceptron is to images, but that features are no 8-bit
     pixels and have no known range.
 
@@ -70,8 +73,11 @@ def features_of(
     recovery.run()
     found = recovery.remainder.found
     found = found[found.bounds <= ACCURATE * found.inputs.norm(dim=1)]
+    counts = found.counts
+    if bool((counts > 1).any()) and recovery.remainder.rank() > 0:
+        counts = torch.ones_like(counts)
     inputs, labels, bounds = (
-        value.repeat_interleave(found.counts, dim=0)
+        value.repeat_interleave(counts, dim=0)
         for value in (found.inputs, found.labels, found.bounds)
     )
     return Features(inputs, labels, bounds)

@@ -5,7 +5,8 @@ of the gradients alone, and a sample's signals from the zeros of its ReLUs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedleak.attacks.exact_batches.cascade import LEAST_SIZE, Cascade
 from fedleak.attacks.exact_batches.certificate import LEAST_SPARE, Tolerances, agreement
 from fedleak.attacks.exact_batches.descent import Solution, sample_below, settled, spread_of
-from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, judge
 from fedleak.attacks.exact_batches.random_head import RandomHead, Restored
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 
@@ -33,15 +34,25 @@ class NoisyRemainder(Remainder):
 
     shares: Tensor = torch.empty(0, dtype=torch.float64)
 
-    def inherited(self, layer: int) -> Tensor:
+    def inherited(self, layer: int, *, conditional: bool = True) -> Tensor:
         """See :meth:`Remainder.inherited`; a signal comes with the error of its equations.
 
         Args:
             layer: number of a layer.
+            conditional: see there.
         """
-        own = self.found.bounds + self.shares * self.entering(layer).norm(dim=1)
+        errors = self.found.bounds if conditional else self.found.unconditional
+        own = errors + self.shares * self.entering(layer).norm(dim=1)
         bounds: Tensor = self.signals(layer).abs().T @ own
         return bounds
+
+
+class _Found(NamedTuple):
+    """A certified sample, the errors of its equations, and of its signal."""
+
+    samples: Samples
+    errors: Tensor
+    shares: Tensor
 
 
 @dataclass
@@ -120,8 +131,9 @@ class NoisyRecovery:
         size = found.inputs.shape[1] ** 0.5
         noise = (LEAST_SIZE * rounding * size + remainder.inherited(0))[found.rows]
         bounds = noise / found.amplitudes.abs()
+        assert found.readings is not None  # of rows with a bias
         for at in bounds.argsort()[:MOST_ALONE].tolist():
-            sample = Solution(found.inputs[at], float(bounds[at]))
+            sample = Solution(found.readings[at], float(bounds[at]))
             if self._add("alone in a row", sample):
                 return True
         return False
@@ -132,37 +144,60 @@ class NoisyRecovery:
 
     def _add(self, stage: str, sample: Solution) -> bool:
         """Subtract a sample if it is certified; whether it was."""
-        remainder, network = self.remainder, self.head.network
-        inputs, rounded = sample.value[None], torch.zeros(1, dtype=torch.bool)
+        read = sample.value[None]
+        found = self._agreeing(read, sample.bound, rounded=False)
         if self.levels is not None:
-            exact, rounded = self.levels.round(inputs)
-            inputs = exact if bool(rounded) else inputs
+            exact, near = self.levels.round(read)
+            rounded = self._agreeing(exact, sample.bound, rounded=True) if bool(near) else None
+            if rounded is not None:
+                found = self._judged(found, rounded, (exact - read).norm(dim=1))
+        if found is None:
+            return False
+        samples = self._cascade.distinct(found.samples, found.errors)
+        if len(samples) == 0:
+            return False
+        self.remainder.shares = torch.cat([self.remainder.shares, found.shares])
+        self.remainder.add(samples)
+        self.sources[stage] = self.sources.get(stage, 0) + 1
+        self.progress(len(self.remainder.found))
+        return True
+
+    def _judged(self, read: "_Found | None", rounded: "_Found", distance: Tensor) -> "_Found":
+        """The rounded sample with its bounds, or what was read."""
+        assert self.levels is not None
+        own = rounded if read is None else read
+        unset, agrees = torch.full_like(distance, torch.inf), torch.tensor([read is not None])
+        bounds = unset if read is None else own.samples.bounds
+        without = unset if read is None else own.samples.unconditional
+        judged = judge(distance, bounds, without, agrees, self.levels.span)
+        chosen = rounded if bool(judged.rounded) else own
+        samples = replace(chosen.samples, bounds=judged.bounds, unconditional=judged.unconditional)
+        return chosen._replace(samples=samples)
+
+    def _agreeing(self, inputs: Tensor, bound: float, *, rounded: bool) -> "_Found | None":
+        """A sample with the bounds of what was read, if it is certified."""
+        remainder, network = self.remainder, self.head.network
         trace = network.trace(inputs)
         signal = encoder_signal(remainder, inputs)
         if signal is None:
-            return False
+            return None
         restored = self.head.restored(self._encoded(inputs), signal)
         agrees = agreement(
             remainder.factors(0, weighted=True),
             network.signals(trace.masks, signal)[0],
             network.extended(0, inputs),
         )
-        tolerances = Tolerances.of(network.unit, rounded=bool(rounded))
+        tolerances = Tolerances.of(network.unit, rounded=rounded)
         if not bool(agrees.holds(tolerances) & (restored.errors <= tolerances.amplitude)):
-            return False
+            return None
         errors = restored.errors + agrees.columns + agrees.pairing
         mixture = self._cascade.mixture(errors, inputs)
-        bounds = torch.where(rounded, 0.0, sample.bound + mixture)
         ones = torch.ones(1, dtype=torch.long)
-        found = Samples(inputs, restored.labels, ones, signal, bounds)
-        found = self._cascade.distinct(found, errors)
-        if len(found) == 0:
-            return False
-        remainder.shares = torch.cat([remainder.shares, agrees.columns])
-        remainder.add(found)
-        self.sources[stage] = self.sources.get(stage, 0) + 1
-        self.progress(len(remainder.found))
-        return True
+        found = Samples(
+            inputs, restored.labels, ones, signal,
+            bound + mixture, remainder.worse() * bound + mixture,
+        )  # fmt: skip
+        return _Found(found, errors, agrees.columns)
 
 
 def encoder_signal(remainder: Remainder, inputs: Tensor) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Images whose pixels have one of 256 levels: rounding to the levels, and scale by the levels."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,45 @@ NEAR = 0.25
 LEAST_PIXELS = 64
 # Pixels by which scales are preselected.
 PRESELECTED = 48
+
+
+class Judged(NamedTuple):
+    """Rounded samples, judged by how far they lie from what was read.
+
+    Args:
+        rounded: whether the rounded sample stands, ``(samples,)``; else the one that was read.
+        bounds: bounds on the norms of the errors, 0 where the sample is taken for an 8-bit image,
+            ``(samples,)``.
+        unconditional: the bounds where none is, ``(samples,)``.
+    """
+
+    rounded: Tensor
+    bounds: Tensor
+    unconditional: Tensor
+
+
+def judge(
+    distances: Tensor, bounds: Tensor, unconditional: Tensor, agrees: Tensor, span: float
+) -> Judged:
+    """Which rounded samples are taken for 8-bit images, and all bounds.
+
+    A sample that lies farther from its levels than its reading can be wrong is no image of levels.
+
+    Args:
+        distances: norms of the changes by rounding, ``(samples,)``.
+        bounds: of the errors of what was read, ``(samples,)``.
+        unconditional: of the same if no sample found before is taken for an 8-bit image.
+        agrees: whether what was read has a certificate too, ``(samples,)``.
+        span: see :attr:`PixelLevels.span`.
+    """
+    explained = distances <= bounds
+    moved = (distances + unconditional).clamp_max(span)
+    rounded = explained | ~agrees
+    return Judged(
+        rounded,
+        torch.where(explained, 0.0, torch.where(agrees, unconditional, moved)),
+        torch.where(rounded, moved, unconditional),
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +105,11 @@ class PixelLevels:
             narrow = 2 * (exact - inputs).norm(dim=1) < (wide - inputs).norm(dim=1)
             exact = torch.where(narrow[:, None], exact, wide)
         return exact, near
+
+    @property
+    def span(self) -> float:
+        """Largest distance of two images, normalised."""
+        return float(self.std.reciprocal().norm())
 
     def scaled(self, direction: Tensor) -> Tensor:
         """Images of whole levels that are multiples of a vector of numbers of one sign.

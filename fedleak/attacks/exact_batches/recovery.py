@@ -1,7 +1,7 @@
 """The stages together: samples alone in a row, rows taken apart, signals, closure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from fedleak.attacks.exact_batches.cascade import Candidates, Cascade
 from fedleak.attacks.exact_batches.certificate import LEAST_SPARE, Tolerances, agreement
 from fedleak.attacks.exact_batches.closure import closed_inputs
 from fedleak.attacks.exact_batches.descent import DEVIATIONS, Descended, descend, signed
-from fedleak.attacks.exact_batches.pixel_levels import PixelLevels
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, judge
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 from fedleak.attacks.exact_batches.row_integers import take_apart
 from fedleak.attacks.exact_batches.two_state import Signals, TwoStates
@@ -120,7 +120,7 @@ class Recovery:
                 exact, near = levels.round(images)
                 candidates = Candidates(
                     exact[near], near[near], torch.full((int(near.sum()),), row),
-                    parts.amplitudes[near],
+                    parts.amplitudes[near], None,
                 )  # fmt: skip
                 found = self._cascade.certified(candidates)
                 if len(found):
@@ -232,12 +232,27 @@ class Recovery:
 
     def _certified(self, candidates: Descended) -> Samples:
         """Those samples whose own signals are those that the equations gave, and that agree."""
+        read = candidates.inputs
+        found, good, off = self._agreeing(candidates, torch.zeros(len(read), dtype=torch.bool))
+        if self.levels is not None:
+            exact, near = self.levels.round(read)
+            inputs = torch.where(near[:, None], exact, read)
+            rounded, holds, own = self._agreeing(candidates._replace(inputs=inputs), near)
+            judged = judge(
+                (inputs - read).norm(dim=1), found.bounds, found.unconditional, good,
+                self.levels.span,
+            )  # fmt: skip
+            rounded = replace(rounded, bounds=judged.bounds, unconditional=judged.unconditional)
+            stands = near & judged.rounded
+            every, chosen = found + rounded, torch.arange(len(read)) + len(read) * stands
+            found = every[chosen]
+            good, off = torch.where(stands, holds, good), torch.where(stands, own, off)
+        return self._cascade.distinct(found[good], off[good])
+
+    def _agreeing(self, candidates: Descended, rounded: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        """Candidates with the bounds of what was read, whether they agree, and their errors."""
         remainder, network = self.remainder, self.remainder.network
         inputs = candidates.inputs
-        rounded = torch.zeros(len(inputs), dtype=torch.bool)
-        if self.levels is not None:
-            exact, rounded = self.levels.round(inputs)
-            inputs = torch.where(rounded[:, None], exact, inputs)
         trace = network.trace(inputs)
         own = network.residuals(trace.softmax, candidates.labels)
         signals = network.signals(trace.masks, own)
@@ -256,6 +271,8 @@ class Recovery:
             holds = agrees.holds(tolerances) & (off <= tolerances.amplitude)
             good |= holds & (rounded == kind)
         mixture = self._cascade.mixture(off + agrees.columns + agrees.pairing, inputs)
-        bounds = torch.where(rounded, 0.0, candidates.bounds + mixture)
-        found = Samples(inputs, candidates.labels, times.long(), times[:, None] * own, bounds)
-        return self._cascade.distinct(found[good], off[good])
+        found = Samples(
+            inputs, candidates.labels, times.long(), times[:, None] * own,
+            candidates.bounds + mixture, remainder.worse() * candidates.bounds + mixture,
+        )  # fmt: skip
+        return found, good, off

@@ -23,7 +23,9 @@ class Samples:
         counts: how often each occurs in the batch, ``(samples,)``.
         residuals: softmax minus one-hot label as the client had them, times the count,
             ``(samples, classes)``.
-        bounds: bound on the Euclidean norm of each one's error, normalised, ``(samples,)``.
+        bounds: bound on the Euclidean norm of each one's error, normalised, ``(samples,)``; 0 of
+            samples that are taken for 8-bit images.
+        unconditional: the same bound where no sample is taken for an 8-bit image, ``(samples,)``.
     """
 
     inputs: Tensor
@@ -31,6 +33,7 @@ class Samples:
     counts: Tensor
     residuals: Tensor
     bounds: Tensor
+    unconditional: Tensor
 
     @classmethod
     def none(cls, entries: int, classes: int) -> "Samples":
@@ -41,7 +44,8 @@ class Samples:
             classes: number of classes.
         """
         empty, whole = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long)
-        return cls(empty.reshape(0, entries), whole, whole, empty.reshape(0, classes), empty)
+        inputs, residuals = empty.reshape(0, entries), empty.reshape(0, classes)
+        return cls(inputs, whole, whole, residuals, empty, empty)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -188,7 +192,7 @@ class Remainder:
         most = self.missing if most is None else most
         return factorise(matrix, most, floor, self._generator, weights)
 
-    def inherited(self, layer: int) -> Tensor:
+    def inherited(self, layer: int, *, conditional: bool = True) -> Tensor:
         """Bound on the norm of the error that found samples leave in each row, ``(out,)``.
 
         A found sample's own error, and that of its signal, as the client's logits are rounded. The
@@ -196,25 +200,40 @@ class Remainder:
 
         Args:
             layer: number of a hidden layer.
+            conditional: whether samples that are taken for 8-bit images have no error.
         """
         logits = self._trace.inputs[-1].abs() @ self.network.weights[-1].abs().T
         softmax = self._trace.softmax
         changes = softmax * (1 - softmax) * logits.amax(dim=1, keepdim=True)
         shares = self.network.unit * changes.norm(dim=1)
         shares = shares / self.found.residuals.norm(dim=1).clamp_min(1e-300)
-        own: Tensor = self.found.bounds + shares * self.entering(layer).norm(dim=1)
+        errors = self.found.bounds if conditional else self.found.unconditional
+        own: Tensor = errors + shares * self.entering(layer).norm(dim=1)
         bounds: Tensor = self.signals(layer).abs().T @ own
         return bounds
 
-    def noise(self, factors: Factors, layer: int) -> float:
+    def noise(self, factors: Factors, layer: int, *, conditional: bool = True) -> float:
         """Root mean square of an entry of the noise in a layer's remainder, all sources together.
 
         Args:
             factors: of the layer's remainder.
             layer: number of a hidden layer.
+            conditional: see :meth:`inherited`.
         """
         size = math.sqrt(self.gradients[layer].numel())
-        return factors.noise + float(self.inherited(layer).norm()) / size
+        inherited = self.inherited(layer, conditional=conditional)
+        return factors.noise + float(inherited.norm()) / size
+
+    def worse(self) -> float:
+        """How many times the noise is as large where no sample is taken for an 8-bit image."""
+        found = 1.0
+        if torch.equal(self.found.bounds, self.found.unconditional):
+            return found
+        for layer in range(len(self.gradients)):
+            factors = self.factors(layer)
+            least = max(self.noise(factors, layer), 1e-300)
+            found = max(found, self.noise(factors, layer, conditional=False) / least)
+        return found
 
     def rounding(self, layer: int) -> Tensor:
         """Standard deviation of the rounding error of an entry of each row, ``(out,)``.

@@ -51,7 +51,8 @@ class Batch(NamedTuple):
         inputs, labels = self.inputs[chosen].flatten(1).double(), self.labels[chosen]
         residuals = network.residuals(network.trace(inputs).softmax, labels)
         ones = torch.ones(len(chosen), dtype=torch.long)
-        return Samples(inputs, labels, ones, residuals, torch.zeros(len(chosen)).double())
+        exact = torch.zeros(len(chosen)).double()
+        return Samples(inputs, labels, ones, residuals, exact, exact)
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

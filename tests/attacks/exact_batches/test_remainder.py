@@ -1,9 +1,11 @@
 """What is left of a gradient against the gradient of the samples that are left."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fedleak.attacks.exact_batches.remainder import ROUNDING, Samples
+from fedleak.attacks.exact_batches.remainder import ROUNDING
 from tests.attacks.exact_batches.batches import make_batch
 
 
@@ -35,7 +37,7 @@ def test_counts_are_samples() -> None:
     batch = make_batch()
     left = batch.remainder
     twice = batch.samples([0])
-    left.add(Samples(twice.inputs, twice.labels, torch.tensor([2]), twice.residuals, twice.bounds))
+    left.add(replace(twice, counts=torch.tensor([2])))
     assert left.missing == 4
 
 
