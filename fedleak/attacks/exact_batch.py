@@ -380,14 +380,14 @@ def _about_range(outside: int) -> tuple[str, ...]:
 
 
 def _with_true_bounds(recovery: Recovery | NoisyRecovery) -> Samples:
-    """The samples; where one is seen to be no 8-bit image, no other is taken for one unasked."""
+    """The samples; where one is seen to be no 8-bit image, no other is taken for one."""
     found, levels = recovery.remainder.found, recovery.levels
     if levels is None or len(found) == 0:
         return found
-    exact, _ = levels.round(found.inputs)
+    exact, near = levels.round(found.inputs)
     distance = (exact - found.inputs).norm(dim=1)
-    # A sample on its levels that has a bound was rounded by more than its reading can be wrong.
-    strange = (found.bounds > 0) & ((distance > found.bounds) | (distance == 0))
+    # A sample near the levels that has a bound lies farther off than its reading can be wrong.
+    strange = (found.bounds > 0) & (near | (distance > found.bounds))
     return replace(found, bounds=found.unconditional) if bool(strange.any()) else found
 
 

@@ -59,3 +59,25 @@ def test_a_sample_that_occurs_twice_is_counted() -> None:
     cascade.run()
     assert cascade.remainder.missing == 0
     assert sorted(cascade.remainder.found.counts.tolist()) == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_unconditional_bound_holds_for_images_near_the_levels(
+    bias: bool, kind: torch.dtype
+) -> None:
+    batch = make_batch((64, 150, 5), 6, bias=bias, std=0.3, kind=kind)
+    generator = torch.Generator().manual_seed(1)
+    moved = 5e-5 * torch.randn(batch.inputs.shape, generator=generator, dtype=kind)
+    inputs = (batch.inputs + moved).clamp(0, 1)
+    loss = torch.nn.functional.cross_entropy(batch.model(inputs), batch.labels)
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    near = batch._replace(gradient=dict(zip(batch.gradient, values, strict=True)))
+    cascade = cascade_of(near, levels=True)
+    assert cascade.run() >= 1
+    found = cascade.remainder.found
+    error = torch.cdist(found.inputs, inputs.flatten(1).double()).min(dim=1).values
+    assert bool((error <= found.unconditional + 1e-7).all())
+    assert float(found.unconditional.min()) < 1e-2
+    # With a bias, no factor is left to be chosen, and the samples are seen to be off the levels.
+    assert not bias or bool((found.bounds >= error).all())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, pixel_levels
+from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, judge, pixel_levels
 from fedleak.updates.knowledge import Knowledge
 from tests.attacks.exact_batches.batches import SHAPE, perceptron, smooth_images
 
@@ -59,3 +59,15 @@ def test_the_factor_of_a_multiple_is_found(factor: float) -> None:
 )
 def test_samples_that_are_no_such_images(facts) -> None:
     assert pixel_levels(Knowledge(perceptron((64, 4, 2)), **facts), 2**-24) is None
+
+
+def test_a_rounded_sample_is_judged_by_its_distance() -> None:
+    distances, bounds, without = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in ([0.1, 0.3, 0.3, 0.1], [0.2, 0.2, 0.2, torch.inf], [0.2, 0.2, 0.2, torch.inf])
+    )
+    agrees = torch.tensor([True, True, False, False])
+    found = judge(distances, bounds, without, agrees, span=8.0)
+    assert found.rounded.tolist() == [True, False, True, True]
+    assert found.bounds.tolist() == pytest.approx([0.0, 0.2, 0.5, 0.0])
+    assert found.unconditional.tolist() == pytest.approx([0.3, 0.2, 0.5, 8.0])
