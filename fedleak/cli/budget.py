@@ -15,6 +15,9 @@ DELTA = 1e-5
 """The delta of the effective epsilon where none is given and the mechanism declares none."""
 
 
+MOST_ROUNDS = 10**15
+
+
 def print_budget(chosen: Namespace, console: Console) -> None:
     """Compute what a mechanism's rounds spend, and print it.
 
@@ -30,11 +33,13 @@ def print_budget(chosen: Namespace, console: Console) -> None:
     settings = {name: value for name, value in chosen.as_dict().items() if value is not None}
     name, rounds = settings.pop("mechanism"), settings.pop("rounds")
     require(rounds >= 1, f"Expected `--rounds` of at least 1, got {rounds}.")
+    require(rounds <= MOST_ROUNDS, f"Expected `--rounds` of at most 10^15, got {rounds:.3g}.")
     delta = settings.get("delta", DELTA)
     mechanism = _mechanism(name, settings)
     rows = [spent_by(mechanism, number, delta) for number in sorted({1, rounds})]
+    sentences = findings(mechanism, rounds, delta)
     console.print(_table(mechanism, rows), highlight=False)
-    for sentence in findings(mechanism, rounds, delta):
+    for sentence in sentences:
         console.print(
             f"- {sentence}", highlight=False, markup=False, soft_wrap=not console.is_terminal
         )
@@ -73,14 +78,17 @@ def _table(mechanism: Mechanism, rows: list[Spent]) -> Table:
         f"{mechanism.standard_deviation:.3g}",
         title_justify="left",
     )
-    for column in ("rounds", "declared", "effective", "delta"):
-        table.add_column(column, justify="right", overflow="fold")
+    # Declared deltas add up as declared epsilons do; the effective epsilon is at one delta.
+    for column in ("rounds", "declared\nepsilon, delta", "effective\nepsilon, delta"):
+        table.add_column(column, justify="right", no_wrap=True)
     for column in ("protects", "trust", "accountant"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        declared = "none" if row.declared_epsilon is None else f"{row.declared_epsilon:g}"
+        declared = "none"
+        if row.declared_epsilon is not None:
+            declared = f"{row.declared_epsilon:g}, {row.declared_delta:g}"
         table.add_row(
-            str(row.rounds), declared, f"{row.epsilon:.4g}", f"{row.delta:g}",
+            str(row.rounds), declared, f"{row.epsilon:.4g}, {row.delta:g}",
             f"{row.unit}, {row.adjacency}", row.trust, row.accountant,
         )  # fmt: skip
     return table

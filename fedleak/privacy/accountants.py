@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedleak.errors import require
+from fedleak.errors import BadInput, require
 from fedleak.extras import extras_explained
 from fedleak.privacy.mechanisms import Mechanism, check_count, check_delta
 
@@ -80,7 +80,7 @@ def _compose(releases: frozenset[tuple[Mechanism, int]], delta: float) -> Compos
     if any(mechanism.infinite for mechanism, _ in ordered):
         return Composed(math.inf, "none")
     found = [_without_sampling(ordered, delta)]
-    if not found[0].epsilon:
+    if not found[0].epsilon or math.isinf(found[0].epsilon):
         return found[0]
     gaussian = not _has_laplace(ordered)
     samplings = {mechanism.sampling for mechanism, _ in ordered if _is_sampled(mechanism)}
@@ -93,20 +93,62 @@ def _compose(releases: frozenset[tuple[Mechanism, int]], delta: float) -> Compos
 
 def _without_sampling(releases: Releases, delta: float) -> Composed:
     """The epsilon if every unit contributes to every release: an upper bound if not so."""
-    with extras_explained():
-        from dp_accounting import get_epsilon_gaussian
-
     laplace = [(m, rounds) for m, rounds in releases if m.kind == "laplace"]
     rest = [(m, rounds) for m, rounds in releases if m.kind == "gaussian"]
-    pure = sum(rounds * m.releases / m.noise_multiplier() for m, rounds in laplace)
+    pure = sum(rounds * m.releases * _inverse(m) for m, rounds in laplace)
     if not rest:
         return Composed(pure, "sum of pure epsilons")
     multiplier = total_multiplier(rest)
-    with np.errstate(divide="ignore"):  # a probability that is 0 in floats has the logarithm -inf
-        exact = math.inf if multiplier < TINY else float(get_epsilon_gaussian(multiplier, delta))
+    exact = math.inf if multiplier < TINY else _gaussian_epsilon(multiplier, delta)
     sampled = any(_is_sampled(mechanism) for mechanism, _ in releases)
     name = "sum of Laplace's and Gaussian's" if laplace else "exact Gaussian"
     return Composed(pure + exact, f"{name}, sampling not counted" if sampled else name)
+
+
+def _gaussian_epsilon(multiplier: float, delta: float) -> float:
+    with extras_explained():
+        from dp_accounting import get_epsilon_gaussian
+
+    try:
+        # A probability that is 0 in floats has the logarithm -inf.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return float(get_epsilon_gaussian(multiplier, delta))
+    except (ArithmeticError, ValueError) as error:
+        raise BadInput(
+            "Expected noise and a delta of which epsilon can be computed in floating point, got a "
+            f"noise multiplier of {multiplier:.3g} over all rounds and delta {delta:g}."
+        ) from error
+
+
+def gaussian_multiplier(epsilon: float, delta: float) -> float:
+    """The noise multiplier of a Gaussian mechanism of which one release has an epsilon.
+
+    Args:
+        epsilon: the epsilon, above 0.
+        delta: the delta, in (0, 1).
+
+    Raises:
+        BadInput: if it cannot be computed in floating point.
+        MissingExtra: if dp-accounting is not installed.
+    """
+    with extras_explained():
+        from dp_accounting import get_sigma_gaussian
+
+    try:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            found = float(get_sigma_gaussian(epsilon, delta))
+    except (ArithmeticError, ValueError) as error:
+        raise BadInput(
+            "Expected `epsilon` and `delta` whose noise can be computed in floating point, got "
+            f"{epsilon:g} and {delta:g}."
+        ) from error
+    return found
+
+
+def _inverse(mechanism: Mechanism) -> float:
+    """Sensitivity over the noise's scale; infinite where the multiplier is 0 in floats."""
+    multiplier = mechanism.noise_multiplier()
+    return 1 / multiplier if multiplier else math.inf
 
 
 def total_multiplier(releases: Releases) -> float:
@@ -117,7 +159,7 @@ def total_multiplier(releases: Releases) -> float:
     """
     total = math.hypot(
         *(
-            math.sqrt(rounds * mechanism.releases) / mechanism.noise_multiplier()
+            math.sqrt(rounds * mechanism.releases) * _inverse(mechanism)
             for mechanism, rounds in releases
         )
     )

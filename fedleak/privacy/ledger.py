@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fedleak.errors import require
-from fedleak.extras import extras_explained
-from fedleak.privacy.accountants import compose
+from fedleak.privacy.accountants import compose, gaussian_multiplier
 from fedleak.privacy.mechanisms import Adjacency, Mechanism, Trust, Unit, check_delta
 
 # Relative difference from which on two epsilons are told apart.
@@ -221,10 +220,7 @@ def _judged(mechanism: Mechanism, effective: float) -> str:
             f"The declared epsilon {declared:g} holds for one round: the noise is worth "
             f"{effective:.3g}."
         )
-    with extras_explained():
-        from dp_accounting import get_sigma_gaussian
-
-    needed = float(get_sigma_gaussian(declared, delta)) * mechanism.sensitivity
+    needed = gaussian_multiplier(declared, delta) * mechanism.sensitivity
     compared = {
         "replace": "Replacing a contribution by another",
         "remove": "Removing a contribution",
@@ -233,5 +229,6 @@ def _judged(mechanism: Mechanism, effective: float) -> str:
         f"The declared epsilon {declared:g} does not hold: the noise of one round is worth "
         f"{effective:.3g}. {compared[mechanism.adjacency]} moves what is sent by up to "
         f"{mechanism.sensitivity:g}, and the noise has a standard deviation of "
-        f"{mechanism.standard_deviation:.3g}; epsilon {declared:g} takes {needed:.3g}."
+        f"{mechanism.standard_deviation:.3g}; epsilon {declared:g} takes noise of "
+        f"standard deviation {needed:.3g}."
     )

@@ -289,10 +289,14 @@ def adaptive_clipping(
     if noise_multiplier:
         require(
             2 * count > noise_multiplier,
-            f"Expected `clipped_count_stddev` of {name} to be above half the noise multiplier, "
-            f"{noise_multiplier / 2:g}, got {count:g}.",
+            f"Expected `noise_multiplier` of {name} to be below {2 * count:g}, a tenth of the "
+            f"{clients} clients, where no `clipped_count_stddev` is given, got "
+            f"{noise_multiplier:g}."
+            if clipped_count_stddev is None
+            else f"Expected `clipped_count_stddev` of {name} to be above half the noise "
+            f"multiplier, {noise_multiplier / 2:g}, got {count:g}.",
         )
-        raised = (noise_multiplier**-2 - (2 * count) ** -2) ** -0.5
+        raised = noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * count)) ** 2)
     return _central(
         name, raised, initial_clipping_norm, clients, population, largest_weight, adjacency,
         count_deviation=count,

@@ -41,8 +41,8 @@ def test_the_setting_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert budget(IN_USE) == 0
     shown = capsys.readouterr().out
     assert rows(shown) == [
-        ["1", "10", "8.523e+08", "1e-05", "client, replace", "local", "exact Gaussian"],
-        ["20", "200", "1.704e+10", "1e-05", "client, replace", "local", "exact Gaussian"],
+        ["1", "10, 1e-05", "8.523e+08, 1e-05", "client, replace", "local", "exact Gaussian"],
+        ["20", "200, 0.0002", "1.704e+10, 1e-05", "client, replace", "local", "exact Gaussian"],
     ]
     assert "- The declared epsilon 10 does not hold" in shown
 
@@ -51,9 +51,9 @@ def test_dp_sgd(capsys: pytest.CaptureFixture[str]) -> None:
     assert budget("--mechanism dp_sgd --noise-multiplier 2 --delta 1e-6") == 0
     ((*_, accountant),) = found = rows(capsys.readouterr().out)
     assert accountant == "exact Gaussian"
-    assert (found[0][0], found[0][1], found[0][3]) == ("1", "none", "1e-06")
+    assert (found[0][0], found[0][1], found[0][2].split(", ")[1]) == ("1", "none", "1e-06")
     # Balle and Wang's delta of a Gaussian mechanism of noise multiplier 2.
-    epsilon = float(found[0][2])
+    epsilon = float(found[0][2].split(", ")[0])
     delta = norm.cdf(1 / 4 - 2 * epsilon) - math.exp(epsilon) * norm.cdf(-1 / 4 - 2 * epsilon)
     assert delta == pytest.approx(1e-6, rel=0.01)
 
@@ -61,8 +61,16 @@ def test_dp_sgd(capsys: pytest.CaptureFixture[str]) -> None:
 def test_noise_without_clipping(capsys: pytest.CaptureFixture[str]) -> None:
     assert budget("--mechanism noise --sigma 0.1") == 0
     shown = capsys.readouterr().out
-    assert rows(shown)[0][2] == "inf"
+    assert rows(shown)[0][2] == "inf, 1e-05"
     assert "No epsilon holds: nothing bounds the contribution" in shown
+
+
+def test_noise_that_vanishes_beside_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = "--clipping-norm 1e300 --sensitivity 1e-300 --epsilon 1 --delta 1e-5"
+    assert budget(f"--mechanism local_dp_mod {tiny}") == 0
+    shown = capsys.readouterr().out
+    assert rows(shown)[0][2] == "inf, 1e-05"
+    assert "The declared epsilon 1 does not hold: the noise of one round is worth inf" in shown
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,12 @@ def test_noise_without_clipping(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("--mechanism noise --sigma -1", ["`sigma` of noise to be at least 0, got -1.0"]),
         ("--mechanism noise --sigma 1 --rounds 0", ["`--rounds` of at least 1, got 0"]),
+        ("--mechanism noise --sigma 1 --rounds 2000000000000000", ["at most 10^15, got 2e+15"]),
+        (
+            "--mechanism local_dp_mod --clipping-norm 1 --sensitivity 1e-4 --epsilon 1e308 "
+            "--delta 1e-5",
+            ["`epsilon` and `delta` whose noise can be computed", "got 1e+308 and 1e-05"],
+        ),
         ("--mechanism noise --sigma x", ["`sigma` to be a number"]),
         ("--mechanism noise --sigma 1 --delta 2", ["`delta` of a ledger", "got 2.0"]),
         ("--rounds 2", ["Expected a value for `mechanism`, got nothing"]),

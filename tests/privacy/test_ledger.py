@@ -61,7 +61,7 @@ def test_the_setting_in_use_is_flagged() -> None:
     assert first == (
         "The declared epsilon 10 does not hold: the noise of one round is worth 8.52e+08. "
         "Replacing a contribution by another moves what is sent by up to 2, and the noise has a "
-        "standard deviation of 4.84e-05; epsilon 10 takes 1."
+        "standard deviation of 4.84e-05; epsilon 10 takes noise of standard deviation 1."
     )
     assert second.startswith("20 rounds together are worth epsilon 1.7e+10 at delta 1e-05; the ")
 
@@ -82,7 +82,7 @@ def test_the_noise_that_a_declared_epsilon_takes_gives_it() -> None:
     text = findings(
         local_dp_mod(clipping_norm=3.0, sensitivity=1.0, epsilon=2.0, delta=DELTA), 1, DELTA
     )[0]
-    needed = float(text.rpartition("takes ")[2].rstrip("."))
+    needed = float(text.rpartition("takes noise of standard deviation ")[2].rstrip("."))
     found = compose({noise(sigma=needed, max_norm=3.0): 1}, DELTA).epsilon
     assert found == pytest.approx(2, rel=0.01)
 

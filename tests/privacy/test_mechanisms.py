@@ -154,6 +154,11 @@ def test_where_no_epsilon_holds(mechanism: Mechanism, reason: str) -> None:
         (
             "adaptive_clipping",
             {"noise_multiplier": 1.0, "clients": 10},
+            "`noise_multiplier` of adaptive_clipping to be below 1, a tenth of the 10 clients",
+        ),
+        (
+            "adaptive_clipping",
+            {"noise_multiplier": 1.0, "clients": 10, "clipped_count_stddev": 0.5},
             "`clipped_count_stddev` of adaptive_clipping to be above half the noise multiplier",
         ),
         ("noise", {"sigma": 1.0, "max_norm": 1.0, "distribution": "laplace"}, "`entries` of noise"),
