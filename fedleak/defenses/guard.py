@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedleak.defenses.received_model import (
     bias_ratio,
@@ -20,7 +21,7 @@ from fedleak.defenses.received_model import (
     telling_layers,
     unit_gradients,
 )
-from fedleak.errors import require, unknown_name
+from fedleak.errors import BadInput, require, unknown_name
 
 SIZES = (64, 128, 256)
 """Numbers of samples in a gradient from which samples might be read."""
@@ -124,9 +125,16 @@ def inspect_model(
         The reasons, and the statistics.
 
     Raises:
-        BadInput: if the model cannot compute the batch, the reference has other tensors than the
-            model, an agreed value is not a positive number, or a limit has an unknown name.
+        BadInput: if the model is no module or has no values, it cannot compute the batch, the
+            reference is no pair of states or has other tensors than the model, an agreed value is
+            not a positive number, or a limit has an unknown name.
     """
+    _check_model(model)
+    for title, value in (("config", config), ("agreed", agreed), ("limits", limits)):
+        require(
+            value is None or isinstance(value, Mapping),
+            f"Expected `{title}` to be a mapping of names to values, got {type(value).__name__}.",
+        )
     bounds = _limits(limits)
     by_layer, reasons = _weight_statistics(model)
     if not reasons and batch is not None:
@@ -173,6 +181,21 @@ _SENTENCES = {
     ),
     "largest": "Layer `{layer}` has a weight of {value:.3g}, whose square overflows in training.",
 }
+
+
+def _check_model(model: Any) -> None:
+    kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    require(isinstance(model, nn.Module), f"Expected `model` to be a module, got {kind}.")
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        require(
+            not is_lazy(value),
+            f"Expected a model whose layers have their sizes, got `{name}` of a lazy layer that "
+            "has computed no batch yet.",
+        )
+        require(
+            not value.is_meta,
+            f"Expected a model that holds its weights, got `{name}` on the device meta.",
+        )
 
 
 def _limits(limits: Mapping[str, float] | None) -> dict[str, float]:
@@ -234,6 +257,12 @@ def _batch_statistics(
 
 def _change(model: nn.Module, reference: tuple[State, State]) -> float:
     """The norm of the server's change since the last round over that of the client's own."""
+    pair = isinstance(reference, tuple | list) and len(reference) == 2
+    if not pair or not all(isinstance(state, Mapping) for state in reference):
+        raise BadInput(
+            "Expected `reference` to be a pair of states, the one that was received in the round "
+            f"before and the one that was sent back, got {_kinds(reference)}."
+        )
     received, returned = reference
     now = {n: v for n, v in model.state_dict().items() if v.is_floating_point()}
     for title, state in (("received", received), ("sent back", returned)):
@@ -248,6 +277,13 @@ def _change(model: nn.Module, reference: tuple[State, State]) -> float:
     if not own:
         return 0.0 if not server else math.inf
     return server / own
+
+
+def _kinds(value: Any) -> str:
+    if not isinstance(value, tuple | list):
+        return f"one {type(value).__name__}"
+    names = ", ".join(type(part).__name__ for part in value[:3])
+    return f"a {type(value).__name__} of {len(value)}" + (f" ({names})" if names else "")
 
 
 def _norm(one: State, other: State, names: State | None = None) -> float:

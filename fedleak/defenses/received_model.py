@@ -355,7 +355,7 @@ def _combination(result: Any, size: int) -> Tensor:
     if not outputs:
         raise BadInput(
             f"Expected the model to return a tensor with a row for each of {size} samples, got "
-            f"{type(result).__name__}."
+            f"{_described(result, size)}."
         )
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros((), device=outputs[0].device)
@@ -363,6 +363,19 @@ def _combination(result: Any, size: int) -> Tensor:
         direction = torch.randn(output.shape[1:], generator=generator).to(output.device)
         total = total + (output * direction).sum()
     return total
+
+
+def _described(result: Any, size: int) -> str:
+    """Why a model's result cannot be used."""
+    found = next(_tensors(result), None)
+    if found is None:
+        return type(result).__name__
+    text = f"Tensor of shape {tuple(found.shape)}"
+    if not found.is_floating_point():
+        return f"{text} and type {found.dtype}"
+    has_rows = found.dim() > 0 and len(found) == size
+    depends = ", which depends on no linear or convolutional layer"
+    return text + (depends if has_rows and not found.requires_grad else "")
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:

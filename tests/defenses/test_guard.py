@@ -217,5 +217,29 @@ def test_limits_can_be_set() -> None:
         inspect_model(model, agreed={"lr": 0})
 
 
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (None, {}, "`model` to be a module, got NoneType"),
+        (nn.Linear, {}, "`model` to be a module, got the class Linear"),
+        (nn.Linear(3, 2, device="meta"), {}, "holds its weights, got `weight` on the device meta"),
+        (nn.Sequential(nn.LazyLinear(2)), {}, "have their sizes, got `0.weight` of a lazy layer"),
+        (nn.Linear(3, 2), {"config": "lr"}, "`config` to be a mapping of names to values, got str"),
+        (nn.Linear(3, 2), {"agreed": 0.1}, "`agreed` to be a mapping .*, got float"),
+        (
+            nn.Linear(3, 2),
+            {"reference": nn.Linear(3, 2).state_dict()},
+            "`reference` to be a pair of states, .* got one OrderedDict",
+        ),
+        (nn.Linear(3, 2), {"reference": (1, 2)}, r"a pair of states, .* a tuple of 2 \(int, int\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(
+    model: object, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        inspect_model(model, **arguments)  # type: ignore[arg-type]
+
+
 def test_it_is_public() -> None:
     assert fedleak.inspect_model is inspect_model

@@ -259,5 +259,18 @@ def test_a_model_without_a_row_for_each_sample_is_refused() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs.mean()
 
-    with pytest.raises(BadInput, match="a row for each of 4 samples, got Tensor"):
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs).argmax(1)
+
+    with pytest.raises(BadInput, match=r"a row for each of 4 samples, got Tensor of shape \(\)"):
         received_model.unit_gradients(Mean(), torch.zeros(4, 3))
+    without = r"got Tensor of shape \(4, 3\), which depends on no linear or convolutional layer"
+    with pytest.raises(BadInput, match=without):
+        received_model.unit_gradients(nn.Sequential(nn.ReLU()), torch.zeros(4, 3))
+    with pytest.raises(BadInput, match=r"got Tensor of shape \(4,\) and type torch.int64"):
+        received_model.unit_gradients(Classes(), torch.zeros(4, 3))
