@@ -215,6 +215,12 @@ def attack(
     require(
         isinstance(model, nn.Module), f"Expected a module to attack, got {type(model).__name__}."
     )
+    if not isinstance(local_training, LocalTraining | None):
+        raise BadInput(
+            "Expected `local_training` to be a LocalTraining, such as "
+            f"LocalTraining(learning_rate=0.1), got {type(local_training).__name__}."
+        )
+    _check_loss(loss)
     if local_steps is not None:
         check_value("local_steps", local_steps, int)
     require(
@@ -374,6 +380,10 @@ def read_results(folder: str | Path) -> "pandas.DataFrame":
 
 
 def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+    require(
+        not isinstance(input_shape, str | bytes),
+        f"Expected `input_shape` to be sizes, such as (3, 32, 32), got {input_shape!r:.60}.",
+    )
     sizes = input_shape if isinstance(input_shape, Sequence | torch.Size) else [input_shape]
     shape = tuple(check_value("input_shape", size, int) for size in sizes)
     size = math.prod(shape)
@@ -436,6 +446,17 @@ def _batch_loss(model: nn.Module, loss: Loss | None) -> Callable[[nn.Module, Any
         return criterion(module(batch[0]), batch[1])
 
     return of_batch
+
+
+def _check_loss(loss: Any) -> None:
+    if loss is None:
+        return
+    made = "" if not isinstance(loss, type) else f": give an instance, {loss.__name__}()"
+    require(
+        callable(loss) and not made,
+        "Expected `loss` to be a function of outputs and labels, such as "
+        f"torch.nn.functional.mse_loss, got {loss!r:.60}{made}.",
+    )
 
 
 def _by_channel(scale: Scale) -> tuple[float, ...]:
