@@ -27,6 +27,8 @@ Kind = Literal["gradient", "weights", "delta"]
 SUFFIXES = (".pt", ".pth", ".npz", ".safetensors")
 # Keys under which files of weights have them beside other things.
 INNER = ("state_dict", "model_state_dict")
+# The same, where no other key has tensors by name.
+ALONE = ("model", "net")
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,21 @@ def _read_torch(file: Path) -> dict[str, Any] | list[Any]:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if isinstance(found, Mapping):
-        return dict(found)
+        inner = [name for name, value in found.items() if _are_tensors(value)]
+        require(
+            len(inner) <= 1,
+            f"Expected tensors by name under one key of {file}, got them under "
+            f"{', '.join(f'`{name}`' for name in inner[:5])}.",
+        )
+        return dict(found[inner[0]] if inner and inner[0] in ALONE else found)
     if isinstance(found, list | tuple):
         return list(found)
     raise BadInput(f"Expected a dict or a list of tensors in {file}, got {type(found).__name__}.")
+
+
+def _are_tensors(value: Any) -> bool:
+    values = list(value.values()) if isinstance(value, Mapping) else []
+    return bool(values) and all(isinstance(item, torch.Tensor) for item in values)
 
 
 def _read_npz(file: Path) -> dict[str, Any] | list[Any]:

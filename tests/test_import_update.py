@@ -102,6 +102,8 @@ def listed(values: Tensors) -> list[Tensor]:
         ("gradient", ".npz", listed),
         ("gradient", ".safetensors", dict),
         ("weights", ".pt", lambda values: {"epoch": 3, "state_dict": values}),
+        ("weights", ".pt", lambda values: {"model": values, "lr": 0.1}),
+        ("weights", ".pt", lambda values: {"net": values, "optimizer": {"state": {}}}),
         ("weights", ".npz", dict),
         ("delta", ".pt", listed),
     ],
@@ -235,6 +237,10 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "safetensors": (folder / "damaged.safetensors", "a complete safetensors file at"),
         "number": (save(3, folder / "number.pt"), "a dict or a list of tensors in .*, got int"),
         "names": (save(short, folder / "names.pt"), "Unknown parameter in the gradient `c.bias`"),
+        "two": (
+            save({"model": gradient, "ema": gradient}, folder / "two.pt"),
+            "tensors by name under one key of .*two.pt, got them under `model`, `ema`",
+        ),
         "nan": (save(nan, folder / "nan.pt"), "got NaN or infinity in `module.b.bias`"),
         "few": (save(listed(gradient)[:2], folder / "few.pt"), "gradient of 4 parameters, got 2"),
         "shapes": (
