@@ -48,6 +48,12 @@ def translate_error(parser: ArgumentParser, argv: list[str], message: str) -> Ba
             kind = f"value of `{option[1]}`"
         return unknown_name(kind, found[1], re.findall(r"[\w.]+", found[2]))
     if found := re.search(r"argument (--[\w.+]+): expected", text):
+        after = argv[argv.index(found[1]) + 1 :] if found[1] in argv else []
+        if after and re.match(r"-[^-]", after[0]):
+            return BadInput(
+                f"Expected a value after `{found[1]}` that does not start with a dash, got "
+                f"`{after[0]}`."
+            )
         return BadInput(f"Expected a value after `{found[1]}`, got nothing.")
     if found := re.search(r"argument (--[\w.+]+): ignored explicit argument '(.+)'", text):
         return BadInput(f"Expected no value after `{found[1]}`, got `{found[2]}`.")

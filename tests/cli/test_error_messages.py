@@ -50,6 +50,16 @@ def test_messages(message: str, sentence: str) -> None:
     assert re.search(sentence, str(translate_error(PARSER, ARGUMENTS, message)))
 
 
+def test_a_value_that_looks_like_an_option_is_named() -> None:
+    message = "argument --budget: expected one argument"
+    for arguments, got in (
+        (["audit", "--budget", "-5s"], "that does not start with a dash, got `-5s`."),
+        (["audit", "--budget", "--seed", "1"], "after `--budget`, got nothing."),
+        (["audit", "--budget"], "after `--budget`, got nothing."),
+    ):
+        assert str(translate_error(PARSER, arguments, message)).endswith(got)
+
+
 def test_the_options_of_the_command_in_the_arguments() -> None:
     found = settings_of(PARSER, ARGUMENTS)
     assert {"seed", "federation.clients", "data"} <= set(found)
