@@ -228,7 +228,7 @@ def _about_entries(
     if nonzero >= MANY and not cancelling:
         yield from _about_sizes(update, knowledge, live)
     steps_alike &= update.protocol == "delta"
-    if entries >= MANY and _all_kept(got, torch.round):
+    if entries >= MANY and _all_kept(got, torch.round) and _could_be_fractions(got) >= MANY:
         yield Finding("integers", "all numbers are whole: quantised, without the scale to undo it")
     elif (levels := _levels({name: received[name] for name in live}, steps_alike)) is not None:
         yield Finding(
@@ -250,6 +250,15 @@ def _about_entries(
                 "from them is inexact",
             )
             return
+
+
+def _could_be_fractions(values: Iterable[Tensor]) -> int:
+    """Number of entries, not 0, that are so small that their type has fractions of that size."""
+    return sum(
+        int(((part != 0) & (part.abs() < 1 / torch.finfo(value.dtype).eps)).sum())
+        for value in values
+        for (part,) in blocks(value)
+    )
 
 
 def _all_kept(values: Iterable[Tensor], change: Callable[[Tensor], Tensor]) -> bool:

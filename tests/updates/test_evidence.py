@@ -96,6 +96,10 @@ def kinds(made: tuple[nn.Module, InterceptedUpdate, Knowledge]) -> set[str]:
     return {finding.kind for finding in check(*made)}
 
 
+def times(factor: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda received: {name: factor * value for name, value in received.items()}
+
+
 HONEST: list[tuple[str, dict[str, Any]]] = [
     ("gradient", {"protocol": "fedsgd"}),
     ("one step", {}),
@@ -493,3 +497,11 @@ def test_the_contradictions_of_told_facts() -> None:
     moved["2.bias"] = moved["2.bias"] + 0.01
     noisy = InterceptedUpdate.of(model, weights=moved, num_examples=8)
     assert bias_findings((model, mean, noisy), learning_rate=0.1) == {"loss"}
+
+
+def test_large_numbers_are_not_taken_for_quantised_ones() -> None:
+    # In float32 every number above 2^24 is whole.
+    for factor in (1e12, 1e30):
+        assert kinds(trained(protocol="fedsgd", change=times(factor))) == {"rate"}
+    whole = {"protocol": "fedsgd", "change": lambda r: {n: (v * 1e9).round() for n, v in r.items()}}
+    assert "integers" in kinds(trained(**whole))
