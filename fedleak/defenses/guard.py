@@ -255,7 +255,7 @@ def _batch_statistics(
     return found | {"rare": {n: rare_share(value) for n, value in gradients.items()}}
 
 
-def _change(model: nn.Module, reference: tuple[State, State]) -> float:
+def _change(model: nn.Module, reference: Any) -> float:
     """The norm of the server's change since the last round over that of the client's own."""
     pair = isinstance(reference, tuple | list) and len(reference) == 2
     if not pair or not all(isinstance(state, Mapping) for state in reference):
