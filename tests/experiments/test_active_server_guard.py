@@ -121,3 +121,23 @@ def test_an_update_is_rounded() -> None:
     torch.testing.assert_close(study.rounded(change, 1e-6), expected)
     torch.testing.assert_close(study.rounded(change, 0.0), change.double())
     assert math.isclose(study.STEPS[-1], 1e-6)
+
+
+@pytest.mark.usefixtures("path")
+def test_small_batches_are_measured_on_the_first_layer() -> None:
+    study = script(FOLDER / "small_batches.py")
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4))
+    with torch.no_grad():
+        # Unit i fires for sample i of 16 alone.
+        model[0].weight.zero_()[:16, :16] = torch.eye(16)
+        model[0].bias.fill_(-0.5)
+    own = torch.eye(16, 64).repeat(8, 1)
+    row = study.measured(model, own)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    # A sample is read where it is there once.
+    for size in (8, 32):
+        counts = [torch.bincount(part % 16, minlength=16) for part in order.split(size)[:8]]
+        once = sum(int((count == 1).sum()) for count in counts) / (size * min(8, 128 // size))
+        assert row[f"exposed_{size}"] == f"{once:.3f}"
+    names = [(name, variant, seed) for name, variant, seed, _ in study.cases()]
+    assert len(names) == len(set(names))
