@@ -40,6 +40,10 @@ PARALLEL = 1e-4
 # Rank: a singular value counts if it is this much larger than rounding can make it, and than this
 # share of the matrix; of one input, if it is this much larger than rounding.
 ABOVE_ROUNDING, SHARE, ABOVE_PRODUCT = 30.0, 1e-4, 5.0
+# Rank of fewer samples: a singular value does not count if rounding alone may make it, as it makes
+# some of up to half an eps of a product of two vectors. Those of random samples are this much
+# larger.
+NEAR_ROUNDING, CLEAR = 0.6, 30.0
 # Larger layers are not examined for their rank.
 LARGEST_RANK = 256
 # Share by which a gradient may be larger than exact arithmetic allows, as of half precision.
@@ -145,12 +149,19 @@ def examine(
     if update.protocol != "fedsgd":
         findings += _about_first_step(update, knowledge, live)
         findings += _about_decay(update, knowledge, live)
+    if loss is None and _is_gradient(update, knowledge):
+        loss = LossProbe(_sent_model(update, knowledge), knowledge)
     findings += _about_bias(update, knowledge, live, loss)
     if not findings or {finding.kind for finding in findings} <= {"frozen", "missing"}:
         findings += _about_rank(update, knowledge, live)
+        findings += _about_fewer_samples(update, knowledge, live, loss)
     return Evidence(tuple(findings), frozenset(left_out))
 
 
+_REVERSED = (
+    "; with its sign reversed it fits what was told: a negated gradient, old minus new weights, or "
+    "a loss that is maximised"
+)
 _ZERO = (
     "what came back is what was sent: nothing was trained, the update is of other weights, or the "
     "sent weights were not copied before the training"
@@ -444,17 +455,19 @@ def _about_decay(
         )
 
 
+def _is_gradient(update: InterceptedUpdate, knowledge: Knowledge) -> bool:
+    """Whether the gradient follows from the update, up to a mean over the steps."""
+    local = knowledge.local
+    return update.protocol == "fedsgd" or bool(local.is_linear and local.learning_rate)
+
+
 def _about_bias(
     update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, loss: LossProbe | None
 ) -> Iterator[Finding]:
     """The gradient of the classifier's bias, whose size a cross entropy limits."""
     local = knowledge.local
     weights = update.protocol != "fedsgd"
-    if weights and not (local.is_linear and local.learning_rate):
-        return
-    if loss is None:
-        loss = LossProbe(_sent_model(update, knowledge), knowledge)
-    if loss.layer is None:
+    if loss is None or loss.layer is None or not _is_gradient(update, knowledge):
         return
     name = joined(loss.layer, "bias")
     if loss.kind not in ("classes", "binary") or name not in live or not loss.bias_is_alone:
@@ -511,14 +524,19 @@ def _about_counts(
     if not one_by_one or not alike or form.is_smoothed:
         return
     shares = -gradient / form.step
-    certain = (samples * ((1 - LARGER) * shares - noise) - LARGER).ceil().clamp_min(0)
+
+    def at_least(shares: Tensor) -> Tensor:
+        return (samples * ((1 - LARGER) * shares - noise) - LARGER).ceil().clamp_min(0)
+
+    certain = at_least(shares)
     least = int(certain.sum())
     if least > samples:
+        reversed_fits = int(at_least(-shares).sum()) <= samples
         yield Finding(
             "counts",
             f"the gradient of `{name}` takes at least {least} samples, where {samples} "
             f"{'is' if samples == 1 else 'are'} told: more samples, another learning rate, other "
-            "steps, or noise that the client added",
+            "steps, or noise that the client added" + _REVERSED * reversed_fits,
         )
         return
     labels = knowledge.labels
@@ -594,13 +612,82 @@ def _about_rank(
             return
 
 
+def _about_fewer_samples(
+    update: InterceptedUpdate, knowledge: Knowledge, live: Tensors, loss: LossProbe | None
+) -> Iterator[Finding]:
+    """The last layer's gradient in one step has as many independent rows as there are samples."""
+    local, samples = knowledge.local, knowledge.num_samples
+    of_steps = update.protocol != "fedsgd"
+    if loss is None or loss.layer is None or not 2 <= samples <= LARGEST_RANK:
+        return
+    one = all(client.steps == len(client.batches) == 1 for client in knowledge.by_client)
+    if of_steps and not (one and _is_gradient(update, knowledge) and not local.per_parameter):
+        return
+    name = joined(loss.layer, "weight")
+    if name not in live or live[name].dim() != 2:
+        return
+    rows, columns = live[name].shape
+    # The rows of a cross entropy's gradient add up to 0.
+    if samples > min(rows - 1, columns):
+        return
+    gradient = _gradient(update, knowledge, name)
+    kept, matrix = torch.finfo(gradient.dtype).eps, gradient.double().cpu()
+    noise = kept * float(matrix.norm())
+    if of_steps:
+        # What the weights are rounded by is random, of which this is the largest singular value.
+        typical = float(update.sent[name].double().square().mean()) ** 0.5
+        noise += kept * typical * (rows**0.5 + columns**0.5) / (local.of(name).rate)
+    values = _singular_values(matrix, samples)
+    limit = NEAR_ROUNDING * noise
+    rank = int((values > limit).sum())
+    if not 1 <= rank < samples:
+        return
+    random = _rank_of_random_samples(knowledge, loss, CLEAR * limit / float(matrix.norm()))
+    if random < samples:
+        return
+    yield Finding(
+        "fewer",
+        f"the gradient of `{name}` has rank {rank}, as of {rank} sample{'s' * (rank > 1)}, where "
+        f"{samples} were told: fewer samples, equal ones, or ones that leave less than rounding",
+    )
+
+
+def _rank_of_random_samples(knowledge: Knowledge, loss: LossProbe, share: float) -> int:
+    """Rank of the last layer's gradient of as many random samples as were told.
+
+    Singular values below ``share`` of the matrix do not count. 0 if the model fails on them.
+    """
+    number = knowledge.num_samples
+    labels = knowledge.labels
+    if labels is None:
+        labels = loss.labels(number)
+        generator = torch.Generator().manual_seed(0)
+        if loss.kind == "classes":
+            labels = torch.arange(number) % max(1, knowledge.num_classes or loss.outputs)
+        elif loss.kind == "binary":
+            labels = torch.randint(2, labels.shape, generator=generator).to(labels)
+        elif labels.is_floating_point():
+            labels = torch.randn(labels.shape, generator=generator).to(labels)
+    try:
+        matrix = loss.weight_gradient(loss.dummies(number)[:number], labels).double().cpu()
+    except Exception:  # a user's own model may raise anything; the attack itself tells it
+        return 0
+    values = _singular_values(matrix, number)
+    return int((values > share * float(matrix.norm())).sum())
+
+
 def _next_singular_value(matrix: Tensor, rank: int) -> float:
     """An estimate, from below, of the singular value of a matrix after the first ``rank``."""
+    values = _singular_values(matrix, rank)
+    return float(values[rank]) if rank < len(values) else 0.0
+
+
+def _singular_values(matrix: Tensor, rank: int) -> Tensor:
+    """Estimates, from below, of a matrix's first singular values, a few more than ``rank``."""
     generator = torch.Generator().manual_seed(0)
     test = torch.randn(matrix.shape[1], rank + 8, generator=generator, dtype=matrix.dtype)
     basis, _ = torch.linalg.qr(matrix @ test)
-    values = torch.linalg.svdvals(basis.T @ matrix)
-    return float(values[rank]) if rank < len(values) else 0.0
+    return torch.linalg.svdvals(basis.T @ matrix)
 
 
 def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:

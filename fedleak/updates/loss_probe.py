@@ -272,6 +272,28 @@ class LossProbe:
         finally:
             bias.requires_grad_(False)
 
+    def weight_gradient(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Gradient of the loss of some samples with respect to the layer's weight.
+
+        Args:
+            inputs: ``(batch, ...)``.
+            labels: ``(batch, ...)``.
+
+        Returns:
+            ``(outputs, features)``.
+        """
+        assert self.layer is not None
+        weight = self.model.get_submodule(self.layer).weight
+        assert isinstance(weight, Tensor)
+        inputs = inputs.to(self._like if inputs.is_floating_point() else self._device)
+        labels = labels.to(self._like if labels.is_floating_point() else self._device)
+        weight.requires_grad_()
+        try:
+            loss = self._loss(labels, inputs=inputs, graph=True)
+            return torch.autograd.grad(loss, weight)[0]
+        finally:
+            weight.requires_grad_(False)
+
     def dummies(self, least: int) -> Tensor:
         """Dummy samples: normal random numbers, or random whole numbers for an embedding.
 

@@ -505,3 +505,104 @@ def test_large_numbers_are_not_taken_for_quantised_ones() -> None:
         assert kinds(trained(protocol="fedsgd", change=times(factor))) == {"rate"}
     whole = {"protocol": "fedsgd", "change": lambda r: {n: (v * 1e9).round() for n, v in r.items()}}
     assert "integers" in kinds(trained(**whole))
+
+
+def test_fewer_samples_than_told() -> None:
+    for protocol in ("fedsgd", "fedavg", "delta"):
+        for true, told in ((1, 2), (1, 4), (2, 3), (2, 4)):
+            net, update, facts = trained(number=true, protocol=protocol)
+            text = [str(f) for f in check(net, update, replace(facts, num_samples=told))]
+            assert text == [
+                f"the gradient of `5.weight` has rank {true}, as of {true} sample"
+                f"{'s' * (true > 1)}, where {told} were told: fewer samples, equal ones, or ones "
+                "that leave less than rounding"
+            ]
+
+
+def gradient_of(
+    net: nn.Module, inputs: Tensor, labels: Tensor, clients: int = 1
+) -> tuple[nn.Module, InterceptedUpdate, Knowledge]:
+    """The gradient of some samples, or the mean of those of clients with as many each."""
+    total = [torch.zeros_like(value) for value in net.parameters()]
+    for own, known in zip(inputs.chunk(clients), labels.chunk(clients), strict=True):
+        found = torch.autograd.grad(loss(net, (own, known)), list(net.parameters()))
+        total = [one + other / clients for one, other in zip(total, found, strict=True)]
+    update = InterceptedUpdate.of(net, gradient=total, num_examples=len(inputs))
+    shape = tuple(inputs.shape[1:])
+    facts = Knowledge(net, shape, num_samples=len(inputs), loss=loss, clients=clients)
+    return net, update, facts
+
+
+def test_equal_samples_are_told() -> None:
+    inputs, labels = samples(3)
+    inputs, labels = inputs[[0, 1, 0]], labels[[0, 1, 0]]
+    found = check(*gradient_of(network(), inputs, labels))
+    assert [finding.kind for finding in found] == ["fewer"]
+    assert "rank 2, as of 2 samples, where 3 were told" in found[0].text
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [0, 1], [2, 2, 2], [0, 1, 2, 3], [1, 1, 4, 4]])
+@pytest.mark.parametrize("seed", range(3))
+def test_samples_that_are_as_many_as_told_have_no_finding(labels: list[int], seed: int) -> None:
+    inputs, _ = samples(len(labels), seed)
+    known = torch.tensor(labels)
+    assert not check(*gradient_of(network(seed), inputs, known))
+    if len(labels) != 3:
+        assert not check(*gradient_of(network(seed), inputs, known, clients=2))
+
+
+def test_clients_of_fewer_samples_than_told() -> None:
+    inputs, labels = samples(2)
+    net, update, facts = gradient_of(network(), inputs, labels, clients=2)
+    facts = replace(facts, num_samples=4, clients=2)
+    assert [finding.kind for finding in check(net, update, facts)] == ["fewer"]
+
+
+def test_one_step_of_several_has_the_rank_of_its_batch() -> None:
+    net, update, facts = trained(number=2)
+    batches = replace(facts, num_samples=4).with_training(batch_size=2, steps=1)
+    assert not check(net, update, batches)
+
+
+class EachPosition(nn.Module):
+    """A classifier of each position of a sequence, whose scores are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(inputs).sum(1)
+
+
+def test_a_layer_that_sees_every_position_has_no_finding() -> None:
+    # Positions that are all alike leave a rank of 1.
+    inputs = torch.ones(2, 3, 6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = EachPosition()
+    assert not check(*gradient_of(net, inputs, torch.tensor([0, 1])))
+
+
+def test_features_that_depend_on_each_other_have_no_finding() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Linear(9, 5))
+    # Of two samples, a batch norm's outputs are each other's opposite: the gradient has rank 1.
+    net, update, facts = gradient_of(net, *samples(2))
+    assert int(torch.linalg.matrix_rank(update.received["3.weight"])) == 1
+    assert "fewer" not in kinds((net, update, replace(facts, training=True)))
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg", "delta"])
+def test_a_reversed_sign_is_told(protocol: str) -> None:
+    net, update, facts = trained(number=1, protocol=protocol)
+    sent = update.sent
+    opposite = {
+        name: 2 * sent[name] - value if protocol == "fedavg" else -value
+        for name, value in update.received.items()
+    }
+    (found,) = check(net, replace(update, received=opposite), facts)
+    assert "with its sign reversed it fits what was told" in found.text
+    _, several, _ = trained(number=5, protocol=protocol)
+    assert not any("sign" in finding.text for finding in check(net, several, facts))
