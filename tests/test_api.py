@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    gaussian_nll_loss,
+    mse_loss,
+    softplus,
+)
 
 from fedleak.api import attack, read_results, score
 from fedleak.attacks import IGA, RGAP
@@ -242,6 +248,35 @@ def test_a_row_of_a_table(outputs: int) -> None:
         model, gradient, input_shape=(14,), loss=mse_loss, method="analytic", value_range=(-1, 2)
     )
     torch.testing.assert_close(told.inputs, row.clamp(-1, 2))
+
+
+def test_targets_that_were_not_told_depend_on_the_scale_of_the_loss() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(14, 32), nn.Tanh(), nn.Linear(32, 1))
+    row, target = torch.randn(1, 14), torch.tensor([[2.3]])
+    cost = 100 * mse_loss(model(row), target)
+    gradient = torch.autograd.grad(cost, list(model.parameters()))
+    text = "they depend on the scale of the loss"
+    found = attack(model, gradient, input_shape=(14,), loss=mse_loss)
+    assert float(found.labels) > 100
+    assert text in " ".join(found.findings)
+    told = attack(model, gradient, input_shape=(14,), loss=mse_loss, labels=target)
+    assert text not in " ".join(told.findings)
+
+
+def test_the_shape_of_targets_is_presumed_if_the_loss_takes_several() -> None:
+    def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
+        return gaussian_nll_loss(outputs[:, :1], targets, softplus(outputs[:, 1:]))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(14, 32), nn.Tanh(), nn.Linear(32, 2))
+    row, target = torch.randn(1, 14), torch.tensor([[3.0]])
+    gradient = torch.autograd.grad(gaussian(model(row), target), list(model.parameters()))
+    text = "targets of shape (2,) a sample are presumed, the loss takes (1,) too"
+    found = attack(model, gradient, input_shape=(14,), loss=gaussian)
+    assert any(finding.startswith(text) for finding in found.findings)
+    told = attack(model, gradient, input_shape=(14,), loss=gaussian, labels=target)
+    assert text not in " ".join(told.findings)
 
 
 def test_another_loss(batch: tuple[Tensor, Tensor]) -> None:

@@ -441,6 +441,7 @@ def _prepare(
         kind = like.dtype if knowledge.labels.is_floating_point() else knowledge.labels.dtype
         knowledge = replace(knowledge, labels=knowledge.labels.to(device, kind))
     elif loss.kind != "other":
+        notes += _about_targets(knowledge, loss)
         example = loss.labels(1)
         kind = like.dtype if example.is_floating_point() else example.dtype
         knowledge = replace(knowledge, label_example=example.to(device, kind))
@@ -484,6 +485,24 @@ def _prepare(
         {} if update.protocol == "fedsgd" else update.change(parameters),
         loss,
     )
+
+
+def _about_targets(knowledge: Knowledge, loss: LossProbe) -> tuple[str, ...]:
+    """What there is to say about targets that are no classes and were not told."""
+    if loss.kind != "numbers":
+        return ()
+    notes = [
+        "targets are inferred from the update: they depend on the scale of the loss, which is "
+        "taken as told"
+    ]
+    others = loss.other_shapes if knowledge.label_example is None else ()
+    if others:
+        also = " or ".join(str(shape) for shape in others)
+        notes.append(
+            f"targets of shape {loss.shape} a sample are presumed, the loss takes {also} too: tell "
+            "which by `labels` or `label_example`"
+        )
+    return tuple(notes)
 
 
 def _checked_labels(knowledge: Knowledge, loss: LossProbe) -> Tensor:

@@ -254,6 +254,19 @@ class LossProbe:
             return False
 
     @cached_property
+    def other_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Other shapes of a sample's targets that the loss takes, if targets are numbers."""
+        if self.kind != "numbers":
+            return ()
+        own, found = self.shape, []
+        for shape in dict.fromkeys([(), (self.outputs,), (1,)]):
+            self.shape = shape
+            if shape != own and self._acts(shape) and self._acts_alone():
+                found.append(shape)
+        self.shape = own
+        return tuple(found)
+
+    @cached_property
     def bias_is_alone(self) -> bool:
         """Whether the bias's gradient is the sum of the output's, as without a penalty on it."""
         assert self.layer is not None

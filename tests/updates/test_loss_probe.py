@@ -72,6 +72,31 @@ def test_kinds_of_labels(
     assert whole is None or found.whole == whole
 
 
+def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.gaussian_nll_loss(
+        outputs[:, :1], targets, functional.softplus(outputs[:, 1:])
+    )
+
+
+def test_other_shapes_of_targets_that_a_loss_takes() -> None:
+    found = probe(gaussian, 2)
+    assert (found.kind, found.shape, found.other_shapes) == ("numbers", (2,), ((1,),))
+    assert found.shape == (2,)
+    for plain in (functional.mse_loss, functional.huber_loss):
+        assert probe(plain, 1).other_shapes == probe(plain, 3).other_shapes == ()
+    assert probe(functional.cross_entropy).other_shapes == ()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 3]), torch.tensor([2, 2, 2])])
+def test_the_gradient_of_the_weight(labels: Tensor) -> None:
+    found, model = probe(functional.cross_entropy), network().double()
+    inputs = torch.randn(3, 6, dtype=torch.float64)
+    value = functional.cross_entropy(model(inputs), labels)
+    expected = torch.autograd.grad(value, model[2].weight)[0]
+    torch.testing.assert_close(found.weight_gradient(inputs, labels).double(), expected)
+    assert not any(value.requires_grad for value in found.model.parameters())
+
+
 def test_a_loss_that_takes_no_labels_that_are_tried() -> None:
     def of_pairs(outputs: Tensor, labels: Tensor) -> Tensor:
         left, right = labels.unbind(dim=-1)
