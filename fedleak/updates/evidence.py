@@ -687,7 +687,8 @@ def _singular_values(matrix: Tensor, rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     test = torch.randn(matrix.shape[1], rank + 8, generator=generator, dtype=matrix.dtype)
     basis, _ = torch.linalg.qr(matrix @ test)
-    return torch.linalg.svdvals(basis.T @ matrix)
+    values: Tensor = torch.linalg.svdvals(basis.T @ matrix)
+    return values
 
 
 def rows_of_linear_layers(knowledge: Knowledge) -> dict[str, int]:
