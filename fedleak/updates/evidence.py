@@ -648,7 +648,8 @@ def _about_fewer_samples(
     yield Finding(
         "fewer",
         f"the gradient of `{name}` has rank {rank}, as of {rank} sample{'s' * (rank > 1)}, where "
-        f"{samples} were told: fewer samples, equal ones, or ones that leave less than rounding",
+        f"{samples} were told: fewer samples, equal ones, or ones that leave less than rounding, "
+        "as those of one label may",
     )
 
 

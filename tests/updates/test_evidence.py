@@ -515,7 +515,7 @@ def test_fewer_samples_than_told() -> None:
             assert text == [
                 f"the gradient of `5.weight` has rank {true}, as of {true} sample"
                 f"{'s' * (true > 1)}, where {told} were told: fewer samples, equal ones, or ones "
-                "that leave less than rounding"
+                "that leave less than rounding, as those of one label may"
             ]
 
 
