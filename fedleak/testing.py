@@ -20,7 +20,7 @@ def assert_no_leak(
     clients: int = 10,
     rounds: int | None = None,
     run_config: str = "",
-    budget: str | float = "10m",
+    budget: str | float = "8m",
     public: str | Path | None = None,
     seed: int = 0,
     output: str | Path | None = None,

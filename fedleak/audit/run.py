@@ -95,7 +95,7 @@ def audit(
     *,
     clients: int,
     rounds: int | None = None,
-    budget: float = 600.0,
+    budget: float = 480.0,
     public: Public | None = None,
     seed: int = 0,
     cpus_per_client: float = 1.0,

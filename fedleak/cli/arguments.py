@@ -309,7 +309,7 @@ def _fill_audit(audit: ArgumentParser, _plugins: bool) -> None:
     )  # fmt: skip
     audit.add_argument("--output", type=str, default="runs/audit", help="The audit's folder.")
     audit.add_argument(
-        "--budget", type=str, default="10m", help="Time for the attacks: 90s, 10m, 1h."
+        "--budget", type=str, default="8m", help="Time for the attacks: 90s, 10m, 1h."
     )
     audit.add_argument(
         "--public", type=str | None, default=None,
