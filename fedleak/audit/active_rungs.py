@@ -88,19 +88,11 @@ def hyperparameters_for(samples: int, entries: Entries) -> Hyperparameters:
     )
 
 
-def parameters_for(
-    knowledge: Knowledge,
-    only: Sequence[str] = (),
-    entries: Entries | None = None,
-    public: Tensor | None = None,
-) -> MaliciousServer:
+def parameters_for(knowledge: Knowledge, public: Tensor | None = None) -> MaliciousServer:
     """The first server that changes parameters and can attack a client, with its own settings.
 
     Args:
         knowledge: gives the model, and the client's training and number of samples.
-        only: names of the servers that are considered, in this order. If empty, all that are
-            installed.
-        entries: not used.
         public: public inputs as the clients' models take them. If None, there are none.
 
     Raises:
@@ -109,7 +101,7 @@ def parameters_for(
     reasons = []
     known = names("servers")
     order = [name for name in ORDER if name in known]
-    for name in only or (*order, *(name for name in known if name not in order)):
+    for name in (*order, *(name for name in known if name not in order)):
         kind: Any = load_plugin("servers", known[name].value.replace(":", "."))
         if "parameters" not in kind.changes or not kind.reads:
             continue
@@ -159,7 +151,7 @@ def probe_app(
     facts = victim.known.knowledge
     makers = {
         HYPERPARAMETERS: partial(hyperparameters_for, facts.num_samples),
-        PARAMETERS: lambda entries: parameters_for(facts, entries=entries, public=public),
+        PARAMETERS: lambda _: parameters_for(facts, public=public),
     }
     found = {}
     for rung, make in makers.items():

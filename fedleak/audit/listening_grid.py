@@ -14,6 +14,7 @@ from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
+from fedleak.federation.engine.forwarding_grid import ForwardingGrid
 from fedleak.federation.engine.ray_engine import FederationError
 from fedleak.federation.strategy import Stopped
 
@@ -44,7 +45,7 @@ class Listener(Protocol):
         """
 
 
-class ListeningGrid(Grid):
+class ListeningGrid(ForwardingGrid):
     """A Grid that passes everything on to another one and tells a listener what passes.
 
     It works below the strategy, so it needs none: a loop of one's own, and the strategies from
@@ -76,7 +77,7 @@ class ListeningGrid(Grid):
         stop: threading.Event | None = None,
         clients: int | None = None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._listener = listener
         self._stop = stop
         self._lock = threading.RLock()
@@ -86,24 +87,6 @@ class ListeningGrid(Grid):
         self._thread = threading.get_ident()  # that of the ServerApp
         self._last_asked: float | None = None
         self._waited = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_grid":
-            raise AttributeError(name)
-        return getattr(self._grid, name)
-
-    def set_run(self, run: Any) -> None:
-        """See flwr.serverapp.Grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See flwr.serverapp.Grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See flwr.serverapp.Grid."""
-        return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         """See flwr.serverapp.Grid."""

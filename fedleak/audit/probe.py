@@ -27,6 +27,7 @@ from fedleak.audit.simulation import Observed
 from fedleak.audit.update_listener import UpdateListener
 from fedleak.errors import BadInput, first_line, require
 from fedleak.federation import records
+from fedleak.federation.engine.forwarding_grid import ForwardingGrid
 from fedleak.federation.engine.ray_engine import Resources, run_engine
 from fedleak.federation.engine.server import ServerControl
 from fedleak.federation.reply_checks import decoded
@@ -300,7 +301,7 @@ def _names(sent: Tensors, knowledge: Knowledge) -> dict[str, str]:
     raise BadInput("Expected the server to send the model's weights by its own names or in order.")
 
 
-class ProbeGrid(Grid):
+class ProbeGrid(ForwardingGrid):
     """A Grid that hands the first message which asks for a training to a probe, and ends there.
 
     Other messages, such as questions for evaluations, are passed on.
@@ -312,26 +313,9 @@ class ProbeGrid(Grid):
     """
 
     def __init__(self, grid: Grid, run: _Run, *, stop: threading.Event) -> None:
-        self._grid, self._run, self._stop = grid, run, stop
+        super().__init__(grid)
+        self._run, self._stop = run, stop
         self._thread = threading.get_ident()  # that of the ServerApp
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_grid":
-            raise AttributeError(name)
-        return getattr(self._grid, name)
-
-    def set_run(self, run: Any) -> None:
-        """See flwr.serverapp.Grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See flwr.serverapp.Grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See flwr.serverapp.Grid."""
-        return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         """See flwr.serverapp.Grid."""

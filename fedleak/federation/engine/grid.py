@@ -4,13 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedleak.federation import records
 from fedleak.federation.engine.client_errors import last_message
+from fedleak.federation.engine.forwarding_grid import ForwardingGrid
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import VirtualClientGrid
 from fedleak.federation.nodes import PARTITION
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1
 HANDSHAKE_SECONDS = 300.0
 
 
-class OrderedGrid(Grid):
+class OrderedGrid(ForwardingGrid):
     """A Grid whose nodes and replies are in the order of the clients' numbers.
 
     Flower returns nodes and replies in an arbitrary order, and both client sampling and float sums
@@ -50,7 +50,7 @@ class OrderedGrid(Grid):
         shared: SharedWeightsFolder | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._stop = stop
         self._on_reply = on_reply
         self._shared = shared
@@ -62,34 +62,10 @@ class OrderedGrid(Grid):
         else:
             self.clients = self._identify(clients)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-    def set_run(self, run: Any) -> None:
-        """See flwr.serverapp.Grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See flwr.serverapp.Grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See flwr.serverapp.Grid."""
-        return self._grid.create_message(*args, **kwargs)
-
     def get_node_ids(self) -> Iterable[int]:
         """The nodes in the order of their clients' numbers."""
         present = set(self._grid.get_node_ids())
         return [node for node in self.clients if node in present]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See flwr.serverapp.Grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See flwr.serverapp.Grid."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
