@@ -14,7 +14,6 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.findings import not_tried
 from fedleak.audit.ladder import (
-    MOST_SAMPLES,
     Report,
     Victim,
     best_result,
@@ -23,6 +22,7 @@ from fedleak.audit.ladder import (
     setting_of,
     truth_of,
     why_several,
+    why_too_many,
 )
 from fedleak.audit.probe import FOLDER, Entries, Probe, run_probe
 from fedleak.audit.simulation import Observed
@@ -228,8 +228,7 @@ def _attacked(
 ) -> Answer:
     """The attacks of a listening server on an update under chosen hyperparameters."""
     facts = victim.known.knowledge
-    if facts.num_samples > MOST_SAMPLES:
-        why = f"updates of more than {MOST_SAMPLES} samples are not searched for inputs"
+    if why := why_too_many(victim):
         return not_tried(HYPERPARAMETERS, "inputs", why, setting_of([victim]))
     best, name, reason = best_result(victim, seconds, seed, report, limit=2 * seconds)
     if best is None:

@@ -307,7 +307,7 @@ def _not_tried(
 
 def _question(training: ShadowTraining, victims: Sequence[Victim], rung: int) -> dict[str, Any]:
     return {
-        "rung": rung, "question": "shares of labels", "perfect": 0.0,
+        "rung": rung, "question": "shares of labels", "perfect": 0.0, "worst": 1.0,
         "measure": "total variation distance of the shares, 0 is exact",
         "threat_model": "C" if training.public is None else "D", "attack": "shadow clients",
         "setting": setting_of(victims),

@@ -33,8 +33,9 @@ from fedleak.updates.update import InterceptedUpdate
 
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
 SHADOW_SHARE = 0.3
-# Samples of an update above which no attack here reconstructs single inputs in a useful time.
-MOST_SAMPLES = 64
+# Samples of an update above which gradient matching reconstructs no single inputs in a useful time,
+# and above which no attack does: closed forms read large batches of one step.
+MOST_SAMPLES, MOST_IN_CLOSED_FORM = 64, 512
 # Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
 # the most that are run.
 TRIAL = (5, 25)
@@ -267,29 +268,40 @@ def _labels(batch: Batch, known: Known) -> Tensor | None:
 def told_numbers(observed: Observed, victims: Sequence[Victim]) -> Answer:
     """Whether messages tell each client's number of samples.
 
+    Where none of the usual keys does, another metric may: whoever has read the app's code knows
+    which. One that equals the number of all of several clients that differ counts as such.
+
     Args:
         observed: what the app's run has left.
         victims: the victims.
     """
-    told = {
-        (row["round"], row["client"]): row["examples"]
-        for row in _replies(observed)
-        if row["kind"] == "train" and row["examples"] is not None
-    }
+    replies = {(row["round"], row["client"]): row
+               for row in _replies(observed) if row["kind"] == "train"}  # fmt: skip
     numbers = {victim.key: victim.known.knowledge.num_samples for victim in victims}
+    own = [replies.get((v.update.round, v.update.client), {}) for v in victims]
+    told = [row.get("examples") for row in own]
+    metrics = [row.get("metrics", {}) for row in own]
+    names = sorted({name for row in replies.values() for name in row["metrics"]})
+    key = ""
+    if not any(told) and len(set(numbers.values())) > 1:
+        same = [n for n in names if [m.get(n) for m in metrics] == list(numbers.values())]
+        if same:
+            key, told = same[0], [m[same[0]] for m in metrics]
     right, guessed = [], []
-    for victim in victims:
-        own = numbers[victim.key]
-        others = [n for key, n in numbers.items() if key != victim.key]
-        right.append(float(told.get((victim.update.round, victim.update.client)) == own))
-        guessed.append(float(bool(others) and round(sum(others) / len(others)) == own))
-    names = sorted({name for row in _replies(observed) for name in row["metrics"]})
+    for victim, number in zip(victims, told, strict=True):
+        others = [n for name, n in numbers.items() if name != victim.key]
+        right.append(float(number == numbers[victim.key]))
+        mean = round(sum(others) / len(others)) if others else None
+        guessed.append(float(mean == numbers[victim.key]))
+    notes = [f"the metric {key} tells it"] if key else []
+    if more := [name for name in names if name != key]:
+        notes.append(f"replies tell {', '.join(more)} too")
     return Answer(
         rung=1, question="number of samples", measure="share of clients whose number is told",
-        answer=Estimate.of(right), guess=Estimate.of(guessed), perfect=1.0,
-        gains=tuple(a - b for a, b in zip(right, guessed, strict=True)), threat_model="A",
-        attack="reads messages", setting=setting_of(victims),
-        note=f"replies tell {', '.join(names)} too" if names else "",
+        answer=Estimate.of(right), guess=Estimate.of(guessed), perfect=1.0, worst=0.0,
+        gains=tuple(a - b for a, b in zip(right, guessed, strict=True)),
+        threat_model="C" if key else "A", attack="reads messages", setting=setting_of(victims),
+        note="; ".join(notes),
     )  # fmt: skip
 
 
@@ -333,7 +345,7 @@ def touched_rows(
     return Answer(
         rung=0 if victims[0].parts else 2, question="set of tokens",
         measure="F1 of the set, 0 to 1",
-        answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0,
+        answer=Estimate.of(values), guess=Estimate.of(guesses), perfect=1.0, worst=0.0,
         gains=tuple(a - b for a, b in zip(values, guesses, strict=True)), threat_model="C",
         attack="rows", setting=setting_of(victims), tried=bool(values),
         note=refused[0].rstrip(".") if refused else "the guess is the whole vocabulary",
@@ -400,9 +412,8 @@ def inputs(
     end = time.monotonic() + seconds
     latest = end if limit is None else time.monotonic() + limit
     truths = {victim.key: truth_of(observed, victim) for victim in victims}
-    small = [v for v in victims if v.known.knowledge.num_samples <= MOST_SAMPLES]
-    if len(small) < len(victims):
-        notes.append(f"updates of more than {MOST_SAMPLES} samples are not searched for inputs")
+    small = [v for v in victims if not why_too_many(v)]
+    notes.extend(dict.fromkeys(why for v in victims if (why := why_too_many(v))))
     new = [victim for victim in small if victim.key not in scores]
     tried = 0
     for victim, (best, name, reason) in (attack_all or one_by_one)(new, end, latest, seed, report):
@@ -421,6 +432,21 @@ def inputs(
         notes.append(f"no time was left for {len(new) - tried} of {len(victims)}")
     given = [scores[victim.key] for victim in victims if victim.key in scores]
     return inputs_answer(victims, given, next(iter(truths.values())), notes), given
+
+
+def why_too_many(victim: Victim) -> str:
+    """Why an update's inputs are not searched for because of their number; empty if they are.
+
+    Args:
+        victim: the victim.
+    """
+    facts = victim.known.knowledge
+    one_step = facts.steps == 1 and victim.whole is None
+    most = MOST_IN_CLOSED_FORM if one_step else MOST_SAMPLES
+    if facts.num_samples <= most:
+        return ""
+    kind = "of one step " if one_step else ""
+    return f"updates {kind}of more than {most} samples are not searched for inputs"
 
 
 def _several_inputs(victims: Sequence[Victim], unknown: Sequence[str]) -> Answer:
@@ -621,6 +647,10 @@ def best_result(
         if best is not None and _explains(best) >= EXPLAINS_ALL:
             return best, name, reason
     left = end - time.monotonic()
+    number = victim.known.knowledge.num_samples
+    if number > MOST_SAMPLES:
+        why = f"gradient matching is not tried on more than {MOST_SAMPLES} samples"
+        return best, name, reason or why
     if left > 0:
         chosen, why = matching(victim, left, seed)
         reason = why or reason

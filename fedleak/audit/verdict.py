@@ -86,15 +86,22 @@ class Estimate:
         ).confidence_interval  # fmt: skip
         return cls(mean, float(interval.low), float(interval.high), len(found))
 
-    def within(self, perfect: float) -> "Estimate":
-        """The estimate with no end of its interval beyond the best value that there is.
+    def within(self, perfect: float, worst: float = math.nan) -> "Estimate":
+        """The estimate with no end of its interval beyond the values that there are.
 
         Args:
             perfect: the measure's best value.
+            worst: its worst one; NaN if there is none.
         """
         if self.mean > perfect:  # the measure is an error
-            return replace(self, low=max(self.low, min(perfect, self.mean)))
-        return replace(self, high=min(self.high, perfect))
+            low, high = perfect, math.inf if math.isnan(worst) else worst
+        else:
+            low, high = -math.inf if math.isnan(worst) else worst, perfect
+        return replace(
+            self,
+            low=max(self.low, min(low, self.mean)),
+            high=min(self.high, max(high, self.mean)),
+        )
 
     def __str__(self) -> str:
         if math.isnan(self.mean):
@@ -124,6 +131,7 @@ class Answer:
         conclusive: False if nothing follows from what was not found, as where the update does not
             support the reconstructions.
         note: what else must be said, such as why it was not tried.
+        worst: the measure's value where nothing is right; NaN if there is no worst one.
 
     Raises:
         BadInput: if ``rung`` or ``threat_model`` is none of those.
@@ -142,6 +150,7 @@ class Answer:
     tried: bool = True
     conclusive: bool = True
     note: str = ""
+    worst: float = math.nan
 
     def __post_init__(self) -> None:
         require(
@@ -151,8 +160,8 @@ class Answer:
         if self.threat_model not in THREAT_MODELS:
             raise unknown_name("threat model", self.threat_model, list(THREAT_MODELS))
         # Student's interval knows no limits.
-        object.__setattr__(self, "answer", self.answer.within(self.perfect))
-        object.__setattr__(self, "guess", self.guess.within(self.perfect))
+        object.__setattr__(self, "answer", self.answer.within(self.perfect, self.worst))
+        object.__setattr__(self, "guess", self.guess.within(self.perfect, self.worst))
 
     @property
     def title(self) -> str:

@@ -1,5 +1,6 @@
 """The rungs of the ladder on small apps, without Ray."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from fedleak.audit.ladder import (
     best_result,
     inputs,
     matching,
+    told_numbers,
     touched_rows,
 )
 from fedleak.audit.samples import Attacked
+from fedleak.audit.simulation import REPLIES
 from tests.audit.apps import ONE_STEP, imports_undone, observe
 
 
@@ -107,3 +110,45 @@ def test_the_search_for_tokens_fits_into_its_time(tmp_path: Path) -> None:
     assert isinstance(chosen, Tokens)
     assert 1 <= chosen.iterations <= MOST_TOKEN_ITERATIONS
     assert TRIED_EVALUATIONS <= chosen.evaluations <= MOST_EVALUATIONS
+
+
+def test_a_number_of_samples_is_read_from_any_metric(tmp_path: Path) -> None:
+    one, several = "torch.rand(1, 3, 6, 6), torch.randint(4, (1,))", "torch.rand(2 + number % 3, 3,"
+    task = ONE_STEP.replace(one, f"{several} 6, 6), torch.randint(4, (2 + number % 3,))")
+    _, observed, victims = observe(tmp_path, "images", task=task)
+    assert [victim.known.knowledge.num_samples for victim in victims] == [2, 3, 4, 2]
+    plain = told_numbers(observed, victims)
+    assert (plain.answer.mean, plain.threat_model) == (1.0, "A")
+    path = observed.folder / REPLIES
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for other, mean in ((0, 1.0), (1, 0.0)):
+        # Of another app: no key that is known tells it; a metric does, or one that is near it.
+        changed = [
+            row | {"examples": None, "metrics": {"loss": 2.0, "seen": row["examples"] + other}}
+            for row in rows
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        found = told_numbers(observed, victims)
+        assert found.answer.mean == mean
+        assert ("the metric seen tells it" in found.note) == (not other)
+        assert found.threat_model == ("A" if other else "C")
+
+
+def test_a_large_batch_of_one_step_is_read_in_closed_form_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedleak.audit.ladder.MOST_SAMPLES", 4)
+    monkeypatch.setattr("fedleak.audit.ladder.matching", None)
+    monkeypatch.setattr("fedleak.audit.ladder.MOST_IN_CLOSED_FORM", 6)
+    wide = ONE_STEP.replace("(1,", "(6 + number // 2,").replace(
+        "Linear(108, 24), nn.Sigmoid(), nn.Linear(24, 4)",
+        "Linear(108, 200), nn.ReLU(), nn.Linear(200, 4)",
+    )
+    _, observed, victims = observe(tmp_path, "images", task=wide)
+    assert [victim.known.knowledge.num_samples for victim in victims] == [6, 6, 7, 7]
+    answer, scores = inputs(observed, victims[1:3], seconds=300)
+    assert [(score.key, score.attack) for score in scores] == [(victims[1].key, "exact_batch")]
+    assert scores[0].value < 1e-3 < scores[0].guess
+    assert "updates of one step of more than 6 samples are not searched" in answer.sentence
+    answer, scores = inputs(observed, victims[2:], seconds=300)
+    assert (answer.status, scores) == ("not tried", [])

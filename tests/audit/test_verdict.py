@@ -86,6 +86,10 @@ def test_no_interval_reaches_beyond_the_best_value() -> None:
     distances = answer([0.01, 0.1], [0.5, 0.9], perfect=0.0, gains=(0.49, 0.8))
     assert (distances.answer.low, distances.guess.low) == (0.0, 0.0)
     assert distances.guess.high == Estimate.of([0.5, 0.9]).high
+    bounded = answer([0.01, 0.1], [0.5, 0.9], perfect=0.0, gains=(0.49, 0.8), worst=1.0)
+    assert (bounded.guess.high, bounded.guess.mean) == (1.0, 0.7)
+    shares = answer([0.9, 0.2], [0.1, 0.3], worst=0.0)
+    assert (shares.answer.low, shares.guess.low) == (0.0, 0.0)
 
 
 def test_a_distance_is_better_if_it_is_smaller() -> None:
