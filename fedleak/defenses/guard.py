@@ -15,6 +15,7 @@ from fedleak.defenses.received_model import (
     firing,
     fresh_copy,
     layers,
+    offsets,
     parallel_rows,
     rare_share,
     rows,
@@ -25,6 +26,8 @@ from fedleak.errors import BadInput, require, unknown_name
 
 SIZES = (64, 128, 256)
 """Numbers of samples in a gradient from which samples might be read."""
+EXPOSED = tuple(f"exposed_{size}" for size in SIZES)
+"""Statistics that do not make a model suspicious by themselves."""
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
         "exposed_64": 0.95,
@@ -32,6 +35,7 @@ LIMITS: Mapping[str, float] = MappingProxyType(
         "exposed_256": 0.20,
         "parallel": 0.05,
         "bias": 5.0,
+        "offset": 9.0,
         "rare": 0.35,
         "largest": 1e15,
         "change": 3.0,
@@ -43,6 +47,10 @@ RANGE = (0.1, 10.0)
 """Factors of its agreed value between which an entry of the configuration may lie."""
 RATES = (1e-6, 10.0)
 """Learning rates between which the client learns anything, where none was agreed."""
+SMALLEST_BATCH = 2
+"""Samples of a batch, where no number was agreed: the gradient of one is that sample's alone."""
+BATCH_NAMES = ("batch_size", "batch-size", "batchsize", "local_batch_size", "local-batch-size")
+"""Names of the number of samples of a batch in configurations."""
 RATE_NAMES = ("lr", "learning_rate", "learning-rate", "local_lr", "local-lr", "eta")
 """Names of the learning rate in configurations."""
 SECURE_AGGREGATION: Mapping[str, float] = MappingProxyType(
@@ -67,15 +75,22 @@ class Inspection:
             ``parallel`` (share of a layer's rows that are parallel to another
             one), ``bias`` (largest bias over the root mean square of the weights times the root of
             the fan-in; with a batch, of layers whose units do not all fire for all samples),
-            ``rare`` (share of a layer's units that fire for less than 2 % of the samples, but for
-            some), ``largest`` (largest absolute weight; infinite if one is not finite) and
-            ``change`` (norm of the server's change since the last round over that of the client's
-            own). Missing are ``rare`` without a batch, ``exposed_64`` and so on without a batch of
-            as many samples, and ``change`` without a reference.
+            ``offset`` (largest bias beside what the weights make of the samples, see
+            :func:`fedleak.defenses.received_model.offsets`; of the layers that ``exposed_64`` and
+            ``bias`` have in common), ``rare`` (share of a layer's units that fire for less than 2 %
+            of the samples, but for some), ``largest`` (largest absolute weight; infinite if one is
+            not finite) and ``change`` (norm of the server's change since the last round over that
+            of the client's own). Missing are ``rare`` and ``offset`` without a batch,
+            ``exposed_64`` and so on without a batch of as many samples, and ``change`` without a
+            reference.
+        remarks: what the update of a model that is not suspicious would give away, a sentence each:
+            the exposed shares above their limits. Training leads to such models too, so that they
+            are no reason by themselves; next to another one they are among the reasons.
     """
 
     reasons: tuple[str, ...] = ()
     statistics: Mapping[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def suspicious(self) -> bool:
@@ -84,7 +99,7 @@ class Inspection:
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in self.statistics.items())
-        text = " ".join(self.reasons) or "nothing suspicious."
+        text = " ".join((*self.reasons, *self.remarks)) or "nothing suspicious."
         return f"<Inspection: {text} ({figures})>"
 
 
@@ -116,13 +131,13 @@ def inspect_model(
         config: the received training configuration. If None, it is not looked at.
         agreed: values of the configuration that the client knows, by name, such as ``lr``; a
             received value must be between 0.1 and 10 times the agreed one. Where none is agreed,
-            a learning rate must be between 1e-6 and 10, and the ranges of SecAgg+ between 0.1 and
-            10 times Flower's defaults.
+            a learning rate must be between 1e-6 and 10, a batch have at least 2 samples, and the
+            ranges of SecAgg+ be between 0.1 and 10 times Flower's defaults.
         limits: limits of statistics by name, see :class:`Inspection`, instead of the ones measured
             in ``experiments/active-server``.
 
     Returns:
-        The reasons, and the statistics.
+        The reasons, the statistics and the remarks.
 
     Raises:
         BadInput: if the model is no module or has no values, it cannot compute the batch, the
@@ -142,12 +157,16 @@ def inspect_model(
         by_layer |= _batch_statistics(model, batch, gradients)
         # Where all units fire for all samples, as in the output layer, biases decide nothing.
         idle = [name for name, value in gradients.items() if bool(firing(value).all())]
-        by_layer["bias"] = {n: v for n, v in by_layer["bias"].items() if n not in idle}
+        for part in ("bias", "offset"):
+            kept = by_layer.get(part, {})
+            by_layer[part] = {name: value for name, value in kept.items() if name not in idle}
     statistics = {name: max(values.values(), default=0.0) for name, values in by_layer.items()}
+    exposed: list[str] = []
     for name, values in by_layer.items():
         if statistics[name] > bounds[name]:
             layer = max(values, key=values.__getitem__)
-            reasons.append(_SENTENCES[name].format(layer=layer, value=statistics[name]))
+            sentence = _SENTENCES[name].format(layer=layer, value=statistics[name])
+            (exposed if name in EXPOSED else reasons).append(sentence)
     if reference is not None:
         statistics["change"] = _change(model, reference)
         if not statistics["change"] <= bounds["change"]:
@@ -156,16 +175,18 @@ def inspect_model(
                 "own last update."
             )
     reasons += _config_reasons(config or {}, agreed or {})
-    return Inspection(tuple(reasons), statistics)
+    if reasons:
+        return Inspection((*reasons, *exposed), statistics)
+    return Inspection((), statistics, tuple(exposed))
 
 
 _SENTENCES = {
     **{
-        f"exposed_{size}": (
+        name: (
             f"{{value:.0%}} of {size} samples, more than with random weights, could be read one by "
             "one from the update of layer `{layer}`."
         )
-        for size in SIZES
+        for name, size in zip(EXPOSED, SIZES, strict=True)
     },
     "parallel": (
         "{value:.0%} of the rows of layer `{layer}` are parallel to another row, so that their "
@@ -174,6 +195,10 @@ _SENTENCES = {
     "bias": (
         "The largest bias of layer `{layer}` is {value:.3g} times the size of its weights, so that "
         "it decides which samples a unit fires for."
+    ),
+    "offset": (
+        "The largest bias of layer `{layer}` is {value:.3g} times the size of the weights, as they "
+        "act on the samples, so that it decides which samples a unit fires for."
     ),
     "rare": (
         "{value:.0%} of the units of layer `{layer}` fire for less than 2 % of the samples, but "
@@ -245,7 +270,7 @@ def _batch_statistics(
     sizes = [size for size in SIZES if size <= samples]
     usual = unit_gradients(fresh_copy(model), batch) if sizes else {}
     telling = telling_layers(model, batch)
-    found: dict[str, dict[str, float]] = {}
+    found = {"offset": {n: v for n, v in offsets(model, batch).items() if n in telling}}
     for size in sizes:
         shares = {n: exposed_share(v, size) for n, v in gradients.items() if n in telling}
         found[f"exposed_{size}"] = {
@@ -305,6 +330,8 @@ def _config_reasons(config: Mapping[str, Any], agreed: Mapping[str, float]) -> l
             low, high = RANGE[0] * usual, RANGE[1] * usual
         elif name.lower() in RATE_NAMES:
             low, high = RATES
+        elif name.lower() in BATCH_NAMES:
+            low, high = SMALLEST_BATCH, math.inf
         else:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -179,15 +180,76 @@ def unit_gradients(model: nn.Module, batch: Any) -> dict[str, Tensor]:
             sample.
     """
     inputs = model_input(batch)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _evaluating(model):
         parts = [_chunk_gradients(model, part) for part in _chunks(inputs)]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     names = set.intersection(*(set(part) for part in parts))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name in names}
+
+
+def offsets(model: nn.Module, batch: Any) -> dict[str, float]:
+    """The largest bias of each layer beside what its weights make of the samples.
+
+    A bias is the weight of one more input, which is 1. It is compared with the other weights by
+    what they contribute: the largest absolute bias, times the root mean square norm of the layer's
+    inputs, over the root mean square of the outputs less their biases. Of random weights it is
+    about 1.7 (uniform) to 3 (normal), at any width, scale and depth; training makes it smaller, as
+    weights follow the inputs. Biases that choose for which samples a unit fires have to be as large
+    as the outputs, and it is then about the norm of the inputs. The model is in eval mode
+    meanwhile, and is left as it was.
+
+    Args:
+        model: the received model, of finite weights.
+        batch: as for :func:`model_input`; the model can compute it.
+
+    Returns:
+        Layer name -> value. Left out are layers without biases, those that were not called, and
+        those whose outputs less the biases are 0.
+    """
+    found = {name: layer for name, layer in layers(model) if layer.bias is not None}
+    inputs, outputs = ({name: _MeanSquare() for name in found} for _ in range(2))
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        layer = found[name]
+        places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
+        bias = layer.bias.detach().reshape(-1, *[1] * places)
+
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if args:
+                inputs[name].add(args[0])
+                outputs[name].add(output - bias)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(listen(name)) for name, layer in found.items()]
+    try:
+        with torch.no_grad(), _evaluating(model):
+            for part in _chunks(model_input(batch)):
+                model(**part) if isinstance(part, Mapping) else model(part)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    result = {}
+    for name, layer in found.items():
+        if outputs[name].value:
+            norm = math.sqrt(rows(layer).shape[1] * inputs[name].value)
+            largest = float(layer.bias.detach().double().abs().max())
+            result[name] = largest * norm / math.sqrt(outputs[name].value)
+    return result
+
+
+class _MeanSquare:
+    """The mean square of the entries of several tensors."""
+
+    def __init__(self) -> None:
+        self._total, self._entries = 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        self._total += float(values.detach().double().square().sum())
+        self._entries += values.numel()
+
+    @property
+    def value(self) -> float:
+        return self._total / max(1, self._entries)
 
 
 def fresh_copy(model: nn.Module) -> nn.Module:
@@ -284,6 +346,18 @@ def _with_samples(inputs: Inputs) -> list[Tensor]:
     """The tensors of a model's input that have a row for each sample."""
     values = [inputs] if isinstance(inputs, Tensor) else inputs.values()
     return [value for value in values if isinstance(value, Tensor) and value.dim()]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; each module has its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _chunks(inputs: Inputs) -> Iterator[Inputs]:

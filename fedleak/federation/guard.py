@@ -29,7 +29,8 @@ class GuardMod:
 
     It works on messages of the type train whose arrays are the weights of the model; others it
     passes on. See :func:`fedleak.inspect_model` for what it looks at. The change of the model is
-    compared with the client's own update of the round before, which it keeps in the context.
+    compared with the client's own update of the round before, which it keeps in the context. What
+    the update would give away though the model is not suspicious is written to Flower's log.
 
     Args:
         model: makes a model of the app, into which the received weights are loaded. If None, the
@@ -97,6 +98,8 @@ class GuardMod:
             if self.action == "refuse":
                 return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
             log(WARNING, reason)
+        if found.remarks:
+            log(WARNING, "GuardMod: " + " ".join(found.remarks))
         received = {name: copy(record) for name, record in message.content.array_records.items()}
         reply = call_next(message, context)
         _remember(received, reply, context)

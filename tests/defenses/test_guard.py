@@ -77,7 +77,7 @@ def test_an_honest_model_is_not_suspicious() -> None:
     assert not found.suspicious
     assert found.reasons == ()
     assert set(found.statistics) == {
-        "exposed_64", "exposed_128", "parallel", "bias", "rare", "largest"
+        "exposed_64", "exposed_128", "parallel", "bias", "offset", "rare", "largest"
     }  # fmt: skip
     assert all(value <= LIMITS[name] for name, value in found.statistics.items())
     assert repr(found).startswith("<Inspection: nothing suspicious. (parallel 0")
@@ -95,6 +95,8 @@ def test_an_honest_model_is_not_suspicious() -> None:
             rare_units,
             EXPOSED,
         ),
+        (rare_units, "The largest bias of layer `fc1` is"),
+        (rare_units, "as they act on the samples, so that it decides"),
         (rare_units, "of the units of layer `fc1` fire for less than 2 % of the samples"),
         (far_thresholds, "The largest bias of layer `fc1` is"),
         (overflow, "Layer `fc2.bias` has a weight of 1e"),
@@ -121,6 +123,39 @@ def test_units_that_fire_for_several_samples_expose_smaller_batches() -> None:
     assert found.statistics["exposed_256"] <= LIMITS["exposed_256"]
     assert found.statistics["exposed_64"] > 0.9
     assert any("% of 64 samples, more than" in reason for reason in found.reasons)
+
+
+def test_models_for_small_batches_are_told_by_their_biases() -> None:
+    """Nothing of 64 samples is exposed where units fire for half of 16."""
+    model = Net()
+    with torch.no_grad():
+        found = model.features(images()) @ model.fc1.weight.T
+        model.fc1.bias.copy_(-torch.quantile(found, torch.rand(60), dim=0).diagonal())
+    found = inspect_model(model, batch=images())
+    assert found.statistics["exposed_64"] < LIMITS["exposed_64"]
+    assert found.statistics["offset"] > LIMITS["offset"]
+    assert found.suspicious
+    # Few samples are enough.
+    assert inspect_model(model, batch=images(5)).suspicious
+
+
+def test_what_training_exposes_is_a_remark() -> None:
+    """The biases are in the weights of an input that is the same in all samples."""
+    model = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 10))
+    batch = torch.randn((128, 200), generator=torch.Generator().manual_seed(0))
+    batch[:, 0] = 1
+    with torch.no_grad():
+        model[0].weight[:, 0] = 0
+        found = batch @ model[0].weight.T
+        model[0].weight[:, 0] = -torch.quantile(found, 1 - 2 / 128, dim=0)
+        model[0].bias.zero_()
+    found = inspect_model(model, batch=batch, limits={"rare": 1.0})
+    assert not found.suspicious
+    assert found.reasons == ()
+    (remark,) = (text for text in found.remarks if "of 64 samples" in text)
+    assert "could be read one by one from the update of layer `0`" in remark
+    assert remark in repr(found)
+    assert "nothing suspicious" not in repr(found)
 
 
 def test_biases_of_an_output_layer_decide_nothing() -> None:
@@ -190,6 +225,8 @@ def test_the_change_is_compared_with_the_clients_own() -> None:
         ({"lr": math.nan}, {}, True),
         ({"lr": "fast"}, {}, True),
         ({"batch-size": 1}, {"batch-size": 32}, True),
+        ({"batch_size": 1}, {}, True),
+        ({"local-batch-size": 8}, {}, False),
         ({"clipping_range": 8.0, "target_range": 1 << 22, "max_weight": 1000.0}, {}, False),
         ({"clipping_range": 2e-12}, {}, True),
         ({"server-round": 1, "comment": "x"}, {}, False),

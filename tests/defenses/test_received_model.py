@@ -274,3 +274,42 @@ def test_a_model_without_a_row_for_each_sample_is_refused() -> None:
         received_model.unit_gradients(nn.Sequential(nn.ReLU()), torch.zeros(4, 3))
     with pytest.raises(BadInput, match=r"got Tensor of shape \(4,\) and type torch.int64"):
         received_model.unit_gradients(Classes(), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "transposed"])
+def test_offsets_against_the_definition(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = {
+        "linear": nn.Linear(6, 4), "convolution": nn.Conv1d(2, 4, 3),
+        "transposed": nn.ConvTranspose1d(2, 4, 3),
+    }[kind]  # fmt: skip
+    inputs = normal(130, 6) if kind == "linear" else normal(130, 2, 9)
+    model = nn.Sequential(layer, nn.ReLU())
+    with torch.no_grad():
+        layer.bias[1] = -3.0
+        outputs = layer(inputs)
+        made = outputs - layer.bias.reshape(-1, *[1] * (outputs.dim() - 2))
+    norm = math.sqrt(6 * float(inputs.square().mean()))
+    expected = 3.0 * norm / math.sqrt(float(made.square().mean()))
+    assert received_model.offsets(model, inputs)["0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_offsets_of_random_weights_are_those_of_a_uniform_law() -> None:
+    """The largest of many biases is the root of 3 times their deviation, at any width and scale."""
+    torch.manual_seed(0)
+    for width, scale in ((30, 1.0), (1000, 1e-3), (1000, 50.0)):
+        model = nn.Sequential(nn.Linear(width, 400), nn.ReLU(), nn.Linear(400, 400), nn.Tanh())
+        found = received_model.offsets(model, scale * normal(100, width))
+        assert found["0"] == pytest.approx(math.sqrt(3), rel=0.1)
+        assert found["2"] == pytest.approx(math.sqrt(3), rel=0.15)
+
+
+def test_offsets_leave_out_what_has_none_and_leave_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)).train()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert received_model.offsets(model, normal(10, 6)) == {}
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())

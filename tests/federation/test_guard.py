@@ -96,6 +96,23 @@ def test_a_warning_is_logged_and_the_app_trains(caplog: pytest.LogCaptureFixture
     assert "the rows of layer `0` are parallel" in caplog.text
 
 
+def test_what_an_honest_model_exposes_is_logged_and_it_is_trained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = App()
+    logging.getLogger("flwr").propagate = True
+    mod = GuardMod(make_model, samples, limits={"exposed_64": 0.0, "exposed_128": 0.0})
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight *= torch.arange(len(model[0].weight))[:, None] + 1
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        reply = mod(question(model), context_of(0), app)
+    exposed = mod.inspect(question(model), context_of(0)).remarks
+    assert app.calls == 1
+    assert not reply.has_error()
+    assert [text for text in exposed if text not in caplog.text] == []
+
+
 @pytest.mark.parametrize(
     ("config", "agreed", "refused"),
     [
