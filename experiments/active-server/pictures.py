@@ -5,7 +5,8 @@
 
 Four clients, two whose rate the server sets and two at their own rate; the convolutions are those
 of ``encoder.safetensors``, or with ``--own`` the untrained ones of the app. pictures.csv has a row
-for each certified image, pictures.png the first images of each client with their originals above.
+for each certified image, pictures.png the first images of each client with their originals above,
+and client.png those of one client at its own rate.
 """
 
 import argparse
@@ -33,6 +34,8 @@ COLUMNS = (
     "nearest_public", "mean_colour",
 )  # fmt: skip
 SHOWN = 14
+ONE = 2
+"""The client that is shown alone."""
 
 
 def scores(truth: Tensor, found: Tensor) -> list[Any]:
@@ -129,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
         for row in rows:
             append_row(table, COLUMNS, row)
     picture(pairs, given.output / f"{name}.png")
+    if encoder is not None:
+        picture([pairs[list(CLIENTS).index(ONE)]], given.output / "client.png")
 
 
 if __name__ == "__main__":
