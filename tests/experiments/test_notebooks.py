@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "experiments").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-SLOW = {"precode"}
+SLOW = {"active_server", "precode"}
 
 
 def test_all_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
+        "active_server",
         "exact",
         "exact_batches",
         "fedvae",
