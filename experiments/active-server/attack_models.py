@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from honest_models import OWN, QuickstartNet, initialise, mlp, whole_data
@@ -12,8 +13,11 @@ from fedleak import InterceptedUpdate, Knowledge, LocalTraining
 from fedleak.servers import Crafted, Imprint, MaliciousServer, SolitonBiases, TrapWeights
 from fedleak.servers.first_layer import FirstLayerServer
 
+ENCODER = Path(__file__).parent / "results" / "encoder.safetensors"
 CLIENT = 4000
 """Samples of a client of the quickstart."""
+PLAIN = 32
+"""Largest batch that is read from the global model as well."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,32 @@ def few_units(share: float) -> Callable[..., None]:
     return change
 
 
+def smaller_biases(limit: float) -> Callable[..., None]:
+    """Biases of the first layer whose offset, by the public samples, is below a limit."""
+
+    def change(sent: dict[str, Tensor], old: dict[str, Tensor], draw: torch.Generator) -> None:
+        weight, bias = list(sent)[:2]
+        public = whole_data("cifar10")[0][-1000:].flatten(1)
+        size = (public @ sent[weight].T).square().mean().sqrt()
+        largest = limit * size / public.square().sum(1).mean().sqrt()
+        sent[bias] *= min(1.0, float(largest / sent[bias].abs().max()))
+
+    return change
+
+
+def constant_input(data: str) -> Callable[..., None]:
+    """The biases are made the weights of the input that differs least among public samples."""
+
+    def change(sent: dict[str, Tensor], old: dict[str, Tensor], draw: torch.Generator) -> None:
+        weight, bias = list(sent)[:2]
+        public = whole_data(data)[0][-1000:].flatten(1)
+        at = int((public.std(0) / public.mean(0).abs()).argmin())
+        sent[weight][:, at] = sent[bias] / public[:, at].mean()
+        sent[bias].zero_()
+
+    return change
+
+
 def jitter(relative: float) -> Callable[..., None]:
     """Noise on every weight, relative to the size of its tensor's largest one."""
 
@@ -122,6 +152,11 @@ def jitter(relative: float) -> Callable[..., None]:
 def perceptron() -> nn.Module:
     """The perceptron 3072-1000-10."""
     return mlp(3072, 10, 1000)
+
+
+def narrow() -> nn.Module:
+    """The perceptron 3072-128-64-10."""
+    return mlp(3072, 10, 128, 64)
 
 
 def medical_perceptron() -> nn.Module:
@@ -150,6 +185,16 @@ def known(name: str, server: Callable[[], MaliciousServer], **more: object) -> A
     return Attack(name, server, perceptron, knows_guard=True, **more)
 
 
+def small(net: str, make: Callable[[], nn.Module]) -> tuple[Attack, ...]:
+    """Attacks on small batches of a perceptron, and bins on brightness."""
+    servers = (("soliton", SolitonBiases), ("trap weights", TrapWeights))
+    of_batches = (
+        Attack(f"{name}, {net}, B = {batch}", server, make, batch=batch)
+        for name, server in servers for batch in (8, 16, 32, 64)
+    )  # fmt: skip
+    return *of_batches, Attack(f"bins on brightness, {net}, B = 16", Imprint, make, batch=16)
+
+
 ATTACKS = (
     Attack("trap weights, 1 sample a unit", lambda: TrapWeights(fires=1.0), perceptron),
     Attack("trap weights, 4 samples a unit", TrapWeights, perceptron),
@@ -168,6 +213,18 @@ ATTACKS = (
     Attack("medical: trap weights", TrapWeights, medical_perceptron, "medical", held_out=True),
     Attack("medical: soliton", SolitonBiases, medical_perceptron, "medical", held_out=True),
     Attack("medical: bins on brightness", Imprint, medical_perceptron, "medical", held_out=True),
+    *small("3072-128-64-10", narrow),
+    *small("3072-1000-10", perceptron),
+    Attack("trap weights, scaling told", lambda: TrapWeights(scaling=0.96), perceptron),
+    Attack("soliton, deviation told", lambda: SolitonBiases(deviation=0.5), perceptron),
+    Attack("bins on brightness, deviation told", lambda: Imprint(deviation=0.24), perceptron),
+    quickstart("bins, AdamW", bins()),
+    quickstart("bins, for 500 samples", bins(samples=500)),
+    quickstart("bins, 30 % above", bins(above=0.3)),
+    quickstart("bins, encoder", bins(encoder=str(ENCODER))),
+    quickstart("bins, encoder, server's rate", bins(encoder=str(ENCODER), rate="server")),
+    Attack("medical: soliton, B = 16", SolitonBiases, medical_perceptron, "medical", 16),
+    Attack("medical: trap weights, B = 16", TrapWeights, medical_perceptron, "medical", 16),
     # An attacker who knows the guard.
     known("bins on brightness, noise 0.1", lambda: NoisyImprint(0.1)),
     known("bins on brightness, noise 1", lambda: NoisyImprint(1.0)),
@@ -177,6 +234,16 @@ ATTACKS = (
     known("soliton, 5 % of units", SolitonBiases, change=few_units(0.05)),
     known("soliton, 2 % of units", SolitonBiases, change=few_units(0.02)),
     known("bins on brightness, 4 % of units", Imprint, change=few_units(0.04)),
+    known("soliton, smaller biases", SolitonBiases, change=smaller_biases(8.0)),
+    known("soliton, smaller biases, B = 16", SolitonBiases, batch=16, change=smaller_biases(8.0)),
+    known(
+        "trap weights, smaller biases, B = 16", TrapWeights, batch=16, change=smaller_biases(8.0)
+    ),
+    known("soliton, biases in a constant input", SolitonBiases, change=constant_input("cifar10")),
+    Attack(
+        "medical: soliton, biases in a constant input", SolitonBiases, medical_perceptron,
+        "medical", knows_guard=True, change=constant_input("medical"),
+    ),
     known("trap weights, 1 of 4,000", lambda: TrapWeights(fires=1.0), batch=4000, reads=False),
     known(
         "trap weights, 1 of 4,000; 4,000 own", lambda: TrapWeights(fires=1.0), batch=4000,
@@ -191,6 +258,8 @@ def facts_of(attack: Attack, model: nn.Module, shape: tuple[int, ...], classes: 
     training = LocalTraining(learning_rate=0.1, momentum=0.9, batch_size=32, epochs=1)
     if "Adam" in attack.name:
         training = LocalTraining(optimizer="adam", learning_rate=1e-3, batch_size=32, epochs=1)
+    if "AdamW" in attack.name:
+        training = replace(training, optimizer="adamw", weight_decay=1e-2)
     if "decay" in attack.name:
         training = replace(training, weight_decay=5e-4)
     weights = isinstance(model, QuickstartNet)
@@ -206,8 +275,11 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def malicious(attack: Attack, seed: int) -> tuple[nn.Module, Tensor, float]:
+def malicious(attack: Attack, seed: int) -> tuple[nn.Module, Tensor, float, float]:
     """A malicious model, a client's own samples, and the share of a batch that is read.
+
+    The last number is the share that is read in the same way without any change of the global
+    model; it is NaN for batches above ``PLAIN``.
 
     The batch is made of other samples than the own ones that the guard is given, and the public
     samples are others again. A sample is read where its SSIM is above 0.9 by the distance of the
@@ -228,19 +300,31 @@ def malicious(attack: Attack, seed: int) -> tuple[nn.Module, Tensor, float]:
         attack.change(sent, dict(model.state_dict()), draw)
     global_model, model = model, attack.make()
     model.load_state_dict(sent)
-    share = float("nan")
+    share = plain = float("nan")
     if attack.reads and isinstance(server, FirstLayerServer):
         chosen = attack.own + torch.randperm(len(inputs) - attack.own - 1000, generator=draw)
         batch = inputs[chosen[: attack.batch]], targets[chosen[: attack.batch]]
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        found = torch.autograd.grad(cross_entropy(model, batch), parameters)
-        received = dict(zip(names, found, strict=True))
-        update = InterceptedUpdate(1, 0, "fedsgd", attack.batch, "mlp", sent, received)
-        rounds = ((Crafted(sent), update),)
         facts = replace(facts, model=global_model)
-        reading = server.read(facts, rounds, public=public, generator=draw)
-        share = read_share(reading.inputs, batch[0])
-    return model, own, share
+        share = read_from(server, facts, model, batch)
+        if attack.batch <= PLAIN:
+            # Of models as they are, samples are looked for in the rows, not in their differences.
+            plain = read_from(SolitonBiases(), facts, global_model, batch)
+    return model, own, share, plain
+
+
+def read_from(
+    server: FirstLayerServer, facts: Knowledge, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> float:
+    """The share of a batch that a server reads from a model's gradient."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(cross_entropy(model, batch), parameters)
+    received = dict(zip(names, found, strict=True))
+    sent = {name: value.clone() for name, value in model.state_dict().items()}
+    update = InterceptedUpdate(1, 0, "fedsgd", len(batch[1]), "mlp", sent, received)
+    reading = server.read(
+        facts, ((Crafted(sent), update),), public=None, generator=torch.Generator().manual_seed(0)
+    )
+    return read_share(reading.inputs, batch[0])
 
 
 def read_share(found: Tensor, inputs: Tensor) -> float:

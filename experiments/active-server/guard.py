@@ -22,18 +22,19 @@ import torch
 from scipy.stats import binomtest
 
 from fedleak import inspect_model
-from fedleak.defenses.guard import LIMITS
+from fedleak.defenses.guard import EXPOSED, LIMITS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attack_models import ATTACKS, SEEDS, malicious
-from honest_models import CHECKPOINTS, OWN, TRAININGS, checkpoints, whole_data
+from fresh_models import FRESH
+from honest_models import CHECKPOINTS, OWN, TRAININGS, checkpoints, data_of
 
 STATISTICS = (
-    "exposed_64", "exposed_128", "exposed_256", "parallel", "bias", "rare", "largest",
+    "exposed_64", "exposed_128", "exposed_256", "parallel", "bias", "offset", "rare", "largest",
 )  # fmt: skip
 COLUMNS = (
-    "kind", "model", "variant", "held_out", "seed", "suspicious", *STATISTICS, "read", "seconds",
-    "reasons",
+    "kind", "model", "variant", "held_out", "seed", "suspicious", "remarks", *STATISTICS, "read",
+    "read_plain", "seconds", "reasons",
 )  # fmt: skip
 
 
@@ -59,19 +60,19 @@ def measured(model: torch.nn.Module, own: torch.Tensor) -> dict[str, object]:
     seconds = time.perf_counter() - start
     row: dict[str, object] = {n: f"{found.statistics.get(n, float('nan')):.6g}" for n in STATISTICS}
     return row | {
-        "suspicious": int(found.suspicious), "seconds": f"{seconds:.2f}",
-        "reasons": " ".join(found.reasons),
+        "suspicious": int(found.suspicious), "remarks": len(found.remarks),
+        "seconds": f"{seconds:.2f}", "reasons": " ".join(found.reasons),
     }  # fmt: skip
 
 
 def honest(path: Path) -> None:
     """Look at every honest model, after each checkpoint of its training."""
-    for training in TRAININGS:
+    for training in (*TRAININGS, *FRESH):
         variants = [f"{epochs} epochs" for epochs in CHECKPOINTS] + [f"{max(CHECKPOINTS)} pruned"]
         done = present(path)
         if all((training.name, variant, str(training.seed)) in done for variant in variants):
             continue
-        own = whole_data(training.data)[0][:OWN]
+        own = data_of(training)[0][:OWN]
         for epochs, pruned, model in checkpoints(training):
             variant = f"{epochs} {'pruned' if pruned else 'epochs'}"
             if (training.name, variant, str(training.seed)) not in done:
@@ -89,10 +90,11 @@ def attacks(path: Path) -> None:
             kind = "knows the guard" if attack.knows_guard else "attack"
             if (attack.name, kind, str(seed)) in present(path):
                 continue
-            model, own, share = malicious(attack, seed)
+            model, own, share, plain = malicious(attack, seed)
             facts = {
                 "kind": kind, "model": attack.name, "variant": kind,
                 "held_out": int(attack.held_out), "seed": seed, "read": f"{share:.3f}",
+                "read_plain": f"{plain:.3f}",
             }  # fmt: skip
             append(path, facts | measured(model, own))
 
@@ -101,7 +103,8 @@ def caught(row: dict[str, str], limits: Mapping[str, float]) -> bool:
     """Whether a row's statistics exceed a limit, or it was refused for another reason."""
     values = {name: float(row[name]) for name in STATISTICS}
     lost = math.isinf(values["largest"]) or "not finite" in row["reasons"]
-    return lost or any(values[name] > limits[name] for name in STATISTICS)
+    reasons = (name for name in STATISTICS if name not in EXPOSED)
+    return lost or any(values[name] > limits[name] for name in reasons)
 
 
 def summary(folder: Path) -> None:

@@ -246,6 +246,7 @@ class Training:
         init: ``default``, ``kaiming`` (with biases 0) or ``orthogonal``.
         seed: seed of weights and batches.
         samples: number of samples that it is trained on.
+        load: gives inputs and targets, given the name of the data. If None, :func:`whole_data`.
     """
 
     name: str
@@ -257,7 +258,8 @@ class Training:
     decay: float = 0.0
     init: str = "default"
     seed: int = 0
-    samples: int = 1000
+    samples: int = 320
+    load: Callable[[str], tuple[Tensor, Tensor]] | None = None
 
 
 def _tanh_mlp() -> nn.Module:
@@ -265,23 +267,51 @@ def _tanh_mlp() -> nn.Module:
 
 
 TRAININGS = (
-    Training("quickstart sgd", QuickstartNet, "cifar10", False),
-    Training("quickstart sgd 0.05", QuickstartNet, "cifar10", False, rate=0.05, seed=1),
-    Training("quickstart adam", QuickstartNet, "cifar10", False, "adam", 1e-3, seed=2),
-    Training("quickstart decay", QuickstartNet, "cifar10", False, decay=5e-3, seed=3),
-    Training("quickstart kaiming", QuickstartNet, "cifar10", False, init="kaiming", seed=4),
-    Training("quickstart orthogonal", QuickstartNet, "cifar10", False, init="orthogonal", seed=5),
-    Training("quickstart [0, 1]", QuickstartNet, "cifar10 raw", False, seed=6),
+    Training("quickstart sgd", QuickstartNet, "cifar10", False, samples=1000),
+    Training(
+        "quickstart sgd 0.05", QuickstartNet, "cifar10", False, rate=0.05, seed=1, samples=1000
+    ),
+    Training(
+        "quickstart adam", QuickstartNet, "cifar10", False, "adam", 1e-3, seed=2, samples=1000
+    ),
+    Training("quickstart decay", QuickstartNet, "cifar10", False, decay=5e-3, seed=3, samples=1000),
+    Training(
+        "quickstart kaiming", QuickstartNet, "cifar10", False, init="kaiming", seed=4, samples=1000
+    ),
+    Training(
+        "quickstart orthogonal",
+        QuickstartNet,
+        "cifar10",
+        False,
+        init="orthogonal",
+        seed=5,
+        samples=1000,
+    ),
+    Training("quickstart [0, 1]", QuickstartNet, "cifar10 raw", False, seed=6, samples=1000),
     Training("lenet sigmoid", lambda: lenet(3, 10), "cifar10", False, "adam", 1e-3),
     Training("lenet relu", lambda: lenet(3, 10, nn.ReLU), "cifar10", False, seed=1),
-    Training("mlp 1000", lambda: mlp(3072, 10, 1000), "cifar10", False),
-    Training("mlp 1000 adam", lambda: mlp(3072, 10, 1000), "cifar10", False, "adam", 1e-3, seed=1),
-    Training("mlp 1000 kaiming", lambda: mlp(3072, 10, 1000), "cifar10", False, init="kaiming"),
-    Training("mlp 512 x 4", lambda: mlp(3072, 10, *[512] * 4), "cifar10", False, seed=1),
-    Training("vgg bn", lambda: vgg(3, 10), "cifar10", False, samples=320),
+    Training("mlp 1000", lambda: mlp(3072, 10, 1000), "cifar10", False, samples=1000),
     Training(
-        "vgg bn adam", lambda: vgg(3, 10), "cifar10", False, "adam", 1e-3, seed=1, samples=320
+        "mlp 1000 adam",
+        lambda: mlp(3072, 10, 1000),
+        "cifar10",
+        False,
+        "adam",
+        1e-3,
+        seed=1,
+        samples=1000,
     ),
+    Training(
+        "mlp 1000 kaiming",
+        lambda: mlp(3072, 10, 1000),
+        "cifar10",
+        False,
+        init="kaiming",
+        samples=1000,
+    ),
+    Training("mlp 512 x 4", lambda: mlp(3072, 10, *[512] * 4), "cifar10", False, seed=1),
+    Training("vgg bn", lambda: vgg(3, 10), "cifar10", False),
+    Training("vgg bn adam", lambda: vgg(3, 10), "cifar10", False, "adam", 1e-3, seed=1),
     Training(
         "vgg plain",
         lambda: vgg(3, 10, norm=False),
@@ -289,11 +319,10 @@ TRAININGS = (
         False,
         rate=0.02,
         seed=2,
-        samples=320,
     ),
-    Training("resnet", lambda: resnet(3, 10), "cifar10", False, rate=0.05, decay=5e-4, samples=320),
+    Training("resnet", lambda: resnet(3, 10), "cifar10", False, rate=0.05, decay=5e-4),
     Training("quickstart cifar100", QuickstartNet, "cifar100", False, seed=7),
-    Training("vit", lambda: Transformer(3, 10), "cifar10", False, "adam", 1e-3, samples=320),
+    Training("vit", lambda: Transformer(3, 10), "cifar10", False, "adam", 1e-3),
     Training(
         "vit medical",
         lambda: Transformer(1, 6),
@@ -302,37 +331,49 @@ TRAININGS = (
         "adam",
         1e-3,
         seed=1,
-        samples=320,
     ),
-    Training("mobile", lambda: mobile(3, 10), "cifar10", False, rate=0.05, samples=320),
+    Training("mobile", lambda: mobile(3, 10), "cifar10", False, rate=0.05),
     Training("mlp medical", lambda: mlp(1024, 6, 256, 64), "medical", False),
     Training("mlp tanh", _tanh_mlp, "cifar10", False, rate=0.02),
     Training("lenet medical", lambda: lenet(1, 6, nn.ReLU), "medical", False, "adam", 1e-3),
-    Training("vgg medical", lambda: vgg(1, 6), "medical", False, decay=1e-3, samples=320),
+    Training("vgg medical", lambda: vgg(1, 6), "medical", False, decay=1e-3),
     Training("lstm text", lambda: Characters(True), "text", False, "adam", 3e-3),
     Training("embedding text", lambda: Characters(False), "text", False, "adam", 3e-3, seed=1),
-    Training("mlp table", lambda: mlp(30, 2, 64, 64), "table", False, "adam", 1e-2),
-    Training("mlp digits", lambda: mlp(64, 10, 200), "digits", False, rate=0.1),
+    Training("mlp table", lambda: mlp(30, 2, 64, 64), "table", False, "adam", 1e-2, samples=1000),
+    Training("mlp digits", lambda: mlp(64, 10, 200), "digits", False, rate=0.1, samples=1000),
+    Training("autoencoder", lambda: autoencoder(3), "cifar10 self", False, "adam", 1e-3),
+    Training("gelu mlp medical", lambda: mlp(1024, 6, 400, 100, act=nn.GELU), "medical", False),
+    Training("leaky mlp", lambda: mlp(3072, 10, 800, 200, act=_leaky), "cifar100", False, seed=1),
     Training(
-        "autoencoder", lambda: autoencoder(3), "cifar10 self", False, "adam", 1e-3, samples=320
+        "wide mlp medical", lambda: mlp(1024, 6, 2000), "medical", False, "adam", 1e-3, samples=1000
     ),
-    # No limit was set on these.
-    Training("gelu mlp medical", lambda: mlp(1024, 6, 400, 100, act=nn.GELU), "medical", True),
-    Training("leaky mlp", lambda: mlp(3072, 10, 800, 200, act=_leaky), "cifar100", True, seed=1),
-    Training("wide mlp medical", lambda: mlp(1024, 6, 2000), "medical", True, "adam", 1e-3),
-    Training("mlp kaiming medical", lambda: mlp(1024, 6, 300), "medical", True, init="kaiming"),
-    Training("dropout mlp", dropout_mlp, "cifar10", True, "adam", 1e-3, seed=3),
-    Training("quickstart medical", lambda: QuickstartNet(1, 6), "medical", True, seed=8),
-    Training("quickstart medical adam", lambda: QuickstartNet(1, 6), "medical", True, "adam", 1e-3),
-    Training("group norm cnn", lambda: group_norm(3, 10), "cifar10", True, rate=0.05, samples=320),
-    Training("group norm medical", lambda: group_norm(1, 6), "medical", True, samples=320),
-    Training("convnext", lambda: convnext(3, 10), "cifar10", True, "adam", 1e-3, samples=320),
-    Training("digits 1d cnn", digits_cnn, "digits", True, "adam", 1e-3),
-    Training("digits deep mlp", lambda: mlp(64, 10, 128, 128, 128), "digits", True, rate=0.05),
-    Training("table wide mlp", lambda: mlp(30, 2, 500), "table", True, "adam", 1e-3),
-    Training("gru text", Recurrent, "text", True, "adam", 3e-3, seed=2),
-    Training("mlp autoencoder", mlp_autoencoder, "digits self", True, "adam", 1e-3),
+    Training("mlp kaiming medical", lambda: mlp(1024, 6, 300), "medical", False, init="kaiming"),
+    Training("dropout mlp", dropout_mlp, "cifar10", False, "adam", 1e-3, seed=3),
+    Training("quickstart medical", lambda: QuickstartNet(1, 6), "medical", False, seed=8),
+    Training(
+        "quickstart medical adam", lambda: QuickstartNet(1, 6), "medical", False, "adam", 1e-3
+    ),
+    Training("group norm cnn", lambda: group_norm(3, 10), "cifar10", False, rate=0.05),
+    Training("group norm medical", lambda: group_norm(1, 6), "medical", False),
+    Training("convnext", lambda: convnext(3, 10), "cifar10", False, "adam", 1e-3),
+    Training("digits 1d cnn", digits_cnn, "digits", False, "adam", 1e-3, samples=1000),
+    Training(
+        "digits deep mlp",
+        lambda: mlp(64, 10, 128, 128, 128),
+        "digits",
+        False,
+        rate=0.05,
+        samples=1000,
+    ),
+    Training("table wide mlp", lambda: mlp(30, 2, 500), "table", False, "adam", 1e-3, samples=1000),
+    Training("gru text", Recurrent, "text", False, "adam", 3e-3, seed=2),
+    Training("mlp autoencoder", mlp_autoencoder, "digits self", False, "adam", 1e-3, samples=1000),
 )
+
+
+def data_of(training: Training) -> tuple[Tensor, Tensor]:
+    """All inputs and targets of a training's data, in random order."""
+    return (training.load or whole_data)(training.data)
 
 
 @cache
@@ -354,7 +395,8 @@ def whole_data(name: str) -> tuple[Tensor, Tensor]:
         # Of CIFAR-100, ten groups of classes.
         targets = images if name.endswith("self") else labels.long() % 10
     elif name == "medical":
-        images, targets = _medical(folder / "medical_mnist_6000.tar.gz")
+        images, targets = medical_images(32)
+        images = (images - 0.5) / 0.5
     elif name == "text":
         text = "".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
         codes = torch.tensor([ord(c) if ord(c) < 128 else 0 for c in text])
@@ -365,22 +407,32 @@ def whole_data(name: str) -> tuple[Tensor, Tensor]:
         images = torch.tensor(found.data).float()
         images = (images - images.mean(0)) / images.std(0).clamp_min(1e-3)
         targets = images if name.endswith("self") else torch.tensor(found.target).long()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images[order], targets[order]
+    return shuffled(images, targets)
 
 
-def _medical(path: Path) -> tuple[Tensor, Tensor]:
+def shuffled(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and targets in one random order, always the same."""
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    return inputs[order], targets[order]
+
+
+def medical_images(side: int) -> tuple[Tensor, Tensor]:
+    """Medical MNIST: pixels ``(N, 1, side, side)`` from 0 to 1, and classes.
+
+    Args:
+        side: height and width to which the images are scaled.
+    """
     images, classes = [], []
-    with tarfile.open(path) as archive:
+    with tarfile.open(Path(os.environ["FEDLEAK_DATA"]) / "medical_mnist_6000.tar.gz") as archive:
         for member in archive:
             file = archive.extractfile(member) if member.name.endswith(".jpeg") else None
             if file is not None:
-                picture = Image.open(io.BytesIO(file.read())).convert("L").resize((32, 32))
+                picture = Image.open(io.BytesIO(file.read())).convert("L").resize((side, side))
                 images.append(np.asarray(picture))
                 classes.append(member.name.split("/")[-2])
     names = sorted(set(classes))
     pixels = torch.tensor(np.stack(images)).float()[:, None] / 255
-    return (pixels - 0.5) / 0.5, torch.tensor([names.index(name) for name in classes])
+    return pixels, torch.tensor([names.index(name) for name in classes])
 
 
 def initialise(model: nn.Module, kind: str) -> None:
@@ -410,7 +462,7 @@ def checkpoints(training: Training) -> Iterator[tuple[int, bool, nn.Module]]:
         The last one comes pruned as well.
     """
     torch.manual_seed(training.seed)
-    inputs, targets = whole_data(training.data)
+    inputs, targets = data_of(training)
     inputs, targets = (part[OWN : OWN + training.samples] for part in (inputs, targets))
     model = training.make()
     initialise(model, training.init)

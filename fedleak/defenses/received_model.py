@@ -205,13 +205,17 @@ def offsets(model: nn.Module, batch: Any) -> dict[str, float]:
         Layer name -> value. Left out are layers without biases, those that were not called, and
         those whose outputs less the biases are 0.
     """
-    found = {name: layer for name, layer in layers(model) if layer.bias is not None}
+    found = {
+        name: (layer, layer.bias.detach())
+        for name, layer in layers(model)
+        if layer.bias is not None
+    }
     inputs, outputs = ({name: _MeanSquare() for name in found} for _ in range(2))
 
     def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        layer = found[name]
+        layer, bias = found[name]
         places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)
-        bias = layer.bias.detach().reshape(-1, *[1] * places)
+        bias = bias.reshape(-1, *[1] * places)
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if args:
@@ -220,7 +224,7 @@ def offsets(model: nn.Module, batch: Any) -> dict[str, float]:
 
         return hook
 
-    hooks = [layer.register_forward_hook(listen(name)) for name, layer in found.items()]
+    hooks = [layer.register_forward_hook(listen(name)) for name, (layer, _) in found.items()]
     try:
         with torch.no_grad(), _evaluating(model):
             for part in _chunks(model_input(batch)):
@@ -229,10 +233,10 @@ def offsets(model: nn.Module, batch: Any) -> dict[str, float]:
         for handle in hooks:
             handle.remove()
     result = {}
-    for name, layer in found.items():
+    for name, (layer, bias) in found.items():
         if outputs[name].value:
             norm = math.sqrt(rows(layer).shape[1] * inputs[name].value)
-            largest = float(layer.bias.detach().double().abs().max())
+            largest = float(bias.double().abs().max())
             result[name] = largest * norm / math.sqrt(outputs[name].value)
     return result
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from fedleak.defenses.received_model import offsets
 from fedleak.servers import SolitonBiases
 from tests.experiments.studies import EXPERIMENTS, script
 
 FOLDER = EXPERIMENTS / "active-server"
-NAMES = ("honest_models", "attack_models", "measure", "quickstart")
+NAMES = ("honest_models", "fresh_models", "attack_models", "measure", "quickstart")
 
 
 @pytest.fixture
@@ -48,9 +49,12 @@ def test_every_honest_architecture_computes() -> None:
     study = script(FOLDER / "honest_models.py")
     shapes = {"cifar100": (3, 32, 32), "medical": (1, 32, 32), "table": (30,), "digits": (64,)}
     shapes["digits self"] = shapes["digits"]
-    assert len({training.name for training in study.TRAININGS}) == len(study.TRAININGS)
-    assert 3 * sum(t.held_out for t in study.TRAININGS) >= len(study.TRAININGS)
-    assert len(study.TRAININGS) * (len(study.CHECKPOINTS) + 1) >= 100
+    fresh = script(FOLDER / "fresh_models.py").FRESH
+    every = (*study.TRAININGS, *fresh)
+    assert len({training.name for training in every}) == len(every)
+    assert [t.held_out for t in every] == [False] * len(study.TRAININGS) + [True] * len(fresh)
+    assert 3 * len(fresh) >= len(every)
+    assert len(fresh) * (len(study.CHECKPOINTS) + 1) >= 100
     for training in study.TRAININGS:
         if training.data == "text":
             inputs = torch.zeros(2, 32, dtype=torch.long)
@@ -97,6 +101,47 @@ def test_changes_of_malicious_models() -> None:
 
 
 @pytest.mark.usefixtures("path")
+def test_changes_that_are_made_to_pass_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = script(FOLDER / "attack_models.py")
+    inputs = torch.randn(40, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    inputs[:, 0, 0, 0] = -1
+    monkeypatch.setattr(study, "whole_data", lambda _: (inputs, torch.zeros(40)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 12))
+    outputs = model(inputs)
+    sent = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    study.constant_input("x")(sent, {}, torch.Generator())
+    assert not sent["1.bias"].any()
+    model.load_state_dict(sent)
+    # The weights of the constant input were lost: its part is that of the former biases.
+    moved = outputs - model(inputs)
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved))
+    sent = {"1.weight": torch.randn(12, 9), "1.bias": torch.linspace(-5, 5, 12)}
+    study.smaller_biases(2.0)(sent, {}, torch.Generator())
+    model.load_state_dict(sent)
+    assert offsets(model, inputs)["1"] == pytest.approx(2.0, rel=1e-4)
+
+
+@pytest.mark.usefixtures("path")
+def test_fresh_data_and_models_compute() -> None:
+    study = script(FOLDER / "fresh_models.py")
+    shapes = {"artists": 1000, "counts": 128, "diabetes": 10, "waves": 250}
+    for training in study.FRESH:
+        if training.data == "text":
+            inputs = torch.zeros(2, 32, dtype=torch.long)
+        elif training.data in shapes:
+            inputs = torch.zeros(2, shapes[training.data])
+        else:
+            inputs = torch.zeros(2, *((1, 64, 64) if training.data == study.GREY else (3, 32, 32)))
+        with torch.no_grad():
+            assert len(training.make().eval()(inputs)) == 2
+    series, classes = study.fresh_data("waves")
+    assert series.shape == (1000, 250)
+    assert classes.unique().tolist() == [0, 1, 2, 3, 4]
+    inputs, target = study.fresh_data("diabetes")
+    assert (inputs.shape, target.shape) == ((442, 10), (442, 1))
+
+
+@pytest.mark.usefixtures("path")
 def test_a_batch_of_the_perceptron_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     study = script(FOLDER / "perceptron.py")
     draw = torch.Generator().manual_seed(0)
@@ -121,23 +166,3 @@ def test_an_update_is_rounded() -> None:
     torch.testing.assert_close(study.rounded(change, 1e-6), expected)
     torch.testing.assert_close(study.rounded(change, 0.0), change.double())
     assert math.isclose(study.STEPS[-1], 1e-6)
-
-
-@pytest.mark.usefixtures("path")
-def test_small_batches_are_measured_on_the_first_layer() -> None:
-    study = script(FOLDER / "small_batches.py")
-    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4))
-    with torch.no_grad():
-        # Unit i fires for sample i of 16 alone.
-        model[0].weight.zero_()[:16, :16] = torch.eye(16)
-        model[0].bias.fill_(-0.5)
-    own = torch.eye(16, 64).repeat(8, 1)
-    row = study.measured(model, own)
-    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
-    # A sample is read where it is there once.
-    for size in (8, 32):
-        counts = [torch.bincount(part % 16, minlength=16) for part in order.split(size)[:8]]
-        once = sum(int((count == 1).sum()) for count in counts) / (size * min(8, 128 // size))
-        assert row[f"exposed_{size}"] == f"{once:.3f}"
-    names = [(name, variant, seed) for name, variant, seed, _ in study.cases()]
-    assert len(names) == len(set(names))
