@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from typing import Any, Literal, Self, get_args
 import yaml
 
 from fedleak.errors import BadInput, require, unknown_name
+from fedleak.privacy.mechanisms import DELTA, check_delta
 from fedleak.registry import Plugin, load_class, load_plugin, plugin_entry, read_plugin, short_name
 from fedleak.runtime.safe_yaml import read_yaml
 from fedleak.schema import check_keys, check_value, check_values, parameters_of, shown
@@ -51,7 +53,9 @@ class Federation:
         alpha: concentration of the Dirichlet partition, positive; smaller is less even.
         shards_per_client: number of shards that a client gets, at least 1.
         strategy: how the server aggregates: a class of flwr.serverapp.strategy or a dotted path.
-        strategy_options: keyword arguments of that class, such as eta for FedAdam.
+        strategy_options: keyword arguments of that class, such as eta for FedAdam. A class around
+            another strategy, as Flower's for differential privacy, takes the other's name as
+            ``strategy``, FedAvg by default, whose options are given beside its own.
         learning_rate_decay: factor by which the server's learning rate (eta of FedAdam and its kin,
             server_learning_rate of FedAvgM) is multiplied after every round, above 0 and at most 1.
         obeys: what clients take from the training configuration that the server sends: name of the
@@ -59,7 +63,9 @@ class Federation:
             (fedavg) or ``batch_size``. An entry that is not sent leaves the client's own value. An
             honest server sends none.
         mods: Flower's client mods around the training (fedavg), the first one outermost; each
-            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args. LocalDpMod also
+            with class_path, such as flwr.clientapp.mod.LocalDpMod, and init_args; Flower's mods
+            that clip are ``FixedClipping`` and ``AdaptiveClipping`` of
+            fedleak.federation.clipping_mods. LocalDpMod also
             adds noise to batch-norm statistics, where a negative variance gives NaN: use
             resnet18 with `norm: group`.
         client_evaluation: whether clients also evaluate the global model, each on its part of the
@@ -283,6 +289,52 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The most of a client's privacy that a run may spend.
+
+    Args:
+        epsilon: the largest epsilon that any client may come to, positive.
+        delta: the delta at which it is computed, above 0 and below 1.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+
+    epsilon: float
+    delta: float = DELTA
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.epsilon < math.inf,
+            f"Expected `privacy.budget.epsilon` to be positive, got {self.epsilon}.",
+        )
+        check_delta("privacy.budget", self.delta)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Limits of what a run spends of its clients' privacy.
+
+    Args:
+        budget: before the first round in which a client would exceed it, the run ends. If None,
+            what is spent is counted at a delta of 1e-5, and nothing ends the run.
+    """
+
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        given: Any = self.budget
+        if isinstance(given, Mapping):  # as in a file
+            require("epsilon" in given, "Expected `privacy.budget.epsilon`, got none.")
+            object.__setattr__(self, "budget", Budget(**given))
+
+    @property
+    def delta(self) -> float:
+        """The delta at which effective epsilons are computed."""
+        return DELTA if self.budget is None else self.budget.delta
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The configuration of a run.
 
@@ -298,6 +350,7 @@ class RunConfig:
         federation: how the federation trains.
         victims: which updates are attacked.
         metrics: how reconstructions are scored.
+        privacy: what the run may spend of its clients' privacy.
         weights: a safetensors file with the initial weights of the federation, such as a run's
             ``updates/r0005-global.safetensors``, which its server sent in round 5. If None, the
             model's own initialisation.
@@ -321,6 +374,7 @@ class RunConfig:
     federation: Federation = Federation()
     victims: Victims = Victims()
     metrics: Metrics = Metrics()
+    privacy: Privacy = Privacy()
     weights: str | None = None
     server: Plugin | None = None
     public: int | None = None
@@ -429,10 +483,13 @@ class RunConfig:
         for name in ("attacks", "defenses"):
             plain[name] = list(plain[name])
         order = ["output", "seed", "data", "model", "weights", "baseline", "defenses"]
-        order += ["federation", "victims", "server", "public", "attacks", "metrics", "device"]
+        order += ["federation", "privacy", "victims", "server", "public", "attacks", "metrics"]
+        order += ["device"]
         for name in ("weights", "server", "public"):
             if plain[name] is None:
                 order.remove(name)  # a setting without a value would be refused in a file
+        if self.privacy == Privacy():
+            order.remove("privacy")
         return {name: plain[name] for name in order}
 
     @classmethod
@@ -468,7 +525,8 @@ class RunConfig:
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
         own = _without_defaults(plain, type(self))
         for name, part in SECTIONS.items():
-            own[name] = _without_defaults(plain[name], part)
+            if name in plain:
+                own[name] = _without_defaults(plain[name], part)
         if self.federation.clients == replace(self.federation, clients=None).known_size:
             own["federation"].pop("clients", None)
         for name in PLUGINS:
@@ -513,6 +571,7 @@ SECTIONS: dict[str, type[Any]] = {
     "federation": Federation,
     "victims": Victims,
     "metrics": Metrics,
+    "privacy": Privacy,
 }
 """Nested settings of a run -> their class."""
 

@@ -4,7 +4,7 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from fedleak.runs.folder import RunFolder
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runs.readings import as_reconstruction, score_reading
 from fedleak.runs.results import Recorder
+from fedleak.runs.spending import Spending, SpentRow, write_privacy
 from fedleak.runs.summary import Status, data_facts, read_summary, write_summary
 from fedleak.runtime.interrupts import delay_interrupts, reraise_as_interrupt
 from fedleak.servers.base import Crafted, MaliciousServer
@@ -79,6 +80,7 @@ def run(
         from fedleak.federation.engine.ray_engine import FederationError
         from fedleak.federation.engine.server import make_strategy
         from fedleak.federation.engine.simulation import check_resources, simulate
+        from fedleak.federation.run_spending import make_spending
 
     parts = parts or prepare(config)
     config = config.with_clients(len(parts.data.train_set))
@@ -88,10 +90,16 @@ def run(
         "theirs, got known.",
     )
     strategies = {variant: make_strategy(part) for variant, part in config.variants.items()}
+    spendings = {
+        variant: make_spending(
+            part, parts.data, parts.models[variant], strategies[variant], simulated=scored
+        )
+        for variant, part in config.variants.items()
+    }
     if federate is None:
         check_resources(config)
         federate = simulate
-    work = _Work(config, parts, observers)
+    work = _Work(config, parts, observers, spendings)
     work.folder.open(config, resume=resume, overwrite=overwrite, truth=scored)
     if work.is_complete:
         return work.summary
@@ -109,6 +117,7 @@ def run(
                     truth=work.folder.truth(variant),
                     checkpoint=work.folder.checkpoint(variant),
                     observer=work.observer,
+                    spending=spendings[variant],
                 )
             except FederationError as error:
                 raise RunFailed(str(error)) from error
@@ -190,7 +199,9 @@ def attack_run(
     if work.is_complete:
         return work.summary
     if origin.summary.is_file():
-        work.federation = read_summary(origin.summary)["federation"]
+        before = read_summary(origin.summary)
+        work.federation, work.privacy = before["federation"], before["privacy"]
+        _link(origin.privacy, work.folder.path)
     for variant, paths in files.items():
         for path in paths:
             shared = path.with_name(f"{path.stem.partition('-')[0]}-global.safetensors")
@@ -222,11 +233,19 @@ def source_folder(source: Path) -> RunFolder:
 class _Work:
     """A run in progress."""
 
-    def __init__(self, config: RunConfig, parts: Parts, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        parts: Parts,
+        observers: Sequence[Observer],
+        spendings: Mapping[str, Spending | None] | None = None,
+    ) -> None:
         self.config = config
         self.parts = parts
         self.folder = RunFolder(Path(config.output))
-        self.observer = Observers(observers)
+        self.spendings = [s for s in (spendings or {}).values() if s is not None]
+        # The table is written before anybody is told of its rows.
+        self.observer = Observers([_PrivacyTable(self.folder.privacy, self.spendings), *observers])
         self.federation: dict[str, Any] = {
             "rounds": config.federation.rounds,
             "clients": config.federation.size,
@@ -235,6 +254,7 @@ class _Work:
             "lost_rounds": [],
             "diverged_round": None,
         }
+        self.privacy: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.data = data_facts(config, parts.data)
         self.broken: list[Refusal] = []
@@ -274,6 +294,8 @@ class _Work:
         known["lost_rounds"] = sorted({*known["lost_rounds"], *outcome.lost})
         found = [known["diverged_round"], outcome.diverged]
         known["diverged_round"] = min((r for r in found if r is not None), default=None)
+        if outcome.ended:
+            known["ended"] = f"After round {outcome.rounds} of {known['rounds']}: {outcome.ended}."
 
     def interception(self, variant: str) -> "Interception":
         """The malicious part of a federation's server."""
@@ -516,10 +538,22 @@ class _Work:
     def _write(self, status: Status) -> None:
         with delay_interrupts():
             self.summary = write_summary(
-                self.folder, self.config, status, self.federation, self.data
-            )
+                self.folder, self.config, status, self.federation, self.data,
+                privacy=self.privacy or [each.facts() for each in self.spendings],
+            )  # fmt: skip
             if status != "running":
                 self.observer.run_ended(status)
+
+
+class _PrivacyTable(Observer):
+    """Writes what is spent of the clients' privacy after each round."""
+
+    def __init__(self, path: Path, spendings: Sequence[Spending]) -> None:
+        self._path, self._spendings = path, spendings
+
+    def privacy_spent(self, model: str, round_: int, rows: Sequence[SpentRow]) -> None:
+        """See :class:`Observer`."""
+        write_privacy(self._path, [row for each in self._spendings for row in each.rows])
 
 
 def _check_labels(config: RunConfig, update: InterceptedUpdate, truth: GroundTruth | None) -> None:

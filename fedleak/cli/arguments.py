@@ -160,7 +160,7 @@ def make_parser(command: str | None = None, *, plugins: bool = True) -> Argument
 
 
 def _fill_run(run: ArgumentParser, plugins: bool) -> None:
-    from fedleak.config import Federation, Metrics, Victims
+    from fedleak.config import Federation, Metrics, Privacy, Victims
 
     run.add_argument("--config", action="config", help="YAML file with any settings.")
     run.add_argument("--output", type=str, default="runs/run", help="The run's folder.")
@@ -200,6 +200,7 @@ def _fill_run(run: ArgumentParser, plugins: bool) -> None:
         f"{_choices('defenses')}; `--defenses+` adds one.",
     )  # fmt: skip
     run.add_argument("--metrics", type=Metrics, default=Metrics())
+    run.add_argument("--privacy", type=Privacy, default=Privacy())
     run.add_argument("--device", type=str, default="cpu", help="Where attacks compute.")
     run.add_argument(
         "--versions",

@@ -9,11 +9,7 @@ from rich.table import Table
 
 from fedleak.errors import require, unknown_name
 from fedleak.privacy.ledger import Spent, findings, spent_by
-from fedleak.privacy.mechanisms import MECHANISMS, Mechanism
-
-DELTA = 1e-5
-"""The delta of the effective epsilon where none is given and the mechanism declares none."""
-
+from fedleak.privacy.mechanisms import DELTA, MECHANISMS, Mechanism
 
 MOST_ROUNDS = 10**15
 

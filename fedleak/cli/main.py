@@ -155,7 +155,7 @@ def _command(settings: Namespace, console: Console) -> None:
     )
     from fedleak.runs.results import read_rows
     from fedleak.runs.scoring import scoring_class
-    from fedleak.runs.summary import federation_notes
+    from fedleak.runs.summary import federation_notes, privacy_notes
 
     if command == "run":
         config = _run_config(chosen)
@@ -188,6 +188,8 @@ def _command(settings: Namespace, console: Console) -> None:
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
+    for sentence in privacy_notes(summary.get("privacy", [])):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for note in federation_notes(summary["federation"]):
         console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)
     console.print(paths_line(RunFolder(Path(config.output))))

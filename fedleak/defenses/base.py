@@ -69,6 +69,9 @@ class Defense(ABC):
     """Whether it computes its update from the batch alone, and so undoes defences before it."""
     randomised: ClassVar[bool] = False
     """Whether what it sends depends on random draws."""
+    uses_update_alone: ClassVar[bool] = False
+    """Whether it reads nothing of the client's but its update: a privacy budget that holds for the
+    update before it holds for the one after it. If not, no budget is counted."""
 
     @abstractmethod
     def protect(
@@ -88,6 +91,10 @@ class Defense(ABC):
         Raises:
             BadInput: if the defence cannot be applied to such an update or model.
         """
+
+    def keeps_norm(self) -> bool:
+        """Whether the update's norm never grows, so that a clipping before it still bounds it."""
+        return False
 
     def refuses(self, protocol: Protocol) -> str | None:
         """Why the defence cannot be used with a protocol. If None, it can.

@@ -26,11 +26,16 @@ class Clipping(Defense):
     name: ClassVar[str] = "clipping"
     paper: ClassVar[str] = "McMahan et al., ICLR 2018, section 3, arXiv 1710.06963"
     family: ClassVar[Family] = "gradient clipping"
+    uses_update_alone: ClassVar[bool] = True
 
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
         check_range(self.name, "max_norm", self.max_norm, self.max_norm > 0, "positive")
+
+    def keeps_norm(self) -> bool:
+        """See :meth:`Defense.keeps_norm`."""
+        return True
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

@@ -29,6 +29,7 @@ class NoisyGradients(Defense):
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.1, arXiv 1906.08935"
     family: ClassVar[Family] = "gradient perturbation"
     randomised: ClassVar[bool] = True
+    uses_update_alone: ClassVar[bool] = True
 
     sigma: float = 1e-2
     distribution: Literal["gaussian", "laplace"] = "gaussian"

@@ -26,12 +26,17 @@ class Pruning(Defense):
     name: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "Zhu et al., DLG, NeurIPS 2019, section 5.2, arXiv 1906.08935"
     family: ClassVar[Family] = "gradient compression"
+    uses_update_alone: ClassVar[bool] = True
 
     ratio: float = 0.9
     error_feedback: bool = False
 
     def __post_init__(self) -> None:
         check_range(self.name, "ratio", self.ratio, 0 <= self.ratio < 1, "from 0 to below 1")
+
+    def keeps_norm(self) -> bool:
+        """See :meth:`Defense.keeps_norm`; entries kept from earlier rounds may make it larger."""
+        return not self.error_feedback
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

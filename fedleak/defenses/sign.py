@@ -21,6 +21,7 @@ class Sign(Defense):
     name: ClassVar[str] = "sign"
     paper: ClassVar[str] = "Bernstein et al., signSGD, ICML 2018, arXiv 1802.04434"
     family: ClassVar[Family] = "gradient compression"
+    uses_update_alone: ClassVar[bool] = True
 
     scaled: bool = True
 

@@ -124,6 +124,8 @@ class MaliciousStrategy(Strategy):
         on_progress: called repeatedly by an attack; it may raise ``Stopped`` to end the run.
         on_failure: called with round, client number and reason when a client does not answer or an
             attack on its update fails. If None, failures are logged.
+        on_asked: called with the round and the numbers of the clients that are about to be asked to
+            train; it may raise ``Stopped`` to end the run before.
 
     Raises:
         BadInput: if there are ``attacks`` or a ``server`` without ``knowledge``, ``model`` is no
@@ -160,6 +162,7 @@ class MaliciousStrategy(Strategy):
         on_attacked: OnAttacked | None = None,
         on_progress: OnProgress | None = None,
         on_failure: Callable[[int, int, str], None] | None = None,
+        on_asked: Callable[[int, list[int]], None] | None = None,
     ) -> None:
         if attacks and knowledge is None:
             raise BadInput("Expected `knowledge` where `attacks` are given, got none.")
@@ -216,6 +219,7 @@ class MaliciousStrategy(Strategy):
         self._on_attacked = on_attacked
         self._on_progress = on_progress
         self._on_failure = on_failure
+        self._on_asked = on_asked
         self._sent: Tensors = {}
         self._sent_to: dict[int, Tensors] = {}
         self._crafted: dict[int, Crafted] = {}
@@ -289,6 +293,8 @@ class MaliciousStrategy(Strategy):
         if self.seeded_sampling:
             random.seed(derive_seed(self.seed, round_))
         messages = list(self._inner_steps["configure_train"](round_, arrays, config, grid))
+        if self._on_asked is not None:
+            self._on_asked(round_, [self._number(m.metadata.dst_node_id) for m in messages])
         self._sent = records.to_tensors(arrays)
         self._sent_to = {}
         for message in messages:

@@ -81,9 +81,14 @@ class Ledger:
         """What a client spent in a round, by unit, adjacency and trust."""
         return self._spent(client, round)
 
-    def of_client(self, client: int) -> list[Spent]:
-        """What a client spent in all rounds, by unit, adjacency and trust."""
-        return self._spent(client, None)
+    def of_client(self, client: int, *, further: Iterable[Mechanism] = ()) -> list[Spent]:
+        """What a client spent in all rounds, by unit, adjacency and trust.
+
+        Args:
+            client: the client.
+            further: mechanisms that are counted as if the client released them in one more round.
+        """
+        return self._spent(client, None, further)
 
     def total(self) -> list[Spent]:
         """What the run spent: the most that any client has, by unit, adjacency and trust.
@@ -108,9 +113,13 @@ class Ledger:
             for spent in self.of_round(client, round)
         ]
 
-    def _spent(self, client: int, round: int | None) -> list[Spent]:
+    def _spent(
+        self, client: int, round: int | None, further: Iterable[Mechanism] = ()
+    ) -> list[Spent]:
         groups: dict[tuple[str, ...], list[tuple[int, Mechanism]]] = defaultdict(list)
-        for number, mechanism in self._entries.get(client, []):
+        entries = self._entries.get(client, [])
+        more = 1 + max((number for number, _ in entries), default=0)
+        for number, mechanism in [*entries, *((more, mechanism) for mechanism in further)]:
             if round in (None, number):
                 key = mechanism.unit, mechanism.adjacency, mechanism.trust
                 groups[key].append((number, mechanism))

@@ -13,6 +13,9 @@ Adjacency = Literal["replace", "remove"]
 Trust = Literal["local", "central"]
 Sampling = Literal["poisson", "fixed", "other"]
 
+DELTA = 1e-5
+"""The delta of effective epsilons where none is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:

@@ -102,6 +102,7 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         summary=summary,
         notes=federation_notes(summary["federation"]) if summary else [],
         server_notes=server_notes(summary["server"]) if summary.get("server") else [],
+        privacy=summary.get("privacy", []),
         scoring=scoring,
         shown=_shown(rows, scoring),
         supported_from=SUPPORTED_FROM,

@@ -52,6 +52,16 @@ def of_client(metric: str, client: int) -> str:
     return f"{CLIENTS}/{metric}/client {client}"
 
 
+def epsilon_spent(unit: str, trust: str) -> str:
+    """The largest epsilon that a client of a round has come to; none where no epsilon holds."""
+    return f"{TRAINING}/privacy/epsilon so far of a {unit}, {trust}"
+
+
+def epsilon_of_client(unit: str, trust: str, client: int) -> str:
+    """The epsilon that one client has come to by a round."""
+    return of_client(f"epsilon so far of a {unit}, {trust}", client)
+
+
 def victim_cost(key: str) -> str:
     """The cost of an attack on one update by iteration."""
     return f"{VICTIMS}/cost of {key}"

@@ -22,6 +22,7 @@ from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.observer import Observer
 from fedleak.runs.results import read_rows
 from fedleak.runs.scoring import EXPLAINED, LPIPS, ItemScoring, scoring_class
+from fedleak.runs.spending import SpentRow
 from fedleak.runs.summary import read_summary, summarise
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -112,6 +113,19 @@ class TensorBoard(Observer):
         self._answers = {}
         for name, value in metrics.items():
             self._writer(model).add_scalar(tags.global_model(name), value, round_)
+
+    def privacy_spent(self, model: str, round_: int, rows: Sequence[SpentRow]) -> None:
+        """See :class:`Observer`; an infinite epsilon is no point of a curve."""
+        most: dict[str, float] = {}
+        for row in rows:
+            tag = tags.epsilon_of_client(row.unit, row.trust, row.client)
+            if math.isfinite(row.epsilon_so_far):
+                self._writer(model).add_scalar(tag, row.epsilon_so_far, round_)
+            tag = tags.epsilon_spent(row.unit, row.trust)
+            most[tag] = max(row.epsilon_so_far, most.get(tag, 0.0))
+        for tag, value in most.items():
+            if math.isfinite(value):
+                self._writer(model).add_scalar(tag, value, round_)
 
     def victim_attacked(
         self,

@@ -25,6 +25,7 @@ class RunFolder:
         self.results = path / "results.csv"
         self.diagnostics = path / "diagnostics.jsonl"
         self.summary = path / "summary.json"
+        self.privacy = path / "privacy.csv"
         self.figures = path / "figures"
         self.tensorboard = path / "tensorboard"
         self.reconstructions = self.figures / "victims"

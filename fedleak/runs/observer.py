@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedleak.attacks.base import Progress, Reconstruction
+from fedleak.runs.spending import SpentRow
 from fedleak.runtime.interrupts import delay_interrupts
 from fedleak.updates.truth import GroundTruth
 from fedleak.updates.update import InterceptedUpdate
@@ -28,6 +29,9 @@ class Observer:
 
     def round_evaluated(self, model: str, round_: int, metrics: Mapping[str, float]) -> None:
         """The global model was evaluated; round 0 is the untrained model."""
+
+    def privacy_spent(self, model: str, round_: int, rows: Sequence[SpentRow]) -> None:
+        """What the clients of a round have spent of their privacy; see ``privacy.csv``."""
 
     def attack_started(self, attack: str, model: str, victims: int, done: int) -> None:
         """An attack on ``victims`` updates starts; ``done`` of them were attacked earlier."""

@@ -103,6 +103,8 @@ def write_summary(
     status: Status,
     federation: dict[str, Any],
     data: dict[str, Any],
+    *,
+    privacy: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write summary.json from results.csv.
 
@@ -110,9 +112,10 @@ def write_summary(
         folder: the run's folder.
         config: its configuration.
         status: the run's status.
-        federation: rounds, clients, failures, accuracy, and lost_rounds and diverged_round, see
-            :func:`federation_notes`.
+        federation: rounds, clients, failures, accuracy, and lost_rounds, diverged_round and ended,
+            see :func:`federation_notes`.
         data: see :func:`data_facts`.
+        privacy: what each federation has spent, see :meth:`fedleak.runs.spending.Spending.facts`.
 
     Returns:
         The contents of the file.
@@ -124,6 +127,8 @@ def write_summary(
         "attacks": summarise(read_rows(folder.results)),
         "federation": federation,
     }
+    if privacy:
+        summary["privacy"] = list(privacy)
     if config.server is not None:
         summary["server"] = server_facts(folder, config)
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
@@ -190,8 +195,8 @@ def read_summary(path: Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation`` and ``data``
-        (empty in runs of early versions, which did not record it, nor lost rounds).
+        What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation``, ``privacy`` and
+        ``data`` (empty in runs of early versions, which did not record it, nor lost rounds).
 
     Raises:
         BadInput: if the file is missing, is not JSON, or one of these is invalid.
@@ -230,6 +235,14 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"Expected `lost_rounds` and `diverged_round` to be numbers of rounds in {path}, got "
         f"{short(lost)} and {short(diverged)}.",
     )
+    ended = federation.setdefault("ended", "")
+    require(isinstance(ended, str), f"Expected `ended` to be text in {path}, got {short(ended)}.")
+    privacy = summary.setdefault("privacy", [])
+    require(
+        isinstance(privacy, list) and all(map(_is_spending, privacy)),
+        f"Expected `privacy` to be a list of model, delta, budget, ended, spent and findings in "
+        f"{path}, got {short(privacy)}.",
+    )
     server = summary.get("server")
     require(
         server is None or _is_server(server),
@@ -251,9 +264,10 @@ def federation_notes(federation: Mapping[str, Any]) -> list[str]:
     Args:
         federation: ``federation`` of a summary: ``failures`` counts replies that were missing,
             errors or refused, in the rounds ``lost_rounds``; ``diverged_round`` is the first round
-            after which the global model or its loss was not finite.
+            after which the global model or its loss was not finite; ``ended`` says why it ended
+            before its last round.
     """
-    notes = []
+    notes = [f"The federation ended. {federation['ended']}"] if federation.get("ended") else []
     failures, lost = federation["failures"], federation["lost_rounds"]
     if failures:
         names = ", ".join(map(str, lost[:MAX_ROUNDS])) + ", ..." * (len(lost) > MAX_ROUNDS)
@@ -282,6 +296,63 @@ def _is_data(data: dict[str, Any]) -> bool:
         and all(is_number(value) for value in [*mean, *std])
         and len(mean) == len(std) > 0
         and all(value > 0 for value in std)
+    )
+
+
+def privacy_notes(privacy: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a run has spent of its clients' privacy, in sentences.
+
+    Args:
+        privacy: ``privacy`` of a summary.
+    """
+    notes = []
+    for each in privacy:
+        for spent in each["spent"]:
+            worth = (
+                f"epsilon {spent['epsilon']:.4g} at delta {spent['delta']:g}"
+                if spent["epsilon"] is not None
+                else f"no epsilon holds, as {spent['reason']}"
+            )
+            declared = spent["declared_epsilon"]
+            said = "" if declared is None else f", where {declared:g} is declared"
+            budget = "" if each["budget"] is None else f", of a budget of {each['budget']:g}"
+            rounds = spent["rounds"]
+            notes.append(
+                f"Privacy of a {spent['unit']} on {each['model']} "
+                f"({', '.join(spent['mechanisms'])}; {spent['adjacency']}, {spent['trust']}): "
+                f"{worth}{said}{budget}, after {rounds} round{'s' * (rounds != 1)}."
+            )
+    return notes
+
+
+def _is_spending(entry: Any) -> bool:
+    """Whether this has the form of :meth:`fedleak.runs.spending.Spending.facts`."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in ("model", "ended"))
+        and is_number(entry.get("delta"))
+        and _is_mean(entry.get("budget"))
+        and all(isinstance(entry.get(name), list) for name in ("spent", "findings"))
+        and all(isinstance(text, str) for text in entry["findings"])
+        and all(map(_is_spent, entry["spent"]))
+    )
+
+
+def _is_spent(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and is_count(entry.get("rounds"), 1)
+        and all(
+            isinstance(entry.get(name), str)
+            for name in ("unit", "adjacency", "trust", "accountant", "reason")
+        )
+        and isinstance(entry.get("mechanisms"), list)
+        and all(isinstance(name, str) for name in entry["mechanisms"])
+        and is_number(entry.get("delta"))
+        and all(
+            _is_mean(entry.get(name, math.nan))
+            for name in ("epsilon", "declared_epsilon", "declared_delta")
+        )
     )
 
 

@@ -20,11 +20,13 @@ from fedleak.federation.engine.server import (
     FederationServer,
     Interception,
     ServerControl,
+    replay,
 )
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import VirtualClientGrid
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
+from fedleak.runs.spending import Spending
 from fedleak.runtime.threads import available_cores, cap_threads
 
 # The grid of Flower's simulation; its module is another one in other versions of Flower.
@@ -67,6 +69,7 @@ class AppFederation:
         truth: Path,
         checkpoint: Path,
         observer: Observer,
+        spending: Spending | None = None,
     ) -> Outcome:
         """Run a federation on the grid; see :func:`fedleak.federation.engine.simulation.simulate`.
 
@@ -78,7 +81,9 @@ class AppFederation:
         """
         federation = config.federation
         outcome = read_outcome(checkpoint, federation.rounds)
-        if outcome.rounds == federation.rounds:
+        if outcome.rounds == federation.rounds or outcome.ended:
+            if spending is not None:
+                replay(spending, outcome)
             return outcome
         grid, poll_seconds, in_turn = self.grid, NETWORK_POLL_SECONDS, 1
         shared: SharedWeightsFolder | None = None
@@ -95,6 +100,7 @@ class AppFederation:
         server = FederationServer(
             config, data, cast(LightningModule, model), strategy, interception, checkpoint,
             outcome, observer, ServerControl(), timeout, shared, poll_seconds, node_each=True,
+            spending=spending,
         )  # fmt: skip
         cap_threads(1)  # the clients may use the cores while they train
         try:

@@ -37,6 +37,9 @@ class Outcome:
         lost: round -> number of its failures, of the rounds that have any.
         diverged: first round after which the global model or its loss was not finite; None if they
             always were.
+        asked: round -> the clients that were asked, of a run that counts its privacy.
+        weights: round -> the largest weight of a client in the mean, likewise.
+        ended: why the federation ended before its last round; empty if it did not.
     """
 
     rounds: int = 0
@@ -44,6 +47,9 @@ class Outcome:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
     diverged: int | None = None
+    asked: dict[int, list[int]] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
+    ended: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -97,7 +103,16 @@ def read_outcome(path: Path, rounds: int | None = None) -> Outcome:
         diverged = header.get("diverged")
         if not _are_counts((*lost.values(), diverged or 0)):
             raise ValueError(f"{short(lost)} lost replies, diverged in round {short(diverged)}")
-        return Outcome(done, failures, metrics, lost, diverged)
+        asked = {int(r): list(clients) for r, clients in header.get("asked", {}).items()}
+        weights = {int(r): float(weight) for r, weight in header.get("weights", {}).items()}
+        ended = header.get("ended", "")
+        if not _are_counts(client for clients in asked.values() for client in clients) or not all(
+            0 < weight <= 1 for weight in weights.values()
+        ):
+            raise ValueError("the clients of a round, or their weights, are not valid")
+        if not isinstance(ended, str):
+            raise TypeError(f"a text for why it ended, got {short(ended)}")
+        return Outcome(done, failures, metrics, lost, diverged, asked, weights, ended)
 
 
 def client_state_folder(path: Path) -> ClientStateFolder:

@@ -29,6 +29,7 @@ from fedleak.federation.strategy import AttackFilter, MaliciousStrategy, OnAttac
 from fedleak.models import LightningModule
 from fedleak.registry import load_class
 from fedleak.runs.observer import Observer
+from fedleak.runs.spending import Spending
 from fedleak.runtime.quiet import quiet
 from fedleak.runtime.seeds import derive_seed
 from fedleak.servers.exchanges import Exchanges
@@ -88,16 +89,52 @@ def make_strategy(config: RunConfig) -> Strategy:
             its range.
     """
     federation = config.federation
+    options = dict(federation.strategy_options)
+    name = federation.strategy
+    found = _strategy_class(name)
+    around, own = None, inspect.signature(found).parameters
+    if "strategy" in own and own["strategy"].default is inspect.Parameter.empty:
+        # Such as those for differential privacy: around another strategy, FedAvg by default.
+        around, name = found, str(options.pop("strategy", "FedAvg"))
+        of_wrapper = {option: options.pop(option) for option in list(options) if option in own}
+        if "num_sampled_clients" in own:
+            of_wrapper.setdefault(
+                "num_sampled_clients", federation.clients_per_round or federation.size
+            )
+        found = _strategy_class(name)
+    strategy = _made_strategy(found, name, config, options)
+    if around is not None:
+        strategy = _called(around, federation.strategy, {"strategy": strategy} | of_wrapper)
+    require(
+        federation.learning_rate_decay == 1 or any(hasattr(strategy, r) for r in SERVER_RATE_NAMES),
+        f"Expected a strategy with {' or '.join(SERVER_RATE_NAMES)} where "
+        f"`federation.learning_rate_decay` is given, got {federation.strategy}: take FedAdam or "
+        "FedAvgM.",
+    )
+    if federation.learning_rate_decay != 1 and isinstance(strategy, flower_strategies.FedAvgM):
+        strategy.server_opt = True  # else it ignores changes of its learning rate
+    return strategy
+
+
+def _strategy_class(name: str) -> type[Any]:
+    """The class of a strategy, of Flower or at a dotted path."""
     choices = {n: getattr(flower_strategies, n) for n in flower_strategies.__all__}
     known = {n: c for n, c in choices.items() if inspect.isclass(c) and issubclass(c, Strategy)}
-    name = federation.strategy
-    found = load_class(name) if "." in name else known.get(name)
+    found: type[Any] | None = load_class(name) if "." in name else known.get(name)
     if found is None:
         raise unknown_name("strategy", name, known)
+    return found
+
+
+def _made_strategy(
+    found: type[Any], name: str, config: RunConfig, options: Mapping[str, Any]
+) -> Strategy:
+    """A strategy that aggregates itself, which takes part of a configuration's settings."""
+    federation = config.federation
     share = federation.clients_per_round
     accepted = inspect.signature(found).parameters
     fraction = accepted.get("fraction_train")
-    all_train = "fraction_train" not in federation.strategy_options
+    all_train = "fraction_train" not in options
     all_train = all_train and fraction is not None and fraction.default == 1.0
     settings: dict[str, Any] = {
         # Else a round for which a node comes back late would be made without it.
@@ -109,30 +146,33 @@ def make_strategy(config: RunConfig) -> Strategy:
     sampling = {"fraction_train", "min_train_nodes"}
     if share is not None:
         require(
-            "fraction_train" in accepted and not sampling & set(federation.strategy_options),
+            "fraction_train" in accepted and not sampling & set(options),
             f"Expected a strategy that samples clients, and none of {', '.join(sorted(sampling))} "
             "among its options, where `federation.clients_per_round` is given, got "
-            f"{name} with the options {federation.strategy_options}.",
+            f"{name} with the options {dict(options)}.",
         )
         settings["fraction_train"] = share / federation.size
-    for option in federation.strategy_options:
+    for option in options:
         if option not in accepted:
             raise unknown_name(f"option of strategy {name}", option, accepted)
     settings = {option: value for option, value in settings.items() if option in accepted}
+    return _called(found, name, settings | dict(options))
+
+
+def _called(found: type[Any], name: str, options: Mapping[str, Any]) -> Strategy:
+    """A strategy made with options.
+
+    Raises:
+        BadInput: if it does not take them, or what is made is no strategy.
+    """
     try:
         with quiet():
-            strategy = found(**settings | federation.strategy_options)
+            strategy = found(**options)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"Expected options that strategy {name} accepts: {error}.") from error
+        text = str(error).rstrip(".")
+        raise BadInput(f"Expected options that strategy {name} accepts: {text}.") from error
     if not isinstance(strategy, Strategy):
         raise BadInput(f"Expected `federation.strategy` to be a Strategy of Flower, got {name}.")
-    require(
-        federation.learning_rate_decay == 1 or any(hasattr(strategy, r) for r in SERVER_RATE_NAMES),
-        f"Expected a strategy with {' or '.join(SERVER_RATE_NAMES)} where "
-        f"`federation.learning_rate_decay` is given, got {name}: take FedAdam or FedAvgM.",
-    )
-    if federation.learning_rate_decay != 1 and isinstance(strategy, flower_strategies.FedAvgM):
-        strategy.server_opt = True  # else it ignores changes of its learning rate
     return strategy
 
 
@@ -179,6 +219,8 @@ class FederationServer:
         poll_seconds: time between two looks for replies.
         node_each: whether the grid has a node for each client, whatever their number. Otherwise
             it has as many as :func:`num_supernodes` says.
+        spending: counts what is spent of the clients' privacy, and ends the federation before a
+            round that its budget does not hold. If None, nothing is counted.
     """
 
     config: RunConfig
@@ -194,9 +236,14 @@ class FederationServer:
     shared: SharedWeightsFolder | None = None
     poll_seconds: float = POLL_SECONDS
     node_each: bool = False
+    spending: Spending | None = None
     _strategy: MaliciousStrategy = field(init=False)
 
     def __post_init__(self) -> None:
+        self._asked: list[int] = []
+        self._examples: dict[int, int] = {}
+        if self.spending is not None:
+            replay(self.spending, self.outcome)
         self._name = self.config.model_name
         self._rounds_before, self._failures_before = self.outcome.rounds, self.outcome.failures
         self._lost_before = dict(self.outcome.lost)
@@ -226,13 +273,17 @@ class FederationServer:
             shared=self.shared, poll_seconds=self.poll_seconds,
         )  # fmt: skip
         self._strategy = self._malicious_strategy(ordered.clients)
-        self._strategy.start(
-            ordered,
-            records.to_record(weights),
-            num_rounds=federation.rounds - self._rounds_before,
-            timeout=self.round_timeout,
-            evaluate_fn=self._end_round,
-        )
+        self._state = weights
+        try:
+            self._strategy.start(
+                ordered,
+                records.to_record(weights),
+                num_rounds=federation.rounds - self._rounds_before,
+                timeout=self.round_timeout,
+                evaluate_fn=self._end_round,
+            )
+        except BudgetSpent as end:
+            self._end(str(end))
 
     def _malicious_strategy(self, clients: Mapping[int, int]) -> MaliciousStrategy:
         training = first_batch_of(self.config, self.data, self.model).training
@@ -256,12 +307,45 @@ class FederationServer:
             on_attacked=self.interception.on_attacked,
             on_progress=self._on_progress,
             on_failure=self._on_failure,
+            on_asked=self._on_asked,
         )
+
+    def _on_asked(self, round_: int, clients: list[int]) -> None:
+        reason = "" if self.spending is None else self.spending.exceeded(round_, clients)
+        if reason:
+            raise BudgetSpent(reason)
+        self._asked, self._examples = clients, {}
+
+    def _end(self, reason: str) -> None:
+        """End the federation after its last whole round, which is evaluated as such."""
+        outcome = self.outcome
+        outcome.ended = reason
+        if self.spending is not None:
+            self.spending.ended = reason
+        if outcome.rounds not in outcome.metrics:
+            metrics = self._evaluate(outcome.rounds, self._state, last=True)
+            self.observer.round_evaluated(self._name, outcome.rounds, metrics)
+        write_checkpoint(self.checkpoint, self._state, self.inner, outcome)
+
+    def _count(self, round_: int) -> None:
+        """Count what the clients of a round have spent."""
+        spending, outcome = self.spending, self.outcome
+        if spending is None:
+            return
+        outcome.asked[round_] = self._asked
+        weight = spending.weight(round_, self._examples)
+        if weight is not None:
+            outcome.weights[round_] = weight
+        rows = spending.record(round_, self._asked, weight)
+        self.observer.privacy_spent(self._name, round_, rows)
 
     def _on_reply(self, client: int, reply: Message) -> None:
         if not reply.has_content() or reply.metadata.message_type != MessageType.TRAIN:
             return
         metrics = reply.content.metric_records.get(records.METRICS, MetricRecord())
+        number = metrics.get(records.EXAMPLES)
+        if isinstance(number, int) and number > 0:
+            self._examples[client] = number
         scalars = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float)}
         self.observer.client_answered(self._name, self._strategy.current_round, client, scalars)
 
@@ -283,7 +367,7 @@ class FederationServer:
         if server_round == 0 and self._rounds_before:
             return None  # evaluated before the interruption
         round_ = server_round + self._rounds_before
-        state = records.to_tensors(arrays)
+        state = self._state = records.to_tensors(arrays)
         metrics = self._evaluate(round_, state)
         outcome = self.outcome
         outcome.rounds = round_
@@ -294,21 +378,39 @@ class FederationServer:
         ):
             outcome.diverged = round_
         if round_:
+            self._count(round_)
             _decay(self.inner, self.config.federation.learning_rate_decay)
             write_checkpoint(self.checkpoint, state, self.inner, outcome)
         self.observer.round_evaluated(self._name, round_, metrics)
         return MetricRecord(dict(metrics)) if metrics else None
 
-    def _evaluate(self, round_: int, state: Tensors) -> dict[str, float]:
+    def _evaluate(self, round_: int, state: Tensors, *, last: bool = False) -> dict[str, float]:
         """Test metrics by name; empty in rounds that are not evaluated."""
         federation = self.config.federation
-        if round_ % federation.evaluate_every and round_ != federation.rounds:
+        if round_ % federation.evaluate_every and round_ != federation.rounds and not last:
             return {}
         self.model.load_state_dict(state)
         seed = derive_seed(self.config.seed, round_)
         metrics = evaluate_model(self.model, self.data.test_set, seed)
         self.outcome.metrics[round_] = metrics
         return metrics
+
+
+def replay(spending: Spending, outcome: Outcome) -> None:
+    """Count what the rounds before an interruption have spent, unless it is counted already.
+
+    Args:
+        spending: counts it.
+        outcome: the results of those rounds.
+    """
+    spending.ended = outcome.ended
+    if not spending.rows:
+        for round_, clients in sorted(outcome.asked.items()):
+            spending.record(round_, clients, outcome.weights.get(round_))
+
+
+class BudgetSpent(Stopped):
+    """The budget of privacy does not hold the next round."""
 
 
 def _decay(strategy: Strategy, factor: float) -> None:

@@ -20,12 +20,14 @@ from fedleak.federation.engine.server import (
     FederationServer,
     Interception,
     ServerControl,
+    replay,
     server_app,
 )
 from fedleak.federation.engine.shared_weights import SharedWeightsFolder
 from fedleak.federation.engine.virtual_clients import num_supernodes
 from fedleak.models import LightningModule
 from fedleak.runs.observer import Observer
+from fedleak.runs.spending import Spending
 from fedleak.runtime.threads import available_cores, cap_threads
 
 
@@ -39,6 +41,7 @@ def simulate(
     truth: Path,
     checkpoint: Path,
     observer: Observer,
+    spending: Spending | None = None,
 ) -> Outcome:
     """Run a federation to its last round, resuming from the checkpoint if there is one.
 
@@ -52,6 +55,8 @@ def simulate(
         checkpoint: file that holds the state between rounds; the clients' states are stored in a
             folder beside it.
         observer: notified of events.
+        spending: counts what is spent of the clients' privacy; if its budget does not hold a next
+            round, the federation ends before. If None, nothing is counted.
 
     Returns:
         Rounds done, failures and metrics.
@@ -63,7 +68,9 @@ def simulate(
     """
     federation = config.federation
     outcome = read_outcome(checkpoint, federation.rounds)
-    if outcome.rounds == federation.rounds:
+    if outcome.rounds == federation.rounds or outcome.ended:
+        if spending is not None:
+            replay(spending, outcome)
         return outcome
     control, engine_error = ServerControl(), None
     client_states = client_state_folder(checkpoint)
@@ -73,7 +80,7 @@ def simulate(
         shared.clear()
     server = FederationServer(
         config, data, cast(LightningModule, model), strategy, interception, checkpoint, outcome,
-        observer, control, _round_timeout(config), shared,
+        observer, control, _round_timeout(config), shared, spending=spending,
     )  # fmt: skip
     client_states.rewind(outcome.rounds)  # the round that was interrupted is run again
     client = client_app(config, TruthFolder(truth.resolve()), client_states)
@@ -87,7 +94,7 @@ def simulate(
         cap_threads(available_cores())
     if isinstance(control.error, KeyboardInterrupt | SystemExit | BadInput):
         raise control.error
-    if outcome.rounds < federation.rounds:
+    if outcome.rounds < federation.rounds and not outcome.ended:
         reason = control.error or engine_error
         raise FederationError(f"The federation failed: {root_cause(reason)}.") from reason
     return outcome
