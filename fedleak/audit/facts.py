@@ -128,6 +128,42 @@ class OptimizerFacts:
 
 
 @dataclass(frozen=True)
+class MechanismFacts:
+    """A mechanism of differential privacy that was seen at work.
+
+    Args:
+        name: ``local_dp_mod``, ``fixedclipping_mod`` or ``adaptiveclipping_mod`` (Flower's mods),
+            ``dp_sgd`` (Opacus), or ``fixed_clipping`` or ``adaptive_clipping`` (strategies).
+        settings: its settings, pairs of name and value.
+        steps: how often it was used.
+    """
+
+    name: str
+    settings: tuple[tuple[str, float | bool | str | None], ...] = ()
+    steps: int = 1
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dict(self.settings)
+
+    @classmethod
+    def of(cls, values: Any) -> Self:
+        """Those of plain values, as JSON holds them.
+
+        Raises:
+            BadInput: if they are of another kind.
+        """
+        checked = check_values("mechanism", values, cls)
+        require(
+            all(len(pair) == 2 and isinstance(pair[0], str) for pair in checked["settings"]),
+            "Expected the settings of a mechanism as pairs of name and value.",
+        )
+        settings = tuple((name, value) for name, value in checked["settings"])
+        return cls(**checked | {"settings": settings})
+
+
+@dataclass(frozen=True)
 class TrainingFacts:
     """What was seen of one training of one client. It contains no sample and no label.
 
@@ -150,6 +186,7 @@ class TrainingFacts:
             them, after the last one, or before the first one, so that the training does not begin
             at the weights that were sent.
         batches_kept: number of batches in the file of truth.
+        mechanisms: mechanisms of differential privacy that the client used.
         notes: what was seen that cannot be expressed otherwise, a sentence each.
         faults: errors of the recorder itself.
     """
@@ -166,6 +203,7 @@ class TrainingFacts:
     weights_changed: bool = False
     shapes_differ: bool = False
     batches_kept: int = 0
+    mechanisms: tuple[MechanismFacts, ...] = ()
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -197,6 +235,8 @@ class TrainingFacts:
                 if values.get(name) is not None:
                     values[name] = kind(**values[name])
             values["inputs"] = tuple(_tensor(item) for item in values.get("inputs", ()))
+            seen = values.get("mechanisms", ())
+            values["mechanisms"] = tuple(MechanismFacts.of(item) for item in seen)
             return cls(**values)
         except BadInput as error:
             raise BadInput(f"{str(error).rstrip('.')} in {path}.") from error

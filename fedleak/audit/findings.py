@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fedleak.audit.canary import Canary
 from fedleak.audit.folder import AuditFolder
@@ -20,6 +21,7 @@ from fedleak.audit.summary import AuditSummary, Status
 from fedleak.audit.truth_scores import Score, measure_of
 from fedleak.audit.verdict import Answer, Estimate
 from fedleak.errors import BadInput
+from fedleak.runs.spending import SpentRow, write_privacy
 from fedleak.runtime.interrupts import delay_interrupts
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -115,6 +117,18 @@ class Findings:
                 "[tool.fedleak] of the app's pyproject.toml, and start anew with `--overwrite`."
             )
         self.summary.model = text
+
+    def set_privacy(self, facts: dict[str, Any] | None, rows: Sequence[SpentRow]) -> None:
+        """Keep what the clients have spent of their privacy.
+
+        Args:
+            facts: see :attr:`fedleak.audit.summary.AuditSummary.privacy`.
+            rows: those of ``privacy.csv``; none if there are no facts.
+        """
+        self.summary.privacy = facts
+        if self._folder is not None and rows:
+            write_privacy(self._folder.privacy, rows)
+        self.save()
 
     def scores(self, rung: int, question: str) -> dict[str, Score]:
         """The scores of the updates that were attacked, by key.

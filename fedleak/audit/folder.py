@@ -24,6 +24,7 @@ class AuditFolder:
         self.config = path / "config.yaml"
         self.summary = path / "summary.json"
         self.results = path / "results.csv"
+        self.privacy = path / "privacy.csv"
         self.facts = path / "facts"
         self.figures = path / "figures"
         self.samples = self.figures / "victims"

@@ -44,6 +44,7 @@ from fedleak.audit.facts import (
 )
 from fedleak.audit.module_watch import WatchedModules, fit, state_of, watched_modules
 from fedleak.audit.other_inputs import InputRelations
+from fedleak.audit.privacy_watch import ClientMechanisms, client_mechanisms
 from fedleak.audit.torch_calls import (
     APPLIED,
     BACKWARD,
@@ -161,6 +162,7 @@ class TrainingRecorder:
         self._notes: list[str] = []
         self._stack = ExitStack()
         self._lightning = set[str]()
+        self._mechanisms: ClientMechanisms | None = None
         self.modules = 0  # number of those that are imported, when last looked at
 
     # ------------------------------------------------------------------ what sees, and its end
@@ -170,6 +172,7 @@ class TrainingRecorder:
         """Within the block, the training in this thread is noted; afterwards no hook is left."""
         with ExitStack() as self._stack:
             self._watched = self._stack.enter_context(watched_modules())
+            self._mechanisms = self._stack.enter_context(client_mechanisms(self.faults))
             for handle in (
                 register_module_forward_pre_hook(self._before_call),
                 register_module_forward_hook(self._after_call, with_kwargs=True, always_call=True),
@@ -517,10 +520,12 @@ class TrainingRecorder:
     def watch_lightning(self) -> None:
         """Within the recording, note the batches of ``training_step``, which is called directly.
 
-        A client may import Lightning only when it trains, so this is called again whenever modules
-        have been imported.
+        A client may import Lightning, or Opacus, only when it trains, so this is called again
+        whenever modules have been imported.
         """
         self.modules = len(sys.modules)
+        if self._mechanisms is not None:
+            self._mechanisms.look_for_opacus()
         for package in set(LIGHTNING) - self._lightning:
             strategies = sys.modules.get(f"{package}.strategies")
             kind = getattr(strategies, "Strategy", None)
@@ -603,6 +608,7 @@ class TrainingRecorder:
             gradients_changed=self._changed,
             weights_changed=self._weights_changed or bool(elsewhere),
             batches_kept=len(self.batches),
+            mechanisms=() if self._mechanisms is None else self._mechanisms.facts,
             notes=tuple(notes),
             faults=tuple(self.faults),
         )

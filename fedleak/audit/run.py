@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from fedleak.audit.active_rungs import answer_by, probe_app
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.attack_workers import AttackWorkers, attack_workers
+from fedleak.audit.budgets import spent_by_app
 from fedleak.audit.canary import AGREES, Canary, replay, run_canary
 from fedleak.audit.config import AuditConfig
+from fedleak.audit.facts import MechanismFacts
 from fedleak.audit.findings import Findings, not_tried
 from fedleak.audit.folder import REPLIES, AuditFolder
 from fedleak.audit.label_shares import ShadowTraining, label_shares, label_shares_of_sum
@@ -250,7 +252,8 @@ def _observed(
     if summary.app_complete:
         observer.said("The app does not train again: its updates are complete.")
         seen = [] if app.settings.model else server_models(app)
-        return Observed(files.path.resolve(), seen, list(summary.failures))
+        found = [MechanismFacts.of(values) for values in summary.mechanisms]
+        return Observed(files.path.resolve(), seen, list(summary.failures), found)
     if files.remove_app_run():
         observer.said("The app's training was not complete: it starts anew.")
     told = app.run_config.get(app.rounds_key or "")
@@ -262,6 +265,7 @@ def _observed(
     )  # fmt: skip
     summary.app_seconds, summary.app_complete = time.monotonic() - begun, True
     summary.updates, summary.failures = len(observed.updates), list(observed.failures)
+    summary.mechanisms = [asdict(found) for found in observed.mechanisms]
     findings.save()
     observer.app_ended(summary.updates, summary.app_seconds)
     return observed
@@ -297,6 +301,7 @@ def conclude(
     """
     findings = findings or Findings()
     summary, observer = findings.summary, findings.observer
+    findings.set_privacy(*spent_by_app(observed, observed.folder / REPLIES))
     victims, reasons = find_victims(app, observed)
     replies, clients = observed.folder / REPLIES, summary.settings.get("clients")
     notes = [*reasons, *observed.failures]

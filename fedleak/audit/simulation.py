@@ -12,11 +12,12 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedleak.audit.app import ROUNDS_KEYS, FlowerApp
-from fedleak.audit.facts import TrainingFacts
+from fedleak.audit.facts import MechanismFacts, TrainingFacts
 from fedleak.audit.folder import APP_FOLDERS
 from fedleak.audit.folder import REPLIES as REPLIES
 from fedleak.audit.listening_grid import ListeningGrid, waits_by_asking
 from fedleak.audit.module_watch import watched_modules
+from fedleak.audit.privacy_watch import server_mechanisms
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
 from fedleak.audit.trainings import failed_trainings
 from fedleak.audit.update_listener import UpdateListener
@@ -49,11 +50,13 @@ class Observed:
         models: the modules whose weights the ServerApp was seen to take, the first of each kind.
         failures: what the clients failed of, and what went wrong in listening; the updates
             concerned are missing.
+        mechanisms: Flower's strategies with central noise that the ServerApp was seen to use.
     """
 
     folder: Path
     models: list[nn.Module] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    mechanisms: list[MechanismFacts] = field(default_factory=list)
 
     @property
     def updates(self) -> list[Path]:
@@ -222,7 +225,11 @@ def _server_app(
                     f"{present} of {clients} clients were connected when the app began"
                 )
             context.run_config = dict(app.run_config)
-            with waits_by_asking(listening), watched_modules(once_per_kind=True) as watched:
+            with (
+                waits_by_asking(listening),
+                server_mechanisms(observed.mechanisms, observed.failures),
+                watched_modules(once_per_kind=True) as watched,
+            ):
                 try:
                     app.server_app()(listening, context)
                 finally:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from fedleak.audit.config import KIND
 from fedleak.audit.verdict import Answer, Estimate, Verdict
 from fedleak.errors import BadInput, require
+from fedleak.runs.summary import is_spending
 from fedleak.runs.text_files import is_number, parse_json, read_text, write_whole
 from fedleak.schema import check_values, shown
 
@@ -30,6 +31,10 @@ class AuditSummary:
         updates: number of updates that were kept.
         failures: what went wrong in listening, a sentence each.
         model: the model that was found, as torch prints it; empty if none was yet.
+        mechanisms: strategies with central noise that the ServerApp was seen to use, see
+            :class:`fedleak.audit.facts.MechanismFacts`.
+        privacy: what the clients have spent, see
+            :meth:`fedleak.runs.spending.Spending.facts`; None where no mechanism was seen.
         used: seconds of the budget that were used.
         canary: see :class:`fedleak.audit.verdict.Verdict`; None if it was not tried yet.
         canary_note: see there.
@@ -49,6 +54,8 @@ class AuditSummary:
     updates: int = 0
     failures: list[str] = field(default_factory=list)
     model: str = ""
+    mechanisms: list[dict[str, Any]] = field(default_factory=list)
+    privacy: dict[str, Any] | None = None
     used: float = 0.0
     canary: bool | None = None
     canary_note: str = ""
@@ -61,7 +68,8 @@ class AuditSummary:
     def verdict(self) -> Verdict:
         """The verdict of the answers; what is unfinished is no answer to conclude from."""
         given = sorted([*self.answers, *self.unfinished], key=lambda answer: answer.rung)
-        return Verdict(tuple(given), self.canary, self.canary_note)
+        privacy = () if self.privacy is None else tuple(self.privacy["spent"])
+        return Verdict(tuple(given), self.canary, self.canary_note, privacy)
 
     @property
     def not_tried(self) -> list[str]:
@@ -129,6 +137,10 @@ class AuditSummary:
             answers = [_answer(item) for item in given]
             later = [[answer.rung, answer.question] in pairs for answer in answers]
             checked = _checked("the summary", own | {"answers": [], "unfinished": []}, cls)
+            require(
+                checked.get("privacy") is None or is_spending(checked["privacy"]),
+                f"Expected `privacy` to say what was spent, got {shown(checked.get('privacy'))}.",
+            )
         except BadInput as error:
             raise BadInput(f"{str(error).rstrip('.')} in {path}.") from error
         return cls(**checked | {

@@ -44,7 +44,7 @@ def failed_trainings(replies: Path) -> list[str]:
         replies: the file of the lines about the replies, see
             :class:`fedleak.audit.update_listener.UpdateListener`.
     """
-    rows = _trainings(replies)
+    rows = trainings(replies)
     groups: dict[tuple[bool, str], list[dict[str, Any]]] = {}
     for row in rows:
         reason = row["reason"]
@@ -71,7 +71,7 @@ def why_no_update(replies: Path) -> str:
     Args:
         replies: see :func:`failed_trainings`.
     """
-    if _trainings(replies):
+    if trainings(replies):
         return "the settings leave out all of them"
     return "no client was asked to train"
 
@@ -84,7 +84,7 @@ def clients_in_rounds(replies: Path, clients: int) -> list[str]:
         clients: number of clients.
     """
     nodes: dict[int, set[int]] = {}
-    for row in _trainings(replies):
+    for row in trainings(replies):
         nodes.setdefault(row["round"], set()).add(row["node"])
     rounds: dict[int, list[int]] = {}
     for round_ in sorted(nodes):
@@ -99,8 +99,12 @@ def clients_in_rounds(replies: Path, clients: int) -> list[str]:
     return [f"as the app asked them, {'; '.join(parts)} took part in the training"]
 
 
-def _trainings(replies: Path) -> list[dict[str, Any]]:
-    """The lines about replies to messages that ask for a training."""
+def trainings(replies: Path) -> list[dict[str, Any]]:
+    """The lines about replies to messages that ask for a training.
+
+    Args:
+        replies: see :func:`failed_trainings`.
+    """
     text = replies.read_text(encoding="utf-8") if replies.is_file() else ""
     rows: Iterable[dict[str, Any]] = map(json.loads, text.splitlines())
     return [row for row in rows if row["kind"].partition(".")[0] == MessageType.TRAIN]

@@ -221,11 +221,14 @@ class Verdict:
         canary: whether the client whose data the audit owns was reconstructed. None if there was
             none.
         canary_note: how well, or why there was none.
+        privacy: rows of the epsilons that the clients have spent, declared and effective, see
+            :meth:`fedleak.runs.spending.Spending.facts`; empty where no mechanism was seen.
     """
 
     answers: tuple[Answer, ...]
     canary: bool | None
     canary_note: str = ""
+    privacy: tuple[dict[str, Any], ...] = ()
 
     @property
     def overall(self) -> Overall:
@@ -257,6 +260,31 @@ class Verdict:
         if self.canary:
             why = "a question was not tried, or its results are not supported by the updates"
         return f"Not proven: {why}, so that nothing follows from what was not found."
+
+    @property
+    def privacy_sentences(self) -> list[str]:
+        """The declared and the effective epsilons, and what was read in spite of them."""
+        found = []
+        for row in self.privacy:
+            declared = row["declared_epsilon"]
+            said = "none" if declared is None else f"{declared:.4g}"
+            worth = (
+                f"{row['epsilon']:.4g} at delta {row['delta']:g}"
+                if row["epsilon"] is not None
+                else f"infinite, as {row['reason']}"
+            )
+            rounds = row["rounds"]
+            found.append(
+                f"{', '.join(row['mechanisms'])}: declared epsilon {said}, effective epsilon "
+                f"{worth} ({row['unit']}, {row['adjacency']}, {row['trust']}; {rounds} "
+                f"round{'s' * (rounds != 1)})."
+            )
+        leaking = [a for a in self.answers if a.status == "leaks" and a.rung != 1]
+        return found + [
+            f"Read through it: {answer.title}; {answer.measure}: {answer.answer}, a guess without "
+            f"the update: {answer.guess}."
+            for answer in (leaking if found else ())
+        ]
 
     def above(self, limits: Mapping[str, float]) -> list[Answer]:
         """The answers whose share exceeds a limit.
@@ -297,7 +325,7 @@ class Verdict:
             rows.append(values | {"sentence": answer.sentence, "gains": list(answer.gains)})
         plain: dict[str, Any] = _without_nan({
             "overall": self.overall, "sentence": self.sentence, "canary": self.canary,
-            "canary_note": self.canary_note, "answers": rows,
+            "canary_note": self.canary_note, "answers": rows, "privacy": list(self.privacy),
         })  # fmt: skip
         return plain
 

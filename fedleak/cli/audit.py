@@ -86,6 +86,8 @@ def print_audit(found: Audit, console: Console) -> None:
     }  # fmt: skip
     for answer in found.verdict.answers:
         console.print(f"- {answer.sentence}", **plain)
+    for sentence in found.verdict.privacy_sentences:
+        console.print(f"- {sentence}", **plain)
     used = dict.fromkeys(answer.threat_model for answer in found.verdict.answers)
     models = "; ".join(f"{letter}: {THREAT_MODELS[letter]}" for letter in used)
     console.print(f"Threat models: {models}.", **plain)

@@ -121,7 +121,9 @@ def of_strategy(
         )  # fmt: skip
     else:
         mechanism = adaptive_clipping(
-            noise_multiplier=_declared(found.noise_multiplier, found.clipped_count_stddev),
+            noise_multiplier=declared_multiplier(
+                found.noise_multiplier, found.clipped_count_stddev
+            ),
             clients=clients, clipped_count_stddev=found.clipped_count_stddev,
             initial_clipping_norm=found.clipping_norm, largest_weight=weight,
         )  # fmt: skip
@@ -154,9 +156,13 @@ def _function(mod: Any) -> Any:
     return getattr(mod, "function", mod)
 
 
-def _declared(raised: float, count_deviation: float) -> float:
-    """The noise multiplier that was given, of the raised one that the strategy keeps."""
+def declared_multiplier(raised: float, count_deviation: float) -> float:
+    """The noise multiplier that was given to a strategy with adaptive clipping.
+
+    Args:
+        raised: the one that the strategy keeps, ``(z^-2 - (2 s)^-2)^(-1/2)`` for the given z.
+        count_deviation: s, of the noise on the number of clients that clipped.
+    """
     if not raised:
         return 0.0
-    # The strategy raises it to (z^-2 - (2 s)^-2)^(-1/2).
     return 1 / math.hypot(1 / raised, 1 / (2 * count_deviation))

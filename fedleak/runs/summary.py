@@ -239,7 +239,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     require(isinstance(ended, str), f"Expected `ended` to be text in {path}, got {short(ended)}.")
     privacy = summary.setdefault("privacy", [])
     require(
-        isinstance(privacy, list) and all(map(_is_spending, privacy)),
+        isinstance(privacy, list) and all(map(is_spending, privacy)),
         f"Expected `privacy` to be a list of model, delta, budget, ended, spent and findings in "
         f"{path}, got {short(privacy)}.",
     )
@@ -325,8 +325,12 @@ def privacy_notes(privacy: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
-def _is_spending(entry: Any) -> bool:
-    """Whether this has the form of :meth:`fedleak.runs.spending.Spending.facts`."""
+def is_spending(entry: Any) -> bool:
+    """Whether this has the form of :meth:`fedleak.runs.spending.Spending.facts`.
+
+    Args:
+        entry: a value of a file.
+    """
     return (
         isinstance(entry, dict)
         and all(isinstance(entry.get(name), str) for name in ("model", "ended"))
