@@ -17,7 +17,7 @@ from docstring_parser import parse as parse_docstring
 
 from fedleak.attacks.base import Attack
 from fedleak.cli.arguments import parse
-from fedleak.config import Federation, Metrics, RunConfig, Victims
+from fedleak.config import Budget, Federation, Metrics, Privacy, RunConfig, Victims
 from fedleak.defenses.base import Defense
 from fedleak.models.bottleneck import Precode
 from fedleak.registry import load_class, names
@@ -47,6 +47,8 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
     "federation": ("federation.", Federation),
     "victims": ("victims.", Victims),
     "metrics": ("metrics.", Metrics),
+    "privacy": ("privacy.", Privacy),
+    "budget": ("privacy.budget.", Budget),
     "precode": ("model.precode.", Precode),
 }
 """Page's section -> prefix of its settings and their dataclass."""

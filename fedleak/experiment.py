@@ -13,17 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 from fedleak.attacks.attack_updates import Refusal, attack_updates
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.build import knowledge_of, most_examples, public_samples, without_download
+from fedleak.build import (
+    knowledge_of,
+    make_defenses,
+    most_examples,
+    public_samples,
+    without_download,
+)
 from fedleak.config import RunConfig
 from fedleak.data import PrivateData
+from fedleak.defenses import Defense
 from fedleak.errors import BadInput, RunFailed, require
 from fedleak.extras import extras_explained
 from fedleak.preflight import Parts, prepare
+from fedleak.privacy.mechanisms import Mechanism
 from fedleak.registry import known_classes_only
+from fedleak.runs.ceilings import (
+    PUBLIC,
+    ceiling_facts,
+    guess_scores,
+    has_ceilings,
+    success_of_guess,
+    try_ceiling,
+    update_noise,
+)
 from fedleak.runs.folder import RunFolder
+from fedleak.runs.mechanisms import of_defenses
 from fedleak.runs.observer import Observer, Observers
 from fedleak.runs.readings import as_reconstruction, score_reading
-from fedleak.runs.results import Recorder
+from fedleak.runs.results import Recorder, read_rows
 from fedleak.runs.spending import Spending, SpentRow, write_privacy
 from fedleak.runs.summary import Status, data_facts, read_summary, write_summary
 from fedleak.runtime.interrupts import delay_interrupts, reraise_as_interrupt
@@ -128,6 +146,7 @@ def run(
                 work.federation["accuracy"] = outcome.accuracy
         work.attack_all()
         work.read_all()
+        work.note_ceilings()
         for variant in config.variants:
             remove_checkpoint(work.folder.checkpoint(variant))
     return work.summary
@@ -212,6 +231,7 @@ def attack_run(
             _link(origin.truth(variant) / path.name, work.folder.truth(variant))
     with work.status():
         work.attack_all()
+        work.note_ceilings()
     return work.summary
 
 
@@ -255,6 +275,7 @@ class _Work:
             "diverged_round": None,
         }
         self.privacy: list[dict[str, Any]] = []
+        self.ceilings: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.data = data_facts(config, parts.data)
         self.broken: list[Refusal] = []
@@ -493,6 +514,56 @@ class _Work:
             )
             self._report_refusals(attack, name, refused, len(updates))
 
+    def note_ceilings(self) -> None:
+        """Compute what an attack on the noised updates can reach at best, beside what was reached.
+
+        The truth is read for the ceiling alone, when all attacks are done.
+        """
+        rows = read_rows(self.folder.results)
+        defenses, scoring = make_defenses(self.config), self.parts.scoring
+        noise = update_noise(self.config, defenses)
+        if not rows or not noise or not has_ceilings(scoring):
+            return
+        public = public_samples(self.config, self.parts.data)
+        public = public[:PUBLIC] if public is not None else None
+        guess = None if public is None else public.mean(dim=0)
+        pixels = self.config.metrics.space == "pixels"
+        std = self.parts.data.std if pixels else [1.0] * len(self.parts.data.std)
+        found: dict[tuple[str, int, int], tuple[float, float]] = {}
+        reasons = {noise: None} if isinstance(noise, str) else {}
+        for variant, part in self.config.variants.items():
+            for path in (
+                [] if isinstance(noise, str) else update_files(self.folder.updates(variant))
+            ):
+                update = InterceptedUpdate.load(path)
+                truth = _truth_of(self.folder, variant, update, self.parts.data)
+                sent = self.folder.sent(variant) / f"{update.key}.safetensors"
+                if truth is None or guess is None or sent.is_file():
+                    continue
+                knowledge = knowledge_of(
+                    part, self.parts.data, self.parts.models[variant], labels=truth.labels,
+                    update=update,
+                )  # fmt: skip
+                ceiling = try_ceiling(
+                    update, truth, knowledge, noise, std=std, data_range=1.0 if pixels else 2.0
+                )
+                if isinstance(ceiling, str):
+                    reasons[ceiling] = None
+                    continue
+                (score,) = guess_scores(scoring, guess, truth.inputs)
+                found[update.model, update.round, update.client] = ceiling, score["psnr"]
+        mechanism, rate = self._counted_mechanism(defenses), None
+        if mechanism is not None and guess is not None and public is not None:
+            rate = success_of_guess(guess_scores(scoring, guess, public))
+        self.ceilings = ceiling_facts(rows, found, list(reasons), mechanism, rate)
+
+    def _counted_mechanism(self, defenses: Sequence[Defense]) -> Mechanism | None:
+        """The Gaussian mechanism of a client, if an epsilon of it holds."""
+        federation, model = self.config.federation, self.parts.models[""]
+        found = of_defenses(defenses, model, federation)
+        usable = found is not None and found.kind == "gaussian" and not found.infinite
+        return found if usable else None
+
     def _report_refusals(
         self, attack: Attack, model: str, refused: Sequence[Refusal], tried: int
     ) -> None:
@@ -540,6 +611,7 @@ class _Work:
             self.summary = write_summary(
                 self.folder, self.config, status, self.federation, self.data,
                 privacy=self.privacy or [each.facts() for each in self.spendings],
+                ceilings=self.ceilings,
             )  # fmt: skip
             if status != "running":
                 self.observer.run_ended(status)

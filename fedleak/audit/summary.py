@@ -31,10 +31,6 @@ class AuditSummary:
         updates: number of updates that were kept.
         failures: what went wrong in listening, a sentence each.
         model: the model that was found, as torch prints it; empty if none was yet.
-        mechanisms: strategies with central noise that the ServerApp was seen to use, see
-            :class:`fedleak.audit.facts.MechanismFacts`.
-        privacy: what the clients have spent, see
-            :meth:`fedleak.runs.spending.Spending.facts`; None where no mechanism was seen.
         used: seconds of the budget that were used.
         canary: see :class:`fedleak.audit.verdict.Verdict`; None if it was not tried yet.
         canary_note: see there.
@@ -43,6 +39,10 @@ class AuditSummary:
         unfinished: answers to the other questions if the audit has ended before: not tried, or of
             a part of the clients. A resumed audit asks these questions again.
         notes: what could not be attacked or is not known, a sentence each.
+        mechanisms: strategies with central noise that the ServerApp was seen to use, see
+            :class:`fedleak.audit.facts.MechanismFacts`.
+        privacy: what the clients have spent, see
+            :meth:`fedleak.runs.spending.Spending.facts`; None where no mechanism was seen.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -54,8 +54,6 @@ class AuditSummary:
     updates: int = 0
     failures: list[str] = field(default_factory=list)
     model: str = ""
-    mechanisms: list[dict[str, Any]] = field(default_factory=list)
-    privacy: dict[str, Any] | None = None
     used: float = 0.0
     canary: bool | None = None
     canary_note: str = ""
@@ -63,6 +61,8 @@ class AuditSummary:
     answers: list[Answer] = field(default_factory=list)
     unfinished: list[Answer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    mechanisms: list[dict[str, Any]] = field(default_factory=list)
+    privacy: dict[str, Any] | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -153,6 +153,7 @@ def _command(settings: Namespace, console: Console) -> None:
         results_table,
         rounds_table,
     )
+    from fedleak.runs.ceilings import ceiling_notes
     from fedleak.runs.results import read_rows
     from fedleak.runs.scoring import scoring_class
     from fedleak.runs.summary import federation_notes, privacy_notes
@@ -188,7 +189,8 @@ def _command(settings: Namespace, console: Console) -> None:
     if summary["federation"]["accuracy"] is not None:
         accuracy = summary["federation"]["accuracy"]
         console.print(f"Test accuracy of {config.model_name}: {accuracy:.4f}", highlight=False)
-    for sentence in privacy_notes(summary.get("privacy", [])):
+    noted = privacy_notes(summary.get("privacy", []))
+    for sentence in [*noted, *ceiling_notes(summary.get("ceilings", []))]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for note in federation_notes(summary["federation"]):
         console.print(f"Note: {note}", style="yellow", highlight=False, soft_wrap=True)

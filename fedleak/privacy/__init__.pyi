@@ -4,6 +4,7 @@ from .ceilings import jacobian_mse as jacobian_mse
 from .ceilings import linear_mse as linear_mse
 from .ceilings import mse_to_psnr as mse_to_psnr
 from .ceilings import reconstruction_probability as reconstruction_probability
+from .ceilings import sample_mse as sample_mse
 from .ledger import Ledger as Ledger
 from .ledger import Spent as Spent
 from .ledger import findings as findings

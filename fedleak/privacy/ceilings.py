@@ -78,6 +78,41 @@ def linear_mse(
     return known if output_known else known * (1 + input_norm**2 / entries)
 
 
+def sample_mse(
+    *,
+    deviation: float,
+    output_norm: float,
+    sample: NDArray[np.floating],
+    scale: NDArray[np.floating] | float = 1.0,
+) -> float:
+    """:func:`linear_mse` of one sample, whose entries are scaled before they are compared.
+
+    The covariance of the estimate is ``s^2 (I + h h^T) / |d|^2``, of which entry i has
+    ``s^2 (1 + h_i^2) / |d|^2``; by a scale a_i it is ``a_i^2`` times as large.
+
+    Args:
+        deviation: see :func:`linear_mse`.
+        output_norm: see :func:`linear_mse`.
+        sample: the input h of the layer, ``(n,)``.
+        scale: factor a of each entry, ``(n,)``, such as the standard deviation of its channel, by
+            which normalised values become pixels.
+
+    Returns:
+        The mean squared error of an entry, in the scaled unit squared.
+
+    Raises:
+        BadInput: if a value is out of its range.
+    """
+    norm_of_sample = float(np.linalg.norm(sample))
+    # Checks the values as well.
+    known = linear_mse(
+        deviation=deviation, output_norm=output_norm, input_norm=norm_of_sample,
+        entries=len(sample), output_known=True,
+    )  # fmt: skip
+    weights = np.square(np.asarray(scale, dtype=np.float64))
+    return float(known * np.mean(weights * (1 + np.square(sample, dtype=np.float64))))
+
+
 def jacobian_mse(jacobian: NDArray[np.floating], deviation: float) -> float:
     """Least mean squared error of an unbiased estimate from a whole noised update.
 

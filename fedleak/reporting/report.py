@@ -33,6 +33,7 @@ from fedleak.reporting.charts import (
 from fedleak.reporting.item_lists import read_item_lists
 from fedleak.reporting.panels import FORMATS, read_panels
 from fedleak.reporting.verdict import find_outcomes, is_finite, is_scored, listing, verdict, wilson
+from fedleak.runs.ceilings import ceiling_notes
 from fedleak.runs.diagnostics import read_diagnostics
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.runs.results import append_rows, parse_rows
@@ -103,6 +104,7 @@ def write_report(folder: RunFolder, *, trust: bool = False) -> Path:
         notes=federation_notes(summary["federation"]) if summary else [],
         server_notes=server_notes(summary["server"]) if summary.get("server") else [],
         privacy=summary.get("privacy", []),
+        ceilings=ceiling_notes(summary.get("ceilings", [])),
         scoring=scoring,
         shown=_shown(rows, scoring),
         supported_from=SUPPORTED_FROM,

@@ -105,6 +105,7 @@ def write_summary(
     data: dict[str, Any],
     *,
     privacy: Sequence[Mapping[str, Any]] = (),
+    ceilings: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write summary.json from results.csv.
 
@@ -116,6 +117,7 @@ def write_summary(
             see :func:`federation_notes`.
         data: see :func:`data_facts`.
         privacy: what each federation has spent, see :meth:`fedleak.runs.spending.Spending.facts`.
+        ceilings: what attacks can reach at best, see :func:`fedleak.runs.ceilings.ceiling_facts`.
 
     Returns:
         The contents of the file.
@@ -129,6 +131,8 @@ def write_summary(
     }
     if privacy:
         summary["privacy"] = list(privacy)
+    if ceilings:
+        summary["ceilings"] = list(ceilings)
     if config.server is not None:
         summary["server"] = server_facts(folder, config)
     write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
@@ -243,6 +247,12 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"Expected `privacy` to be a list of model, delta, budget, ended, spent and findings in "
         f"{path}, got {short(privacy)}.",
     )
+    ceilings = summary.setdefault("ceilings", [])
+    require(
+        isinstance(ceilings, list) and all(map(_is_ceiling, ceilings)),
+        f"Expected `ceilings` to be a list of attack, model, n, psnr, ceiling and guess in {path}, "
+        f"got {short(ceilings)}.",
+    )
     server = summary.get("server")
     require(
         server is None or _is_server(server),
@@ -356,6 +366,25 @@ def _is_spent(entry: Any) -> bool:
         and all(
             _is_mean(entry.get(name, math.nan))
             for name in ("epsilon", "declared_epsilon", "declared_delta")
+        )
+    )
+
+
+def _is_ceiling(entry: Any) -> bool:
+    """Whether this has the form of an entry of :func:`fedleak.runs.ceilings.ceiling_facts`."""
+    numbers = ("psnr", "ceiling", "guess", "asr", "most_asr", "guess_asr")
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in ("attack", "model", "reason"))
+        and is_count(entry.get("n"))
+        and all(_is_mean(entry.get(name, math.nan)) for name in numbers)
+        and all(
+            (entry[one] is None) == (entry[other] is None)
+            for one, other in (
+                ("psnr", "ceiling"),
+                ("ceiling", "guess"),
+                ("most_asr", "guess_asr"),
+            )
         )
     )
 
