@@ -488,8 +488,6 @@ class RunConfig:
         for name in ("weights", "server", "public"):
             if plain[name] is None:
                 order.remove(name)  # a setting without a value would be refused in a file
-        if self.privacy == Privacy():
-            order.remove("privacy")
         return {name: plain[name] for name in order}
 
     @classmethod
@@ -525,8 +523,9 @@ class RunConfig:
         plain = {name: value for name, value in self.to_dict().items() if name != "output"}
         own = _without_defaults(plain, type(self))
         for name, part in SECTIONS.items():
-            if name in plain:
-                own[name] = _without_defaults(plain[name], part)
+            own[name] = _without_defaults(plain[name], part)
+        if not own["privacy"]:
+            del own["privacy"]  # it came later than the others
         if self.federation.clients == replace(self.federation, clients=None).known_size:
             own["federation"].pop("clients", None)
         for name in PLUGINS:

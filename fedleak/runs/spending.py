@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ class Spending:
         self._sizes = sizes
         self._left_out = left_out
         self._ledger = Ledger(delta=privacy.delta)
-        self._rounds: dict[Mechanism, set[int]] = {}
+        self._rounds: dict[Mechanism, Counter[int]] = {}
 
     def weight(self, round_: int, examples: Mapping[int, int]) -> float | None:
         """The largest weight of a client in the mean of a round; None if nobody is in it.
@@ -147,7 +148,7 @@ class Spending:
             names = {(m.unit, m.adjacency, m.trust): m.name for m in used}
             for mechanism in used:
                 self._ledger.record(mechanism, clients=[client], round=round_)
-                self._rounds.setdefault(mechanism, set()).add(round_)
+                self._rounds.setdefault(mechanism, Counter())[client] += 1
             so_far = {_key(spent): spent for spent in self._ledger.of_client(client)}
             for spent in self._ledger.of_round(client, round_):
                 unit, adjacency, trust = key = _key(spent)
@@ -182,7 +183,7 @@ class Spending:
         sentences = [
             f"{mechanism.name}: {sentence}"
             for mechanism, rounds in self._typical()
-            for sentence in findings(mechanism, len(rounds), self._ledger.delta)
+            for sentence in findings(mechanism, rounds, self._ledger.delta)
         ]
         if self._rounds:
             sentences.append(
@@ -195,12 +196,12 @@ class Spending:
             "ended": self.ended, "spent": spent, "findings": list(dict.fromkeys(sentences)),
         }  # fmt: skip
 
-    def _typical(self) -> list[tuple[Mechanism, set[int]]]:
-        """Of each name the mechanism that was used in most rounds, as clients differ in sizes."""
-        found: dict[str, tuple[Mechanism, set[int]]] = {}
-        for mechanism, rounds in self._rounds.items():
-            known = found.get(mechanism.name)
-            if known is None or len(rounds) > len(known[1]):
+    def _typical(self) -> list[tuple[Mechanism, int]]:
+        """Of each name the mechanism that a client used in most rounds, with their number."""
+        found: dict[str, tuple[Mechanism, int]] = {}
+        for mechanism, clients in self._rounds.items():
+            rounds = max(clients.values())
+            if mechanism.name not in found or rounds > found[mechanism.name][1]:
                 found[mechanism.name] = mechanism, rounds
         return list(found.values())
 

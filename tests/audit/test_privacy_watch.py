@@ -43,9 +43,9 @@ def test_nothing_is_left_behind_even_after_an_error() -> None:
 def test_a_strategy_is_noted_once_with_what_decides_its_epsilon() -> None:
     found: list[MechanismFacts] = []
     strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(), 2.0, 0.3, 5)
-    with server_mechanisms(found, []), pytest.raises(AttributeError):
+    with server_mechanisms(found, []), pytest.raises(TypeError):
         strategy.configure_train(1, None, None, None)  # type: ignore[arg-type]
-    with server_mechanisms([], []), pytest.raises(AttributeError):
+    with server_mechanisms([], []), pytest.raises(TypeError):
         strategy.configure_train(2, None, None, None)  # type: ignore[arg-type]
     (facts,) = found
     assert facts.values == {

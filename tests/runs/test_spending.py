@@ -76,11 +76,11 @@ def test_of_one_update_the_best_mechanism_counts() -> None:
 def test_a_budget_is_checked_before_the_first_round() -> None:
     one = compose({GOOD: 1}, 1e-5).epsilon
     check_budget(Budget(one), [GOOD])
-    with pytest.raises(BadInput, match="of at least .*, which one round of noise spends") as error:
+    with pytest.raises(BadInput, match=r"of at least .*, which one round of noise spends") as error:
         check_budget(Budget(one / 2), [GOOD])
     named = float(str(error.value).split("at least ")[1].split(",")[0])
     check_budget(Budget(named), [GOOD])
-    with pytest.raises(BadInput, match="a mechanism of differential privacy .*, got none"):
+    with pytest.raises(BadInput, match=r"a mechanism of differential privacy .*, got none"):
         check_budget(Budget(1.0), [])
     with pytest.raises(BadInput, match="finite epsilon of noise"):
         check_budget(Budget(1.0), [noise(sigma=1.0)])
