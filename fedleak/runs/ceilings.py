@@ -140,8 +140,8 @@ def _gradient(update: InterceptedUpdate, truth: GroundTruth, knowledge: Knowledg
     noise = {name: value.double() for name, value in truth.noise.items()}
     with torch.random.fork_rng(devices=[]), inject(model, noise):
         loss = batch_loss(model, (truth.inputs.double(), labels))
-        found = torch.autograd.grad(loss, values, allow_unused=True)
-    return {n: v for n, v in zip(names, found, strict=True) if v is not None}
+        found = torch.autograd.grad(loss, values, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
 
 
 def guess_scores(scoring: Scoring, guess: Tensor, samples: Tensor) -> list[dict[str, Any]]:
