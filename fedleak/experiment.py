@@ -219,7 +219,7 @@ def attack_run(
         return work.summary
     if origin.summary.is_file():
         before = read_summary(origin.summary)
-        work.federation, work.privacy = before["federation"], before["privacy"]
+        work.federation, work.privacy = before["federation"], before.get("privacy", [])
         _link(origin.privacy, work.folder.path)
     for variant, paths in files.items():
         for path in paths:

@@ -199,8 +199,9 @@ def read_summary(path: Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation``, ``privacy`` and
-        ``data`` (empty in runs of early versions, which did not record it, nor lost rounds).
+        What :func:`write_summary` wrote: ``status``, ``attacks``, ``federation`` and ``data``
+        (empty in runs of early versions, which did not record it, nor lost rounds), and, where the
+        run has them, ``server``, ``privacy`` and ``ceilings``.
 
     Raises:
         BadInput: if the file is missing, is not JSON, or one of these is invalid.
@@ -239,15 +240,15 @@ def read_summary(path: Path) -> dict[str, Any]:
         f"Expected `lost_rounds` and `diverged_round` to be numbers of rounds in {path}, got "
         f"{short(lost)} and {short(diverged)}.",
     )
-    ended = federation.setdefault("ended", "")
+    ended = federation.get("ended", "")
     require(isinstance(ended, str), f"Expected `ended` to be text in {path}, got {short(ended)}.")
-    privacy = summary.setdefault("privacy", [])
+    privacy = summary.get("privacy", [])
     require(
         isinstance(privacy, list) and all(map(is_spending, privacy)),
         f"Expected `privacy` to be a list of model, delta, budget, ended, spent and findings in "
         f"{path}, got {short(privacy)}.",
     )
-    ceilings = summary.setdefault("ceilings", [])
+    ceilings = summary.get("ceilings", [])
     require(
         isinstance(ceilings, list) and all(map(_is_ceiling, ceilings)),
         f"Expected `ceilings` to be a list of attack, model, n, psnr, ceiling and guess in {path}, "
