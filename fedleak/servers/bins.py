@@ -23,7 +23,7 @@ from fedleak.servers.bin_weights import (
     shuffled,
     without_biases,
 )
-from fedleak.servers.certificate import LONGEST, Labels, labels_of, turned, usual_share
+from fedleak.servers.certificate import LONGEST, Labels, labels_of, largest_turn, turned, usual_share
 from fedleak.servers.conv_network import (
     ConvNetwork,
     encoder_features,
@@ -89,7 +89,8 @@ class Bins(MaliciousServer):
             samples to tell quantiles from.
         tolerance: largest ``1 - |cos|`` between two rounds at which a bin is certified. If None,
             1e-8 at the server's rate and 1e-7 otherwise. Noise in the update, as by the quantiser
-            of secure aggregation, needs more.
+            of secure aggregation, needs more; what two samples of different classes could turn by
+            is never certified, at about 1e-6, and bins up to 100 times the tolerance are read.
         encoder: safetensors file with weights of the encoder that keep more of the input, by their
             names in the model. If None, the encoder stays as it is.
         steps: number of steps in which inputs are fitted to the features. If 0, they are a linear
@@ -350,8 +351,10 @@ class Bins(MaliciousServer):
             turn = turned(sums[0][0], sums[1][0])
             strengths = [_strengths(one, features, division.columns) for one, _ in sums]
             signals = [crafted.memory["signals"] for crafted, _ in rounds]
+            # A tolerance for noise must not let a mixture pass that turns by as little.
+            certain = min(tolerance, largest_turn(signals))
             found = self._labels(knowledge, network, scales, strengths, signals)
-            certified = filled & (turn < tolerance) & (found.lengths < LONGEST)
+            certified = filled & (turn < certain) & (found.lengths < LONGEST)
             kept = filled & (turn < NEARLY * tolerance)
             labels = found.labels
             if self.only_class is not None:

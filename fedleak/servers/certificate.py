@@ -15,6 +15,8 @@ from torch import Tensor
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.optimizer_steps import State, optimizer_step
 
+CERTAIN = 1e-5
+"""Largest ``1 - |cos|`` by which a certified direction may differ from the sample's."""
 LONGEST = 1.5
 """A sum longer than this, in units of one sample's usual sum, is of several samples."""
 USUAL = (0.7, 1.4)
@@ -35,6 +37,31 @@ def turned(first: Tensor, second: Tensor) -> Tensor:
     apart = torch.minimum((one - other).square().sum(1), (one + other).square().sum(1)) / 2
     known = one.any(dim=1) & other.any(dim=1)
     return torch.where(known, apart, torch.ones_like(apart))
+
+
+def largest_turn(signals: Sequence[Tensor], deviation: float = CERTAIN) -> float:
+    """By how much a sum may turn so that it is one sample's up to a deviation.
+
+    A second sample in a sum that is smaller by a factor ``r`` puts its direction off by an angle of
+    ``r`` at most. If the signals of their classes change by factors whose ratio is ``q``, the sum
+    turns by ``|1 - q|`` times that angle. So the least ``|1 - q|`` of two classes limits what a
+    turn can hide. Samples of one class have ``q`` = 1 and are told by their length alone.
+
+    Args:
+        signals: signal of each class in each of the two rounds, ``(classes,)``.
+        deviation: largest ``1 - |cos|`` of the sum and the sample in the first round.
+
+    Returns:
+        The largest ``1 - |cos|`` of the two rounds; the deviation where fewer than two classes send
+        a signal.
+    """
+    first, second = (one.double() for one in signals)
+    sent = first != 0
+    factors = second[sent] / first[sent]
+    ratios = factors[:, None] / factors[None]
+    ratios.fill_diagonal_(torch.inf)
+    least = float((1 - ratios).abs().min()) if len(factors) > 1 else 1.0
+    return deviation * min(1.0, least) ** 2
 
 
 def _unit(rows: Tensor) -> Tensor:
