@@ -15,7 +15,7 @@ from fedleak.data import PrivateData, partition
 from fedleak.defenses import Defense
 from fedleak.errors import BadInput, require, unknown_name
 from fedleak.models.first_batch import FirstBatch, first_batch
-from fedleak.registry import Plugin, build
+from fedleak.registry import Plugin, build, load_plugin
 from fedleak.runs.scoring import SCORINGS
 from fedleak.runtime.seeds import derive_seed
 from fedleak.servers.base import MaliciousServer
@@ -169,15 +169,37 @@ def make_mods(config: RunConfig) -> list[Callable[..., Any]]:
 
 
 def build_model(config: RunConfig, data: PrivateData) -> nn.Module:
-    """Make a configuration's model for a data set; its weights depend on torch's random state.
+    """Make the model that clients train; its weights depend on torch's random state.
 
     Raises:
-        BadInput: if its settings are invalid, or the class is not a LightningModule.
+        BadInput: if its settings are invalid, the class is not a LightningModule, or the malicious
+            server cannot change it.
     """
+    return _changed(config, data, _own_model(config, data))
+
+
+def _own_model(config: RunConfig, data: PrivateData) -> nn.Module:
+    """Make a configuration's model for a data set."""
     model: nn.Module = build(
         "models", config.model, input_shape=data.input_shape, num_classes=data.num_classes
     )
     return model
+
+
+def _changed(config: RunConfig, data: PrivateData, model: nn.Module) -> nn.Module:
+    """What a malicious server that changes the model makes of it."""
+    if config.server is None:
+        return model
+    try:
+        kind = load_plugin("servers", config.server.class_path)
+    except BadInput:
+        # A stored run may name a server that is not trusted or not installed here. If it changed
+        # the model, the run's updates do not fit this one, which is said then.
+        return model
+    if "model" not in kind.changes:
+        return model
+    server: MaliciousServer = build("servers", config.server)
+    return server.changed_model(model, data.input_shape)
 
 
 def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
@@ -189,7 +211,10 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed))
-            model = build_model(config, data)
+            model = _own_model(config, data)
+            if config.weights is not None:
+                _load(model, config)
+            model = _changed(config, data, model)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         if isinstance(error, BadInput) and data.kind == "images":
             raise
@@ -199,8 +224,6 @@ def make_model(config: RunConfig, data: PrivateData) -> nn.Module:
             f"but {config.model_name} cannot be made for them: {text}"
         ) from error
     first_batch_of(config, data, model)
-    if config.weights is not None:
-        _load(model, config)
     return model
 
 

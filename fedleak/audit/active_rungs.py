@@ -103,7 +103,8 @@ def parameters_for(knowledge: Knowledge, public: Tensor | None = None) -> Malici
     order = [name for name in ORDER if name in known]
     for name in (*order, *(name for name in known if name not in order)):
         kind: Any = load_plugin("servers", known[name].value.replace(":", "."))
-        if "parameters" not in kind.changes or not kind.reads:
+        # The app's clients make their model themselves, so that none can be changed.
+        if "parameters" not in kind.changes or "model" in kind.changes or not kind.reads:
             continue
         server: MaliciousServer = kind()
         reason = server.refuses_model(knowledge.model)

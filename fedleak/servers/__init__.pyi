@@ -3,7 +3,9 @@ from .base import Crafted as Crafted
 from .base import MaliciousServer as MaliciousServer
 from .base import Reading as Reading
 from .bins import Bins as Bins
+from .fishing import Fishing as Fishing
 from .hyperparameters import Hyperparameters as Hyperparameters
 from .imprint import Imprint as Imprint
+from .imprint_module import ImprintModule as ImprintModule
 from .soliton_biases import SolitonBiases as SolitonBiases
 from .trap_weights import TrapWeights as TrapWeights

@@ -145,6 +145,18 @@ class MaliciousServer(ABC):
         """
         return None
 
+    def changed_model(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """The model that the clients are given to train, of a server that changes the model.
+
+        Args:
+            model: their own model, which may be changed.
+            input_shape: shape of one sample.
+
+        Raises:
+            BadInput: if the server cannot change such a model.
+        """
+        return model
+
     def refuses_model(self, model: nn.Module) -> str | None:
         """Why the server cannot attack a model. If None, it can.
 

@@ -23,7 +23,14 @@ from fedleak.servers.bin_weights import (
     shuffled,
     without_biases,
 )
-from fedleak.servers.certificate import LONGEST, Labels, labels_of, largest_turn, turned, usual_share
+from fedleak.servers.certificate import (
+    LONGEST,
+    Labels,
+    labels_of,
+    largest_turn,
+    turned,
+    usual_share,
+)
 from fedleak.servers.conv_network import (
     ConvNetwork,
     encoder_features,

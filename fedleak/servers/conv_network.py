@@ -65,8 +65,8 @@ def find_network(model: nn.Module, input_shape: tuple[int, ...]) -> ConvNetwork:
     draw = torch.Generator().manual_seed(0)
     probes = torch.rand(PROBES, *input_shape, generator=draw).to(like)
     with torch.random.fork_rng(), torch.no_grad():
-        calls, output = _layer_calls(twin, probes)
-        again, _ = _layer_calls(twin, probes[:2])
+        calls, output = layer_calls(twin, probes)
+        again, _ = layer_calls(twin, probes[:2])
     order = [call.name for call in calls]
     tail = calls[-3:]
     fits = (
@@ -185,16 +185,30 @@ def encoder_features(model: nn.Module, network: ConvNetwork, inputs: Tensor) -> 
 
 
 @dataclass(frozen=True)
-class _LayerCall:
+class LayerCall:
+    """The call of a layer with parameters.
+
+    Args:
+        name: its name in the model.
+        module: the layer.
+        input: what entered it.
+        output: what came out.
+    """
+
     name: str
     module: Any
     input: Tensor
     output: Tensor
 
 
-def _layer_calls(model: nn.Module, inputs: Tensor) -> tuple[list[_LayerCall], Any]:
-    """The calls of the layers with parameters, in order, and the model's output."""
-    calls: list[_LayerCall] = []
+def layer_calls(model: nn.Module, inputs: Tensor) -> tuple[list[LayerCall], Any]:
+    """The calls of the layers with parameters, in order, and the model's output.
+
+    Args:
+        model: the model.
+        inputs: ``(samples, ...)``, normalised as the clients'.
+    """
+    calls: list[LayerCall] = []
 
     def watch(name: str) -> Callable[..., None]:
         def record(
@@ -202,7 +216,7 @@ def _layer_calls(model: nn.Module, inputs: Tensor) -> tuple[list[_LayerCall], An
         ) -> None:
             # Copies, since a ReLU may work in place.
             first = module_input(args, kwargs)
-            calls.append(_LayerCall(name, module, first.clone(), output.clone()))
+            calls.append(LayerCall(name, module, first.clone(), output.clone()))
 
         return record
 

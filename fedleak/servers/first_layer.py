@@ -115,6 +115,18 @@ class FirstLayerServer(MaliciousServer):
             generator: random generator of every draw.
         """
 
+    def find_layer(self, model: nn.Module, input_shape: tuple[int, ...]) -> FirstLayer:
+        """The layer from whose rows inputs are read.
+
+        Args:
+            model: the clients' model.
+            input_shape: shape of one sample.
+
+        Raises:
+            BadInput: if the model has none.
+        """
+        return find_first_layer(model, input_shape)
+
     def following(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """The weights of the layer after the first one; those of the global model by default.
 
@@ -139,7 +151,7 @@ class FirstLayerServer(MaliciousServer):
             knowledge.num_samples > 0,
             f"Expected the number of samples for which {self.name} makes the weights, got 0.",
         )
-        first = find_first_layer(knowledge.model, knowledge.input_shape)
+        first = self.find_layer(knowledge.model, knowledge.input_shape)
         flat = None if public is None else public.detach().float().cpu().flatten(1)
         weight, bias = self.rows(first.module, knowledge, flat, generator)
         state = {n: v.detach().clone() for n, v in knowledge.model.state_dict().items()}
@@ -169,7 +181,7 @@ class FirstLayerServer(MaliciousServer):
         model = private_copy(knowledge.model).cpu()
         model.load_state_dict(crafted.weights)
         update.check(model)
-        first = find_first_layer(model, knowledge.input_shape)
+        first = self.find_layer(model, knowledge.input_shape)
         gradient = update.gradient(model, knowledge)
         names = (f"{first.name}.weight", f"{first.name}.bias")
         missing = [name for name in names if name not in gradient]
@@ -189,18 +201,27 @@ class FirstLayerServer(MaliciousServer):
 
     def refuses_model(self, model: nn.Module) -> str | None:
         """See :meth:`MaliciousServer.refuses_model`."""
-        drawing = (Noise, nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-        for name, module in model.named_modules():
-            if isinstance(module, drawing):
-                return (
-                    f"`{name}` of {type(model).__name__} makes samples depend on chance or others"
-                )
+        if (reason := dependent_module(model)) is not None:
+            return reason
         for name, module in model.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
                 if not isinstance(module, nn.Linear):
                     return f"the first layer `{name}` of {type(model).__name__} is not linear"
                 return None
         return f"{type(model).__name__} has no parameters"
+
+
+def dependent_module(model: nn.Module) -> str | None:
+    """Why a model's output for a sample depends on chance or on other samples. If None, it doesn't.
+
+    Args:
+        model: the clients' model.
+    """
+    kinds = (Noise, nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            return f"`{name}` of {type(model).__name__} makes samples depend on chance or others"
+    return None
 
 
 def deviation_of(projections: Tensor | None, told: float | None, name: str) -> float:

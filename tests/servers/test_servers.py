@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from fedleak.registry import load_class, names
 from fedleak.servers import (
     Bins,
+    Fishing,
     Hyperparameters,
     Imprint,
+    ImprintModule,
     MaliciousServer,
     SolitonBiases,
     TrapWeights,
@@ -35,6 +37,10 @@ def perceptron() -> nn.Module:
 
 def convolutional() -> nn.Module:
     return small_client.net()
+
+
+def with_module() -> nn.Module:
+    return ImprintModule(units=20).changed_model(convolutional(), small_client.SHAPE)
 
 
 class Case(NamedTuple):
@@ -63,6 +69,9 @@ CASES = [
         Case(kind(), others=lambda: nn.Conv2d(1, 1, 3))
         for kind in (Imprint, SolitonBiases, TrapWeights)
     ),
+    Case(ImprintModule(), with_module, others=convolutional, shape=small_client.SHAPE),
+    Case(Fishing(), others=lambda: nn.Conv2d(1, 1, 3)),
+    Case(Fishing(steps=2), convolutional, shape=small_client.SHAPE),
     Case(FirstLayer(), others=lambda: nn.Conv2d(1, 1, 3)),
     Case(FirstLayer(rounds=2, features=True), others=lambda: nn.Conv2d(1, 1, 3)),
 ]
