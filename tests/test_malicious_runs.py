@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from fedleak import experiment
 from fedleak.build import make_data, public_samples
 from fedleak.config import RunConfig
 from fedleak.errors import BadInput
 from fedleak.federation.engine import server as engine
+from fedleak.models.classifier import ImageClassifier
 from fedleak.registry import Plugin
 from fedleak.reporting import write_report
 from fedleak.reporting.tables import results_table
@@ -26,12 +28,28 @@ from fedleak.updates.update import InterceptedUpdate
 from tests.federation.fakes import same_tensors
 from tests.federation.runs import (
     Recorder,
+    attack_plugin,
     in_process,
     interrupt,
     tiny_config,
     tiny_data,
     without_seconds,
 )
+
+
+class SmallConv(ImageClassifier):
+    """A convolution and three linear layers, as ``bins`` needs them."""
+
+    def __init__(self, *, input_shape: tuple[int, ...], num_classes: int) -> None:
+        body = nn.Sequential(
+            nn.Conv2d(input_shape[0], 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(),
+        )  # fmt: skip
+        super().__init__(
+            body, 12, input_shape=input_shape, num_classes=num_classes, precode=None,
+            optimizer="sgd", learning_rate=0.1,
+        )  # fmt: skip
+
 
 TOYS = "tests.servers.toy_servers"
 ANALYTIC = Plugin("fedleak.attacks.analytic.Analytic")
@@ -309,3 +327,47 @@ def test_clients_that_refuse_what_they_are_sent(tmp_path: Path) -> None:
     assert skipped[2] == "no client of `victims` answered what it was sent"
     assert summary["federation"]["failures"] == 2
     assert keys(folder.updates()) == []
+
+
+def test_a_module_in_front_of_the_model_is_trained_by_all_and_read_from_the_victims(
+    tmp_path: Path,
+) -> None:
+    """The exact pixels of a batch of a convolutional model, and again from the saved updates."""
+    server = Plugin("fedleak.servers.imprint_module.ImprintModule", {"units": 60})
+    config = config_of(
+        tmp_path, server=server, path="fedleak.models.lenet.LeNet", model_args={}, batch_size=4,
+        rounds=1, victim_clients=[0],
+    )  # fmt: skip
+    summary, folder = run(config)
+    (entry,) = summary["server"]["readings"]
+    assert entry["found"] >= 1
+    assert entry["certified"] >= 1
+    rows = read_rows(folder.results)
+    assert {row["attack"] for row in rows} == {"imprint_module"}
+    assert max(row["ssim"] for row in rows) > 0.99
+    update = InterceptedUpdate.load(folder.updates() / "r0001-c0000.safetensors")
+    assert bool(update.sent["imprint.back.weight"].any())
+    again = config_of(
+        tmp_path, "again", server=server, path="fedleak.models.lenet.LeNet", model_args={},
+        batch_size=4, rounds=1, victim_clients=[0], attacks=(attack_plugin("iga", iterations=2),),
+    )  # fmt: skip
+    assert experiment.attack_run(folder.path, again, trust=True)["status"] == "complete"
+
+
+@pytest.mark.parametrize("rate", ["client", "server"])
+def test_bins_reads_the_mean_of_all_clients(rate: str, tmp_path: Path) -> None:
+    """Behind secure aggregation: the same weights to all, and the mean alone is seen."""
+    tiny_data(tmp_path, samples=640)
+    config = config_of(
+        tmp_path, server=Plugin("fedleak.servers.bins.Bins", {"steps": 0, "rate": rate}),
+        protocol="fedavg", batch_size=16, rounds=2, victim_clients=None, aggregated=True,
+        path=f"{__name__}.SmallConv", model_args={}, obeys={"lr": "learning_rate"},
+    )  # fmt: skip
+    summary, folder = run(config)
+    assert keys(folder.updates()) == ["r0001-c0000", "r0002-c0000"]
+    (entry,) = summary["server"]["readings"]
+    assert (entry["rounds"], entry["samples"]) == ([1, 2], 640)
+    assert entry["certified"] >= 8
+    rows = [row for row in read_rows(folder.results) if row["certified"]]
+    assert len(rows) == entry["certified"]
+    assert min(row["feature_cosine"] for row in rows) > 1 - 1e-5

@@ -27,10 +27,12 @@ OwnSamples = Callable[[Message, Context], Any]
 class GuardMod:
     """Inspects the received model and configuration, and refuses or warns before the app trains.
 
-    It works on messages of the type train whose arrays are the weights of the model; others it
-    passes on. See :func:`fedleak.inspect_model` for what it looks at. The change of the model is
-    compared with the client's own update of the round before, which it keeps in the context. What
-    the update would give away though the model is not suspicious is written to Flower's log.
+    It works on messages of the type train whose arrays are the weights of the model. Of those
+    without arrays, as Flower's SecAgg+ sends before and after the training, it looks at the
+    configuration; other types it passes on. See :func:`fedleak.inspect_model` for what it looks at.
+    The change of the model is compared with the client's own update of the round before, which it
+    keeps in the context. What the update would give away though the model is not suspicious is
+    written to Flower's log.
 
     Args:
         model: makes a model of the app, into which the received weights are loaded. If None, the
@@ -117,6 +119,12 @@ class GuardMod:
         """
         if self.model is None or self.samples is None:
             raise BadInput("Expected `model` and `samples` in GuardMod outside of fedleak's runs.")
+        config: dict[str, Any] = {}
+        for record in message.content.config_records.values():
+            config |= dict(record)
+        if not message.content.array_records:
+            # A stage before the training, such as the setup of SecAgg+, which sends the ranges.
+            return inspect_model(nn.Identity(), config=config, agreed=self.agreed)
         model = self.model()
         state = _fitting(message.content, model)
         if state is None:
@@ -124,9 +132,6 @@ class GuardMod:
                 f"The server sent no arrays that are the weights of {type(model).__name__}.",
             ))  # fmt: skip
         model.load_state_dict(state)
-        config: dict[str, Any] = {}
-        for record in message.content.config_records.values():
-            config |= dict(record)
         return inspect_model(
             model,
             _last_round(context, model),
@@ -141,13 +146,14 @@ def _fitting(content: RecordDict, model: nn.Module) -> Tensors | None:
     """The weights of a model in a message, by name or, without names, in the model's order."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for record in content.array_records.values():
-        shapes = {name: tuple(array.shape) for name, array in record.items()}
-        if shapes == wanted:
-            return records.to_tensors(record)
-        unnamed = [str(number) for number in range(len(wanted))]
-        if list(shapes) == unnamed and list(shapes.values()) == list(wanted.values()):
-            values = records.to_tensors(record).values()
-            return dict(zip(wanted, values, strict=True))
+        numbered = list(record) == [str(number) for number in range(len(wanted))]
+        if not numbered and set(record) != set(wanted):
+            continue
+        # Decoded, as the older API of Flower leaves the shapes out of the record.
+        found = records.to_tensors(record)
+        state = dict(zip(wanted, found.values(), strict=True)) if numbered else found
+        if {name: tuple(value.shape) for name, value in state.items()} == wanted:
+            return state
     return None
 
 

@@ -13,6 +13,9 @@ from flwr.app import (
     MessageType,
     RecordDict,
 )  # fmt: skip
+from flwr.client.mod import secaggplus_mod
+from flwr.common import FitIns, ndarrays_to_parameters
+from flwr.compat.common.recorddict_compat import fitins_to_recorddict
 from torch import Tensor, nn
 
 from fedleak import experiment
@@ -214,3 +217,36 @@ def test_in_a_run_of_fedleak_a_refusal_is_a_failure_of_the_client(tmp_path: Path
     summary, updates = guarded(tmp_path, limits={"bias": 0.0})
     assert summary["federation"]["failures"] == 4
     assert updates == 0
+
+
+def setup_of_secagg(**ranges: float) -> Message:
+    """The first message of Flower's SecAgg+ to a client, at its default ranges unless told."""
+    defaults = {"clipping_range": 8.0, "target_range": 2**22, "max_weight": 1000.0}
+    told = {"stage": "setup", "sample_num": 4, "share_num": 4, "threshold": 2, "mod_range": 2**32}
+    content = RecordDict({"secaggplus_configs": ConfigRecord({**told, **defaults, **ranges})})
+    return Message(content, 3, MessageType.TRAIN)
+
+
+def test_the_ranges_of_secure_aggregation_are_looked_at_in_its_first_message() -> None:
+    """Before secaggplus_mod, with its real reply."""
+    guard = GuardMod(make_model, samples)
+    reply = guard(setup_of_secagg(), context_of(3), lambda *given: secaggplus_mod(*given, App()))
+    assert not reply.has_error()
+    assert "pk1" in reply.content["secaggplus_configs"]
+    app = App()
+    reply = guard(setup_of_secagg(clipping_range=5e-18), context_of(3), app)
+    assert reply.error.reason.startswith("GuardMod: The server set `clipping_range` to 5e-18")
+    assert app.calls == 0
+
+
+def test_weights_of_the_older_api_are_looked_at() -> None:
+    """Its arrays have numbers for names, and no shapes."""
+    guard = GuardMod(make_model, samples)
+    for model, reason in ((make_model(3), ""), (malicious(), "parallel")):
+        values = [value.numpy() for value in model.state_dict().values()]
+        fitted = FitIns(ndarrays_to_parameters(values), {"lr": 0.1})
+        found = guard.inspect(
+            Message(fitins_to_recorddict(fitted, True), 3, MessageType.TRAIN), context_of(3)
+        )
+        assert found.suspicious == bool(reason)
+        assert reason in " ".join(found.reasons)
