@@ -39,14 +39,14 @@ SUMMARY = (
 )  # fmt: skip
 # The class that is fished for is the seed's, so that none is chosen by its result.
 PLAN = {
-    "imprint_module": ((16, 64, 128, 256, 512), 3), "fishing": ((16, 64, 256), 20),
+    "imprint_module": ((16, 64, 128, 256, 512), 3), "fishing": ((16, 64), 10),
 }  # fmt: skip
 
 
 def server_of(name: str, seed: int) -> MaliciousServer:
     """The server of a row."""
     if name == "fishing":
-        return Fishing(target_class=seed % 10)
+        return Fishing(target_class=seed % 10, steps=0)
     return ImprintModule(units=UNITS)
 
 
@@ -86,7 +86,7 @@ def measured(
         values, _ = scores(found, inputs[nearest])
     else:
         values, numbers = scores(found, inputs)
-        nearest, good = torch.tensor(numbers), [value > READ for value in values]
+        nearest, good = torch.tensor(numbers, dtype=torch.long), [value > READ for value in values]
     guesses, _ = scores(public.mean(0, keepdim=True).expand(len(found), *SHAPE), inputs[nearest])
     own = private[0][order[-OWN:]]
     return {

@@ -6,18 +6,22 @@ Ten clients of Flower's quickstart with 4,000 different images each, of CIFAR-10
 answer through Flower's own ``secaggplus_mod``; the server runs Flower's ``SecAggPlusWorkflow``,
 which hands it the sum without the masks and nothing else. It chooses the weights, and in one half
 of the settings the ranges that the mod takes from its message. It appends to secagg.csv and skips
-what is there.
+what is there. With ``--in-process`` the clients are called one after the other in this process, by
+the same messages and without Ray, which takes longer to start than it waits on a busy machine.
 """
 
 import argparse
+import copy
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
+from uuid import uuid4
 
 # No usage statistics leave this machine.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -25,7 +29,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
@@ -35,6 +39,7 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from fedleak.servers.base import Crafted
@@ -57,7 +62,7 @@ MARGIN = 10.0
 """The clipping range over the largest entry in the rows of one client of public images. Of clients
 whose signals add up otherwise it is larger: at a margin of 2 rows were clipped, and 12 of 39 images
 were read."""
-RANGES = {"default ranges": False, "ranges set": True}
+RANGES = {"ranges set": True, "default ranges": False}
 
 
 class Quickstart(NumPyClient):
@@ -237,12 +242,71 @@ def measure(
     }  # fmt: skip
 
 
-def simulate(work: Callable[[tuple[Grid, Context]], None]) -> None:
+class InProcess(Grid):
+    """A Grid whose nodes are in this process; each keeps its context between messages."""
+
+    def __init__(self) -> None:
+        # Flower's engine sets these in its processes; without them no message can be made.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self._contexts = {
+            node + 1: Context(1, node + 1, {"partition-id": node}, RecordDict(), {})
+            for node in range(CLIENTS)
+        }
+        self._waiting: dict[str, Message] = {}
+
+    @property
+    def run(self) -> Any:
+        """The run, of which Flower reads the id."""
+        return SimpleNamespace(run_id=1)
+
+    def set_run(self, run: Any) -> NoReturn:
+        """Not called."""
+        raise NotImplementedError
+
+    def create_message(self, *_args: Any, **_settings: Any) -> NoReturn:
+        """Not called."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See flwr.serverapp.Grid."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See flwr.serverapp.Grid."""
+        ids = []
+        for message in messages:
+            ids.append(str(uuid4()))
+            # The workflow gives all clients the same record, and the mod takes entries out of it.
+            own = Message(
+                copy.deepcopy(message.content), message.metadata.dst_node_id,
+                message.metadata.message_type, group_id=message.metadata.group_id,
+            )  # fmt: skip
+            own.metadata.__dict__["_message_id"] = ids[-1]
+            self._waiting[ids[-1]] = own
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        asked = [self._waiting.pop(number) for number in message_ids]
+        return [client_app(one, self._contexts[one.metadata.dst_node_id]) for one in asked]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See flwr.serverapp.Grid."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def simulate(work: Callable[[tuple[Grid, Context]], None], *, in_process: bool = False) -> None:
     """One Flower simulation, in whose ServerApp the work is done.
 
     Args:
         work: is given grid and context; what it raises is raised here.
+        in_process: whether all clients are in this process, without Flower's engine.
     """
+    if in_process:
+        work((InProcess(), Context(1, 0, {}, RecordDict(), {})))
+        return
     server_app, failed = ServerApp(), list[BaseException]()
 
     @server_app.main()
@@ -270,6 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data", type=Path, default=os.environ.get("FEDLEAK_DATA"))
     parser.add_argument("--seeds", type=int, default=2, help="number of repetitions")
+    parser.add_argument("--in-process", action="store_true", help="without Ray")
     given = parser.parse_args(arguments)
     if given.data is None:
         parser.error("Expected a folder with the data as --data or in FEDLEAK_DATA, got none.")
@@ -281,8 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
     public = jpeg_images(Path(given.data), "test")
     left = [
         (seed, ranges, rate)
-        for seed in range(given.seeds)
         for ranges in RANGES
+        for seed in range(given.seeds)
         for rate in ("server", "client")
         if (f"{ranges}, {rate}'s rate", seed) not in done
     ]
@@ -292,10 +357,11 @@ def main(arguments: list[str] | None = None) -> None:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
             own = order[: CLIENTS * IMAGES]
             row = measure(federation, ranges, rate, seed, (images[own], labels[own]), public)
-            append_row(path, (*COLUMNS[:-1], "clipping_range", "seconds"), row)
+            row["engine"] = "one process" if given.in_process else "simulation"
+            append_row(path, (*COLUMNS[:-1], "clipping_range", "engine", "seconds"), row)
 
     if left:
-        simulate(work)
+        simulate(work, in_process=given.in_process)
 
 
 if __name__ == "__main__":
