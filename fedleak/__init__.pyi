@@ -105,8 +105,10 @@ from .servers.base import Crafted as Crafted
 from .servers.base import MaliciousServer as MaliciousServer
 from .servers.base import Reading as Reading
 from .servers.bins import Bins as Bins
+from .servers.fishing import Fishing as Fishing
 from .servers.hyperparameters import Hyperparameters as Hyperparameters
 from .servers.imprint import Imprint as Imprint
+from .servers.imprint_module import ImprintModule as ImprintModule
 from .servers.soliton_biases import SolitonBiases as SolitonBiases
 from .servers.trap_weights import TrapWeights as TrapWeights
 from .updates.evidence import Finding as Finding

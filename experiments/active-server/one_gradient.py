@@ -39,7 +39,7 @@ SUMMARY = (
 )  # fmt: skip
 # The class that is fished for is the seed's, so that none is chosen by its result.
 PLAN = {
-    "imprint_module": ((16, 64, 128, 256, 512), 3), "fishing": ((16, 64), 10),
+    "imprint_module": ((16, 64, 128, 256, 512), 3), "fishing": ((16, 64), 9),
 }  # fmt: skip
 
 
