@@ -70,13 +70,7 @@ class ConvolutionMaps:
         """
         module, (height, width) = self._module, shape[-2:]
         size, groups = height * width, module.groups
-        # Index of the pixel at each position of a patch; 0 stands for zero padding.
-        numbers = torch.arange(1, size + 1, dtype=output_gradient.dtype)
-        numbers = numbers.reshape(1, 1, height, width)
-        places = functional.unfold(
-            functional.pad(numbers, self._padding, self._mode), module.kernel_size,
-            module.dilation, 0, module.stride,
-        )[0].long()  # fmt: skip
+        places = self._places(height, width)
         kernel = module.weight.reshape(module.out_channels, -1, len(places))
         pairs = torch.einsum("ock,ocl->okl", kernel, kernel) / module.in_channels
         samples = len(output_gradient)
@@ -86,14 +80,57 @@ class ConvolutionMaps:
         both = places[:, None] * (size + 1) + places[None]
         outputs.index_add_(0, both.flatten(), values.flatten())
         gradient = output_gradient.reshape(samples * module.out_channels, 1, -1)
-        gradient = gradient.expand(-1, len(places), -1)
-        spread = torch.zeros(
-            len(gradient), len(places), size + 1, dtype=output_gradient.dtype
-        )  # fmt: skip
-        spread.scatter_add_(2, places.expand_as(gradient), gradient)
-        spread = spread[..., 1:].reshape(-1, size)
+        spread = _spread(gradient, places, size).reshape(-1, size)
         # An input channel contributes to the outputs of its own group only.
         return outputs.reshape(size + 1, -1)[1:, 1:], spread.mT @ spread / groups / samples
+
+    def whole_gram_matrix(
+        self,
+        output_gradient: Tensor,
+        weights: Tensor,
+        shape: Sequence[int],
+        scales: Sequence[float],
+    ) -> Tensor:
+        """Sum of the Gram matrices of the two maps for all of the input, each times its scale.
+
+        Args:
+            output_gradient: gradient of the outputs, ``(samples, out, H', W')``.
+            weights: weights of the output equations, ``(samples, out, H', W')``.
+            shape: shape of the input, ``(samples, in, H, W)``.
+            scales: factor of the outputs' matrix, and of that of the weight gradients if these are
+                equations as well.
+
+        Returns:
+            ``(n, n)`` for the n entries of the input.
+        """
+        module, (samples, channels, height, width) = self._module, shape
+        size, groups = height * width, module.groups
+        inner, outer = channels // groups, module.out_channels // groups
+        places = self._places(height, width)
+        whole = torch.zeros((samples * channels * size,) * 2, dtype=output_gradient.dtype)
+        flat = whole.flatten()
+        kernel = module.weight.reshape(groups, outer, inner, -1)
+        strength = weights.square().reshape(samples, groups, outer, -1) * scales[0]
+        firsts = size * torch.arange(samples * channels).reshape(samples, groups, inner, 1)
+        for position, inside in enumerate((places > 0).unbind(dim=1)):
+            entries = places[inside, position] - 1
+            rows = kernel[..., inside].reshape(groups, outer, -1)
+            for sample in range(samples):
+                for group in range(groups):
+                    row = rows[group]
+                    own = row.mT @ (strength[sample, group, :, position, None] * row)
+                    at = (firsts[sample, group] + entries).flatten()
+                    flat.index_add_(0, (at[:, None] * len(whole) + at).flatten(), own.flatten())
+        if len(scales) > 1:
+            gradient = output_gradient.reshape(samples, groups, outer, 1, -1)
+            for group in range(groups):
+                spread = _spread(gradient[:, group].flatten(0, 1), places, size)
+                spread = spread.reshape(samples, -1, size).transpose(0, 1).flatten(1)
+                own = scales[1] * (spread.mT @ spread).reshape(samples, size, samples, size)
+                split = whole.reshape(samples, channels, size, samples, channels, size)
+                for channel in range(group * inner, (group + 1) * inner):
+                    split[:, channel, :, :, channel] += own
+        return whole
 
     def input_gradient(self, output_gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """Gradient of the input.
@@ -106,3 +143,32 @@ class ConvolutionMaps:
         outputs, _ = self.outputs_and_weight_gradients(point[None], output_gradient)
         (found,) = torch.autograd.grad(outputs, point, output_gradient[None])
         return found
+
+    def _places(self, height: int, width: int) -> Tensor:
+        """Number of the pixel at each entry and position of a patch, from 1 on; 0 is padding.
+
+        Returns:
+            ``(kH * kW, H' * W')``.
+        """
+        module = self._module
+        numbers = torch.arange(1, height * width + 1, dtype=torch.float64)
+        padded = functional.pad(numbers.reshape(1, 1, height, width), self._padding, self._mode)
+        return functional.unfold(
+            padded, module.kernel_size, module.dilation, 0, module.stride
+        )[0].long()  # fmt: skip
+
+
+def _spread(gradient: Tensor, places: Tensor, size: int) -> Tensor:
+    """The coefficients of each pixel in the weight gradients of one input channel.
+
+    Args:
+        gradient: gradient of the outputs, ``(rows, 1, H' * W')``.
+        places: see :meth:`ConvolutionMaps._places`.
+        size: number of pixels.
+
+    Returns:
+        ``(rows, kH * kW, size)``.
+    """
+    gradient = gradient.expand(-1, len(places), -1)
+    spread = torch.zeros(len(gradient), len(places), size + 1, dtype=gradient.dtype)
+    return spread.scatter_add_(2, places.expand_as(gradient), gradient)[..., 1:]

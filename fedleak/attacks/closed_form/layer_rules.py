@@ -1,6 +1,6 @@
 """How each layer type is inverted: one function per type, registered with :func:`layer_rule`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ ROUNDING = 1e-7
 # Largest plane, in pixels, for which the solver is preconditioned: the Gram matrix of a plane has
 # that many rows and columns.
 LARGEST_PLANE = 1024
+# Most unknowns for which the Gram matrix of all of them is factorised where that does not suffice.
+LARGEST_WHOLE = 4096
 # Steps of Newton's method for the inverse of GELU.
 NEWTON_STEPS = 60
 
@@ -338,11 +340,16 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Estimate) -> 
         outputs, products = maps.outputs_and_weight_gradients(x, output.gradient)
         return [outputs[:, exact] * exact_weights, products][: len(targets)]
 
-    if shape[-1] * shape[-2] > LARGEST_PLANE:
-        return Equations(sides, targets, shape)
+    def gram() -> Sequence[Tensor]:
+        return maps.gram_matrices(output.gradient, weights, shape)[: len(targets)]
+
+    def whole(scales: Sequence[float]) -> Tensor:
+        return maps.whole_gram_matrix(output.gradient, weights, shape, scales)
+
     return Equations(
         sides, targets, shape,
-        lambda: maps.gram_matrices(output.gradient, weights, shape)[: len(targets)],
+        gram if shape[-1] * shape[-2] <= LARGEST_PLANE else None,
+        whole if shape.numel() <= LARGEST_WHOLE else None,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Matrix-free least squares (LSMR) for a layer's input, with standard errors and rank."""
+"""Least squares (LSMR) for a layer's input, with standard errors and rank."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,14 @@ POWER_STEPS = 8
 TOLERANCE = 1e-8
 # Relative noise of a probe's right side: float32 gradients have about seven digits.
 NOISE = 1e-7
-# Ridge added to the Gram matrix, relative to its mean diagonal, so that it has a Cholesky factor.
-RIDGE = 1e-6
+# Ridge added to a Gram matrix, relative to its mean diagonal, so that it has a Cholesky factor: to
+# that of a plane, and to that of all unknowns.
+RIDGE, WHOLE_RIDGE = 1e-6, 1e-12
+# Iterations after which the Gram matrix of all unknowns is factorised. Of 3072 unknowns, that takes
+# as long as 200 to 300 iterations, and a convolution's equations took 30, or 300 to thousands.
+PATIENCE = 40
+# LSMR's reason for stopping where it has reached its last iteration.
+NOT_CONVERGED = 7
 
 
 class Equations:
@@ -28,6 +34,9 @@ class Equations:
         gram: for the preconditioner, gives the Gram matrix of every block for one plane of x,
             averaged over the planes, ``(H * W, H * W)`` each. If None, the solver is not
             preconditioned.
+        whole: for a preconditioner with which few iterations are left, gives the sum of the Gram
+            matrices of all blocks for all entries of x, each times its factor, which are the
+            argument. If None, the solver goes on without it.
     """
 
     def __init__(
@@ -36,9 +45,10 @@ class Equations:
         targets: Sequence[Tensor],
         shape: Sequence[int],
         gram: Callable[[], Sequence[Tensor]] | None = None,
+        whole: Callable[[Sequence[float]], Tensor] | None = None,
     ) -> None:
         self.shape = torch.Size(shape)
-        self._gram = gram
+        self._gram, self.whole = gram, whole
         self._blocks = blocks
         self._sizes = [target.numel() for target in targets]
         self._norms = self._estimate_norms(targets[0].dtype)
@@ -56,19 +66,20 @@ class Equations:
         parts = zip(self._blocks(x), self._norms, strict=True)
         return torch.cat([block.flatten(1) / norm for block, norm in parts], dim=1)
 
-    def preconditioner(self) -> Tensor | None:
-        """Upper triangular R with ``R^T R`` the sum of the blocks' Gram matrices.
+    def preconditioners(self) -> Iterator[Tensor | None]:
+        """Upper triangular R with ``R^T R`` a sum of Gram matrices, the better ones later.
 
-        None without Gram matrices, or if they have no Cholesky factor.
+        None for no preconditioner. Each is computed when it is asked for. One that has no Cholesky
+        factor is left out.
         """
-        if self._gram is None:
-            return None
-        parts = zip(self._gram(), self._norms, strict=True)
-        whole = torch.stack([part / norm**2 for part, norm in parts]).sum(dim=0)
-        whole.diagonal().add_(RIDGE * float(whole.diagonal().mean()))
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(whole, upper=True)
-        return None if int(failed) else factor
+        first = None
+        if self._gram is not None:
+            parts = zip(self._gram(), self._norms, strict=True)
+            first = _factor(sum(part / norm**2 for part, norm in parts), RIDGE)
+        yield first
+        if self.whole is not None:
+            whole = _factor(self.whole([norm**-2 for norm in self._norms]), WHOLE_RIDGE)
+            yield first if whole is None else whole
 
     def _estimate_norms(self, dtype: torch.dtype) -> list[float]:
         """Largest singular value of each block, by the power method from a fixed start."""
@@ -86,6 +97,13 @@ class Equations:
                     break
             found.append(value or 1.0)
         return found
+
+
+def _factor(gram: Any, ridge: float) -> Tensor | None:
+    """The upper Cholesky factor of a Gram matrix, which is changed; None if it has none."""
+    gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
+    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    return None if int(failed) else factor
 
 
 class Solution(NamedTuple):
@@ -133,27 +151,6 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     point = torch.zeros(rows, dtype=dtype, requires_grad=True)
     left = equations.apply(point)
 
-    factor = equations.preconditioner()
-
-    def unscaled(vector: np.ndarray[Any, Any], *, transpose: bool = False) -> Tensor:
-        """Multiply by the inverse of the preconditioner, or by its transpose."""
-        values: Tensor = torch.from_numpy(vector.copy()).reshape(rows)
-        if factor is None:
-            return values
-        planes = values.reshape(-1, len(factor))
-        matrix = factor if transpose else factor.mT
-        solved: Tensor = torch.linalg.solve_triangular(matrix, planes, upper=transpose, left=False)
-        return solved.reshape(rows)
-
-    def times(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        with torch.no_grad():
-            return np.asarray(equations.apply(unscaled(vector))).ravel()
-
-    def transposed(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        given = torch.from_numpy(vector.reshape(left.shape))
-        (found,) = torch.autograd.grad(left, point, given, retain_graph=True)
-        return np.asarray(unscaled(found.numpy(), transpose=True)).ravel()
-
     # All systems are scaled to one norm, so that the stopping rule applies to each of them, and the
     # probes get the rounding noise of a float32 gradient.
     scale = equations.target.norm() / probe_sides.norm(dim=1).mean().clamp_min(1e-300)
@@ -163,14 +160,45 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
     # Imported here, since few attacks get this far.
     from scipy.sparse.linalg import LinearOperator, lsmr
 
-    operator = LinearOperator(
-        (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
-    )
-    found, _, _, _, _, _, condition, _ = lsmr(
-        operator, right.numpy().ravel(), atol=TOLERANCE, btol=TOLERANCE, conlim=0,
-        maxiter=iterations,
-    )  # fmt: skip
-    solution = unscaled(found)
+    def attempt(factor: Tensor | None, most: int) -> tuple[Tensor, float, bool]:
+        """The solution, its condition number, and whether so many iterations sufficed."""
+
+        def unscaled(vector: np.ndarray[Any, Any], *, transpose: bool = False) -> Tensor:
+            """Multiply by the inverse of the preconditioner, or by its transpose."""
+            values: Tensor = torch.from_numpy(vector.copy()).reshape(rows)
+            if factor is None:
+                return values
+            planes = values.reshape(-1, len(factor))
+            matrix = factor if transpose else factor.mT
+            solved: Tensor = torch.linalg.solve_triangular(
+                matrix, planes, upper=transpose, left=False
+            )
+            return solved.reshape(rows)
+
+        def times(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            with torch.no_grad():
+                return np.asarray(equations.apply(unscaled(vector))).ravel()
+
+        def transposed(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            given = torch.from_numpy(vector.reshape(left.shape))
+            (found,) = torch.autograd.grad(left, point, given, retain_graph=True)
+            return np.asarray(unscaled(found.numpy(), transpose=True)).ravel()
+
+        operator = LinearOperator(
+            (right.numel(), point.numel()), matvec=times, rmatvec=transposed, dtype=np.float64
+        )
+        found, stopped, _, _, _, _, condition, _ = lsmr(
+            operator, right.numpy().ravel(), atol=TOLERANCE, btol=TOLERANCE, conlim=0,
+            maxiter=most,
+        )  # fmt: skip
+        return unscaled(found), float(condition), stopped != NOT_CONVERGED
+
+    most = iterations if equations.whole is None else min(PATIENCE, iterations)
+    for factor in equations.preconditioners():
+        solution, condition, converged = attempt(factor, most)
+        if converged:
+            break
+        most = iterations
     value = solution[0]
     with torch.no_grad():
         residuals = (equations.apply(solution) - right).norm(dim=1)
@@ -187,5 +215,5 @@ def solve(equations: Equations, *, iterations: int, seed: int) -> Solution:
         # Hutchinson's estimate of the trace of the projection on the null space.
         rank=size - round(float((probes * lost).nan_to_num(1.0).sum() / PROBES)),
         residual=float(residuals[0] / norm),
-        condition=float(condition),
+        condition=condition,
     )

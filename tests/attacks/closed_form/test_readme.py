@@ -53,6 +53,10 @@ def test_thresholds_are_those_of_the_code() -> None:
     assert r"\le 10^{-3} \lVert q \rVert" in section(3)
     assert layer_rules.LARGEST_PLANE == 1024
     assert "1024 pixels" in section(5)
+    assert least_squares.PATIENCE == 40
+    assert "40 iterations do not suffice" in section(5)
+    assert layer_rules.LARGEST_WHOLE == 4096
+    assert "at most 4096 unknowns" in section(5)
     assert least_squares.NOISE == 1e-7
     assert "relative 1e-7" in section(5)
     assert MAX_RELATIVE_ERROR == 0.05
