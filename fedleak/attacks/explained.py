@@ -369,6 +369,11 @@ class _Client:
         return {name: self.update.received[name] for name in self.names}
 
     @cached_property
+    def _weights(self) -> list[Tensor]:
+        """Copies of the weights that were sent."""
+        return [self.model.get_parameter(name).detach().clone() for name in self.names]
+
+    @cached_property
     def _state(self) -> ModuleState:
         return ModuleState(self.model)
 
@@ -589,9 +594,10 @@ class _Client:
         leaves = {slot: value.detach().clone().requires_grad_() for slot, value in leaves.items()}
         first = self._first({slot: value for slot, value in leaves.items() if slot})
         weights = [self.model.get_parameter(name) for name in self.names]
-        kept = [value.detach().clone() for value in weights]
         parts = offset.split([value.numel() for value in weights])
+        kept = self._weights
         try:
+            # In place, as other tensors of the model may be views of its weights.
             for value, part in zip(weights, parts, strict=True):
                 value.data += part.reshape(value.shape).to(value)
             with self._state.kept(), inject(self.model, first):

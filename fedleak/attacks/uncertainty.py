@@ -310,6 +310,7 @@ class _Derivative:
 
     def __init__(self, around: Around, spread: Tensor) -> None:
         self._around, self._spread = around, spread
+        self._precision = spread.square().reciprocal()
         self._step = STEP[around.in_float64]
         self._unit = around.unit
         self.base = around.gradient(around.inputs, around.noise)
@@ -333,13 +334,16 @@ class _Derivative:
         """``J^T S^-1 J`` times unknowns of length 1."""
         # Each is moved by the step, in its unit.
         change = self._along(vector, self._step * len(vector) ** 0.5)
-        return self.transposed(change / self._spread.square())
+        return self.transposed(change.mul_(self._precision))
 
     def _along(self, vector: Tensor, step: float) -> Tensor:
-        """``J`` times unknowns of length 1, by a step along them."""
+        """``J`` times unknowns of length 1, by a step along them.
+
+        In place: vectors of all parameters are long, and each new one takes longer than the sums.
+        """
         if self._around.in_float64:
-            return (self._moved(step * vector) - self.base) / step
-        return (self._moved(step * vector) - self._moved(-step * vector)) / (2 * step)
+            return self._moved(step * vector).sub_(self.base).div_(step)
+        return self._moved(step * vector).sub_(self._moved(-step * vector)).div_(2 * step)
 
     def transposed(self, vector: Tensor) -> Tensor:
         """``J^T`` times a vector of entries: how the inputs' gradient changes with the weights."""
