@@ -139,6 +139,10 @@ class LossProbe:
         else:
             self._tokens = False
         own, found = self.model, (self.kind, self.shape, self.whole, self.layer)
+        floats = [v for v in (*own.parameters(), *own.buffers()) if v.is_floating_point()]
+        if self.kind != "other" and all(value.dtype == torch.float64 for value in floats):
+            self.in_float64 = True  # what was found would be found again
+            return
         self.model = copy.deepcopy(own).double()
         self._find()
         self.in_float64 = found == (self.kind, self.shape, self.whole, self.layer)

@@ -220,3 +220,21 @@ def test_a_loss_of_one_precision_in_another() -> None:
     expected = functional.cross_entropy(model(batch[0]), batch[1], WEIGHTS.double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_model_in_double_precision_is_examined_once(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[torch.dtype] = []
+    find = LossProbe._find
+
+    def noted(self: LossProbe) -> None:
+        looked.append(next(self.model.parameters()).dtype)
+        find(self)
+
+    monkeypatch.setattr(LossProbe, "_find", noted)
+    model = network().to(dtype)
+    found = LossProbe(model, Knowledge(model, (6,), loss=of_outputs(functional.cross_entropy)))
+    assert looked == list(dict.fromkeys([dtype, torch.float64]))
+    assert (found.kind, found.layer, found.in_float64) == ("classes", "2", True)
