@@ -60,7 +60,9 @@ class ExactNRA(JointAttack):
       remaining layers map to what is known of their output, a convex problem if one layer remains.
     - The layers before the known one have functions between them, or max pooling: for one image,
       the image of a smooth spectrum that yields the known input and the gradients before it
-      (:mod:`fedleak.attacks.closed_form.smooth_image`).
+      (:mod:`fedleak.attacks.closed_form.smooth_image`). Where a convolution, ReLU and max pooling
+      end them, the entries that the pooling took are searched first, for which the convolution's
+      input follows from linear equations (:mod:`fedleak.attacks.closed_form.pool_choices`).
     - The layers are no chain otherwise: gradient matching by L-BFGS in float64 with the relative
       squared error of each layer, known noise injected and known features in the cost.
     - Noise is drawn before the known layers (a convolutional bottleneck, which has no biases): the

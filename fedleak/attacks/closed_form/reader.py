@@ -15,6 +15,9 @@ from fedleak.attacks.closed_form.layer_inversion import invert_layers
 from fedleak.attacks.closed_form.linear import KnownInput, known_inputs
 from fedleak.attacks.closed_form.min_variation import RemainingLayers, min_variation_image
 from fedleak.attacks.closed_form.noise import AGREEMENT, Head, restore_noise
+from fedleak.attacks.closed_form.pool_choices import searchable
+from fedleak.attacks.closed_form.pooled_convolution import pooled_convolution
+from fedleak.attacks.closed_form.pooled_trunk import before_pooling
 from fedleak.attacks.closed_form.smooth_image import MISFIT, KnownTrunk, smooth_image
 from fedleak.attacks.closed_form.trunk import Trunk
 from fedleak.attacks.module_calls import Call, calls_of, chain_to, same_entries
@@ -303,16 +306,48 @@ class Reader:
     def _smooth_image(
         self, smooth: KnownTrunk, known: KnownLayer, features: Tensors, report: Report
     ) -> Reading:
+        layer, smooth = self._before_pooling(smooth, known.call.name, report)
         found = smooth_image(smooth, iterations=self._image_iterations, report=report)
         findings = self.findings
         findings.append(
             f"smooth image from {found.equations} equations: relative error {found.residual:.1e} "
-            f"of the input of {known.call.name}, {found.misfit:.1e} of the gradients before it"
+            f"of the input of {layer}, {found.misfit:.1e} of the gradients before it"
         )
         fits = found.residual <= SMOOTH_FITS and found.misfit <= MISFIT
         if not fits:
             findings.append("no smooth image was found that agrees with what is known")
         return Reading(found.image, features, findings, found.evaluations, fits=fits)
+
+    def _before_pooling(
+        self, known: KnownTrunk, layer: str, report: Report
+    ) -> tuple[str, KnownTrunk]:
+        """The layer whose input the image has to yield, and what is known of what precedes it.
+
+        It is the convolution before the known layer, if its input follows from the choices of the
+        max pooling in between.
+        """
+        model, facts = self._model, self._facts
+        convolution = pooled_convolution(model, facts.loss, self._batch, self._calls, layer)
+        if convolution is None or not searchable(convolution):
+            return layer, known
+        weight = f"{convolution.name}.weight"
+        names = [call.name for call in self._calls]
+        first = self._calls[names.index(convolution.name)].input
+        if weight not in known.weights or same_entries(first, self._batch[0]):
+            return layer, known
+        before = Trunk(model, facts.loss, self._batch, convolution.name)
+        if not before.parameters or weight in before.parameters:
+            return layer, known
+        shorter, choices = before_pooling(known, convolution, before, self._gradient, report)
+        share = float(choices.known.double().mean())
+        self.findings.append(
+            f"input of {convolution.name} from {choices.equations} equations and the choices of "
+            f"max pooling that fit them: residual {choices.residual**0.5:.1e}, known {share:.1%}"
+        )
+        if shorter is None:
+            self.findings.append("no choices of max pooling were found that fit the gradient")
+            return layer, known
+        return convolution.name, shorter
 
     def _ambiguous_gradient(self, chain: list[Call]) -> str | None:
         """Why a parameter's gradient is not that of a single call in the chain; None if it is."""

@@ -33,6 +33,8 @@ WEIGHT = 10.0
 # Measured on smooth images: 1e-5 to 5e-4; on photographs: 2e-3 to 5e-2.
 MISFIT = 2e-3
 HISTORY = 30
+# The coarse image: number of stages, and iterations in each.
+COARSE_STAGES, COARSE_ITERATIONS = 3, 60
 
 
 class SmoothImage(NamedTuple):
@@ -63,6 +65,7 @@ class KnownTrunk(NamedTuple):
         weights: the gradients of parameters before the layer, by name; those of 0 left out.
         bounds: lowest and highest valid values, which broadcast with the image.
         shape: shape of the images, ``(samples, C, H, W)``.
+        certain: the entries of ``value`` that are known, a mask of the same shape. If None, all.
     """
 
     trunk: Trunk
@@ -71,6 +74,7 @@ class KnownTrunk(NamedTuple):
     weights: Tensors
     bounds: tuple[Tensor, Tensor]
     shape: torch.Size
+    certain: Tensor | None = None
 
 
 def smooth_image(known: KnownTrunk, *, iterations: int, report: Report) -> SmoothImage:
@@ -105,6 +109,18 @@ def smooth_image(known: KnownTrunk, *, iterations: int, report: Report) -> Smoot
             break
     assert best is not None  # there are attempts
     return best._replace(evaluations=search.counter.evaluations)
+
+
+def coarse_image(known: KnownTrunk, *, report: Report) -> Tensor:
+    """The image after the first stages of :func:`smooth_image`, ``(samples, C, H, W)``.
+
+    Args:
+        known: what is known.
+        report: called now and then with the progress, in evaluations.
+    """
+    counter = EvaluationCounter(report, COARSE_STAGES * COARSE_ITERATIONS)
+    search = _Search(known, COARSE_ITERATIONS, counter)
+    return search.within(search.image(SMOOTH, STAGES[:COARSE_STAGES]))
 
 
 class Spectrum:
@@ -152,20 +168,30 @@ class _Search:
     def run(self, first: float, last: float) -> SmoothImage:
         """All stages, with the spectrum of the last ones another than that of the first."""
         known = self._known
-        low, high = known.bounds
-        spectrum = Spectrum(known.shape, known.bounds, first)
-        code = torch.zeros(known.shape, dtype=torch.float64)
-        for weight, sharpness in STAGES:
-            code, _ = self._stage(spectrum, code, weight, sharpness)
-        image, spectrum = spectrum.image(code), Spectrum(known.shape, known.bounds, last)
+        image, spectrum = self.image(first, STAGES), Spectrum(known.shape, known.bounds, last)
         code, misfit = spectrum.code(image), math.inf
         for weight, sharpness in LAST_STAGES:
             code, misfit = self._stage(spectrum, code, weight, sharpness)
-        image = torch.minimum(torch.maximum(spectrum.image(code), low), high).detach()
+        image = self.within(spectrum.image(code))
         with torch.no_grad():
             residual = float(self._input_error(known.trunk(image)).sqrt())
         matched = sum(value.numel() for value in known.weights.values())
-        return SmoothImage(image, known.value.numel() + matched, residual, misfit, 0)
+        entries = known.value.numel() if known.certain is None else int(known.certain.sum())
+        return SmoothImage(image, entries + matched, residual, misfit, 0)
+
+    def image(self, power: float, stages: Sequence[tuple[float, float]]) -> Tensor:
+        """The image of some stages from a grey one on, with one spectrum."""
+        known = self._known
+        spectrum = Spectrum(known.shape, known.bounds, power)
+        code = torch.zeros(known.shape, dtype=torch.float64)
+        for weight, sharpness in stages:
+            code, _ = self._stage(spectrum, code, weight, sharpness)
+        return spectrum.image(code)
+
+    def within(self, image: Tensor) -> Tensor:
+        """An image, clipped to the valid range."""
+        low, high = self._known.bounds
+        return torch.minimum(torch.maximum(image, low), high).detach()
 
     def _stage(
         self, spectrum: Spectrum, start: Tensor, weight: float, sharpness: float
@@ -204,6 +230,10 @@ class _Search:
 
     def _input_error(self, entering: Tensor) -> Tensor:
         value = self._known.value.reshape(entering.shape)
+        if self._known.certain is not None:
+            # Zeros instead of a selection, whose backward pass takes longer.
+            certain = self._known.certain.reshape(entering.shape).to(value)
+            value, entering = value * certain, entering * certain
         return (entering - value).square().sum() / value.square().sum()
 
     def _gradient_error(self, image: Tensor, kinks: SmoothKinks) -> Tensor:

@@ -66,12 +66,12 @@ class SmoothKinks(TorchFunctionMode):
     ) -> Tensor | None:  # fmt: skip
         if input.dim() != 4 or ceil_mode or return_indices:
             return None
-        slope, (above, beside) = self._slope(input), _pair(padding)
+        slope, (above, beside) = self._slope(input), pair(padding)
         # What is padded has no share.
         low = float(input.detach().min()) - 1e3 / slope
         padded = functional.pad(input, (beside, beside, above, above), value=low)
         # An empty stride means the kernel's size, as in torch.
-        size, step = _pair(kernel_size), _pair(stride or kernel_size)
+        size, step = pair(kernel_size), pair(stride or kernel_size)
         windows = functional.unfold(padded, size, dilation, 0, step)
         windows = windows.reshape(*input.shape[:2], size[0] * size[1], -1)
         shares = (slope * windows).softmax(dim=2)
@@ -87,7 +87,8 @@ class SmoothKinks(TorchFunctionMode):
         return self._sharpness / self._scales[self._at - 1]
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """A setting of a 2D layer for both directions, of which a single number is for both."""
     if isinstance(value, int):
         return value, value
     one, other = value if len(value) == 2 else (value[0], value[0])

@@ -11,6 +11,8 @@ from fedleak.attacks.closed_form import (
     linear,
     min_variation,
     noise,
+    pool_choices,
+    pooled_trunk,
     reader,
     relu_masks,
     smooth_image,
@@ -99,3 +101,12 @@ def test_stages_of_the_smooth_image_are_those_of_the_code() -> None:
     assert smooth_image.WEIGHT == 10
     assert reader.SMOOTH_FITS == 0.03
     assert reader.NEGLIGIBLE == 1e-4
+
+
+def test_numbers_of_the_choices_of_max_pooling_are_those_of_the_code() -> None:
+    text = section(8)
+    assert (smooth_image.COARSE_STAGES, smooth_image.COARSE_ITERATIONS) == (3, 60)
+    assert "three stages of (12) of 60 iterations" in text
+    assert (pool_choices.STAGES[0], pool_choices.STAGES[-1]) == (0.1, 1e-6)
+    assert pooled_trunk.FOUND == 1e-4
+    assert pool_choices.LARGEST == 4096
