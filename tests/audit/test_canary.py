@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.audit.canary import Canary, make_sample, replay, run_canary
+from fedleak.audit.knowledge import Known
 from fedleak.audit.ladder import Victim, batches_of, truth_of
 from fedleak.audit.run import conclude
 from fedleak.audit.sums import sum_of_round
 from fedleak.updates.knowledge import Knowledge
+from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.private_model import private_copy
+from fedleak.updates.update import InterceptedUpdate
 from tests.audit.apps import GRADIENT, ONE_STEP, OPACUS, SENDS_GRADIENT, imports_undone, observe
 
 
@@ -150,6 +155,38 @@ def test_gradients_of_several_batches(tmp_path: Path) -> None:
         )
         for (name, _), value in zip(model.named_parameters(), found, strict=True):
             torch.testing.assert_close(value, victim.update.received[name])
+
+
+class Quickstart(nn.Module):
+    """The network of Flower's quickstart: functions between modules, and max pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(functional.relu(self.conv1(x)))
+        x = self.pool(functional.relu(self.conv2(x)))
+        x = functional.relu(self.fc1(x.flatten(1)))
+        return self.fc3(functional.relu(self.fc2(x)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [200, 201])
+def test_the_canary_of_the_quickstart_on_any_weights(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Quickstart()
+    facts = Knowledge(
+        model, (3, 32, 32), 10, num_samples=1, protocol="fedavg", value_range=(-1.0, 1.0),
+        local_training=LocalTraining(learning_rate=0.1, momentum=0.9, steps=1, batch_size=1),
+    )  # fmt: skip
+    update = InterceptedUpdate.of(model, weights=model.state_dict())
+    canary = run_canary(
+        Victim("r0001-c0000", update, Known(facts, (), (0,))), seconds=600, seed=seed
+    )
+    assert canary.reconstructed, canary.note
 
 
 @pytest.mark.slow
