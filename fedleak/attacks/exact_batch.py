@@ -57,7 +57,7 @@ class ExactBatch(Attack):
       (:mod:`fedleak.attacks.exact_batches.two_state`). Behind one hidden layer or more, the zeros
       of the ReLU then settle that layer's input and the sample
       (:mod:`fedleak.attacks.exact_batches.descent`).
-    - All remaining signals of a network with one hidden layer together
+    - All remaining signals of a network with one hidden layer together, or most of them
       (:mod:`fedleak.attacks.exact_batches.closure`).
 
     Behind the hidden layers there may be a variational bottleneck (PRECODE). Then samples are found

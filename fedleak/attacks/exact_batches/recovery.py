@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedleak.attacks.exact_batches.cascade import Candidates, Cascade
 from fedleak.attacks.exact_batches.certificate import LEAST_SPARE, Tolerances, agreement
-from fedleak.attacks.exact_batches.closure import closed_inputs
-from fedleak.attacks.exact_batches.descent import DEVIATIONS, Descended, descend, signed
+from fedleak.attacks.exact_batches.closure import close
+from fedleak.attacks.exact_batches.descent import Descended, descend, signed
+from fedleak.attacks.exact_batches.factorisation import Factors
 from fedleak.attacks.exact_batches.pixel_levels import PixelLevels, judge
 from fedleak.attacks.exact_batches.remainder import Remainder, Samples
 from fedleak.attacks.exact_batches.row_integers import take_apart
@@ -25,6 +26,8 @@ SPREADS = (0.0, 0.3, 1.0)
 MOST_EXPECTED, LEAST_FOUND, ROWS_WITHOUT_FOUND = 12.0, 5, 20
 # Signals that are kept, for each direction of the columns' span: more are no samples'.
 MOST_SIGNALS = 2
+# Bound on the error of a sample, as a share of its norm, up to which it does not wait for signals.
+PRECISE = 1e-4
 # Of the tolerance of a signal, in float32 and in float64.
 SIGNAL = (1e-3, 1e-6)
 
@@ -146,7 +149,7 @@ class Recovery:
     # ------------------------------------------------------------------------------------ signals
 
     def _signals(self) -> None:
-        """Random starts until a sample is found, or all that there are to be closed."""
+        """Random starts until a sample is found."""
         remainder, network = self.remainder, self.remainder.network
         last = network.hidden - 1
         factors = remainder.factors(last)
@@ -156,8 +159,7 @@ class Recovery:
         if not biased or rank == 0 or units < rank + network.classes + LEAST_SPARE:
             return
         single = last > 0
-        narrow = network.unit > torch.finfo(torch.float64).eps
-        states = TwoStates(factors.columns, network.weights[-1], self.generator, SIGNAL[not narrow])
+        states = self._states(factors.columns)
         at_once = max(1, min(MOST_AT_ONCE, self.starts, NUMBERS // factors.columns.numel()))
         kept: Signals | None = None
         failed, tried, most = 0, 0, MOST_SIGNALS * rank + MOST_AT_ONCE
@@ -172,19 +174,18 @@ class Recovery:
             kept = new
             if fresh == 0:
                 continue
+            # With more signals known, the others may be settled as well.
+            again = len(kept) >= 1.2 * tried
+            tried = len(kept) if again else tried
             if single:
-                # With more signals known, the others may be settled as well.
-                again = len(kept) >= 1.2 * tried
                 samples = self._descended(kept, again, fresh)
-                tried = len(kept) if again else tried
                 if len(samples):
                     self._add("signals", samples)
                     return
-            elif len(kept) >= rank:
-                self._close(kept)
+            elif (again or len(kept) >= rank - network.classes + 2) and self._close(kept):
                 return
-        if kept is not None and len(kept) and not single:
-            self._close(kept)
+        if kept is not None and not single:
+            self._close(kept, last=True)
 
     def _choose_spread(self) -> int:
         rates = torch.tensor([found / tried for found, tried in self._spreads]) + 1e-3
@@ -209,26 +210,48 @@ class Recovery:
             return Samples.none(network.weights[0].shape[1], network.classes)
         return self._certified(Descended(*map(torch.cat, zip(*found, strict=True))))
 
-    def _close(self, signals: Signals) -> None:
-        """All samples from all signals, by the first layer's gradient."""
-        factors = self.remainder.factors(0)
+    def _close(self, signals: Signals, *, last: bool = False) -> bool:
+        """Samples from the signals of all that are left or of most, until none follows.
+
+        Args:
+            signals: distinct signals, in the basis of the factors' columns.
+            last: whether no more signals will be found. If not, and some are missing, inexact
+                samples are left until there are more.
+
+        Returns:
+            Whether there was one.
+        """
+        any_found = False
+        while len(signals) and self._missing:
+            found = self._certified(close(self.remainder, signals))
+            if not last and len(signals) < self.remainder.factors(0).rank:
+                found = found[found.bounds <= PRECISE * found.inputs.norm(dim=1)]
+            if len(found) == 0:
+                break
+            before = self.remainder.factors(0)
+            self._add("closure", found)
+            any_found = True
+            signals = self._still_there(signals, before)
+        return any_found
+
+    def _still_there(self, signals: Signals, before: Factors) -> Signals:
+        """Signals, in the basis of what is left, without those of samples found since.
+
+        Args:
+            signals: signals in the basis of the factors before.
+            before: of the last hidden layer.
+        """
+        columns = self.remainder.factors(self.remainder.network.hidden - 1).columns
         coordinates, residuals = signed(signals)
-        whole = coordinates @ factors.columns.T
-        inputs, bounds = closed_inputs(self.remainder.matrix(0), whole)
-        # Errors of the signals move the inputs as far as the equations' condition allows.
-        sizes = torch.linalg.svdvals(whole)
-        own = (signals.errors * whole.norm(dim=1) * inputs.norm(dim=1)).sum()
-        bounds = bounds + DEVIATIONS * own / sizes.min().clamp_min(1e-300)
-        factor = inputs[:, -1:]
-        good = factor[:, 0] > 0
-        if not bool(good.any()):
-            return
-        whole, inputs, factor = whole[good], inputs[good], factor[good]
-        found = Descended(
-            inputs[:, :-1] / factor, residuals[good].argmin(dim=1), whole * factor,
-            bounds[good] / factor[:, 0],
-        )  # fmt: skip
-        self._add("closure", self._certified(found))
+        labels = residuals.argmin(dim=1)
+        scale = -residuals.gather(1, labels[:, None])
+        moved = coordinates @ (before.columns.T @ columns)
+        return self._states(columns).polish(moved / scale, residuals / scale, labels)
+
+    def _states(self, columns: Tensor) -> TwoStates:
+        network = self.remainder.network
+        narrow = network.unit > torch.finfo(torch.float64).eps
+        return TwoStates(columns, network.weights[-1], self.generator, SIGNAL[not narrow])
 
     def _certified(self, candidates: Descended) -> Samples:
         """Those samples whose own signals are those that the equations gave, and that agree."""

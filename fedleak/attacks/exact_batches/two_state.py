@@ -91,14 +91,14 @@ class TwoStates:
         errors = torch.full((len(p),), torch.inf, dtype=p.dtype)
         for _ in range(POLISHING):
             values, targets = p @ self.columns.T, r @ self.head
-            active, off = _states(values, targets)
+            active, off = nearer_states(values, targets)
             size = values.square().mean(dim=1, keepdim=True).sqrt()
             near = off.abs() <= torch.maximum(
                 FITS * size, 3 * off.abs().median(dim=1, keepdim=True).values
             )
             p, r = self._solve(near.double(), active, labels)
             values, targets = p @ self.columns.T, r @ self.head
-            active, off = _states(values, targets)
+            active, off = nearer_states(values, targets)
             errors = off.norm(dim=1) / values.norm(dim=1)
         exact = errors <= self.tolerance
         return self.distinct(Signals(p[exact], r[exact], errors[exact]))
@@ -152,7 +152,7 @@ class TwoStates:
         width = FIRST_WIDTH
         for _ in range(ITERATIONS):
             values, targets = p @ columns.T, r @ head
-            active, off = _states(values, targets)
+            active, off = nearer_states(values, targets)
             size = targets.square().mean(dim=1, keepdim=True).sqrt()
             weights = 1 / torch.maximum(off.abs() / size, torch.full_like(size, width))
             p, r = self._solve(weights, active, labels, columns, head)
@@ -161,7 +161,7 @@ class TwoStates:
 
     def _share_that_fits(self, p: Tensor, r: Tensor) -> Tensor:
         values, targets = p @ self.columns.T, r @ self.head
-        _, off = _states(values, targets)
+        _, off = nearer_states(values, targets)
         size = targets.square().mean(dim=1, keepdim=True).sqrt()
         return (off.abs() <= FITS * size).double().mean(dim=1)
 
@@ -185,7 +185,7 @@ class TwoStates:
         columns = self.columns if columns is None else columns
         head = self.head if head is None else head
         rank, classes = columns.shape[1], len(head)
-        first, basis = _free_residuals(classes, labels, head.dtype)
+        first, basis = free_residuals(classes, labels, head.dtype)
         free = basis.shape[2]
         known = active * (first @ head)  # (starts, units)
         moving = (basis.mT @ head) * active[:, None, :]  # (starts, free, units)
@@ -209,13 +209,18 @@ class TwoStates:
         return solution[:, :rank], r
 
 
-def _states(values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearer of two states of each entry, 1 or 0, and what is left."""
+def nearer_states(values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearer of two states of each entry, 1 or 0, and what is left.
+
+    Args:
+        values: entries of signals, ``(signals, units)``.
+        targets: their values where the units are active, ``(signals, units)``.
+    """
     active = ((values - targets).abs() < values.abs()).to(values)
     return active, values - active * targets
 
 
-def _free_residuals(classes: int, labels: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def free_residuals(classes: int, labels: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Residuals of an even softmax, -1 at the label, and a basis of their changes.
 
     Args:

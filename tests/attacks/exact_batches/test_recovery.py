@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from fedleak.attacks.exact_batches.pixel_levels import pixel_levels
-from fedleak.attacks.exact_batches.recovery import Recovery
+from fedleak.attacks.exact_batches.recovery import PRECISE, Recovery
 from tests.attacks.exact_batches.batches import Batch, make_batch
+from tests.attacks.exact_batches.test_closure import true_signals
 
 
 def recovered(batch: Batch, *, levels: bool = True, rows: int = 0, starts: int = 400) -> Recovery:
@@ -57,3 +60,73 @@ def test_float32() -> None:
 def test_without_starts_there_are_no_signals() -> None:
     recovery = recovered(make_batch((64, 40, 30, 5), 12), starts=0)
     assert "signals" not in recovery.sources
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_samples_without_signals_are_found_after_the_others(levels: bool) -> None:
+    """Signals of 9 of 12 samples give these, and the rest of the gradient the other 3."""
+    batch = make_batch((64, 160, 5), 12, mean=0.5, deviation=0.25)
+    recovery = recovered(batch, levels=levels, starts=0)
+    assert recovery.remainder.missing == 12
+    signals = true_signals(batch, recovery.remainder)
+    assert recovery._close(signals[slice(3, None)])
+    assert 0 < recovery.remainder.missing <= 3
+    recovery.starts = 400
+    recovery.run()
+    found = recovery.remainder.found
+    assert recovery.remainder.missing == 0
+    error, at = torch.cdist(found.inputs, batch.inputs.flatten(1)).min(dim=1)
+    assert sorted(at.tolist()) == list(range(12))
+    assert torch.equal(found.labels, batch.labels[at])
+    assert float(error.max()) < 1e-6
+
+
+def test_samples_wait_for_signals_that_make_them_exact() -> None:
+    """In float32 bounds are large while 3 signals are missing, and no levels make up for it."""
+    batch = make_batch((64, 160, 5), 12, mean=0.5, deviation=0.25, kind=torch.float32)
+    recovery = recovered(batch, levels=False, starts=0)
+    signals = true_signals(batch, recovery.remainder)
+    recovery._close(signals[slice(3, None)])
+    found = recovery.remainder.found
+    assert len(found) < 9
+    assert bool((found.bounds <= PRECISE * found.inputs.norm(dim=1)).all())
+    recovery._close(true_signals(batch, recovery.remainder))
+    assert recovery.remainder.missing == 0
+    assert float(recovery.remainder.found.bounds.max()) < 5e-3
+
+
+@pytest.mark.parametrize("examples", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_certificate_is_false_whatever_signals_are_missing(examples: int) -> None:
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True,
+        phases=(Phase.explicit, Phase.generate),
+    )  # fmt: skip
+    @given(
+        classes=st.sampled_from([2, 3, 5, 8]),
+        width=st.sampled_from([60, 120]),
+        number=st.integers(2, 14),
+        missing=st.integers(0, 6),
+        seed=st.integers(0, 999),
+        kind=st.sampled_from([torch.float32, torch.float64]),
+        std=st.sampled_from([None, 0.1, 0.3]),
+        levels=st.booleans(),
+        last=st.booleans(),
+    )
+    def hold(classes, width, number, missing, seed, kind, std, levels, last) -> None:
+        batch = make_batch(
+            (64, width, classes), number, seed=seed, kind=kind, std=std, mean=0.5, deviation=0.25
+        )
+        if not any(bool(value.any()) for value in batch.gradient.values()):
+            return
+        recovery = recovered(batch, levels=levels, starts=0)
+        signals = true_signals(batch, recovery.remainder)
+        recovery._close(signals[slice(missing, None)], last=last)
+        found = recovery.remainder.found
+        certified = found.bounds < 0.04  # 0.01 on the scale before normalisation
+        true = batch.inputs.flatten(1).double()
+        error, at = (found.inputs[:, None] - true).norm(dim=2).min(dim=1)
+        right = (found.labels == batch.labels[at]) & (error <= found.bounds + 1e-6)
+        assert bool(right[certified].all())
+        assert len(set(at[certified].tolist())) == int(certified.sum())
+
+    hold()
