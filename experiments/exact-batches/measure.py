@@ -76,6 +76,7 @@ class Setting(NamedTuple):
         data: the images.
         precode: whether a bottleneck of 256 random numbers stands before the classifier.
         normalised: whether inputs are normalised, unless ``published``.
+        hidden: number of hidden layers, unless ``published``.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Setting(NamedTuple):
     data: Data = "cifar10"
     precode: bool = False
     normalised: bool = True
+    hidden: int = 2
 
 
 SETTINGS = (
@@ -94,6 +96,7 @@ SETTINGS = (
     Setting("published, float32", (32, 64, 128, 192, 256), published=True),
     Setting("untrained, float32", (8, 16, 32, 64, 128, 192, 256)),
     Setting("untrained, float64", (64, 128), kind=torch.float64),
+    Setting("one hidden layer, float32", (64, 128), hidden=1),
     Setting("PRECODE, float32", (8, 16, 32, 64), precode=True),
     Setting(
         "PRECODE, float64, [0, 1]",
@@ -147,7 +150,8 @@ def make_model(setting: Setting, classes: int, images: Tensor, labels: Tensor) -
         nn.init.normal_(first.weight, std=0.5)
         return nn.Sequential(nn.Flatten(), first, nn.ReLU(), head).to(setting.kind)
     precode = Precode() if setting.precode else None
-    model = SMLP(input_shape=SHAPE, num_classes=classes, precode=precode).to(setting.kind)
+    made: type[SMLP] = type("Perceptron", (SMLP,), {"hidden_layers": setting.hidden})
+    model = made(input_shape=SHAPE, num_classes=classes, precode=precode).to(setting.kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     steps = setting.steps or setting.epochs * len(images) // TRAINING_BATCH
     for _ in range(steps):
