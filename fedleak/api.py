@@ -18,6 +18,7 @@ from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.registry import Plugin, build, class_path
 from fedleak.schema import check_value
+from fedleak.updates.entries import KnownDefense
 from fedleak.updates.knowledge import Aggregation, Knowledge, ValueRange, batch_loss
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.truth import GroundTruth
@@ -162,6 +163,7 @@ def attack(
     value_range: ValueRange | None = None,
     clients: int | Sequence[int] = 1,
     aggregation: Aggregation = "weighted_mean",
+    defense: KnownDefense | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> Found:
@@ -203,6 +205,8 @@ def attack(
             number of samples of each; ``num_samples`` is that of all together.
         aggregation: whether these are the clients' ``weighted_mean`` (by their numbers of samples),
             their ``mean`` or their ``sum``.
+        defense: the last defence that the client applied, with its settings, such as
+            ``Pruning(ratio=0.5)``; if None, none is known.
         seed: seed of every random draw.
         device: where to compute, such as ``cuda``. If None, the model's device.
 
@@ -274,6 +278,7 @@ def attack(
             value_range=value_range,
             clients=several,
             aggregation=aggregation,
+            defense=defense,
         )
         chosen = _method(method, model)
         where = device or str(next(model.parameters()).device)

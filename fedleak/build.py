@@ -365,4 +365,5 @@ def knowledge_of(
         value_range=data.value_range,
         clients=numbers if rest else clients,
         aggregation="weighted_mean" if update is None else update.aggregation,
+        defense=make_defenses(config)[0] if config.victims.defense == "known" else None,
     )

@@ -199,6 +199,10 @@ class Victims:
         aggregated: whether the server sees only the mean of the victims' updates of a round,
             weighted by their numbers of samples, as behind secure aggregation. It is then one
             update, as of the first of them; a malicious server sends the same to all of them.
+        defense: whether the attacks are told the defence, with its settings: unknown: they take an
+            update for what the client computed; known: entries that the defence left out are
+            missing to them, those that it clipped are bounds, those that it rounded are intervals.
+            Which of the two an update bears out stands among the findings.
 
     Raises:
         BadInput: if a list is empty, a number out of range, or the method unknown, or a mean is to
@@ -210,6 +214,7 @@ class Victims:
     labels: Labels = "known"
     when: Literal["after", "during"] = "after"
     aggregated: bool = False
+    defense: Literal["unknown", "known"] = "unknown"
 
     def __post_init__(self) -> None:
         for name, lowest in (("clients", 0), ("rounds", 1)):
@@ -226,6 +231,10 @@ class Victims:
         # The command line checks this itself; a configuration made in Python does not.
         if self.labels not in get_args(Labels):
             raise unknown_name("value of `victims.labels`", self.labels, get_args(Labels))
+        if self.defense not in ("unknown", "known"):
+            raise unknown_name(
+                "value of `victims.defense`", str(self.defense), ("unknown", "known")
+            )
 
     @property
     def label_recovery(self) -> LabelRecovery:
@@ -400,6 +409,12 @@ class RunConfig:
                 f"Expected `victims.{name}` to be at most {first - 1 + (number or 0)}, as the "
                 f"federation has {number} {name}, got {chosen}.",
             )
+        number = len(self.defenses)
+        require(
+            victims.defense == "unknown" or number == 1,
+            "Expected one of `defenses` where `victims.defense` is known, as attacks undo no more "
+            f"than one, got {number or 'none'}: leave `victims.defense` out or change `defenses`.",
+        )
         require(
             not self.baseline or bool(self.model.init_args.get(BOTTLENECK)),
             f"Expected `model.{BOTTLENECK}` to be set where `baseline` is true, since the baseline "

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Family, Problem, Reconstruction, Report
-from fedleak.attacks.closed_form.linear import input_of
+from fedleak.attacks.closed_form.linear import KnownInput, input_of
+from fedleak.attacks.closed_form.rank_one import completed
 from fedleak.attacks.gradient_origin import adds_up, origin_findings
 from fedleak.attacks.labels import recover_labels
 from fedleak.attacks.module_facts import enters_unchanged, first_linear
@@ -88,12 +89,20 @@ class Analytic(Attack):
         facts, gradient = problem.knowledge, problem.gradient
         layer = first_linear(facts)
         assert layer is not None  # by :meth:`refuses`
+        whole = completed(problem, layer)
+        if whole is None:
+            known = input_of(layer, gradient, problem.deviation)
+        else:
+            known = whole.input
+            gradient = gradient | whole.gradient(layer)
+        entering, error = known.value, known.error
         weight, bias = (
             gradient[joined(layer, "weight")].double(),
             gradient[joined(layer, "bias")].double(),
         )
-        entering, error = input_of(layer, gradient, problem.deviation)
-        unexplained = (weight - torch.outer(bias, entering)).norm() / weight.norm()
+        # Of a completed gradient, what is left of the entries that came.
+        missed = weight - torch.outer(bias, entering) if whole is None else whole.missed
+        unexplained = missed.norm() / weight.norm()
         if enters_unchanged(facts, layer):
             low, high = (bound.to(entering) for bound in facts.bounds)
             found = entering.reshape(facts.input_shape).clamp(low, high)
@@ -104,12 +113,13 @@ class Analytic(Attack):
             labels = recover_labels(problem.model, gradient, facts, problem.loss)
         origins = origin_findings(problem) if facts.steps == 1 else ()
         return Reconstruction(
-            inputs=found[None].to(gradient[joined(layer, "weight")].dtype),
+            inputs=found[None].to(problem.gradient[joined(layer, "weight")].dtype),
             labels=labels,
             costs=[(0, float(unexplained))],
             findings=(
                 *origins,
                 f"input of {layer or 'the model'} in closed form, error {error:.1e}",
+                *_open_entries(known),
             ),
         )
 
@@ -127,6 +137,14 @@ class Analytic(Attack):
             if abs(float(entries.sum())) <= least * len(entries) ** 0.5 + rounding:
                 found |= entries < -least
         return found.double()
+
+
+def _open_entries(known: KnownInput) -> tuple[str, ...]:
+    """What there is to say of entries of an input that are not known."""
+    if known.known is None or known.complete:
+        return ()
+    share = float((~known.known).double().mean())
+    return (f"{share:.1%} of its entries are not known, and as near 0 as their bounds allow",)
 
 
 def _output_bias(knowledge: Knowledge) -> str | None:

@@ -24,9 +24,11 @@ from fedleak.attacks.private_model import (
     noise_shapes,
     twice_differentiable,
 )
+from fedleak.attacks.told_defense import told_defense
 from fedleak.errors import require
 from fedleak.models.noise import noise_slots
 from fedleak.runtime.seeds import derive_seed
+from fedleak.updates.entries import Entries
 from fedleak.updates.evidence import examine
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
@@ -62,6 +64,9 @@ class Problem:
             ``gradient``, see :class:`fedleak.updates.gradient_estimate.GradientEstimate`.
         change: of weights, the change of each parameter, new minus old, in float64.
         loss: what the loss does with labels; of the problem that an attack is given it is known.
+        entries: of a gradient that a told defence has changed, what is known of its entries, by
+            parameter name; parameters that are missing came as they were. ``gradient`` then has
+            the estimate of each entry.
     """
 
     model: nn.Module
@@ -77,9 +82,22 @@ class Problem:
     deviation: Tensors = field(default_factory=dict)
     change: Tensors = field(default_factory=dict)
     loss: LossProbe | None = None
+    entries: dict[str, Entries] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Problem {self.name} of {type(self.model).__name__}, inputs {self.batch_shape}>"
+
+    def known(self, name: str) -> Tensor | None:
+        """Where a parameter's gradient is known, if a told defence left out or bounded entries.
+
+        Args:
+            name: the parameter's name.
+
+        Returns:
+            True at the entries that are exact or known up to an error. None if all are.
+        """
+        measured = self.entries[name].measured if name in self.entries else None
+        return None if measured is None or bool(measured.all()) else measured
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -417,7 +435,7 @@ def _prepare(
     update.check(knowledge.model)
     knowledge, notes = _with_samples(knowledge, update)
     notes += _about_clients(knowledge, update)
-    notes += (told,) if (told := mixed_modes(knowledge)) else ()
+    notes += (modes,) if (modes := mixed_modes(knowledge)) else ()
     if update.protocol != knowledge.protocol:
         knowledge = replace(knowledge, protocol=update.protocol)
     loaded = loaded_model(update, knowledge, device, models)
@@ -432,7 +450,9 @@ def _prepare(
         if evidence.is_zero
         else "",
     )
-    notes += tuple(map(str, evidence.findings))
+    told = told_defense(update, knowledge, model)
+    knowledge = told.knowledge
+    notes += (*told.unexpected(evidence.findings), *told.notes)
     if knowledge.labels is not None:
         knowledge = replace(knowledge, labels=_checked_labels(knowledge, loss))
     parameters = dict(model.named_parameters())
@@ -452,9 +472,15 @@ def _prepare(
         knowledge = replace(knowledge, num_classes=loss.outputs)
     # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     estimate = update.estimate(model, knowledge)
+    entries = {
+        name: value.to(parameters[name])
+        for name, value in told.entries.items()
+        if name not in evidence.left_out
+    }
+    found = estimate.gradient | {name: value.value for name, value in entries.items()}
     gradient = {
-        name: estimate.gradient[name].to(value, copy=True)
-        if name in estimate.gradient and name not in evidence.left_out
+        name: found[name].to(value, copy=True)
+        if name in found and name not in evidence.left_out
         else torch.zeros_like(value)
         for name, value in parameters.items()
     }
@@ -484,6 +510,7 @@ def _prepare(
         {name: value.to(parameters[name]) for name, value in estimate.deviation.items()},
         {} if update.protocol == "fedsgd" else update.change(parameters),
         loss,
+        entries,
     )
 
 
@@ -625,9 +652,16 @@ def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate)
         rows={name: value.detach().cpu() for name, value in result.rows.items()},
         error_bounds=None if result.error_bounds is None else result.error_bounds.detach().cpu(),
     )
+    knowledge = problem.knowledge
+    if problem.entries:
+        # What is known is known of the gradient.
+        values = {name: value.cpu() for name, value in problem.gradient.items()}
+        update = replace(update, protocol="fedsgd", received=values)
+        knowledge = replace(knowledge, protocol="fedsgd")
     found = explained_share(
-        update, problem.knowledge, result.inputs, result.labels, result.noise, problem.left_out,
+        update, knowledge, result.inputs, result.labels, result.noise, problem.left_out,
         labels_act=problem.loss is not None and problem.loss.kind not in ("none", "other"),
+        entries={name: known.to(known.value.cpu()) for name, known in problem.entries.items()},
     )  # fmt: skip
     findings = (*problem.notes, *result.findings, *found.findings)
     return replace(result, findings=findings, explained=found.share)

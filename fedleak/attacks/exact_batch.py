@@ -138,6 +138,11 @@ class ExactBatch(Attack):
             f"Expected a gradient for {self.name}, got a step of {facts.local.optimizer} that "
             "tells it up to bounds alone.",
         )
+        require(
+            not problem.entries,
+            f"Expected a gradient for {self.name} whose entries came as they were, got one that a "
+            "told defence has changed.",
+        )
         if isinstance(read, RandomHead):
             recovery: Recovery | NoisyRecovery = self._noisy(problem, read, report)
         else:

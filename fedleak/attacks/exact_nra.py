@@ -1,6 +1,7 @@
 """Analytic attacks: noise and images layer by layer, with gradient matching as the fallback."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fedleak.attacks.base import (
     Report,
 )
 from fedleak.attacks.closed_form.linear import input_of
+from fedleak.attacks.closed_form.rank_one import completed
 from fedleak.attacks.closed_form.reader import Reader, within
 from fedleak.attacks.gradient_origin import adds_up, origin_findings
 from fedleak.attacks.labels import recover_labels
@@ -171,8 +173,8 @@ class ExactNRA(JointAttack):
             yield index, replace(found, findings=findings, seconds=seconds)
 
     def _attack_one(self, problem: Problem, report: Report) -> "Reconstruction | _Unresolved":
-        facts = problem.knowledge
-        if facts.num_samples > 1 and facts.is_one_step and not problem.deviation:
+        facts, altered = problem.knowledge, problem.deviation or problem.entries
+        if facts.num_samples > 1 and facts.is_one_step and not altered:
             whole = self._attack_whole(problem, report)
             if whole is not None:
                 return whole
@@ -259,7 +261,12 @@ class ExactNRA(JointAttack):
         elif layer is None or not enters_unchanged(facts, layer):
             findings.append("the first layer is not a linear layer with bias that takes the image")
         elif facts.steps == 1 or adds_up(facts.local, layer):
-            entering = input_of(layer, problem.gradient, problem.deviation)
+            whole = completed(problem, layer)
+            entering = (
+                input_of(layer, problem.gradient, problem.deviation)
+                if whole is None
+                else whole.input
+            )
             findings.append(f"input of {layer} in closed form, error {entering.error:.1e}")
             if entering.trusted:
                 # Every step's weight gradient is an outer product with the image; so is their sum.
@@ -421,7 +428,7 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     pairs = [
-        (value.double(), problem.gradient[name].double())
+        _exact(problem, name, value)
         for name, value in zip(names, found, strict=True)
         if name not in problem.left_out
     ]
@@ -433,4 +440,10 @@ def _relative_error(problem: Problem, image: Tensor, noise: Tensors) -> float:
         for value, sent in pairs
         if bool(sent.norm() > NEGLIGIBLE * whole)
     ]
-    return float(torch.stack(errors).mean())
+    return float(torch.stack(errors).mean()) if errors else math.nan
+
+
+def _exact(problem: Problem, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+    """A parameter's gradient and the client's, in the entries that are known."""
+    sent, known = problem.gradient[name].double(), problem.known(name)
+    return (value.double(), sent) if known is None else (value.double()[known], sent[known])

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -23,6 +23,7 @@ from fedleak.attacks.uncertainty import (
 from fedleak.errors import first_line
 from fedleak.models.noise import inject, noise_slots, record
 from fedleak.updates.blocks import blocks, inner_product
+from fedleak.updates.entries import Entries
 from fedleak.updates.files import Tensors
 from fedleak.updates.gradient_estimate import response
 from fedleak.updates.knowledge import Knowledge
@@ -203,6 +204,7 @@ def explained_share(
     left_out: frozenset[str] = frozenset(),
     *,
     labels_act: bool = False,
+    entries: Mapping[str, Entries] | None = None,
 ) -> Explained:
     """The share of what an update tells of the inputs that a reconstruction explains.
 
@@ -225,6 +227,9 @@ def explained_share(
         left_out: parameters of which the update tells nothing.
         labels_act: whether the loss depends on labels. Those that are not the known ones are then
             replaced by others.
+        entries: of a gradient that a told defence has changed, what is known of its entries, by
+            parameter name; ``update`` then has their estimates. Only what a gradient is outside of
+            it counts as a difference.
 
     Returns:
         A share of 0 as well where the guess is nearer, or the reconstruction is not finite. No
@@ -239,7 +244,8 @@ def explained_share(
         return Explained(math.nan, reason="some numbers of the samples are not known")
     told = knowledge.labels
     known = told is not None and told.shape == labels.shape and torch.equal(told.cpu(), labels)
-    arguments = (update, knowledge, inputs, labels, noise, left_out, labels_act and not known)
+    relabels = labels_act and not known
+    arguments = (update, knowledge, inputs, labels, noise, left_out, relabels, entries or {})
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         try:
             found = _compare(*arguments, torch.float64)
@@ -267,6 +273,7 @@ def _compare(
     noise: Mapping[str, Tensor],
     left_out: frozenset[str],
     relabels: bool,
+    entries: Mapping[str, Entries],
     kind: torch.dtype | None,
 ) -> Explained:
     model = private_copy(knowledge.model).cpu()
@@ -285,7 +292,7 @@ def _compare(
     random = [*drawing_layers(model), *(slot for slot in dimensions if slot not in noise)]
     if random:
         return Explained(math.nan, reason=f"the random numbers of {random[0]} were not restored")
-    client = _Client(model, update, knowledge, labels, names, dimensions)
+    client = _Client(model, update, knowledge, labels, names, dimensions, entries)
     missed, factor, own = [], None, _Scaled({}, 0.0)
     for guess in (False, True):
         before = torch.get_rng_state()
@@ -315,6 +322,9 @@ def _compare(
     if share < SUPPORTED_FROM:
         off = float(inputs.double().square().mean().sqrt())
         return Explained(share, factor, by_guess=by_guess, off_guess=off)
+    if entries:
+        told = "a told defence has left out or changed entries of the update"
+        return Explained(share, factor, not_estimated=told if share < ALL_EXPLAINED else None)
     whole = not inputs.is_floating_point()
     estimate = client.error_of_numbers if whole else client.error
     error, why, rest = None, None, 0.0
@@ -355,6 +365,7 @@ class _Client:
         labels: the labels.
         names: the compared parameters.
         dimensions: see :func:`simulated_update`.
+        entries: see :func:`explained_share`.
     """
 
     model: nn.Module
@@ -363,6 +374,7 @@ class _Client:
     labels: Tensor
     names: list[str]
     dimensions: Mapping[str, int]
+    entries: Mapping[str, Entries] = field(default_factory=dict)
 
     @cached_property
     def _received(self) -> Tensors:
@@ -462,7 +474,11 @@ class _Client:
 
     def simulated(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensors:
         """The same for given inputs and noise, by parameter."""
-        return self._simulated(inputs, noise, self.knowledge, self.update.protocol)
+        found = self._simulated(inputs, noise, self.knowledge, self.update.protocol)
+        for name, known in self.entries.items():
+            if name in found:
+                found[name] = known.value + known.outside(found[name].double())
+        return found
 
     def gradient(self, inputs: Tensor, noise: Mapping[str, Tensor]) -> Tensors:
         """The gradient at the weights that were sent, for given inputs and noise."""

@@ -2,14 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.errors import require
+from fedleak.errors import BadInput, require
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Protocol
 
@@ -25,12 +26,14 @@ class Outgoing:
             local steps.
         noise: noise slot -> noise that it drew for the batch, ``(batch, ...)``, with which a
             defence can repeat the client's forward pass.
+        steps: number of local steps that the update is of, at least 1.
     """
 
     update: Tensors
     model: nn.Module
     batch: tuple[Tensor, Tensor] | None = None
     noise: Tensors = field(default_factory=dict)
+    steps: int = 1
 
 
 Family = Literal[
@@ -114,6 +117,29 @@ class Defense(ABC):
         """
         return None
 
+    def entries_before(self, sent: SentUpdate) -> Mapping[str, Entries] | None:
+        """What an attacker that knows the defence infers of the update before it.
+
+        Args:
+            sent: the update as it came, which :meth:`contradiction` does not object to.
+
+        Returns:
+            Parameter name -> what is known of its entries; parameters that are missing came as they
+            were. None, as here, if the defence tells nothing that is of use.
+        """
+        return None
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """Why an update cannot have come through the defence with these settings.
+
+        Args:
+            sent: the update as it came.
+
+        Returns:
+            Half a sentence, such as ``none of its entries is 0``; None if it can have.
+        """
+        return None
+
 
 def protect(
     defenses: Sequence[Defense], outgoing: Outgoing, *, seed: int, memory: Tensors
@@ -146,6 +172,55 @@ def protect(
             report[f"defense/{name}/{figure}"] = value
         outgoing = replace(outgoing, update=after)
     return outgoing.update, report
+
+
+def filtered(owner: str, update: Tensors) -> Tensors:
+    """The part of an update that a filter of single entries changes.
+
+    Whole numbers, such as the number of batches that a batch norm has seen, and parameters of a
+    single number pass filters as they are.
+
+    Args:
+        owner: name of the filter, for the message.
+        update: the update.
+
+    Raises:
+        BadInput: if it holds NaN or infinity, which no comparison with a threshold sees.
+    """
+    found = {n: v for n, v in update.items() if v.is_floating_point() and v.dim()}
+    for name, value in found.items():
+        if not bool(value.isfinite().all()):
+            raise BadInput(
+                f"Expected finite numbers for {owner}, got NaN or infinity in `{name}`: this "
+                "client's training diverged."
+            )
+    return found
+
+
+def sizes(update: Tensors) -> Tensor:
+    """The magnitudes of all entries of an update, as one vector."""
+    return torch.cat([value.detach().abs().flatten() for value in update.values()])
+
+
+def share_of_zeros(update: Tensors) -> float:
+    """The share of an update's entries that are 0."""
+    entries = sum(value.numel() for value in update.values())
+    return 1 - sum(int(value.count_nonzero()) for value in update.values()) / entries
+
+
+def dropped_entries(sent: SentUpdate, cutoff: Mapping[str, Tensor | float]) -> dict[str, Entries]:
+    """What is known where a filter set entries up to some size to 0 and kept the others.
+
+    Args:
+        sent: the update as it came.
+        cutoff: by parameter name the size that no entry that was set to 0 exceeds.
+    """
+    found = {}
+    for name, largest in cutoff.items():
+        value = sent.tensors[name]
+        bound = largest + sent.margin(name)
+        found[name] = Entries.exactly(value).between(value == 0, -bound, bound)
+    return found
 
 
 def total_norm(update: Tensors) -> float:

@@ -6,7 +6,11 @@ from typing import ClassVar
 import torch
 
 from fedleak.defenses.base import Defense, Family, Outgoing, check_range, scaled, total_norm
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
+
+# Relative rounding error of a norm.
+ROUNDING = 1e-5
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -43,3 +47,15 @@ class Clipping(Defense):
         """See :meth:`Defense.protect`."""
         norm = total_norm(outgoing.update)
         return scaled(outgoing.update, min(1.0, self.max_norm / norm) if norm else 1.0)
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`: all as it was, up to one common factor."""
+        return {}
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`."""
+        norm = total_norm(sent.tensors)
+        allowed = ROUNDING * self.max_norm + total_norm(sent.rounding)
+        if norm > self.max_norm + allowed:
+            return f"its norm is {norm:.3g}, and clipping leaves at most {self.max_norm:.3g}"
+        return None

@@ -12,6 +12,7 @@ from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput, require
 from fedleak.extras import extras_explained
 from fedleak.models.noise import inject
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import batch_loss
 
@@ -90,6 +91,15 @@ class DPSGD(Defense):
             noise = torch.randn(total.shape, generator=generator).to(total)
             result[name] = ((total + scale * noise) / len(factors)).to(outgoing.update[name])
         return result
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`, up to the factors by which samples were clipped."""
+        deviation = self.noise_multiplier * self.max_norm / sent.samples
+        return {
+            name: Entries.noisy(value, deviation)
+            for name, value in sent.tensors.items()
+            if bool(value.any())
+        }
 
 
 def sample_gradients(model: nn.Module, batch: tuple[Tensor, Tensor], noise: Tensors) -> Tensors:

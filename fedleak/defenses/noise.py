@@ -7,8 +7,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Family, Outgoing, check_range, total_norm
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, share_of_zeros, total_norm
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
+
+# Share of an update's entries that may be 0 by rounding where noise was added to all of them.
+MOST_ZEROS = 0.01
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -50,6 +54,25 @@ class NoisyGradients(Defense):
             name: value + standard_deviation * self._draw(value, generator)
             for name, value in outgoing.update.items()
         }
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`: every entry has an error of the noise's deviation.
+
+        Of noise relative to the update's norm, that of the sum of both tells it.
+        """
+        standard_deviation = self.sigma
+        if self.relative:
+            entries = sum(value.numel() for value in sent.tensors.values())
+            norm = total_norm(sent.tensors) / math.sqrt(1 + self.sigma**2)
+            standard_deviation *= norm / math.sqrt(entries)
+        return {n: Entries.noisy(v, standard_deviation) for n, v in sent.tensors.items()}
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`: with noise, no entry is 0."""
+        zeros = share_of_zeros(sent.tensors)
+        if self.sigma and zeros > MOST_ZEROS:
+            return f"{zeros:.1%} of its entries are 0, which noise leaves no entry"
+        return None
 
     def _draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of standard deviation 1 with the shape of ``like``."""

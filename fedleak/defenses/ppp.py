@@ -9,6 +9,7 @@ from torch import nn
 from fedleak.defenses.base import Outgoing
 from fedleak.defenses.noise import NoisyGradients
 from fedleak.models.noise import before_noise
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
 
 
@@ -55,3 +56,15 @@ class PPP(NoisyGradients):
         perturbed = {name: update[name] for name in before_noise(list(update), outgoing.model)}
         part = replace(outgoing, update=perturbed)
         return dict(update) | super().protect(part, generator=generator, memory=memory)
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`; parameters behind the noise came as they were."""
+        return super().entries_before(self._perturbed(sent))
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`."""
+        return super().contradiction(self._perturbed(sent))
+
+    def _perturbed(self, sent: SentUpdate) -> SentUpdate:
+        names = before_noise(list(sent.tensors), sent.model)
+        return replace(sent, tensors={name: sent.tensors[name] for name in names})

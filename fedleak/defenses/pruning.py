@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.defenses.base import Defense, Family, Outgoing, check_range
+from fedleak.defenses.base import Defense, Family, Outgoing, check_range, dropped_entries
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
 
 
@@ -50,8 +51,32 @@ class Pruning(Defense):
                 memory[name] = whole - result[name]
         return result
 
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`.
+
+        The least size that is left of a tensor bounds those that were cut. With error feedback, an
+        update after the first round holds what was cut before, and nothing is known.
+        """
+        if self.error_feedback and sent.round > 1:
+            return None
+        return dropped_entries(sent, {n: least_size(v) for n, v in sent.tensors.items()})
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`."""
+        for name, value in sent.tensors.items():
+            zeros = value.numel() - int(value.count_nonzero())
+            if zeros < int(self.ratio * value.numel()):
+                return f"{zeros / value.numel():.1%} of the entries of `{name}` are 0"
+        return None
+
     def _pruned(self, value: Tensor) -> Tensor:
         cut = int(self.ratio * value.numel())
         flat = value.flatten().clone()
         flat[flat.abs().argsort(stable=True)[:cut]] = 0
         return flat.reshape(value.shape)
+
+
+def least_size(value: Tensor) -> float:
+    """The least magnitude of a tensor's entries that are not 0; infinite if all are 0."""
+    left = value[value != 0].abs()
+    return float(left.min()) if left.numel() else torch.inf

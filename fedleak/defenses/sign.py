@@ -6,7 +6,11 @@ from typing import ClassVar
 import torch
 
 from fedleak.defenses.base import Defense, Family, Outgoing
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
+
+# Relative difference of sizes that are alike.
+ROUNDING = 1e-5
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -33,3 +37,22 @@ class Sign(Defense):
             name: value.sign() * (value.abs().mean() if self.scaled else 1)
             for name, value in outgoing.update.items()
         }
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`: the sign bounds an entry from one side."""
+        found = {}
+        for name, value in sent.tensors.items():
+            lowest = torch.where(value > 0, 0.0, -torch.inf)
+            highest = torch.where(value < 0, 0.0, torch.inf)
+            changed = value != 0
+            found[name] = Entries.exactly(value).between(changed, lowest, highest)
+        return found
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`."""
+        for name, value in sent.tensors.items():
+            left = value[value != 0].abs()
+            allowed = ROUNDING * left.max() + 2 * sent.margin(name).max() if left.numel() else 0
+            if left.numel() and left.max() - left.min() > allowed:
+                return f"the entries of `{name}` differ in size"
+        return None

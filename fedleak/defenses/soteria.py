@@ -12,6 +12,7 @@ from fedleak.defenses.base import Defense, Family, Outgoing, check_range
 from fedleak.errors import BadInput
 from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import inject
+from fedleak.updates.entries import Entries, SentUpdate
 from fedleak.updates.files import Tensors
 from fedleak.updates.naming import joined
 
@@ -67,6 +68,24 @@ class Soteria(Defense):
         result[weight] = result[weight].clone()
         result[weight][:, hidden] = 0
         return result
+
+    def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
+        """See :meth:`Defense.entries_before`: of columns of 0, nothing is known."""
+        weight = joined(_linear_layers(sent.model)[-1], "weight")
+        value = sent.tensors[weight]
+        hidden = ~value.any(dim=0, keepdim=True).expand_as(value)
+        return {weight: Entries.exactly(value).between(hidden, -torch.inf, torch.inf)}
+
+    def contradiction(self, sent: SentUpdate) -> str | None:
+        """See :meth:`Defense.contradiction`."""
+        linear = _linear_layers(sent.model)
+        weight = joined(linear[-1], "weight") if linear else ""
+        if weight not in sent.tensors:
+            return "the gradient of a last linear layer is not in it"
+        columns = sent.tensors[weight].any(dim=0)
+        if int((~columns).sum()) < int(self.ratio * len(columns)):
+            return f"{float((~columns).double().mean()):.0%} of the columns of `{weight}` are 0"
+        return None
 
 
 def _linear_layers(model: nn.Module) -> list[str]:

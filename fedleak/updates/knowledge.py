@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require, unknown_name
+from fedleak.updates.entries import KnownDefense
 from fedleak.updates.local_training import LocalTraining
 
 Protocol = Literal["fedsgd", "fedavg", "delta"]
@@ -142,6 +143,9 @@ class Knowledge:
         aggregation: how the updates of several clients were combined: ``weighted_mean`` (the mean
             weighted by the clients' numbers of samples, as FedAvg takes it), ``mean`` (all clients
             count alike) or ``sum`` (of gradients or changes of weights).
+        defense: the last defence that the client applies to its update, with its settings, such as
+            ``fedleak.defenses.Pruning(ratio=0.5)``. If None, the server knows of none, and takes
+            the update for what the client computed.
 
     Raises:
         BadInput: if a value is out of its range, the protocol is none of the three, a fact of the
@@ -168,6 +172,7 @@ class Knowledge:
     label_example: Tensor | None = None
     clients: int | tuple[int, ...] = 1
     aggregation: Aggregation = "weighted_mean"
+    defense: KnownDefense | None = None
 
     def __post_init__(self) -> None:
         self._check_clients()

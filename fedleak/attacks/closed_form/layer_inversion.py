@@ -13,8 +13,10 @@ are resolved from the gradient of a bias (:mod:`fedleak.attacks.closed_form.relu
 The rule of each layer type is in :mod:`fedleak.attacks.closed_form.layer_rules`.
 """
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.closed_form.layer_rules import LAYER_RULES, Layer, Step, direct_step
@@ -29,7 +31,13 @@ MIN_CONSTRAINED = 0.98
 
 
 def invert_layers(
-    chain: list[Call], last: Estimate, gradient: Tensors, *, iterations: int, seed: int
+    chain: list[Call],
+    last: Estimate,
+    gradient: Tensors,
+    *,
+    iterations: int,
+    seed: int,
+    known: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[tuple[Call, Estimate]], list[Step], str | None]:
     """Invert layers from the last to the first, as long as their inputs are determined.
 
@@ -39,12 +47,15 @@ def invert_layers(
         gradient: gradient by parameter name.
         iterations: maximum number of iterations of the solver of a layer.
         seed: seed for what a solver draws.
+        known: True where a parameter's gradient is exact, by name; parameters that are missing are
+            exact everywhere. The equations of other entries are left out.
 
     Returns:
         The inverted layers, from last to first, with the estimates of their inputs; the steps,
         including that of a layer whose input was not determined well enough; and why the inversion
         ended before the first layer, None if it did not.
     """
+    known = known or {}
     estimate, inverted, steps = last, list[tuple[Call, Estimate]](), list[Step]()
     for at, call in reversed(list(enumerate(chain))):
         rule = LAYER_RULES.get(type(call.module))
@@ -58,14 +69,16 @@ def invert_layers(
         weight = gradient.get(joined(call.name, "weight"))
         # A client sends zeros for a weight that it does not train.
         trained = weight is not None and bool(weight.any())
-        layer = Layer(call, weight if trained else None, iterations, seed)
+        exact = known.get(joined(call.name, "weight"))
+        layer = Layer(call, weight if trained else None, iterations, seed, exact)
         try:
             found, step = rule(call.module, layer, estimate.reshape(call.output.shape))
         except ValueError as error:
             return inverted, steps, f"{call.name} ({kind}): {error}"
         if isinstance(call.module, nn.ReLU) and at:
             outputs = estimate.reshape(found.value.shape)
-            found = _resolve_masks(found, outputs, chain[at - 1], gradient)
+            if joined(chain[at - 1].name, "bias") not in known:
+                found = _resolve_masks(found, outputs, chain[at - 1], gradient)
             step = direct_step(layer, found)
         steps.append(step)
         share = float(found.constrained.double().mean())

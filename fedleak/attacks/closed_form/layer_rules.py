@@ -74,12 +74,14 @@ class Layer(NamedTuple):
             does not train it.
         iterations: maximum number of iterations of a solver.
         seed: seed for what a solver draws.
+        weight_known: True where the weight's gradient is exact. If None, all of it is.
     """
 
     call: Call
     weight_gradient: Tensor | None
     iterations: int
     seed: int
+    weight_known: Tensor | None = None
 
 
 # Any: the module is of the types that the rule is registered for.
@@ -332,12 +334,15 @@ def convolution_equations(module: nn.Conv2d, layer: Layer, output: Estimate) -> 
     exact, weights = output.exact, output.weights()
     exact_weights = weights[exact]
     targets = [((output.value - bias)[exact] * exact_weights)[None]]
+    known = layer.weight_known
     if layer.weight_gradient is not None:
-        targets.append(layer.weight_gradient[None])
+        given = layer.weight_gradient
+        targets.append((given if known is None else given[known])[None])
     shape = layer.call.input.shape
 
     def sides(x: Tensor) -> list[Tensor]:
         outputs, products = maps.outputs_and_weight_gradients(x, output.gradient)
+        products = products if known is None else products[:, known]
         return [outputs[:, exact] * exact_weights, products][: len(targets)]
 
     def gram() -> Sequence[Tensor]:

@@ -34,17 +34,25 @@ class KnownInput(NamedTuple):
 
     Args:
         value: the input, float64.
-        error: estimated standard error of an entry, relative to the root mean square of all
+        error: estimated standard error of a known entry, relative to the root mean square of all
             entries; infinite if the gradient does not determine the input.
+        known: True where an entry is known, False where it is no more than bounded. If None, all
+            are known.
     """
 
     value: Tensor
     error: float
+    known: Tensor | None = None
 
     @property
     def trusted(self) -> bool:
         """Whether the estimate is accurate enough for later steps to use it."""
         return self.error <= MAX_ERROR
+
+    @property
+    def complete(self) -> bool:
+        """Whether all entries are known."""
+        return self.known is None or bool(self.known.all())
 
 
 def linear_input(weight_gradient: Tensor, output_gradient: Tensor) -> KnownInput:

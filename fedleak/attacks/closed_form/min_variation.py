@@ -1,7 +1,7 @@
 """Image of minimum total variation that agrees with what is known after the remaining layers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -71,6 +71,8 @@ class RemainingLayers:
         gradient: gradient by parameter name.
         bounds: lowest and highest valid values, which broadcast with the image.
         shape: shape of the images, ``(samples, C, H, W)``.
+        known: True where a parameter's gradient is exact, by name; parameters that are missing are
+            exact everywhere. Other entries are not matched.
     """
 
     layers: Sequence[Call]
@@ -79,6 +81,26 @@ class RemainingLayers:
     gradient: Tensors
     bounds: tuple[Tensor, Tensor]
     shape: torch.Size
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def matchable(self, name: str) -> bool:
+        """Whether a parameter's gradient is known in an entry that is not 0."""
+        # Missing if it is another layer's as well, 0 if it is not trained.
+        if name not in self.gradient:
+            return False
+        return bool((self.gradient[name] * self.known.get(name, 1)).any())
+
+    def matched_error(self, name: str, value: Tensor) -> Tensor:
+        """Squared error of a parameter's gradient in its exact entries, relative to their norm."""
+        wanted = self.gradient[name]
+        if name in self.known:
+            wanted, value = wanted[self.known[name]], value[self.known[name]]
+        return (value - wanted).square().sum() / wanted.square().sum()
+
+    def entries(self, name: str) -> int:
+        """Number of the exact entries of a parameter's gradient."""
+        known = self.known.get(name)
+        return self.gradient[name].numel() if known is None else int(known.sum())
 
 
 def min_variation_image(
@@ -107,7 +129,7 @@ def min_variation_image(
     for stage in stages:
         _minimise(objective, stage, iterations, counter)
         objective.update_output_gradient()
-    matched = sum(value.numel() for value in stages[-1].matched.values())
+    matched = sum(map(rest.entries, stages[-1].matched))
     image = objective.image_within_bounds()
     return MinVariationImage(
         image, int(objective.exact.sum()) + matched, int(objective.bounded.sum()),
@@ -185,7 +207,7 @@ class _Objective:
                 create_graph=True,
             )  # fmt: skip
             errors = [
-                (value - rest.gradient[name]).square().sum() / rest.gradient[name].square().sum()
+                rest.matched_error(name, value)
                 for name, value in zip(stage.matched, gradients, strict=True)
             ]
             total = total + torch.stack(errors).mean()
@@ -269,10 +291,10 @@ def _stages(rest: RemainingLayers, *, soft_gates: bool) -> list[_Stage]:
     # Weight gradients are continuous in the image only for layers after the last kink.
     from_last = list(reversed(layers))
     kink = next((at for at, call in enumerate(from_last) if not _is_differentiable([call])), None)
-    matched = _trained(from_last[:kink], rest.gradient)
+    matched = _trained(from_last[:kink], rest)
     stages = [_Stage(weight, matched, 0.0) for weight in weights]
     if soft_gates and any(isinstance(call.module, nn.ReLU) for call in layers):
-        every = _trained(from_last, rest.gradient)
+        every = _trained(from_last, rest)
         stages += [_Stage(SOFT_WEIGHT, every, sharpness) for sharpness in SHARPNESS]
     return stages
 
@@ -281,12 +303,11 @@ def _is_differentiable(layers: Sequence[Call]) -> bool:
     return all(isinstance(call.module, DIFFERENTIABLE) for call in layers)
 
 
-def _trained(layers: Sequence[Call], gradient: Tensors) -> Tensors:
+def _trained(layers: Sequence[Call], rest: RemainingLayers) -> Tensors:
     """The parameters of some layers whose gradients are known."""
     return {
         f"{call.name}.{name}": value.requires_grad_()
         for call in layers
         for name, value in call.module.named_parameters()
-        # Missing if it is another layer's as well, 0 if it is not trained.
-        if f"{call.name}.{name}" in gradient and bool(gradient[f"{call.name}.{name}"].any())
+        if rest.matchable(f"{call.name}.{name}")
     }

@@ -136,7 +136,9 @@ def restore_noise(
 
     The input of the next linear layer after a slot has to be affine in the slot's noise, entry by
     entry, as in ``z = mean + noise * sigma``. Two forward passes, with noise 0 and noise 1, give
-    offset and slope; a third one checks the noise that follows.
+    offset and slope; a third one checks the noise that follows. Where an entry of that input is
+    not known, as its gradient was left out by a defence, the noise follows by least squares from
+    the known inputs of the layers behind it, which are affine in it if no activation comes between.
 
     Args:
         head: the model from the known layer on.
@@ -176,9 +178,79 @@ def restore_noise(
         # Where the noise has no effect, as a dropout mask on an entry of 0, any value will do.
         no_effect = (slope == 0) & (difference.abs() <= AGREEMENT * size)
         noise = torch.where(no_effect, 0.0, difference / slope)
+        if not wanted.complete:
+            assert wanted.known is not None
+            known = wanted.known.reshape(offset.shape)
+            behind = {c.name: inputs[c.name] for c in calls if c.name in inputs}
+            later = list(behind)[list(behind).index(layer.name) + 1 :]
+            noise = _from_later_layers(
+                head, rest | found, slot.name, torch.where(known, noise, 0.0), ~known,
+                {name: behind[name] for name in later if behind[name].trusted},
+            )  # fmt: skip
+            value = torch.where(known, value, input_for(noise))
         residual = (input_for(noise) - value).norm() / value.norm()
         if wanted.trusted and bool(noise.isfinite().all()) and float(residual) <= AGREEMENT:
             found[slot.name] = noise
         else:
             failed.append(slot.name)
     return found, failed
+
+
+def _from_later_layers(
+    head: Head,
+    others: Tensors,
+    slot: str,
+    noise: Tensor,
+    open_: Tensor,
+    later: Mapping[str, KnownInput],
+) -> Tensor:
+    """Entries of a slot's noise by least squares from the known inputs of later layers.
+
+    Args:
+        head: the model from the known layer on.
+        others: the noise of the other slots.
+        slot: the slot's name.
+        noise: its noise, 0 where it is not known.
+        open_: True where it is not known.
+        later: layer name -> known input.
+
+    Returns:
+        The noise; NaN at these entries if the inputs do not determine them, or are not affine in
+        them.
+    """
+    failed = torch.where(open_, torch.nan, noise)
+    places = open_.flatten().nonzero().flatten().tolist()
+
+    def inputs_for(drawn: Tensor) -> Tensor:
+        parts = []
+        for name, wanted in later.items():
+            found = head.input_of(name, others | {slot: drawn}).flatten()
+            known = torch.ones_like(found, dtype=torch.bool)
+            known = known if wanted.known is None else wanted.known.flatten()
+            parts.append(found[known])
+        return torch.cat(parts)
+
+    goal = [
+        value.value.flatten()
+        if value.known is None
+        else value.value.flatten()[value.known.flatten()]
+        for value in later.values()
+    ]
+    if not goal:
+        return failed
+    target = torch.cat(goal)
+    offset = inputs_for(noise)
+    columns = []
+    for place in places:
+        moved = noise.clone().flatten()
+        moved[place] = 1.0
+        columns.append(inputs_for(moved.reshape(noise.shape)) - offset)
+    matrix = torch.stack(columns, dim=1)
+    if int(torch.linalg.matrix_rank(matrix)) < len(places):
+        return failed
+    solved = torch.linalg.lstsq(matrix, (target - offset)[:, None]).solution[:, 0]
+    found = noise.clone().flatten()
+    found[places] = solved
+    found = found.reshape(noise.shape)
+    missed = (inputs_for(found) - target).norm() / target.norm()
+    return found if float(missed) <= AGREEMENT else failed

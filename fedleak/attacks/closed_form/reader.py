@@ -12,12 +12,13 @@ from fedleak.attacks.base import Problem, Report
 from fedleak.attacks.closed_form.batch_unmixing import unmix
 from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.closed_form.layer_inversion import invert_layers
-from fedleak.attacks.closed_form.linear import KnownInput, known_inputs
+from fedleak.attacks.closed_form.linear import KnownInput, invertible_linear, known_inputs
 from fedleak.attacks.closed_form.min_variation import RemainingLayers, min_variation_image
 from fedleak.attacks.closed_form.noise import AGREEMENT, Head, restore_noise
 from fedleak.attacks.closed_form.pool_choices import searchable
 from fedleak.attacks.closed_form.pooled_convolution import pooled_convolution
 from fedleak.attacks.closed_form.pooled_trunk import before_pooling
+from fedleak.attacks.closed_form.rank_one import completed
 from fedleak.attacks.closed_form.smooth_image import MISFIT, KnownTrunk, smooth_image
 from fedleak.attacks.closed_form.trunk import Trunk
 from fedleak.attacks.module_calls import Call, calls_of, chain_to, same_entries
@@ -113,6 +114,33 @@ class Reader:
         # A forward pass in training mode updates batch-norm statistics.
         calls = calls_of(copy.deepcopy(self._model), self._facts.loss, self._batch)
         self._calls = [call._replace(module=self._model.get_submodule(call.name)) for call in calls]
+        self._known = {
+            n: known.cpu() for n in self._gradient if (known := problem.known(n)) is not None
+        }
+        self._rows: Tensors = {}  # layer -> where its output's gradient is known, if not everywhere
+        self._completed = self._complete(problem) if problem.knowledge.num_samples == 1 else {}
+
+    def _complete(self, problem: Problem) -> dict[str, KnownInput]:
+        """Complete the linear layers' gradients of which a told defence changed entries.
+
+        Returns:
+            The inputs of these layers, by the layers' names.
+        """
+        found = {}
+        for call in invertible_linear(self._gradient, self._calls, 1):
+            whole = completed(problem, call.name)
+            if whole is not None:
+                own = {name: value.cpu() for name, value in whole.gradient(call.name).items()}
+                self._gradient |= own
+                self._known = {n: known for n, known in self._known.items() if n not in own}
+                if not bool(whole.rows.all()):
+                    self._rows[call.name] = whole.rows.cpu()
+                known = whole.input.known
+                found[call.name] = whole.input._replace(
+                    value=whole.input.value.cpu()[None],
+                    known=None if known is None else known.cpu()[None],
+                )
+        return found
 
     def known_layer(self) -> KnownLayer | None:
         """The earliest layer whose input is known and the noise after it; None if there is none."""
@@ -145,7 +173,7 @@ class Reader:
         )  # fmt: skip
 
     def _layer_of_one_sample(self) -> KnownLayer | None:
-        inputs = known_inputs(self._gradient, self._calls)
+        inputs = known_inputs(self._gradient, self._calls) | self._completed
         first = self._first_trusted(inputs)
         if first is None:
             return None
@@ -154,12 +182,14 @@ class Reader:
         self.findings.append(f"input of {call.name} in closed form, error {error:.1e}")
         gradient = self._input_gradient(call.name).reshape(head.value.shape)
         noise, failed, factor = self._restored_noise(first, inputs)
+        if call.name in self._rows and not failed:
+            gradient = factor * head.input_gradient(noise)
         before = self._slots_before(first)
         return KnownLayer(call, error, head, gradient, noise, failed + before, before, factor)
 
     def _first_trusted(self, inputs: dict[str, KnownInput]) -> int | None:
         """Index of the first call whose input is known well enough."""
-        trusted = {name for name, known in inputs.items() if known.trusted}
+        trusted = {n for n, known in inputs.items() if known.trusted and known.complete}
         return next((at for at, call in enumerate(self._calls) if call.name in trusted), None)
 
     def _head(self, at: int, inputs: dict[str, KnownInput]) -> Head:
@@ -195,15 +225,22 @@ class Reader:
         near = max(
             at
             for at in range(first, max(slot, first + 1))
-            if calls[at].name in inputs and inputs[calls[at].name].trusted
+            if calls[at].name in inputs
+            and inputs[calls[at].name].trusted
+            and inputs[calls[at].name].complete
         )
         name, head = calls[near].name, self._head(near, inputs)
         noise, failed = restore_noise(head, calls[near:], inputs)
         if failed:
             # Noise cannot be checked in part, and some of it may depend on what failed.
             return {}, [*noise, *failed], 1.0
-        given = head.input_gradient(noise)
-        wanted = self._input_gradient(name).reshape(given.shape)
+        if name in self._rows:
+            # Rows of which nothing is known have no output gradient to compare.
+            given = head.output_gradient(noise).flatten()[self._rows[name]]
+            wanted = self._gradient[joined(name, "bias")][self._rows[name]]
+        else:
+            given = head.input_gradient(noise)
+            wanted = self._input_gradient(name).reshape(given.shape)
         factor = float((given * wanted).sum() / given.square().sum())
         agrees = float((factor * given - wanted).norm() / wanted.norm()) <= AGREEMENT
         if not (agrees and factor > 0):
@@ -237,7 +274,7 @@ class Reader:
         last = Estimate(value, error, torch.zeros_like(value, dtype=torch.bool), known.gradient)
         inverted, steps, reason = invert_layers(
             chain, last, self._gradient,
-            iterations=self._solver_iterations, seed=self._seed,
+            iterations=self._solver_iterations, seed=self._seed, known=self._known,
         )  # fmt: skip
         findings += [str(step) for step in steps]
         count = Counter(call.name for call in self._calls)
@@ -374,6 +411,7 @@ class Reader:
             self._gradient,
             (low, high),
             self._batch[0].shape,
+            self._known,
         )
 
     def _min_variation(

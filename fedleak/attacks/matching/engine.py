@@ -235,7 +235,8 @@ class GradientMatching(JointAttack):
             left = problem.left_out
             limits = facts.value_range
             kind = (
-                id(problem.model), problem.batch_shape, shapes, names, given, training, left, limits
+                id(problem.model), problem.batch_shape, shapes, names, given, training, left,
+                limits, bool(problem.entries),
             )  # fmt: skip
             groups.setdefault(kind, []).append(index)
         for indices in groups.values():
@@ -554,7 +555,9 @@ class GradientMatching(JointAttack):
             for problem in problems
         ]
         target: dict[str, Any] = {
-            "gradient": dummy.bounded_targets(gradients, [p.deviation for p in problems])
+            "gradient": dummy.bounded_targets(
+                gradients, [p.deviation for p in problems], [p.entries for p in problems]
+            )
             if isinstance(dummy, BoundedGradient)
             else dummy.targets(gradients, first.knowledge.num_samples, factors)
         }
@@ -596,7 +599,7 @@ class GradientMatching(JointAttack):
         if self._simulates(problem):
             return DummyUpdate(model, facts, batch, noise, problem.left_out)
         watched = list(known.features)
-        if problem.deviation:
+        if problem.deviation or problem.entries:
             names = [name for name, _ in model.named_modules()]
             return BoundedGradient(model, facts.loss, batch, noise, watched, dense=names)
         return DummyGradient(model, facts.loss, batch, noise, watched)

@@ -320,7 +320,7 @@ def _train(
         # In a single step, the recorded noise belongs to the batch.
         outgoing = (
             Outgoing(update, model, (inputs, labels), drawn) if one_step
-            else Outgoing(update, model)
+            else Outgoing(update, model, steps=trainer.global_step)
         )  # fmt: skip
         drawn_from = derive_seed(seed, round_, client, len(config.defenses))
         update, effect = protect(
