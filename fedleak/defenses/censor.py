@@ -21,11 +21,12 @@ class Censor(Defense):
 
     For every tensor a normal vector is drawn, its component along the tensor's gradient taken off,
     and the rest scaled to the gradient's norm. Of several such vectors the one is sent whose step
-    leaves the least loss on the client's own batch. The gradient itself is sent if none leaves less
-    than before the step. So what is sent is orthogonal to the gradient tensor by tensor and has
-    its norms; it helps the training only through the choice.
+    leaves the least loss on the client's own batch. So what is sent is orthogonal to the gradient
+    tensor by tensor and has its norms; it helps the training only through the choice, and the
+    gradient itself is never sent, also where every trial raises the loss.
 
-    The loss of a trial is computed in eval mode, with the noise of the client's own pass.
+    The loss of a trial is computed in float64 and in eval mode, with the noise of the client's own
+    pass: along an orthogonal step it changes by the square of the step only.
 
     Args:
         trials: number of vectors that are drawn, at least 1.
@@ -61,25 +62,26 @@ class Censor(Defense):
         if outgoing.batch is None:
             raise BadInput("Expected the gradient of one batch for censor, got several steps.")
         gradient = filtered(self.name, outgoing.update)
-        model = copy.deepcopy(outgoing.model).eval()
+        model = copy.deepcopy(outgoing.model).double().eval()
+        inputs, labels = outgoing.batch
+        batch = inputs.double(), labels.double() if labels.is_floating_point() else labels
+        noise = {slot: value.double() for slot, value in outgoing.noise.items()}
         weights = dict(model.named_parameters())
         start = {name: value.detach().clone() for name, value in weights.items()}
 
         def loss_after(step: Tensors) -> float:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), inject(model, outgoing.noise):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), inject(model, noise):
                 torch.manual_seed(0)  # other random draws are the same every time
                 for name, value in weights.items():
-                    moved = self.learning_rate * step[name] if name in step else 0.0
+                    moved = self.learning_rate * step[name].double() if name in step else 0.0
                     value.copy_(start[name] - moved)
-                return float(batch_loss(model, outgoing.batch))
+                return float(batch_loss(model, batch))
 
-        best, least = gradient, loss_after({})
-        for _ in range(self.trials):
-            trial = {n: _orthogonal(value, generator) for n, value in gradient.items()}
-            loss = loss_after(trial)
-            if loss < least:
-                best, least = trial, loss
-        return dict(outgoing.update) | best
+        trials = (
+            {name: _orthogonal(value, generator) for name, value in gradient.items()}
+            for _ in range(self.trials)
+        )
+        return dict(outgoing.update) | min(trials, key=loss_after)
 
 
 def _orthogonal(gradient: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,12 +89,10 @@ def _orthogonal(gradient: Tensor, generator: torch.Generator) -> Tensor:
     own = gradient.double()
     size = own.norm()
     drawn = torch.randn(own.shape, generator=generator, dtype=torch.float64)
-    if not bool(size):
+    # A tensor of one entry has nothing orthogonal to it but 0.
+    if not bool(size) or gradient.numel() == 1:
         return torch.zeros_like(gradient)
     unit = own / size
     rest = drawn - (drawn * unit).sum() * unit
-    length = rest.norm()
-    # A tensor of one entry has nothing orthogonal to it but 0.
-    if gradient.numel() == 1:
-        return torch.zeros_like(gradient)
-    return (rest * (size / length)).to(gradient)
+    found: Tensor = (rest * (size / rest.norm())).to(gradient)
+    return found

@@ -124,7 +124,8 @@ class SVT(Defense):
             drawn = torch.randint(len(candidates), (wanted,), generator=generator)
         else:
             drawn = torch.randperm(len(candidates), generator=generator)[:wanted]
-        return candidates[drawn].unique()
+        chosen: Tensor = candidates[drawn].unique()
+        return chosen
 
     def entries_before(self, sent: SentUpdate) -> dict[str, Entries] | None:
         """See :meth:`Defense.entries_before`.

@@ -123,8 +123,10 @@ class Entries:
 class KnownDefense(Protocol):
     """A defence as a server knows it: its settings, and what they tell of what it changed."""
 
-    name: str
-    """Its name."""
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
 
     def entries_before(self, sent: SentUpdate) -> Mapping[str, Entries] | None:
         """What the update tells of itself before the defence; None if nothing that is of use."""

@@ -11,13 +11,19 @@ import torch
 from fedleak.defenses import (
     DPSGD,
     PPP,
+    SVT,
+    Censor,
     Clipping,
     Defense,
+    GradientDropout,
     NoisyGradients,
     Outgoing,
+    Percentile,
     Pruning,
+    Quantization,
     Sign,
     Soteria,
+    TopK,
 )
 from fedleak.defenses import protect as apply
 from fedleak.defenses.base import Family, total_norm
@@ -39,6 +45,14 @@ CASES = [
     Sign(scaled=False),
     Soteria(ratio=0.3),
     DPSGD(max_norm=0.1, noise_multiplier=0.5),
+    Percentile(percentile=30.0, gamma=0.01),
+    SVT(gamma=0.01),
+    SVT(gamma=0.01, replace=False, clip="before"),
+    Quantization(bits=4),
+    TopK(share=0.2),
+    TopK(share=0.2, error_feedback=True),
+    GradientDropout(probability=0.3),
+    Censor(trials=5),
 ]
 SHAPE = (1, 6, 6)
 
