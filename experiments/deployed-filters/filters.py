@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -94,6 +94,16 @@ FILTERS = {
 }
 
 
+@dataclass
+class _Content:
+    """What the mod uses of a message, which cannot be made outside a federation."""
+
+    content: RecordDict
+
+    def has_error(self) -> bool:
+        return False
+
+
 def by_flower(change: dict[str, Tensor], model: nn.Module, seed: int) -> dict[str, Tensor]:
     """A change of weights after Flower's own mod, which is given and returns weights.
 
@@ -104,16 +114,15 @@ def by_flower(change: dict[str, Tensor], model: nn.Module, seed: int) -> dict[st
     """
     sent = {n: v.detach().double().numpy() for n, v in model.named_parameters()}
     new = {name: value + change[name].double().numpy() for name, value in sent.items()}
-    message, reply = (
-        RecordDict({"arrays": ArrayRecord({n: Array(v) for n, v in values.items()})})
+    question, reply = (
+        _Content(RecordDict({"arrays": ArrayRecord({n: Array(v) for n, v in values.items()})}))
         for values in (sent, new)
     )
-    question = Message(message, 1, MessageType.TRAIN)
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
         mod = LocalDpMod(*(DP[n] for n in ("clipping_norm", "sensitivity", "epsilon", "delta")))
-        answer = mod(question, None, lambda asked, _: Message(reply, reply_to=asked))
+        answer = mod(question, None, lambda *_: reply)
     finally:
         np.random.set_state(before)  # noqa: NPY002
     (record_,) = answer.content.array_records.values()
