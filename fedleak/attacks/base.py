@@ -100,6 +100,14 @@ class Problem:
         return None if measured is None or bool(measured.all()) else measured
 
     @property
+    def has_bounds(self) -> bool:
+        """Whether a told defence left out entries of the gradient, or bounds them."""
+        return any(
+            bool((one.lowest.isfinite() | one.highest.isfinite() | ~one.measured).any())
+            for one in self.entries.values()
+        )
+
+    @property
     def batch_shape(self) -> tuple[int, ...]:
         """Shape of the inputs to reconstruct, ``(num_samples, *input_shape)``."""
         return (self.knowledge.num_samples, *self.knowledge.input_shape)
@@ -472,11 +480,7 @@ def _prepare(
         knowledge = replace(knowledge, num_classes=loss.outputs)
     # In the model's precision, whatever the client sent; a copy, so that the update is not changed.
     estimate = update.estimate(model, knowledge)
-    entries = {
-        name: value.to(parameters[name])
-        for name, value in told.entries.items()
-        if name not in evidence.left_out
-    }
+    entries = {name: value.to(parameters[name]) for name, value in told.entries.items()}
     found = estimate.gradient | {name: value.value for name, value in entries.items()}
     gradient = {
         name: found[name].to(value, copy=True)

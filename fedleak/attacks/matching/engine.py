@@ -236,7 +236,7 @@ class GradientMatching(JointAttack):
             limits = facts.value_range
             kind = (
                 id(problem.model), problem.batch_shape, shapes, names, given, training, left,
-                limits, bool(problem.entries),
+                limits, problem.has_bounds,
             )  # fmt: skip
             groups.setdefault(kind, []).append(index)
         for indices in groups.values():
@@ -599,7 +599,7 @@ class GradientMatching(JointAttack):
         if self._simulates(problem):
             return DummyUpdate(model, facts, batch, noise, problem.left_out)
         watched = list(known.features)
-        if problem.deviation or problem.entries:
+        if problem.deviation or problem.has_bounds:
             names = [name for name, _ in model.named_modules()]
             return BoundedGradient(model, facts.loss, batch, noise, watched, dense=names)
         return DummyGradient(model, facts.loss, batch, noise, watched)
