@@ -257,3 +257,23 @@ def test_clients_behind_a_mean_need_not_have_equally_many_samples(configured) ->
     update = InterceptedUpdate(1, 0, "delta", 8, "net", {}, {}, clients=3)
     facts = knowledge_of(config, data, model, labels=None, update=update)
     assert facts.clients == (3, 3, 2)
+
+
+def test_a_defence_is_told_where_it_is_known(configured) -> None:
+    pruning = Plugin("fedleak.defenses.pruning.Pruning", {"ratio": 0.25})
+    for told in ("unknown", "known"):
+        config = configured(defenses=(pruning,), victims=Victims(defense=told))
+        data = make_data(config)
+        knowledge = knowledge_of(config, data, make_model(config, data), labels=None)
+        found = knowledge.defense
+        assert (found is None) == (told == "unknown")
+    assert (found.name, found.ratio) == ("pruning", 0.25)
+
+
+def test_no_more_than_one_defence_is_told(configured) -> None:
+    pruning = Plugin("fedleak.defenses.pruning.Pruning", {"ratio": 0.25})
+    for defenses in ((), (pruning, pruning)):
+        with pytest.raises(BadInput, match=f"one of `defenses`.*got {len(defenses) or 'none'}"):
+            configured(defenses=defenses, victims=Victims(defense="known"))
+    with pytest.raises(BadInput, match=r"value of `victims\.defense`.*`known`"):
+        Victims(defense="knwon")  # type: ignore[arg-type]
