@@ -35,6 +35,7 @@ class GradientDropout(Defense):
     )
     family: ClassVar[Family] = "gradient compression"
     randomised: ClassVar[bool] = True
+    uses_update_alone: ClassVar[bool] = True
 
     probability: float = 0.5
     rescale: bool = True

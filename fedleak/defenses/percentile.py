@@ -51,6 +51,7 @@ class Percentile(Defense):
         "in NVFlare, https://nvflare.readthedocs.io"
     )
     family: ClassVar[Family] = "gradient compression"
+    uses_update_alone: ClassVar[bool] = True
 
     percentile: float = 10.0
     gamma: float = 0.01
@@ -59,6 +60,10 @@ class Percentile(Defense):
         fits = 0 <= self.percentile <= 100
         check_range(self.name, "percentile", self.percentile, fits, "from 0 to 100")
         check_range(self.name, "gamma", self.gamma, 0 < self.gamma < math.inf, "positive")
+
+    def keeps_norm(self) -> bool:
+        """See :meth:`Defense.keeps_norm`."""
+        return True
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

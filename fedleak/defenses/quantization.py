@@ -35,6 +35,7 @@ class Quantization(Defense):
     paper: ClassVar[str] = "Alistarh et al., QSGD, NeurIPS 2017, section 3.1, arXiv 1610.02132"
     family: ClassVar[Family] = "gradient compression"
     randomised: ClassVar[bool] = True
+    uses_update_alone: ClassVar[bool] = True
 
     bits: int = 8
     stochastic: bool = True

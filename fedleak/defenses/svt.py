@@ -39,7 +39,7 @@ class SVT(Defense):
     - Each gets noise ``Lap(2 gamma / noise_var)`` and is clipped to +-gamma, all others become 0.
 
     Of fedsgd the gradient takes the place of the change, as with a learning rate of 1. The epsilon
-    is that of one of these comparisons, not of what is sent, see ``fedleak budget``.
+    is that of the threshold alone, not of what is sent, and a run counts it as none.
 
     Args:
         fraction: share of the entries that is wanted, above 0 and at most 1.
@@ -63,6 +63,7 @@ class SVT(Defense):
     )
     family: ClassVar[Family] = "differential privacy"
     randomised: ClassVar[bool] = True
+    uses_update_alone: ClassVar[bool] = True
 
     fraction: float = 0.1
     epsilon: float = 0.1

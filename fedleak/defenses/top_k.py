@@ -41,6 +41,7 @@ class TopK(Defense):
         "Stich et al., Sparsified SGD with Memory, NeurIPS 2018, arXiv 1809.07599"
     )
     family: ClassVar[Family] = "gradient compression"
+    uses_update_alone: ClassVar[bool] = True
 
     share: float = 0.1
     error_feedback: bool = False
@@ -48,6 +49,10 @@ class TopK(Defense):
     def __post_init__(self) -> None:
         fits = 0 < self.share <= 1
         check_range(self.name, "share", self.share, fits, "above 0 and at most 1")
+
+    def keeps_norm(self) -> bool:
+        """See :meth:`Defense.keeps_norm`; entries kept from earlier rounds may make it larger."""
+        return not self.error_feedback
 
     def protect(
         self, outgoing: Outgoing, *, generator: torch.Generator, memory: Tensors

@@ -1,12 +1,13 @@
 """The mechanism of differential privacy that a sequence of defences comes to."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from fedleak.config import Federation
-from fedleak.defenses import DPSGD, Clipping, Defense, NoisyGradients
+from fedleak.defenses import DPSGD, SVT, Clipping, Defense, NoisyGradients
 from fedleak.privacy.mechanisms import Mechanism, dp_sgd, noise
 
 
@@ -48,6 +49,8 @@ def of_defenses(
             found = _of_noise(defense, bound, model)
             if bound is None and raised:
                 found = replace(found, no_guarantee=f"{raised} may make the clipped norm larger")
+        elif isinstance(defense, SVT):
+            found = _of_svt(defense)
         elif isinstance(defense, Clipping):
             bound, raised = min(defense.max_norm, bound or defense.max_norm), ""
         elif bound is not None and not defense.keeps_norm():
@@ -86,6 +89,17 @@ def _of_noise(defense: NoisyGradients, bound: float | None, model: nn.Module) ->
         distribution=defense.distribution,
         relative=defense.relative,
         entries=sum(value.numel() for value in model.parameters()) if laplace else None,
+    )
+
+
+def _of_svt(defense: SVT) -> Mechanism:
+    # The technique counts entries that pass; the filter draws from any number of those.
+    return replace(
+        noise(sigma=math.sqrt(8) * defense.gamma / defense.noise_var, distribution="laplace"),
+        name="svt",
+        epsilon=defense.epsilon,
+        no_guarantee="more entries may pass the noisy threshold than its epsilon is for, and each "
+        "that is sent has a value of the update with noise of its own",
     )
 
 

@@ -269,6 +269,7 @@ class Fishing(MaliciousServer):
         generator: torch.Generator,
     ) -> None:
         """One unit that fires for one of the expected samples of the class; the others are off."""
+        assert layers.gate is not None
         matrix, bias = weights[f"{layers.gate}.weight"], weights[f"{layers.gate}.bias"]
         expected = self._expected(knowledge, len(weights[f"{layers.last}.bias"]))
         if public is None:

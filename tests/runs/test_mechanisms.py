@@ -10,13 +10,19 @@ from fedleak.config import Federation
 from fedleak.defenses import (
     DPSGD,
     PPP,
+    SVT,
+    Censor,
     Clipping,
     Defense,
+    GradientDropout,
     NoisyGradients,
     Outgoing,
+    Percentile,
     Pruning,
+    Quantization,
     Sign,
     Soteria,
+    TopK,
 )
 from fedleak.runs.mechanisms import of_defenses
 
@@ -100,3 +106,25 @@ def test_running_statistics_are_sent_without_noise() -> None:
 def test_laplace_noise_counts_the_entries() -> None:
     mechanism = found(CLIP, NoisyGradients(sigma=2.0, distribution="laplace"))
     assert mechanism.bound == pytest.approx(0.5 * 8**0.5)  # of 6 weights and 2 biases
+
+
+def test_the_sparse_vector_filter_has_no_epsilon_but_a_declared_one() -> None:
+    mechanism = found(SVT(epsilon=0.3))
+    assert (mechanism.name, mechanism.epsilon) == ("svt", 0.3)
+    assert "more entries may pass" in mechanism.infinite
+
+
+@pytest.mark.parametrize("behind", [Percentile(), TopK(), Quantization(), GradientDropout()])
+def test_filters_of_single_entries_do_not_read_the_samples_again(behind: Defense) -> None:
+    assert not found(CLIP, NOISE, behind).infinite
+
+
+@pytest.mark.parametrize(
+    ("between", "bounded"),
+    [
+        (Percentile(), True), (TopK(), True), (TopK(error_feedback=True), False),
+        (Quantization(), False), (GradientDropout(), False), (Censor(), False),
+    ],
+)  # fmt: skip
+def test_filters_that_keep_the_clipped_norm(between: Defense, bounded: bool) -> None:
+    assert (not found(CLIP, between, NOISE).infinite) == bounded
