@@ -59,7 +59,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("defense", "told", "plain"), CASES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("defense", "told", "plain"), CASES, ids=lambda value: getattr(value, "name", str(value))
+)
 def test_a_told_defence_leaves_less_error(defense, told, plain):
     entries, sent = entries_of(defense)
     output, entering = factors()
