@@ -108,6 +108,15 @@ class Problem:
         )
 
     @property
+    def entries_known(self) -> int:
+        """Number of the gradient's entries other than 0 that a told defence left known."""
+        found = 0
+        for name in self.gradient.keys() - self.left_out:
+            told, known = self.gradient[name] != 0, self.known(name)
+            found += int((told if known is None else told & known).sum())
+        return found
+
+    @property
     def batch_shape(self) -> tuple[int, ...]:
         """Shape of the inputs to reconstruct, ``(num_samples, *input_shape)``."""
         return (self.knowledge.num_samples, *self.knowledge.input_shape)
@@ -668,4 +677,11 @@ def _packed(result: Reconstruction, problem: Problem, update: InterceptedUpdate)
         entries={name: known.to(known.value.cpu()) for name, known in problem.entries.items()},
     )  # fmt: skip
     findings = (*problem.notes, *result.findings, *found.findings)
+    known = problem.entries_known if problem.entries else result.inputs.numel()
+    if known < result.inputs.numel():
+        few = (
+            f"not supported by the update: {known} of its entries are known, fewer than the "
+            f"{result.inputs.numel()} numbers of the samples, so nothing follows from it"
+        )
+        return replace(result, findings=(*problem.notes, *result.findings, few), explained=0.0)
     return replace(result, findings=findings, explained=found.share)

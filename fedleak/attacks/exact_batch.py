@@ -187,6 +187,8 @@ class ExactBatch(Attack):
     def _result(self, problem: Problem, recovery: Recovery | NoisyRecovery) -> Reconstruction:
         facts, remainder = problem.knowledge, recovery.remainder
         found, missing = _with_true_bounds(recovery), remainder.missing
+        alike = _may_be_means(found)
+        found = replace(found, bounds=torch.where(alike, torch.inf, found.bounds))
         largest = float(torch.tensor(facts.std).max())
         certified = found.bounds * largest <= self.accuracy
         noise = _noise_of(recovery)
@@ -231,6 +233,7 @@ class ExactBatch(Attack):
                 *_about_labels(facts, labels[bounds.isfinite()]),
                 *_about_range(int(outside.sum())),
                 *_findings(recovery, bounds, rank, _about_levels(found, self.accuracy / largest)),
+                *_about_means(int(alike.sum())),
             ),
             error_bounds=bounds,
         )
@@ -358,6 +361,27 @@ def _is_copy(counts: Tensor) -> Tensor:
     copies = torch.ones(int(counts.sum()), dtype=torch.bool)
     copies[counts.cumsum(dim=0) - counts] = False
     return copies
+
+
+def _may_be_means(found: Samples) -> Tensor:
+    """Of each sample, whether it may be the mean of several that differ, where it occurs often.
+
+    Samples of one label that activate the same units have nearly proportional gradients: their
+    mean, taken as often, differs from them by second order, which rounding hides. It lies between
+    levels of pixels unless they are equal.
+    """
+    return (found.counts > 1) & (found.bounds > 0)
+
+
+def _about_means(number: int) -> tuple[str, ...]:
+    """That samples are not certified as they may be means."""
+    if not number:
+        return ()
+    are = "1 sample that occurs" if number == 1 else f"{number} samples that occur"
+    return (
+        f"{are} more than once may be the mean of as many that activate the same units, which the "
+        "gradient does not tell apart: not certified",
+    )
 
 
 def _about_labels(facts: Knowledge, certified: Tensor) -> tuple[str, ...]:

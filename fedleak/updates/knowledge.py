@@ -180,6 +180,13 @@ class Knowledge:
             self.num_samples >= 0,
             f"Expected `num_samples` to be at least 1, got {self.num_samples}.",
         )
+        own = self.defense
+        require(
+            own is None
+            or (not isinstance(own, type) and callable(getattr(own, "entries_before", None))),
+            "Expected `defense` to be a defence with its settings, such as "
+            f"fedleak.defenses.Pruning(ratio=0.5), got {own!r}.",
+        )
         labels: Any = self.labels
         if isinstance(labels, list | tuple):
             object.__setattr__(self, "labels", torch.as_tensor(labels))

@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+import fedleak
 from fedleak import attack
 from fedleak.attacks.exact_batch import ExactBatch
 from fedleak.errors import BadInput
@@ -91,6 +92,33 @@ def test_samples_that_occur_twice_are_certified_twice() -> None:
     at = torch.cdist(found.inputs.flatten(1), inputs[[0, 1, 3]].flatten(1)).argmin(dim=1)
     assert sorted(at.tolist()) == [0, 0, 1, 2]
     assert "1 sample occurs more than once in the batch" in found.findings
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_mean_of_near_samples_is_not_certified(classes: int) -> None:
+    """Two of one label that activate the same units look like their mean, taken twice."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(192, 32), torch.nn.ReLU(),
+            torch.nn.Linear(32, classes),
+        )  # fmt: skip
+        spread = 0.05 if classes == 2 else 0.02
+        inputs = torch.rand(1, 3, 8, 8) + spread * torch.randn(3, 3, 8, 8)
+        inputs, labels = (inputs.clamp(0, 1) * 255).round() / 255, torch.zeros(3).long()
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        found = fedleak.attack(
+            model, gradient, input_shape=(3, 8, 8), num_samples=3, labels=labels,
+            method=ExactBatch(starts=30, rows=60),
+        )  # fmt: skip
+        assert found.error_bounds is not None
+        distance = torch.cdist(found.inputs.flatten(1).double(), inputs.flatten(1).double())
+        certified = found.error_bounds.isfinite()
+        within = distance.min(dim=1).values <= found.error_bounds + 1e-5
+        assert bool(within[certified].all())
+        if not bool(certified.all()):
+            assert any("certified" in text for text in found.findings)
 
 
 def test_labels_told_wrong_are_said() -> None:

@@ -18,6 +18,7 @@ from fedleak.defenses import (
     Percentile,
     Pruning,
     Quantization,
+    TopK,
     protect,
 )
 from fedleak.errors import BadInput
@@ -183,3 +184,30 @@ def test_the_front_door_takes_a_defence():
         labels=knowledge.labels, value_range=knowledge.value_range, defense=defense,
     )  # fmt: skip
     assert off(found.inputs, inputs) < 1e-4
+
+
+def test_a_defence_is_told_with_its_settings():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    gradient = {name: torch.ones_like(value) for name, value in net.named_parameters()}
+    for wrong in ("top_k", TopK, 5, [TopK()]):
+        with pytest.raises(BadInput, match="Expected `defense` to be a defence with its settings"):
+            attack(net, gradient, input_shape=(3, 2, 2), labels=[1], defense=wrong)
+
+
+def test_too_few_known_entries_support_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 40), nn.ReLU(), nn.Linear(40, 10))
+    image, label = torch.rand(1, 3, 8, 8), torch.tensor([3])
+    loss = nn.functional.cross_entropy(net(image), label)
+    gradient = dict(
+        zip(dict(net.named_parameters()), torch.autograd.grad(loss, net.parameters()), strict=True)
+    )
+    for share, supported in ((1e-2, False), (0.5, True)):
+        cut = TopK(share=share)
+        sent, _ = protect([cut], Outgoing(gradient, net), seed=0, memory={})
+        found = attack(
+            net, sent, input_shape=(3, 8, 8), labels=label, method="analytic", defense=cut
+        )
+        assert found.supported == supported
+        few = [text for text in found.findings if "fewer than the 192 numbers" in text]
+        assert bool(few) != supported

@@ -39,10 +39,10 @@ def features_of(
     noise: list[Tensor] | None,
     progress: Callable[[int], None],
 ) -> Features:
-    """The certified features of a batch, each as often as it occurs.
+    """The certified features of a batch.
 
-    Where copies leave a part of the gradient, the loss may not be the one told, as a sum instead of
-    a mean, which multiplies a sample as its copies do: each is then returned once.
+    Features that occur more than once are left out: they may be the mean of as many that activate
+    the same units, which the gradient does not tell apart, or the loss may be another.
 
     The head is to the features what a perceptron is to images, but that features are no 8-bit
     pixels and have no known range.
@@ -72,15 +72,8 @@ def features_of(
     )
     recovery.run()
     found = recovery.remainder.found
-    found = found[found.bounds <= ACCURATE * found.inputs.norm(dim=1)]
-    counts = found.counts
-    if bool((counts > 1).any()) and recovery.remainder.rank() > 0:
-        counts = torch.ones_like(counts)
-    inputs, labels, bounds = (
-        value.repeat_interleave(counts, dim=0)
-        for value in (found.inputs, found.labels, found.bounds)
-    )
-    return Features(inputs, labels, bounds)
+    sure = (found.bounds <= ACCURATE * found.inputs.norm(dim=1)) & (found.counts == 1)
+    return Features(found.inputs[sure], found.labels[sure], found.bounds[sure])
 
 
 def gradient_of(network: Network, features: Features, at: int) -> Tensors:

@@ -63,7 +63,7 @@ def test_a_whole_batch_with_its_noise(hidden: int, levels: bool) -> None:
     restored = recovery.restored()
     assert torch.equal(restored.labels, noisy.batch.labels[at])
     torch.testing.assert_close(restored.noise, noisy.noise[at], rtol=0, atol=1e-5)
-    assert recovery.sources["zeros of a layer"] >= 6
+    assert recovery.sources["zeros of a layer"] >= 4
 
 
 def test_a_sample_that_is_left_is_alone_in_its_rows() -> None:
