@@ -203,6 +203,8 @@ class Answer:
             "leaks": "leak" if several else "leaks",
             "not shown": f"{'were' if several else 'was'} not shown to leak",
         }[self.status]
+        if self.rung == 1 and self.status == "not shown" and self.answer.mean == self.perfect:
+            verb = "is told in clear, and a guess is as good"
         text = (
             f"{self.title} {verb}; {self.measure}: {self.answer}, a guess without the update: "
             f"{self.guess}, n = {self.answer.n}"

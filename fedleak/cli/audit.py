@@ -47,18 +47,27 @@ def run_audit(chosen: Namespace, console: Console) -> None:
             resume=chosen.resume, overwrite=chosen.overwrite,
         )  # fmt: skip
     print_audit(found, console)
-    files = AuditFolder(output)
-    console.print(
-        f"Look at\n  page         {files.report}\n  results      {files.results}\n"
-        f"  summary      {files.summary}\n  TensorBoard  tensorboard --logdir {output.parent}",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+    console.print(where_to_look(AuditFolder(output)), highlight=False, markup=False, soft_wrap=True)
     above = found.verdict.above(limits)
     if above:
         names = ", ".join(f"{answer.question} {answer.share:.2f}" for answer in above)
         raise AboveLimit(f"Above the limits of `--fail-above`: {names}.")
     if found.verdict.exit_code(limits):
         raise AboveLimit(f"Not below the limits of `--fail-above`: {found.verdict.sentence}")
+
+
+def where_to_look(files: AuditFolder) -> str:
+    """The files of an audit that ended, those that there are.
+
+    Args:
+        files: the audit's folder.
+    """
+    # There is none where no sample was attacked.
+    results = f"  results      {files.results}\n" if files.results.is_file() else ""
+    return (
+        f"Look at\n  page         {files.report}\n{results}"
+        f"  summary      {files.summary}\n  TensorBoard  tensorboard --logdir {files.path.parent}"
+    )
 
 
 def print_audit(found: Audit, console: Console) -> None:

@@ -73,8 +73,18 @@ def write_audit_report(path: Path) -> Path:
         duration=duration,
         percent=_percent,
         listed=_listed,
+        files=_present(folder),
     )
     return write_whole(folder.report, page)
+
+
+def _present(folder: AuditFolder) -> list[str]:
+    """The files and folders behind the page, those that are there and not empty."""
+    files = (folder.config, folder.summary, folder.results, folder.privacy)
+    folders = [path for path in (folder.facts, folder.samples) if path.is_dir()]
+    return [path.name for path in files if path.is_file()] + [
+        f"{path.relative_to(folder.path).as_posix()}/" for path in folders if any(path.iterdir())
+    ]
 
 
 def _told(config: AuditConfig) -> dict[str, Any]:

@@ -65,6 +65,18 @@ def test_an_answer_leaks_if_it_beats_the_guess_of_the_same_victims() -> None:
     assert answer([1.0], [0.1]).status == "leaks"
 
 
+def test_a_number_told_in_clear_that_a_guess_tells_as_well() -> None:
+    told = {"rung": 1, "question": "number of samples", "threat_model": "A"}
+    same = answer([1.0, 1.0], [1.0, 1.0], **told)
+    assert same.status == "not shown"
+    assert same.sentence.startswith(
+        "number of samples is told in clear, and a guess is as good; SSIM: 1 (1 to 1)"
+    )
+    wrong = answer([0.0, 0.0], [0.0, 0.0], **told)
+    assert "number of samples was not shown to leak" in wrong.sentence
+    assert "leaks" in answer([1.0, 1.0], [0.0, 0.0], **told).sentence
+
+
 def test_few_answers_that_are_exact_leak() -> None:
     # Student's interval of three gains is wide however exact the answers are.
     exact = answer([0.001, 0.0, 0.0], [1.0, 0.5, 0.5], perfect=0.0, gains=(0.999, 0.5, 0.5))

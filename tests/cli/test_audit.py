@@ -14,6 +14,7 @@ from fedleak.audit.folder import AuditFolder
 from fedleak.audit.results import SampleRow, read_rows
 from fedleak.audit.simulation import run_app
 from fedleak.cli import main as cli
+from fedleak.cli.audit import where_to_look
 from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
 
 
@@ -47,6 +48,14 @@ def test_the_verdict_and_its_exit_code(
     assert (tmp_path / "out" / "summary.json").is_file()
     if code:
         assert "Above the limits of `--fail-above`: " in shown.err
+
+
+def test_files_are_named_that_there_are(tmp_path: Path) -> None:
+    files = AuditFolder(tmp_path / "out")
+    files.path.mkdir()
+    assert "results.csv" not in where_to_look(files)
+    files.results.touch()
+    assert f"results      {files.results}\n" in where_to_look(files)
 
 
 def audit_defaults() -> dict[str, object]:

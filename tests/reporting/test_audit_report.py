@@ -44,6 +44,21 @@ def test_the_page_of_an_audit_that_found_something(tmp_path: Path) -> None:
     assert page.all("script") == page.all("link") == []
 
 
+def test_the_page_names_the_files_that_there_are(tmp_path: Path) -> None:
+    folder = made_audit(tmp_path / "audit")
+    text = Page(write_audit_report(folder.path)).text
+    for name in ("config.yaml", "summary.json", "results.csv", "facts/", "figures/victims/"):
+        assert name in text.partition("Made by fedleak")[2]
+    assert "privacy.csv" not in text
+    folder.results.unlink()
+    for sample in folder.samples.iterdir():
+        sample.unlink()
+    last = Page(write_audit_report(folder.path)).text.partition("Made by fedleak")[2]
+    assert "summary.json" in last
+    assert "results.csv" not in last
+    assert "figures/victims/" not in last
+
+
 @pytest.mark.parametrize(
     ("settings", "words", "alarm"),
     [
