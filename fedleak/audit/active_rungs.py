@@ -1,5 +1,6 @@
 """Rungs 4 and 5: what a server reads of one client that chooses what it sends to it."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedleak.attacks.base import Reconstruction
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.findings import not_tried
+from fedleak.audit.folder import REPLIES
 from fedleak.audit.ladder import (
     Report,
     Victim,
@@ -24,7 +26,7 @@ from fedleak.audit.ladder import (
     why_several,
     why_too_many,
 )
-from fedleak.audit.probe import FOLDER, Entries, Probe, run_probe
+from fedleak.audit.probe import FOLDER, Entries, Make, Probe, run_probe
 from fedleak.audit.simulation import Observed
 from fedleak.audit.truth_scores import Samples, mean_guess, measure_of, score
 from fedleak.audit.verdict import RUNGS, Answer, Estimate
@@ -150,17 +152,28 @@ def probe_app(
         Rung -> what was sent and what came back.
     """
     facts = victim.known.knowledge
-    makers = {
+    makers: dict[int, Make] = {
         HYPERPARAMETERS: partial(hyperparameters_for, facts.num_samples),
         PARAMETERS: lambda _: parameters_for(facts, public=public),
     }
-    found = {}
-    for rung, make in makers.items():
-        report(f"a server that {RUNGS[rung]} asks one client")
-        found[rung] = probe(
-            app, folder / FOLDER / f"rung-{rung}", make, facts, public=public, **settings
+
+    def told(rung: int, entries: Entries) -> MaliciousServer:
+        who = f"a server that {RUNGS[rung]}"
+        try:
+            server = makers[rung](entries)
+        except BadInput as error:
+            report(f"{who} asks no client: {str(error).rstrip('.')}")
+            raise
+        report(f"{who} asks one client")
+        return server
+
+    return {
+        rung: probe(
+            app, folder / FOLDER / f"rung-{rung}", partial(told, rung), facts, public=public,
+            **settings,
         )
-    return found
+        for rung in makers
+    }  # fmt: skip
 
 
 def answer_by(
@@ -190,6 +203,8 @@ def answer_by(
     """
     setting = setting_of(victims)
     unknown = victims[0].known.unknown
+    if probe.refused and not unknown:
+        return _of_rung(_refused(probe, observed, victims), rung, public)
     if reason := probe.reason or (why_several(unknown) if unknown else ""):
         return _of_rung(not_tried(rung, "inputs", reason, setting), rung, public)
     own = replace(probe.observed, models=[victims[0].known.knowledge.model])
@@ -217,6 +232,40 @@ def answer_by(
 
 def _of_rung(answer: Answer, rung: int, public: Tensor | None) -> Answer:
     return replace(answer, rung=rung, threat_model="F" if public is None else "G")
+
+
+def _refused(probe: Probe, observed: Observed, victims: Sequence[Victim]) -> Answer:
+    """Of a client that refused the message a server has the guess alone."""
+    asked = _asked_client(probe.folder / REPLIES)
+    victim = next((one for one in victims if one.update.client == asked), victims[0])
+    truth = truth_of(observed, victim)
+    others = [
+        truth_of(observed, one).inputs
+        for one in victims
+        if one.update.client != victim.update.client
+    ]
+    measure, perfect = measure_of(truth)
+    found = _guess_alone(truth, mean_guess(others, truth), victim.known.knowledge)
+    what = "model" if "parameters" in probe.server.changes else "training configuration"
+    return Answer(
+        rung=PARAMETERS, question="inputs", measure=measure, answer=Estimate.of([found]),
+        guess=Estimate.of([found]), perfect=perfect, gains=(0.0,), threat_model="F",
+        attack=probe.server.name, setting=setting_of([victim]),
+        note=f"the client refused the {what}: {probe.reason}; the answer is the guess",
+    )  # fmt: skip
+
+
+def _asked_client(replies: Path) -> int | None:
+    """The number of the client whose reply came last; None if it is not known."""
+    lines = replies.read_text(encoding="utf-8").splitlines()
+    number: int | None = json.loads(lines[-1])["client"]
+    return number
+
+
+def _guess_alone(truth: Samples, guess: Tensor, facts: Knowledge) -> float:
+    """The measure of a guess of all samples."""
+    labels = torch.zeros(len(truth.inputs), dtype=torch.long)
+    return score("none", "none", truth, Reconstruction(guess, labels), guess, facts).guess
 
 
 def _attacked(
@@ -304,8 +353,8 @@ def _scores(
         features = true_features(probe.server, facts, crafted, truth.inputs)
     pairs = match_reading(kept, GroundTruth(truth.inputs, labels), features)
     if not pairs:
-        nothing = score("none", "none", truth, Reconstruction(guess, labels), guess, facts)
-        return [nothing.guess], [nothing.guess]
+        nothing = _guess_alone(truth, guess, facts)
+        return [nothing], [nothing]
     found, samples = (list(positions) for positions in zip(*pairs, strict=True))
     own = Samples(truth.inputs[samples], None)
     result = Reconstruction(kept.inputs[found], labels[: len(found)])

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import RunNotRunningException
 from torch import Tensor
@@ -56,12 +57,14 @@ class Probe:
         folder: the files, as those of an app's run, with ``sent/`` besides.
         entries: the training configuration of the app's own server.
         reason: why there is nothing to be read; empty if there is.
+        refused: whether that is because a mod of the client, such as GuardMod, refused the message.
     """
 
     server: MaliciousServer
     folder: Path
     entries: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    refused: bool = False
 
     @property
     def observed(self) -> Observed:
@@ -114,7 +117,8 @@ def run_probe(
     if (folder / DONE).is_file():
         told = json.loads((folder / DONE).read_text(encoding="utf-8"))
         try:
-            return Probe(make(told["entries"]), folder, told["entries"], told["reason"])
+            server, refused = make(told["entries"]), told.get("refused", False)
+            return Probe(server, folder, told["entries"], told["reason"], refused)
         except BadInput as error:
             return Probe(_NoServer(), folder, told["entries"], str(error).rstrip("."))
     shutil.rmtree(folder, ignore_errors=True)
@@ -141,9 +145,10 @@ def run_probe(
     entries = {n: v for n, v in run.entries.items() if isinstance(v, bool | int | float | str)}
     reason = run.reason.rstrip(".")
     part = folder / f"{DONE}.part"
-    part.write_text(json.dumps({"entries": entries, "reason": reason}), encoding="utf-8")
+    told = {"entries": entries, "reason": reason, "refused": run.refused}
+    part.write_text(json.dumps(told), encoding="utf-8")
     part.replace(folder / DONE)
-    return Probe(run.server or _NoServer(), folder, entries, reason)
+    return Probe(run.server or _NoServer(), folder, entries, reason, run.refused)
 
 
 class _NoServer(MaliciousServer):
@@ -183,6 +188,7 @@ class _Run:
         self.server: MaliciousServer | None = None
         self.entries: dict[str, Any] = {}
         self.reason = ""
+        self.refused = False
         self.ended = False
         self.listener = UpdateListener(
             folder / "updates", folder / REPLIES, client_of=kept.client_of, on_update=self._keep
@@ -273,6 +279,9 @@ class _Run:
         replies = list(grid.send_and_receive([message]))
         require(bool(replies), "Expected the client to answer, but it did not.")
         self.listener.replied(message, replies[0])
+        if replies[0].has_error() and replies[0].error.code == ErrorCode.MOD_FAILED_PRECONDITION:
+            self.refused = True
+            raise BadInput(replies[0].error.reason or "it gave no reason")
         if len(self._paths) == before:
             line = (self._folder / REPLIES).read_text(encoding="utf-8").splitlines()[-1]
             raise BadInput(f"Expected the client's update, got: {json.loads(line)['reason']}")

@@ -501,18 +501,21 @@ TASKS = {
 
 
 def write_kind(
-    folder: Path, kind: str, *, more: str = "", task: str | None = None, sends: str = "v"
-) -> FlowerApp:
+    folder: Path, kind: str, *, more: str = "", task: str | None = None, sends: str = "v",
+    client_app: str = "app = ClientApp()",
+) -> FlowerApp:  # fmt: skip
     """Write an app of a kind and read it; its learning rate is 0.05, its settings are ``more``.
 
-    ``sends`` is what the client sends of a tensor ``v`` that began as ``start[k]``.
+    ``sends`` is what the client sends of a tensor ``v`` that began as ``start[k]``, and
+    ``client_app`` makes the client's app.
     """
     name = f"app_{kind}_{abs(hash(str(folder))) % 10**8}"
     server, client = (OLD_SERVER, OLD_CLIENT) if kind == "old" else (SERVER, CLIENT)
     write_app(
         folder, name, config='lr = 0.05\nsave = ""', more=more.format(name=name),
         server_app=server.format(name=name) if kind != "old" else server,
-        client_app=client.format(name=name, sends=sends), task=task or TASKS[kind],
+        client_app=client.format(name=name, sends=sends).replace("app = ClientApp()", client_app),
+        task=task or TASKS[kind],
     )  # fmt: skip
     return read_app(folder)
 

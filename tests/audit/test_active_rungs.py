@@ -81,6 +81,63 @@ def test_what_is_not_certified_is_no_answer(
     assert "nothing read 0 of 1 samples" in found.note
 
 
+GUARDED = """
+from flwr.app import Error
+from flwr.common.constant import ErrorCode
+from fedleak.federation import GuardMod
+
+def own(message, context):
+    return data(context.node_config["partition-id"]).tensors[0]
+
+def wary(message, context, call_next):
+    weight = message.content["arrays"].to_torch_state_dict()["1.weight"]
+    if weight.abs().max() > 0.09:
+        return call_next(message, context)
+    reason = "wary: the first weights are small."
+    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, reason), reply_to=message)
+
+app = ClientApp(mods=[GuardMod(make, own, agreed={"lr": 0.05}), wary])
+"""
+
+
+def test_a_client_that_refuses_was_asked(tmp_path: Path) -> None:
+    """Its mods refuse both servers, which are left with the guess, and the reason is told."""
+    app, observed, victims = observe(tmp_path, "images", task=ONE_STEP, client_app=GUARDED)
+    first = probe_app(app, tmp_path, victims[0], probe=probe_in_process, clients=4)
+    # What a finished probe has left says the same.
+    again = probe_app(app, tmp_path, victims[0], probe=probe_in_process, clients=4)
+    refused = {4: "the client refused the training configuration: GuardMod: ",
+               5: "the client refused the model: wary: the first weights are small; "}  # fmt: skip
+    for probes in (first, again):
+        for rung, words in refused.items():
+            answer = answer_by(app, probes[rung], rung, observed, victims, 1.0)
+            assert (answer.rung, answer.status, answer.tried) == (rung, "not shown", True)
+            assert answer.conclusive
+            assert answer.note.startswith(words)
+            assert "were not shown to leak" in answer.sentence
+            assert words in answer.sentence
+            assert answer.answer == answer.guess
+            assert answer.answer.mean > 0.3  # relative error of the mean of the other clients
+            assert answer.gains == (0.0,)
+
+
+def test_what_is_told_of_each_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _, victims = observe(tmp_path, "images", task=ONE_STEP)
+    told: list[str] = []
+    probe_app(app, tmp_path / "1", victims[0], probe=probe_in_process, clients=4,
+              report=told.append)  # fmt: skip
+    assert told == ["a server that chooses hyperparameters asks one client",
+                    "a server that chooses parameters asks one client"]  # fmt: skip
+    told.clear()
+    install(monkeypatch)
+    probe_app(app, tmp_path / "2", victims[0], probe=probe_in_process, clients=4,
+              report=told.append)  # fmt: skip
+    assert told[1] == (
+        "a server that chooses parameters asks no client: Expected a model that a malicious server "
+        "can attack, got one that none can"
+    )
+
+
 def test_an_update_of_a_mixture_is_scored_as_what_it_is(tmp_path: Path) -> None:
     """Of a batch of three, the quotient is none of the samples, whatever the server certifies."""
     batch = ONE_STEP.replace("rand(1, 3, 6, 6)", "rand(3, 3, 8, 8)").replace(
