@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import save_batches
 from fedleak.audit.recorder import TrainingRecorder
-from fedleak.errors import require
+from fedleak.errors import BadInput, require
 from fedleak.federation.records import GRADIENT
 from fedleak.federation.reply_checks import decoded
 from fedleak.updates.compression import CompactTensors
@@ -118,11 +118,15 @@ class RecordedClientApp(ClientApp):
     """Calls the ClientApp of an app, with its run config, and records its trainings.
 
     It is loaded in the worker, from the app's folder. Messages and replies are not changed, and an
-    error of the recorder is logged and goes no further.
+    error of the recorder is logged and goes no further. A reply that answers another message is an
+    error: Flower would drop it, and the server would wait for it for ever.
 
     Args:
         app: the app.
         folder: where to write what was recorded.
+
+    Raises:
+        BadInput: if the app's reply is none to the server's message.
     """
 
     def __init__(self, app: FlowerApp, folder: RecordFolder) -> None:
@@ -148,11 +152,11 @@ class RecordedClientApp(ClientApp):
             logger.warning("the client's number is not noted: %s", error)
         client_app = self._app.client_app()
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
-            return client_app(message, context)
+            return _checked(client_app(message, context), message)
         received = _arrays(message)
         recorder = TrainingRecorder()
         with recorder.recording():
-            reply = client_app(message, context)
+            reply = _checked(client_app(message, context), message)
         try:
             if client is not None:
                 self._folder.write(
@@ -162,6 +166,25 @@ class RecordedClientApp(ClientApp):
         except Exception as error:  # whatever it is, the training goes on
             logger.warning("what was recorded is lost: %s", error)
         return reply
+
+
+def _checked(reply: Message, message: Message) -> Message:
+    """The reply, if it is one to the message.
+
+    Mods of Flower, such as LocalDpMod around an evaluation, reply to the app's own reply instead.
+
+    Raises:
+        BadInput: if it is not.
+    """
+    if reply.metadata.reply_to_message_id == message.metadata.message_id:
+        return reply
+    kind = message.metadata.message_type.partition(".")[0]
+    said = f": {reply.error.reason}" if reply.has_error() and reply.error.reason else ""
+    raise BadInput(
+        f"Expected a reply to the server's {kind} message, got one to another message, which "
+        "Flower drops: a mod for trainings alone belongs in `@app.train(mods=[...])`"
+        f"{' '.join(said.split(chr(10))).rstrip('.')}."
+    )
 
 
 def _arrays(message: Message) -> Tensors:

@@ -19,7 +19,7 @@ from fedleak.audit.listening_grid import ListeningGrid, waits_by_asking
 from fedleak.audit.module_watch import watched_modules
 from fedleak.audit.privacy_watch import server_mechanisms
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
-from fedleak.audit.trainings import failed_trainings
+from fedleak.audit.trainings import failed_evaluations, failed_trainings
 from fedleak.audit.update_listener import UpdateListener
 from fedleak.errors import BadInput, require
 from fedleak.federation.engine.ray_engine import (
@@ -200,7 +200,7 @@ def run_app(
         ) from control.error
     if not control.ended.is_set():
         raise FederationError(f"The simulation failed: {root_cause(error)}.") from error
-    observed.failures[:0] = failed
+    observed.failures[:0] = failed + failed_evaluations(folder / REPLIES)
     return observed
 
 

@@ -1,4 +1,4 @@
-"""What became of the server's messages that ask for a training, in sentences."""
+"""What became of the server's messages that ask for a training or an evaluation, in sentences."""
 
 import json
 import re
@@ -65,6 +65,23 @@ def failed_trainings(replies: Path) -> list[str]:
     return found
 
 
+def failed_evaluations(replies: Path) -> list[str]:
+    """What the clients' evaluations failed of, a sentence for each reason.
+
+    Args:
+        replies: see :func:`failed_trainings`.
+    """
+    rows = _lines(replies, MessageType.EVALUATE)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["failed"]:
+            groups.setdefault(short_reason(row["reason"]), []).append(row)
+    return [
+        f"{len(own)} of {len(rows)} evaluations failed ({_places(own)}): {reason}"
+        for reason, own in list(groups.items())[:MOST_REASONS]
+    ]
+
+
 def why_no_update(replies: Path) -> str:
     """Why there is no update where no training failed.
 
@@ -105,9 +122,14 @@ def trainings(replies: Path) -> list[dict[str, Any]]:
     Args:
         replies: see :func:`failed_trainings`.
     """
+    return _lines(replies, MessageType.TRAIN)
+
+
+def _lines(replies: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines about replies to messages of a kind."""
     text = replies.read_text(encoding="utf-8") if replies.is_file() else ""
     rows: Iterable[dict[str, Any]] = map(json.loads, text.splitlines())
-    return [row for row in rows if row["kind"].partition(".")[0] == MessageType.TRAIN]
+    return [row for row in rows if row["kind"].partition(".")[0] == kind]
 
 
 def _places(rows: Sequence[dict[str, Any]]) -> str:

@@ -35,6 +35,24 @@ def ask(app: FlowerApp, client: object, *, kind: str = "train", id_: str = "m-1"
     return reply
 
 
+def test_a_reply_to_another_message_is_an_error(tmp_path: Path) -> None:
+    """LocalDpMod around an evaluation replies to the app's own reply, which Flower drops."""
+    client_app = """
+from flwr.clientapp.mod import LocalDpMod
+app = ClientApp(mods=[LocalDpMod(1, 1, 1, 0.1)])
+
+@app.evaluate()
+def evaluate(msg, context):
+    return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=msg)
+"""
+    app = write_kind(tmp_path / "app", "images", client_app=client_app)
+    (tmp_path / "audit").mkdir()
+    client = RecordedClientApp(app, RecordFolder(tmp_path / "audit"))
+    with pytest.raises(BadInput, match=r"got one to another message.*@app.train.*LocalDpMod"):
+        ask(app, client, kind=MessageType.EVALUATE)
+    assert ask(app, client).has_content()
+
+
 def test_a_reply_is_the_same_and_facts_and_truth_are_left(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images")
     (tmp_path / "audit").mkdir()

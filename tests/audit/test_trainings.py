@@ -10,6 +10,7 @@ from fedleak.audit.trainings import (
     LEFT_OUT,
     NOT_KEPT,
     clients_in_rounds,
+    failed_evaluations,
     failed_trainings,
     short_reason,
     why_no_update,
@@ -96,3 +97,19 @@ def test_clients_in_rounds(tmp_path: Path) -> None:
     assert clients_in_rounds(half, 4) == [
         "as the app asked them, 2 of 4 clients in each round took part in the training"
     ]
+
+
+def test_evaluations_that_failed_are_told(tmp_path: Path) -> None:
+    rows = [
+        {"kind": kind, "round": 1, "client": client, "node": client, "failed": failed,
+         "reason": "no data" if failed else None}
+        for kind, client, failed in (
+            ("train", 0, True), ("evaluate", 0, True), ("evaluate", 1, False), ("evaluate", 2, True)
+        )
+    ]  # fmt: skip
+    replies = tmp_path / "replies.jsonl"
+    replies.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert failed_evaluations(replies) == [
+        "2 of 3 evaluations failed (client 0 in round 1, client 2 in round 1): no data"
+    ]
+    assert failed_evaluations(tmp_path / "none.jsonl") == []
