@@ -15,6 +15,7 @@ from fedleak.defenses.received_model import (
     firing,
     fresh_copy,
     layers,
+    model_input,
     offsets,
     parallel_rows,
     rare_share,
@@ -47,6 +48,8 @@ RANGE = (0.1, 10.0)
 """Factors of its agreed value between which an entry of the configuration may lie."""
 RATES = (1e-6, 10.0)
 """Learning rates between which the client learns anything, where none was agreed."""
+_FEW = "Few samples: "
+"""What a remark begins with that is not about the model."""
 SMALLEST_BATCH = 2
 """Samples of a batch, where no number was agreed: the gradient of one is that sample's alone."""
 BATCH_NAMES = ("batch_size", "batch-size", "batchsize", "local_batch_size", "local-batch-size")
@@ -85,7 +88,8 @@ class Inspection:
             reference.
         remarks: what the update of a model that is not suspicious would give away, a sentence each:
             the exposed shares above their limits. Training leads to such models too, so that they
-            are no reason by themselves; next to another one they are among the reasons.
+            are no reason by themselves; next to another one they are among the reasons. Also which
+            shares are not known, if the batch had fewer than 256 samples.
     """
 
     reasons: tuple[str, ...] = ()
@@ -99,7 +103,9 @@ class Inspection:
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in self.statistics.items())
-        text = " ".join((*self.reasons, *self.remarks)) or "nothing suspicious."
+        quiet = not self.reasons and all(text.startswith(_FEW) for text in self.remarks)
+        verdict = ("nothing suspicious.",) if quiet else ()
+        text = " ".join((*verdict, *self.reasons, *self.remarks))
         return f"<Inspection: {text} ({figures})>"
 
 
@@ -140,9 +146,10 @@ def inspect_model(
         The reasons, the statistics and the remarks.
 
     Raises:
-        BadInput: if the model is no module or has no values, it cannot compute the batch, the
-            reference is no pair of states or has other tensors than the model, an agreed value is
-            not a positive number, or a limit has an unknown name.
+        BadInput: if the model is no module or has no values, it cannot compute the batch, the batch
+            has inputs that are not finite (of a mapping: NaN), the reference is no pair of states
+            or has other tensors than the model, an agreed value is not a positive number, or a
+            limit has an unknown name.
     """
     _check_model(model)
     for title, value in (("config", config), ("agreed", agreed), ("limits", limits)):
@@ -151,6 +158,7 @@ def inspect_model(
             f"Expected `{title}` to be a mapping of names to values, got {type(value).__name__}.",
         )
     bounds = _limits(limits)
+    few = [] if batch is None else _few_samples(_check_batch(batch))
     by_layer, reasons = _weight_statistics(model)
     if not reasons and batch is not None:
         gradients, reasons = _gradients(model, batch)
@@ -163,7 +171,8 @@ def inspect_model(
     statistics = {name: max(values.values(), default=0.0) for name, values in by_layer.items()}
     exposed: list[str] = []
     for name, values in by_layer.items():
-        if statistics[name] > bounds[name]:
+        infinite = name == "largest" and math.isinf(statistics[name])
+        if statistics[name] > bounds[name] and not infinite:
             layer = max(values, key=values.__getitem__)
             sentence = _SENTENCES[name].format(layer=layer, value=statistics[name])
             (exposed if name in EXPOSED else reasons).append(sentence)
@@ -177,7 +186,7 @@ def inspect_model(
     reasons += _config_reasons(config or {}, agreed or {})
     if reasons:
         return Inspection((*reasons, *exposed), statistics)
-    return Inspection((), statistics, tuple(exposed))
+    return Inspection((), statistics, (*exposed, *few))
 
 
 _SENTENCES = {
@@ -204,7 +213,8 @@ _SENTENCES = {
         "{value:.0%} of the units of layer `{layer}` fire for less than 2 % of the samples, but "
         "for some."
     ),
-    "largest": "Layer `{layer}` has a weight of {value:.3g}, whose square overflows in training.",
+    # By the parameter's own name; one that is not finite has a reason of its own.
+    "largest": "`{layer}` has a value of {value:.3g}, whose square overflows in training.",
 }
 
 
@@ -221,6 +231,35 @@ def _check_model(model: Any) -> None:
             not value.is_meta,
             f"Expected a model that holds its weights, got `{name}` on the device meta.",
         )
+
+
+def _check_batch(batch: Any) -> int:
+    """Refuse inputs that are not finite, which say nothing of the model; the number of samples."""
+    inputs = model_input(batch)
+    named = inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            continue
+        # Among keyword arguments may be a mask of attention, whose entries may be -inf.
+        bad = value.isnan() if name else ~value.isfinite()
+        whose = f" in `{name}`" if name else ""
+        require(
+            not bool(bad.any()),
+            f"Expected finite numbers in `batch`, got {int(bad.sum())} of {value.numel()}{whose} "
+            f"that are NaN{'' if name else ' or infinite'}.",
+        )
+    return min(len(value) for _, value in named if isinstance(value, Tensor) and value.dim())
+
+
+def _few_samples(number: int) -> list[str]:
+    """A remark on the shares that so few samples leave unknown; empty if they leave none."""
+    unknown = [str(size) for size in SIZES if size > number]
+    if not unknown:
+        return []
+    return [
+        f"{_FEW}with {number} it is not known how many of {' or '.join(unknown)} could be "
+        f"read one by one from the update; give at least {max(SIZES)}."
+    ]
 
 
 def _limits(limits: Mapping[str, float] | None) -> dict[str, float]:
@@ -334,8 +373,12 @@ def _config_reasons(config: Mapping[str, Any], agreed: Mapping[str, float]) -> l
             low, high = SMALLEST_BATCH, math.inf
         else:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            reasons.append(
+                f"The server set `{name}` to {value!r:.100}, which is no number but of type "
+                f"{type(value).__name__}."
+            )
+        elif not low <= value <= high:
             reasons.append(
                 f"The server set `{name}` to {value}, which is not between {low:.3g} and "
                 f"{high:.3g}."

@@ -1,6 +1,7 @@
 """The guard: silent on honest models, and a sentence with the layer's name on the others."""
 
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -80,7 +81,7 @@ def test_an_honest_model_is_not_suspicious() -> None:
         "exposed_64", "exposed_128", "parallel", "bias", "offset", "rare", "largest"
     }  # fmt: skip
     assert all(value <= LIMITS[name] for name, value in found.statistics.items())
-    assert repr(found).startswith("<Inspection: nothing suspicious. (parallel 0")
+    assert repr(found).startswith("<Inspection: nothing suspicious. Few samples: with 128 it")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_an_honest_model_is_not_suspicious() -> None:
         (rare_units, "as they act on the samples, so that it decides"),
         (rare_units, "of the units of layer `fc1` fire for less than 2 % of the samples"),
         (far_thresholds, "The largest bias of layer `fc1` is"),
-        (overflow, "Layer `fc2.bias` has a weight of 1e"),
+        (overflow, "`fc2.bias` has a value of 1e+25, whose square overflows"),
         (not_finite, "`fc2.weight` has a value that is not finite"),
     ],
 )
@@ -238,6 +239,56 @@ def test_entries_of_the_configuration(
     found = inspect_model(Net(), config=config, agreed=agreed)
     assert found.suspicious is suspicious
     assert all(f"`{next(iter(config))}`" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("0.1", "'0.1', which is no number but of type str"), (True, "True, .* of type bool")],
+)
+@pytest.mark.parametrize("agreed", [{}, {"lr": 0.1}])
+def test_entries_that_are_no_numbers(value: object, text: str, agreed: dict[str, float]) -> None:
+    (reason,) = inspect_model(Net(), config={"lr": value}, agreed=agreed).reasons
+    assert re.search(text, reason)
+    assert "between" not in reason
+
+
+def test_a_value_that_is_not_finite_is_one_reason() -> None:
+    model = Net()
+    not_finite(model)
+    found = inspect_model(model, batch=images())
+    assert found.reasons == ("`fc2.weight` has a value that is not finite.",)
+    assert found.statistics["largest"] == math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_is_refused(value: float) -> None:
+    batch = images()
+    batch[3, 0, 2, :2] = value
+    for given in (batch, (batch, torch.zeros(128))):
+        with pytest.raises(BadInput, match=r"finite numbers in `batch`, got 2 of 18432 that are"):
+            inspect_model(Net(), batch=given)
+    with pytest.raises(BadInput, match=r"got 2 of 18432 in `images` that are NaN\."):
+        inspect_model(Net(), batch={"images": batch * 0})
+
+
+def test_a_mask_may_hold_minus_infinity() -> None:
+    class Masked(Net):
+        def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(images) + mask.exp()
+
+    mask = torch.full((128, 1), -math.inf)
+    found = inspect_model(Masked(), batch={"images": images(), "mask": mask})
+    assert not found.suspicious
+
+
+def test_few_samples_are_a_remark() -> None:
+    (remark,) = inspect_model(Net(), batch=images(100)).remarks
+    assert remark == (
+        "Few samples: with 100 it is not known how many of 128 or 256 could be read one by one "
+        "from the update; give at least 256."
+    )
+    assert inspect_model(Net(), batch=images(256)).remarks == ()
+    assert inspect_model(Net()).remarks == ()
 
 
 def test_limits_can_be_set() -> None:
