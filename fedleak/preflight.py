@@ -25,6 +25,7 @@ from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
 from fedleak.runs.scoring import Scoring, make_scoring
 from fedleak.servers.base import MaliciousServer
+from fedleak.servers.exchanges import check_obeyed
 from fedleak.updates.knowledge import batch_loss
 from fedleak.updates.private_model import private_copy
 
@@ -121,7 +122,8 @@ def _check_server(
     """Check that a malicious server fits the run.
 
     Raises:
-        BadInput: if an attack has its name, or it takes more rounds than there are.
+        BadInput: if an attack has its name, it takes more rounds than there are, or it sets entries
+            of the training configuration that the clients ignore.
     """
     if server is None:
         return
@@ -135,6 +137,7 @@ def _check_server(
         f"Expected at least {server.rounds} rounds in which {server.name} attacks a client before "
         f"it reads, got {len(rounds)}: raise `federation.rounds`.",
     )
+    check_obeyed(server.name, server.config_names(), config.federation.obeys)
 
 
 def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:

@@ -132,6 +132,14 @@ class MaliciousServer(ABC):
             BadInput: if an update does not fit what was sent.
         """
 
+    def config_names(self) -> frozenset[str]:
+        """Names of the entries of the training configuration that it always sets.
+
+        A run whose clients ignore one of them is refused before it begins. Of an entry that
+        depends on the model or its training, that is seen in the first attacked round.
+        """
+        return frozenset()
+
     def features_of(self, model: nn.Module, inputs: Tensor) -> Tensor | None:
         """The features that an exact reading gives of inputs, with which a reading is scored.
 

@@ -1,7 +1,7 @@
 """What a malicious server sends to its victims, round by round, and what comes back."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -145,13 +145,7 @@ class Exchanges:
             earlier=tuple(each.content for each in self._since_reading(client)),
         )
         if self._names is not None:
-            ignored = sorted(set(crafted.config) - set(self._names))
-            require(
-                not ignored,
-                f"Expected clients that obey the entries which {self.server.name} sets in the "
-                f"training configuration, but they ignore `{'`, `'.join(ignored)}`: name them in "
-                "`federation.obeys`.",
-            )
+            check_obeyed(self.server.name, crafted.config, self._names)
         self.has_sent = True
         key = update_key(round_, client)
         if self._sent is None:
@@ -222,6 +216,26 @@ class Exchanges:
 
     def _generator(self, round_: int, client: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._seed, round_, client, SALT))
+
+
+def check_obeyed(server: str, entries: Iterable[str], names: Collection[str]) -> None:
+    """Refuse entries of the training configuration that clients ignore.
+
+    Args:
+        server: name of the server.
+        entries: names of the entries that it sets.
+        names: those that the clients obey.
+
+    Raises:
+        BadInput: if they ignore one.
+    """
+    ignored = sorted(set(entries) - set(names))
+    require(
+        not ignored,
+        f"Expected clients that obey the entries which {server} sets in the training "
+        f"configuration, but they ignore `{'`, `'.join(ignored)}`: name them in "
+        "`federation.obeys`.",
+    )
 
 
 def craft(

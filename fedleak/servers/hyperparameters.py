@@ -83,6 +83,10 @@ class Hyperparameters(MaliciousServer):
         }  # fmt: skip
         return {name: value for name, value in entries.items() if value is not None}
 
+    def config_names(self) -> frozenset[str]:
+        """See :meth:`MaliciousServer.config_names`."""
+        return frozenset(self.config)
+
     def craft(
         self,
         knowledge: Knowledge,

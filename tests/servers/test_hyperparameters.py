@@ -46,13 +46,22 @@ def test_settings_out_of_their_range(settings: dict[str, Any], text: str) -> Non
 
 def run_with(tmp_path: Path, server: dict[str, Any], **changes: Any) -> RunConfig:
     config = tiny_config(
-        tiny_data(tmp_path), tmp_path / "run", protocol="fedavg", local_epochs=2, obeys=OBEYS,
+        tiny_data(tmp_path), tmp_path / "run", protocol="fedavg", local_epochs=2,
         victim_clients=[1], server=Plugin(PATH, {"rate_name": "lr"} | server),
-        **({"batch_size": 4} | changes),
+        **({"batch_size": 4, "obeys": OBEYS} | changes),
     )  # fmt: skip
     with in_process():
         experiment.run(config)
     return config
+
+
+def test_a_run_whose_clients_ignore_it_is_refused_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    text = r"hyperparameters sets .* they ignore `batch_size`, `local_epochs`: name them in"
+    with pytest.raises(BadInput, match=text):
+        run_with(tmp_path, {"rate": 1e-4}, obeys={"lr": "learning_rate"})
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_at_a_small_rate_are_the_sum_of_gradients_at_the_sent_weights(tmp_path: Path) -> None:
