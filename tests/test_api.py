@@ -317,9 +317,16 @@ def test_what_does_not_fit(
         attack(model, **settings)
 
 
+def test_labels_that_cannot_be_recovered_are_asked_for_by_the_name_of_the_argument() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    gradient = [torch.ones_like(value) for value in model.parameters()]
+    with pytest.raises(BadInput, match=r"give the labels \(`labels=` in Python"):
+        attack(model, gradient, input_shape=(3, 2, 2), num_samples=4, method="rgap")
+
+
 def test_an_update_that_says_nothing(batch: tuple[Tensor, Tensor]) -> None:
     model = net()
-    with pytest.raises(BadInput, match="what came back is what was sent"):
+    with pytest.raises(BadInput, match="but the gradient is 0: the loss is saturated"):
         attack(model, [torch.zeros_like(v) for v in model.parameters()], input_shape=SHAPE)
     with pytest.raises(BadInput, match="what came back is what was sent"):
         attack(model, weights_after=model.state_dict(), learning_rate=0.1, input_shape=SHAPE)

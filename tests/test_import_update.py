@@ -249,7 +249,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         ),
         "zero": (
             save([0 * value for value in gradient.values()], folder / "zero.pt"),
-            "Expected an update, but what came back is what was sent",
+            "Expected an update, but the gradient is 0: the loss is saturated",
         ),
     }
 

@@ -25,7 +25,7 @@ from fedleak.attacks.private_model import (
     twice_differentiable,
 )
 from fedleak.attacks.told_defense import told_defense
-from fedleak.errors import require
+from fedleak.errors import BadInput, require
 from fedleak.models.noise import noise_slots
 from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.entries import Entries
@@ -461,12 +461,13 @@ def _prepare(
         knowledge, notes = as_one_client(knowledge), (*notes, TOGETHER)
         loss = loaded.loss(knowledge)
     evidence = examine(update, knowledge, loss)
-    require(
-        not evidence.is_zero,
-        f"Expected update {update.key} to change the weights, but {evidence.findings[0]}."
-        if evidence.is_zero
-        else "",
-    )
+    if evidence.is_zero:
+        expected = (
+            f"Expected the gradient {update.key} to have entries other than 0"
+            if update.protocol == "fedsgd"
+            else f"Expected update {update.key} to change the weights"
+        )
+        raise BadInput(f"{expected}, but {evidence.findings[0]}.")
     told = told_defense(update, knowledge, model)
     knowledge = told.knowledge
     notes += (*told.unexpected(evidence.findings), *told.notes)

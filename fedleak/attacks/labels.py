@@ -23,6 +23,8 @@ from fedleak.updates.naming import joined
 DUMMIES = 32
 # Labels of one sample that are tried where the loss is no cross entropy.
 MOST_TRIED = 256
+# How the labels are given.
+GIVE = "`labels=` in Python, `victims.labels: known` in a run"
 
 
 class NotDetermined(BadInput):
@@ -207,7 +209,7 @@ def idlg(gradient: Tensors, layer: str, knowledge: Knowledge, probe: LossProbe) 
             not bool((rows[0] > 0).any() and (rows[0] < 0).any()),
             "Expected a classifier with bias, nonnegative features, or more than 2 classes to "
             f"recover a label by idlg, got none of them in {type(knowledge.model).__name__}: give "
-            "the labels (`victims.labels: known`).",
+            f"the labels ({GIVE}).",
         )
         return [int(rows.sum(dim=1).argmin())]
     products = (rows @ rows.T).fill_diagonal_(-torch.inf)
@@ -333,13 +335,13 @@ def _layer(model: nn.Module, knowledge: Knowledge, probe: LossProbe, *, bias: bo
         return layer
     number = "" if wanted is None or probe.kind != "classes" else f"{wanted} outputs "
     other = (
-        ", or try another method (`victims.labels: row_minima`)"
+        ", or try another method, in a run (`victims.labels: row_minima`)"
         if fits and probe.kind == "classes"
         else ""
     )
     raise BadInput(
         f"Expected a linear layer with {'bias and ' * bias}{number}to recover labels from, found "
-        f"none in {type(model).__name__}: give the labels (`victims.labels: known`){other}."
+        f"none in {type(model).__name__}: give the labels ({GIVE}){other}."
     )
 
 
@@ -348,7 +350,7 @@ def _require_moved(gradient: Tensors, name: str) -> None:
     require(
         name in gradient and bool(gradient[name].any()),
         f"Expected the update to tell of `{name}`, to recover labels from, but it did not move or "
-        "did not come: give the labels (`victims.labels: known`).",
+        f"did not come: give the labels ({GIVE}).",
     )
 
 

@@ -131,7 +131,8 @@ def examine(
     missing = [name for name in names if name not in received]
     still = [name for name, value in moved.items() if not bool(value.any())]
     if len(still) == len(moved):
-        return Evidence((Finding("zero", _ZERO),), frozenset(names))
+        text = _ZERO_GRADIENT if update.protocol == "fedsgd" else _ZERO
+        return Evidence((Finding("zero", text),), frozenset(names))
     left_out = {*missing, *still, *(set(names) - trained)}
     findings: list[Finding] = []
     _tell(findings, "missing", missing, "did not come and {are} left out")
@@ -165,6 +166,10 @@ _REVERSED = (
 _ZERO = (
     "what came back is what was sent: nothing was trained, the update is of other weights, or the "
     "sent weights were not copied before the training"
+)
+_ZERO_GRADIENT = (
+    "the gradient is 0: the loss is saturated (so near its minimum that its gradient rounds to 0), "
+    "it does not depend on the parameters, or the gradient was cleared before it was read"
 )
 
 
