@@ -250,6 +250,11 @@ class Victims:
         return self.labels if default else f"recovered by {self.labels}"
 
     @property
+    def defense_text(self) -> str:
+        """Whether the attacks are told the clients' defence, as text for tables."""
+        return f"{self.defense} to the attacker"
+
+    @property
     def first(self) -> int:
         """Number of the client as whose the mean of the victims' updates is stored."""
         return min(self.clients or [0])

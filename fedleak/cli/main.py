@@ -150,6 +150,7 @@ def _command(settings: Namespace, console: Console) -> None:
         Figures,
         TensorBoard,
         paths_line,
+        readings_text,
         results_table,
         rounds_table,
     )
@@ -183,6 +184,8 @@ def _command(settings: Namespace, console: Console) -> None:
             )
     if summary["attacks"]:
         console.print(results_table(summary, config))
+    elif said := readings_text(summary).strip():  # which stands below the table if there is one
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     by_round = rounds_table(read_rows(RunFolder(Path(config.output)).results), config)
     if by_round is not None:
         console.print(by_round)

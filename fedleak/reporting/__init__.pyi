@@ -12,6 +12,7 @@ from .sweep_picture import write_picture as write_picture
 from .sweep_rounds import write_rounds as write_rounds
 from .sweep_tables import write_tables as write_tables
 from .tables import paths_line as paths_line
+from .tables import readings_text as readings_text
 from .tables import results_table as results_table
 from .tables import rounds_table as rounds_table
 from .tensorboard import TensorBoard as TensorBoard

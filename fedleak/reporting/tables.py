@@ -36,7 +36,7 @@ def results_table(summary: Mapping[str, Any], config: RunConfig) -> Table:
     told = scoring is ImageScoring and bool(config.attacks or not config.server)
     labels = f"labels {victims.labels_text}, " if told else ""
     seen = "seen as the victims' mean, " if victims.aggregated else ""
-    defended = "" if defense == "none" else f"defended by {defense}, "
+    defended = "" if defense == "none" else f"defended by {defense} ({victims.defense_text}), "
     table = Table(
         title=f"What the updates leak: {config.data_name}",
         caption=(
@@ -161,8 +161,8 @@ def readings_text(summary: Mapping[str, Any]) -> str:
     )
     return (
         f" The server read {found} of {samples} samples in {len(readings)} "
-        f"reading{'s' * (len(readings) > 1)}, {certified} of them certified; its n is the number "
-        "that it read."
+        f"reading{'s' * (len(readings) > 1)}"
+        + (f", {certified} of them certified; its n is the number that it read." if found else ".")
     )
 
 
@@ -170,8 +170,9 @@ def paths_line(folder: RunFolder) -> Text:
     """The paths of a run's results, for the end of a command's output."""
     figures = sorted(folder.figures.glob("*.png"))
     lines = [f"  figures      {path}" for path in figures[:1]]
+    if folder.results.is_file():  # not where nothing was reconstructed
+        lines.append(f"  results      {folder.results}")
     lines += [
-        f"  results      {folder.results}",
         f"  summary      {folder.summary}",
         f"  TensorBoard  tensorboard --logdir {folder.path.parent}",
     ]

@@ -3,14 +3,17 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from fedleak.config import Federation, Metrics, Victims
+from fedleak.registry import Plugin
 from fedleak.reporting import (
     paths_line,
+    readings_text,
     results_table,
     rounds_table,
 )
@@ -92,4 +95,35 @@ def test_where_to_look_next(finished: Finished, tmp_path: Path) -> None:
     assert str(finished.folder.figures / "reconstructions.png") in text
     assert str(finished.folder.results) in text
     assert f"tensorboard --logdir {finished.folder.path.parent}" in text
-    assert "figures" not in paths_line(RunFolder(tmp_path)).plain
+    empty = paths_line(RunFolder(tmp_path)).plain
+    assert "figures" not in empty
+    assert "results.csv" not in empty  # it does not exist
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (0, "The server read 0 of 8 samples in 1 reading."),
+        (
+            3,
+            "The server read 3 of 8 samples in 1 reading, 2 of them certified; its n is the number "
+            "that it read.",
+        ),
+    ],
+)
+def test_what_a_server_read(found: int, text: str) -> None:
+    reading = {"client": 0, "rounds": [1], "samples": 8, "found": found, "certified": found and 2}
+    assert readings_text({"server": {"readings": [reading]}}).strip() == text
+
+
+@pytest.mark.parametrize("known", ["known", "unknown"])
+def test_the_caption_says_whether_the_attacker_knows_the_defence(
+    known: Literal["known", "unknown"], finished: Finished
+) -> None:
+    config = replace(
+        finished.config,
+        defenses=(Plugin("fedleak.defenses.percentile.Percentile", {"percentile": 50.0}),),
+        victims=Victims(defense=known),
+    )
+    caption = str(results_table(finished.summary, config).caption)
+    assert f"defended by percentile(percentile=50.0) ({known} to the attacker)," in caption
