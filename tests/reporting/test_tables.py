@@ -1,12 +1,14 @@
 """The tables of a run in a terminal."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
 from fedleak.config import Federation, Metrics, Victims
@@ -16,6 +18,7 @@ from fedleak.reporting import (
     readings_text,
     results_table,
     rounds_table,
+    write_report,
 )
 from fedleak.runs.folder import RunFolder
 from fedleak.runs.results import read_rows
@@ -127,3 +130,18 @@ def test_the_caption_says_whether_the_attacker_knows_the_defence(
     )
     caption = str(results_table(finished.summary, config).caption)
     assert f"defended by percentile(percentile=50.0) ({known} to the attacker)," in caption
+
+
+@pytest.mark.parametrize("known", ["known", "unknown"])
+def test_the_page_says_whether_the_attacker_knows_the_defence(
+    known: str, finished: Finished, tmp_path: Path
+) -> None:
+    folder = RunFolder(shutil.copytree(finished.folder.path, tmp_path / "run"))
+    settings = yaml.safe_load(folder.config.read_text())
+    settings["defenses"] = [{"class_path": "fedleak.defenses.percentile.Percentile"}]
+    settings["victims"]["defense"] = known
+    folder.config.write_text(yaml.safe_dump(settings))
+    page = write_report(folder, trust=True).read_text()
+    assert f"<dd>{known} to the attacker</dd>" in page
+    plain = write_report(finished.folder, trust=True).read_text()
+    assert "to the attacker</dd>" not in plain
