@@ -27,7 +27,7 @@ from fedleak.errors import BadInput, RunFailed, require
 from fedleak.extras import extras_explained
 from fedleak.preflight import Parts, prepare
 from fedleak.privacy.mechanisms import Mechanism
-from fedleak.registry import known_classes_only
+from fedleak.registry import Untrusted, known_classes_only
 from fedleak.runs.ceilings import (
     PUBLIC,
     ceiling_facts,
@@ -520,7 +520,10 @@ class _Work:
         The truth is read for the ceiling alone, when all attacks are done.
         """
         rows = read_rows(self.folder.results)
-        defenses, scoring = make_defenses(self.config), self.parts.scoring
+        try:
+            defenses, scoring = make_defenses(self.config), self.parts.scoring
+        except Untrusted:  # a defence in somebody else's folder, which an attack does not need
+            return
         noise = update_noise(self.config, defenses)
         if not rows or not noise or not has_ceilings(scoring):
             return

@@ -201,6 +201,7 @@ def test_no_attack_imports_the_truth(path: Path) -> None:
             f"fedleak.updates.{name}"
             for name in (
                 "blocks",
+                "entries",
                 "compression",
                 "evidence",
                 "files",
