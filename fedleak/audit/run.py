@@ -301,10 +301,14 @@ def conclude(
     """
     findings = findings or Findings()
     summary, observer = findings.summary, findings.observer
-    findings.set_privacy(*spent_by_app(observed, observed.folder / REPLIES))
+    uncounted: list[str] = []
+    try:
+        findings.set_privacy(*spent_by_app(observed, observed.folder / REPLIES))
+    except BadInput as error:  # a setting of the app's own; what else it leaks is still asked
+        uncounted = [f"what the clients spend of their privacy is not counted: {error}"]
     victims, reasons = find_victims(app, observed)
     replies, clients = observed.folder / REPLIES, summary.settings.get("clients")
-    notes = [*reasons, *observed.failures]
+    notes = [*uncounted, *reasons, *observed.failures]
     notes += clients_in_rounds(replies, clients) if isinstance(clients, int) else []
     summary.notes = notes
     if not victims:
