@@ -18,9 +18,11 @@ from fedleak.audit.shadow_clients import (
     train_shadows,
     weights_of,
 )
+from fedleak.audit.share_correction import PASSES, correct_shares
 from fedleak.audit.simulation import Observed
 from fedleak.audit.verdict import Answer, Estimate
 from fedleak.errors import BadInput
+from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.files import Tensors
 from fedleak.updates.local_training import LocalTraining
 from fedleak.updates.loss_probe import LossProbe
@@ -30,6 +32,9 @@ from fedleak.updates.private_model import private_copy
 FEWEST_SHADOWS, MOST_SHADOWS = 40, 160
 # Shadow clients by which it is foreseen how long the fewest take.
 TRIED_SHADOWS = 3
+# Shadow clients with the shares that were found for a client, in each pass of the correction, and
+# the part of the time that the others leave for them.
+SHADOWS_OF_A_CLIENT, CORRECTION_SHARE = 3, 0.5
 MADE_UP = "made-up inputs"
 SEVERAL = "a sample has several labels, each yes or no"
 
@@ -48,6 +53,7 @@ class ShadowTraining:
     Attributes:
         victims: those of the first round.
         public: samples like the clients', or None.
+        seconds: time for all shadow clients.
         layer: the path of the last linear layer, or None.
     """
 
@@ -63,7 +69,8 @@ class ShadowTraining:
     ) -> None:
         self._train = train or train_shadows
         self.victims = [v for v in victims if v.update.round == victims[0].update.round]
-        self.public, self._seconds, self._seed, self._report = public, seconds, seed, report
+        self.public, self.seconds, self._seed, self._report = public, seconds, seed, report
+        self._spent = 0.0
         self.layer, self._outputs = _head(victims[0].known.knowledge.model)
 
     @cached_property
@@ -138,29 +145,64 @@ class ShadowTraining:
             BadInput: if the clients' optimiser cannot be followed, a class has no public sample, or
                 the time does not suffice.
         """
-        first, facts = self.victims[0], self.victims[0].known.knowledge
         training, numbers = common_training(self.victims)
         if training.optimizer == "unknown" or training.learning_rate is None:
             raise BadInput("the clients' optimiser cannot be followed")
-        begun, found, public = time.monotonic(), list[Shadow](), self.source
-        model = facts.model if facts.training is None else facts.model.train(facts.training)
-        for shadow in self._train(
-            model, dict(first.update.sent), self._loss, training, public.inputs, public.labels,
-            samples=numbers, classes=self.classes, number=MOST_SHADOWS, layer=self.layer,
-            seed=self._seed,
-        ):  # fmt: skip
+        begun, found = time.monotonic(), list[Shadow]()
+        seconds = self.seconds
+        enough = seconds if self.public is None else (1 - CORRECTION_SHARE) * seconds
+        for shadow in self._shadows(numbers, MOST_SHADOWS, self._seed):
             found.append(shadow)
             self._report(f"shadow client {len(found)} of at most {MOST_SHADOWS}")
-            spent = time.monotonic() - begun
-            needed = FEWEST_SHADOWS * spent / len(found)
-            if len(found) >= FEWEST_SHADOWS and spent > self._seconds:
+            self._spent = time.monotonic() - begun
+            needed = FEWEST_SHADOWS * self._spent / len(found)
+            if len(found) >= FEWEST_SHADOWS and self._spent > enough:
                 break
-            if TRIED_SHADOWS <= len(found) < FEWEST_SHADOWS and needed > self._seconds:
+            if TRIED_SHADOWS <= len(found) < FEWEST_SHADOWS and needed > seconds:
                 raise BadInput(
                     f"{FEWEST_SHADOWS} shadow clients need about {needed:.0f} s, more than the "
-                    f"{self._seconds:.0f} s that the budget has for them"
+                    f"{seconds:.0f} s that the budget has for them"
                 )
         return found
+
+    def with_shares(self, shares: Tensor, number: int) -> list[Shadow] | None:
+        """Shadow clients that have the shares of labels which were found for the victims.
+
+        Args:
+            shares: ``(victims, classes)``.
+            number: number of the pass, whose shadow clients have samples of their own.
+
+        Returns:
+            The shadow clients, see :func:`fedleak.audit.share_correction.correct_shares`; None if
+            the time does not suffice.
+        """
+        many = SHADOWS_OF_A_CLIENT * len(shares)
+        each = self._spent / max(1, len(self.shadows))
+        if self._spent + many * each > self.seconds:
+            return None
+        _, numbers = common_training(self.victims)
+        begun, found = time.monotonic(), list[Shadow]()
+        for shadow in self._shadows(numbers, many, derive_seed(self._seed, number), shares):
+            found.append(shadow)
+            self._report(
+                f"shadow client {len(found)} of {many} with the shares found, pass {number + 1} of "
+                f"at most {PASSES}"
+            )
+        self._spent += time.monotonic() - begun
+        return found
+
+    def _shadows(
+        self, numbers: Sequence[int], many: int, seed: int, shares: Tensor | None = None
+    ) -> Iterator[Shadow]:
+        """So many shadow clients of the first round, with numbers of samples in turn."""
+        first, facts, public = self.victims[0], self.victims[0].known.knowledge, self.source
+        training, _ = common_training(self.victims)
+        model = facts.model if facts.training is None else facts.model.train(facts.training)
+        return self._train(
+            model, dict(first.update.sent), self._loss, training, public.inputs, public.labels,
+            samples=numbers, classes=self.classes, number=many, layer=self.layer, shares=shares,
+            seed=seed,
+        )  # fmt: skip
 
 
 def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
@@ -183,7 +225,10 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
         fitted = LabelShares.fit(training.shadows, layer)
     except BadInput as error:
         return _not_tried(training, victims, 2, str(error))
-    found = fitted([_change(victim, layer) for victim in victims])
+    found, passes = fitted([_change(victim, layer) for victim in victims]), 0
+    # Made-up samples tell how clients of made-up samples are misjudged, not the app's.
+    if training.public is not None:
+        found, passes = correct_shares(found, fitted, training.with_shares)
     truth = _true_shares(observed, victims, training.classes)
     others = (truth.sum(0) - truth) / max(1, len(truth) - 1)
     equal = torch.full_like(truth, 1 / training.classes)
@@ -196,10 +241,22 @@ def label_shares(observed: Observed, training: ShadowTraining) -> Answer | None:
     verbs = {of: "have" if of == "equal shares" else "has" for of in far}
     rest = "".join(f", {of} {verbs[of]} {far[of]:.3g}" for of in far if of != best)
     note = (
-        f"{len(training.shadows)} shadow clients on {training.source.name}; the guess is {best}"
-        f"{rest}"
+        f"{len(training.shadows)} shadow clients on {training.source.name}"
+        f"{_of_correction(training, passes)}; the guess is {best}{rest}"
     )
     return _answer(training, victims, 2, found, truth, guesses[best], note)
+
+
+def _of_correction(training: ShadowTraining, passes: int) -> str:
+    """What corrected the shares, for an answer's note."""
+    if training.public is None:
+        return ""
+    if not passes:
+        return ", without correction, for which there was no time"
+    return (
+        f", and {passes} times {SHADOWS_OF_A_CLIENT} for each client with the shares found for it, "
+        "which correct them"
+    )
 
 
 def label_shares_of_sum(

@@ -41,10 +41,12 @@ class Shadow:
     Args:
         change: change of its weights by name, new minus old.
         shares: shares of its labels ``(classes,)``, which add up to 1.
+        number: its number.
     """
 
     change: Tensors
     shares: Tensor
+    number: int = 0
 
 
 def train_shadows(
@@ -61,6 +63,7 @@ def train_shadows(
     first: int = 0,
     layer: str | None = None,
     concentration: float = 0.5,
+    shares: Tensor | None = None,
     seed: int = 0,
 ) -> Iterator[Shadow]:
     """Train shadow clients one after another; each one's random numbers are its own.
@@ -79,6 +82,8 @@ def train_shadows(
         first: number of the first one: 10 from 0 and 10 from 10 are the same as 20 from 0.
         layer: path of the layer whose change is kept. If None, that of all is.
         concentration: of the Dirichlet distribution of the shares, above 0.
+        shares: expected shares of the labels ``(S, classes)``, which the shadow clients have in
+            turn. If None, they are drawn from the Dirichlet distribution.
         seed: seed of the shares, the samples and their order.
 
     Yields:
@@ -101,7 +106,11 @@ def train_shadows(
         own = derive_seed(seed, position)
         generator, counting = torch.Generator().manual_seed(own), np.random.default_rng(own)
         size = sizes[position % len(sizes)]
-        counts = _draw_counts(size, classes, concentration, counting)
+        expected = (
+            counting.dirichlet(np.full(classes, concentration)) if shares is None
+            else _expected(shares[position % len(shares)])
+        )  # fmt: skip
+        counts = counting.multinomial(size, expected)
         chosen = torch.cat([
             pool[_positions(len(pool), int(count), generator)]
             for pool, count in zip(pools, counts, strict=True)
@@ -113,7 +122,7 @@ def train_shadows(
         if all(bool(value.isfinite().all()) for value in change.values()):
             if layer is not None:
                 change = {name: change[name] for name in weights_of(layer) if name in change}
-            yield Shadow(change, torch.from_numpy(counts / size))
+            yield Shadow(change, torch.from_numpy(counts / size), position)
 
 
 def weights_of(layer: str) -> tuple[str, str]:
@@ -125,11 +134,11 @@ def weights_of(layer: str) -> tuple[str, str]:
     return joined(layer, "weight"), joined(layer, "bias")
 
 
-def _draw_counts(
-    samples: int, classes: int, concentration: float, by: np.random.Generator
-) -> np.ndarray:
-    """Numbers of samples of each class, whose expected shares are Dirichlet's."""
-    return by.multinomial(samples, by.dirichlet(np.full(classes, concentration)))
+def _expected(shares: Tensor) -> np.ndarray:
+    """Shares that add up to 1 in float64."""
+    own = shares.double().clamp_min(0)
+    found: np.ndarray = (own / own.sum()).numpy()
+    return found
 
 
 def _positions(size: int, count: int, by: torch.Generator) -> Tensor:

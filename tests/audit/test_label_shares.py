@@ -134,6 +134,24 @@ def test_public_samples_give_the_guess_of_all_clients(tmp_path: Path) -> None:
     assert "the guess is the shares in public.npz" in answer.note
 
 
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_public_samples_correct_the_shares(seconds: float, tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=CLASSES)
+    generator = torch.Generator().manual_seed(0)
+    public = Public(torch.randn(60, 6, generator=generator), torch.arange(60) % 4, "public.npz")
+    training = ShadowTraining(victims, public, seconds=60)
+    assert len(training.shadows) == 160
+    training.seconds = seconds  # what is left is for the correction
+    answer = label_shares(observed, training)
+    assert answer is not None
+    said = (
+        "and 3 times 3 for each client with the shares found for it, which correct them"
+        if seconds else "without correction, for which there was no time"
+    )  # fmt: skip
+    assert f"160 shadow clients on public.npz, {said}; the guess is" in answer.note
+    assert answer.answer.mean < 0.1
+
+
 def test_an_optimiser_that_cannot_be_followed_is_said(tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, "images", task=CLASSES)
     unknown = victims[0].known.knowledge.with_training(optimizer="unknown")
