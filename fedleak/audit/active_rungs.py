@@ -280,10 +280,10 @@ def _attacked(
     facts = victim.known.knowledge
     if why := why_too_many(victim):
         return not_tried(HYPERPARAMETERS, "inputs", why, setting_of([victim]))
-    best, name, reason = best_result(victim, seconds, seed, report, limit=2 * seconds)
-    if best is None:
-        return not_tried(HYPERPARAMETERS, "inputs", reason.rstrip("."), setting_of([victim]))
-    found = score(victim.key, name, truth, best, mean_guess(others, truth), facts)
+    result = best_result(victim, seconds, seed, report, limit=2 * seconds)
+    if (best := result.best) is None:
+        return not_tried(HYPERPARAMETERS, "inputs", result.reason.rstrip("."), setting_of([victim]))
+    found = score(victim.key, result.attack, truth, best, mean_guess(others, truth), facts)
     answer = inputs_answer([victim], [found], truth)
     sign = 1 if answer.perfect == 1.0 else -1
     gains = [sign * (a - b) for a, b in zip(found.values, found.guesses, strict=True)]

@@ -1,13 +1,12 @@
 """Attacks on several updates, and trainings of shadow clients, at the same time: tasks on Ray."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fedleak.audit.ladder import Found, Report, Victim, best_result
+from fedleak.audit.ladder import Found, Queue, Report, Victim, best_result
 from fedleak.audit.shadow_clients import Shadow, train_shadows
 from fedleak.errors import require
 from fedleak.federation.engine.ray_tasks import RayTask, RayTasks, WorkerLost, ray_tasks
@@ -52,18 +51,15 @@ class AttackWorkers:
         Yields:
             Victims and what :func:`fedleak.audit.ladder.best_result` has found.
         """
-        waiting, running = list(victims), dict[RayTask[Found], Victim]()
+        waiting, running = Queue(victims, self.number), dict[RayTask[Found], Victim]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.number and time.monotonic() < end:
-                    turns = math.ceil(len(waiting) / self.number)
                     left = end - time.monotonic()
                     most = max(left, latest - time.monotonic())
-                    victim = waiting.pop(0)
+                    victim, share = waiting.next(left)
                     report(f"attacks on {victim.key}")
-                    task = self.tasks.start(
-                        _attack, victim, left / turns, seed, most, retries=RETRIES
-                    )
+                    task = self.tasks.start(_attack, victim, share, seed, most, retries=RETRIES)
                     running[task] = victim
                 if not running:
                     return
@@ -71,8 +67,10 @@ class AttackWorkers:
                     try:
                         found = task.result()
                     except WorkerLost:
-                        found = None, "", "its worker died each time that it was attacked"
-                    yield running.pop(task), found
+                        found = Found(None, "", "its worker died each time that it was attacked")
+                    victim = running.pop(task)
+                    if not waiting.again(victim, found, end - time.monotonic()):
+                        yield victim, found
                 time.sleep(POLL_SECONDS)
         finally:
             for task in running:

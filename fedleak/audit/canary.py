@@ -101,16 +101,18 @@ def run_canary(
         client = replace(
             victim, key="canary", update=update, known=replace(victim.known, knowledge=alone)
         )
-        found, name, reason = best_result(client, seconds, seed, report, limit=seconds)
+        result = best_result(client, seconds, seed, report, limit=seconds)
     except BadInput as error:
         return Canary(False, f"the audit's own client could not be trained: {error}".rstrip("."))
     except Exception as error:  # of the app's own code
         return Canary(False, f"the audit's own client could not be trained: {first_line(error)}")
-    if found is None:
-        return Canary(False, f"the audit's own client was not reconstructed: {reason}".rstrip("."))
+    if (found := result.best) is None:
+        return Canary(
+            False, f"the audit's own client was not reconstructed: {result.reason}".rstrip(".")
+        )
     truth = Samples(sample, labels)
     guess = torch.zeros_like(sample)
-    scored = score("canary", name, truth, found, guess, alone)
+    scored = score("canary", result.attack, truth, found, guess, alone)
     value = scored.value
     measure, perfect = measure_of(truth)
     reached = value >= REACHED if perfect == 1.0 else value <= WITHIN
@@ -118,7 +120,7 @@ def run_canary(
     doubts = [] if reached else [text for text in found.findings if text.startswith(NOT_SETTLED)]
     bar = f"at least {REACHED:g}" if perfect == 1.0 else f"at most {WITHIN:g}"
     reach = f"{measure}: {value:.3g}" + ("" if reached else f", where {bar} counts")
-    note = f"the audit's own client {state} reconstructed by {name} ({reach})"
+    note = f"the audit's own client {state} reconstructed by {result.attack} ({reach})"
     attacked = Attacked(truth, found.inputs, guess, scored)
     return Canary(reached, "; ".join([note, *doubts]), value, attacked)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fedleak.audit.app import FlowerApp
 from fedleak.audit.batches import Batch, load_batches
 from fedleak.audit.facts import TrainingFacts
 from fedleak.audit.knowledge import Known, find_model, knowledge_of
+from fedleak.audit.matching_memory import matching_bytes
 from fedleak.audit.module_watch import model_names
 from fedleak.audit.other_inputs import common_relations
 from fedleak.audit.samples import Attacked
@@ -33,12 +34,16 @@ from fedleak.updates.update import InterceptedUpdate
 
 # Share of the budget for shadow clients; the rest is for reconstructing inputs.
 SHADOW_SHARE = 0.3
-# Samples of an update above which gradient matching reconstructs no single inputs in a useful time,
-# and above which no attack does: closed forms read large batches of one step.
-MOST_SAMPLES, MOST_IN_CLOSED_FORM = 64, 512
+# Samples of an update above which gradient matching reconstructs no single inputs of one step, and
+# above which no attack does: closed forms read large batches of one step, and several steps say
+# more than one. Memory up to which several steps of many samples are matched.
+MOST_SAMPLES, MOST_OF_ALL = 64, 512
+MOST_BYTES = 4 * 2**30
 # Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
 # the most that are run.
 TRIAL = (5, 25)
+# A first trial that takes so long tells enough.
+CLEAR_SECONDS = 2.0
 FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
 # Of the search for tokens: comparisons of updates in the trial, the most of them and of iterations,
 # and the share of the time for iterations; a start alone is often enough for the comparisons.
@@ -47,12 +52,30 @@ MOST_TOKEN_ITERATIONS, ITERATION_SHARE = 100, 0.3
 # Share of the time for gradient matching that is planned, as iterations may take longer than in the
 # trials; and by how much the attacks on an update may exceed its share, if there is time at all.
 PLANNED, OVERRUN = 0.75, 2.0
+# How much more than was foreseen is given to an update for which its share was too short.
+SPARE = 1.2
 # Share of an update from which no other attack is tried.
 EXPLAINS_ALL = 0.999
 
 Report = Callable[[str], None]
-# A result or None, the attack's name, and why an attack gave none.
-Found = tuple[Reconstruction | None, str, str]
+
+
+class Found(NamedTuple):
+    """What the attacks on an update have found.
+
+    Args:
+        best: the result that explains most of it; None if there is none.
+        attack: its attack's name.
+        reason: why an attack gave none.
+        needed: seconds that gradient matching would have needed, 0 if it had enough.
+    """
+
+    best: Reconstruction | None
+    attack: str = ""
+    reason: str = ""
+    needed: float = 0.0
+
+
 Finished = Callable[[Attacked], None]
 AttackAll = Callable[
     [Sequence["Victim"], float, float, int, Report], Iterator[tuple["Victim", Found]]
@@ -415,11 +438,14 @@ def inputs(
     small = [v for v in victims if not why_too_many(v)]
     notes.extend(dict.fromkeys(why for v in victims if (why := why_too_many(v))))
     new = [victim for victim in small if victim.key not in scores]
-    tried = 0
-    for victim, (best, name, reason) in (attack_all or one_by_one)(new, end, latest, seed, report):
+    tried, needed = 0, list[float]()
+    for victim, result in (attack_all or one_by_one)(new, end, latest, seed, report):
         tried += 1
+        best, name = result.best, result.attack
+        if result.needed:
+            needed.append(result.needed)
         if best is None:
-            notes.append(reason.rstrip("."))
+            notes.append(result.reason.rstrip("."))
             continue
         truth, facts = truths[victim.key], victim.known.knowledge
         # Of a sum there are no other clients: the guess is better than a server could make it.
@@ -428,6 +454,9 @@ def inputs(
         found = score(victim.key, name, truth, best, guess, facts)
         finished(Attacked(truth, best.inputs, guess, found))
         scores[victim.key] = found
+    if needed:
+        least, most = (f"{value:.0f}" for value in (min(needed), max(needed)))
+        notes.append(f"it needs about {least}{f' to {most}' * (least != most)} s a client")
     if tried < len(new):
         notes.append(f"no time was left for {len(new) - tried} of {len(victims)}")
     given = [scores[victim.key] for victim in victims if victim.key in scores]
@@ -441,12 +470,18 @@ def why_too_many(victim: Victim) -> str:
         victim: the victim.
     """
     facts = victim.known.knowledge
-    one_step = facts.steps == 1 and victim.whole is None
-    most = MOST_IN_CLOSED_FORM if one_step else MOST_SAMPLES
-    if facts.num_samples <= most:
+    most = MOST_SAMPLES if victim.whole is not None else MOST_OF_ALL
+    if facts.num_samples > most:
+        return f"updates of more than {most} samples are not searched for inputs"
+    if facts.num_samples <= MOST_SAMPLES or facts.steps == 1:
         return ""
-    kind = "of one step " if one_step else ""
-    return f"updates {kind}of more than {most} samples are not searched for inputs"
+    if (needed := matching_bytes(facts)) > MOST_BYTES:
+        return (
+            f"gradient matching of {facts.num_samples} samples in {facts.steps} steps needs "
+            f"{'memory that is not known' if needed == math.inf else f'{needed / 2**30:.0f} GiB'}, "
+            f"more than {MOST_BYTES / 2**30:.0f}"
+        )
+    return ""
 
 
 def _several_inputs(victims: Sequence[Victim], unknown: Sequence[str]) -> Answer:
@@ -477,6 +512,9 @@ def one_by_one(
 ) -> Iterator[tuple[Victim, Found]]:
     """Attack updates in turn while there is time, which is divided over those that are left.
 
+    Where a share is too short for gradient matching, the time is given to as many updates as it
+    suffices for.
+
     Args:
         victims: the victims.
         end: when their time has passed, by ``time.monotonic``.
@@ -487,13 +525,60 @@ def one_by_one(
     Yields:
         Victims and what :func:`best_result` has found.
     """
-    for position, victim in enumerate(victims):
+    queue = Queue(victims)
+    while queue:
         left = end - time.monotonic()
         if left <= 0:
             return
-        share = left / (len(victims) - position)
+        victim, share = queue.next(left)
         most = max(left, latest - time.monotonic())
-        yield victim, best_result(victim, share, seed, report, limit=most)
+        found = best_result(victim, share, seed, report, limit=most)
+        if not queue.again(victim, found, end - time.monotonic()):
+            yield victim, found
+
+
+class Queue:
+    """Updates that wait for an attack, and the time for each.
+
+    Args:
+        victims: the updates.
+        workers: number of updates that are attacked at the same time.
+    """
+
+    def __init__(self, victims: Sequence[Victim], workers: int = 1) -> None:
+        self._waiting, self._workers = list(victims), workers
+        self._needed = 0.0
+        self._returned = set[str]()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def next(self, left: float) -> tuple[Victim, float]:
+        """The next update, and the seconds for it.
+
+        Args:
+            left: seconds that are left for all.
+        """
+        share = left / math.ceil(len(self._waiting) / self._workers)
+        if share < self._needed <= left:
+            share = self._needed
+        return self._waiting.pop(0), share
+
+    def again(self, victim: Victim, found: Found, left: float) -> bool:
+        """Whether an update waits once more, as it needs more than its share and may have it.
+
+        Args:
+            victim: the update.
+            found: what was found in its share.
+            left: seconds that are left for all.
+        """
+        needed = SPARE * found.needed
+        if not needed or needed > left or victim.key in self._returned:
+            return False
+        self._returned.add(victim.key)
+        self._needed = max(self._needed, needed)
+        self._waiting.append(victim)
+        return True
 
 
 def inputs_answer(
@@ -551,47 +636,53 @@ def closed_forms(victim: Victim) -> list[Attack]:
     return [Analytic(), layers]
 
 
-def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str]:
+def matching(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str, float]:
     """Gradient matching with as many iterations as fit into the time, or why it is left out.
 
     Args:
         victim: the victim.
         seconds: time for it.
         seed: seed of the attack.
+
+    Returns:
+        The attack or None, why it is left out, and the seconds that it needs if those are too few.
     """
     if victim.whole is not None:
         return _token_search(victim, seconds, seed)
     kind: Callable[..., Attack] = IGA
     if noise_slots(victim.known.knowledge.model):
         kind = NRA
-    spans, end = [], time.monotonic() + seconds
+    spans, end = list[float](), time.monotonic() + seconds
     for iterations in TRIAL:
         begun = time.monotonic()
         found, reason = _run(kind(iterations=iterations), victim, seed, end)
-        if found is None:
-            return None, reason
         spans.append(time.monotonic() - begun)
-    each = max(1e-6, (spans[1] - spans[0]) / (TRIAL[1] - TRIAL[0]))
+        if found is None and time.monotonic() < end:
+            return None, reason, 0.0
+        if found is None or spans[0] > CLEAR_SECONDS:
+            break
+    # Several trials tell what is done once from what each iteration takes.
+    each = (
+        spans[0] / TRIAL[0] if len(spans) == 1 or found is None
+        else max(1e-6, (spans[1] - spans[0]) / (TRIAL[1] - TRIAL[0]))
+    )  # fmt: skip
     fitting = int((PLANNED * seconds - sum(spans) - spans[0]) / each)
-    if fitting < FEWEST_ITERATIONS:
+    if found is None or fitting < FEWEST_ITERATIONS:
         needed = (FEWEST_ITERATIONS * each + sum(spans) + spans[0]) / PLANNED
-        return (
-            None,
-            f"gradient matching needs about {needed:.0f} s a client, more than the budget allows",
-        )
-    return kind(iterations=min(fitting, MOST_ITERATIONS)), ""
+        return None, "gradient matching needs more time than the budget allows", needed
+    return kind(iterations=min(fitting, MOST_ITERATIONS)), "", 0.0
 
 
-def _token_search(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str]:
+def _token_search(victim: Victim, seconds: float, seed: int) -> tuple[Attack | None, str, float]:
     """The search for tokens with as much of both its steps as fits into the time."""
     spans, end = [], time.monotonic() + seconds
     for evaluations in (0, TRIED_EVALUATIONS):
         begun = time.monotonic()
         found, reason = _run(Tokens(iterations=1, evaluations=evaluations), victim, seed, end)
         if found is None:
-            return None, reason
+            return None, reason, 0.0
         if evaluations and _explains(found) >= EXPLAINS_ALL:
-            return Tokens(iterations=1, evaluations=evaluations), ""
+            return Tokens(iterations=1, evaluations=evaluations), "", 0.0
         spans.append(time.monotonic() - begun)
     iteration = spans[0]  # at most, as it has what is done once
     each = max(1e-6, (spans[1] - spans[0]) / TRIED_EVALUATIONS)
@@ -602,10 +693,10 @@ def _token_search(victim: Victim, seconds: float, seed: int) -> tuple[Attack | N
         needed = (sum(spans) + iteration + TRIED_EVALUATIONS * each) / PLANNED
         return (
             None,
-            f"the search for tokens needs about {needed:.0f} s a client, more than the budget "
-            "allows",
+            "the search for tokens needs more time than the budget allows",
+            needed,
         )
-    return Tokens(iterations=iterations, evaluations=min(evaluations, MOST_EVALUATIONS)), ""
+    return Tokens(iterations=iterations, evaluations=min(evaluations, MOST_EVALUATIONS)), "", 0.0
 
 
 class _OutOfTime(BaseException):
@@ -626,8 +717,7 @@ def best_result(
             ``seconds``.
 
     Returns:
-        The result that explains most of the update, or None; the attack's name; and why an attack
-        gave none.
+        The result that explains most of the update, if there is one.
     """
     begun = time.monotonic()
     end, latest = begun + seconds, begun + min(limit, OVERRUN * seconds)
@@ -645,18 +735,18 @@ def best_result(
     for attack in closed_forms(victim):
         attempt(attack)
         if best is not None and _explains(best) >= EXPLAINS_ALL:
-            return best, name, reason
-    left = end - time.monotonic()
-    number = victim.known.knowledge.num_samples
-    if number > MOST_SAMPLES:
-        why = f"gradient matching is not tried on more than {MOST_SAMPLES} samples"
-        return best, name, reason or why
+            return Found(best, name, reason)
+    left, needed = end - time.monotonic(), 0.0
+    facts = victim.known.knowledge
+    if facts.num_samples > MOST_SAMPLES and facts.steps == 1:
+        why = f"gradient matching of one step is not tried on more than {MOST_SAMPLES} samples"
+        return Found(best, name, reason or why)
     if left > 0:
-        chosen, why = matching(victim, left, seed)
+        chosen, why, needed = matching(victim, left, seed)
         reason = why or reason
         if chosen is not None:
             attempt(chosen)
-    return best, name, reason
+    return Found(best, name, reason, needed)
 
 
 def _explains(found: Reconstruction) -> float:

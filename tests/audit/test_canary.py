@@ -43,7 +43,9 @@ def test_a_canary_that_is_not_found_proves_nothing(
 ) -> None:
     app, observed, victims = observe(tmp_path, "images")
     monkeypatch.setattr("fedleak.audit.ladder.closed_forms", lambda victim: [])
-    monkeypatch.setattr("fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits"))
+    monkeypatch.setattr(
+        "fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits", 0.0)
+    )
     canary = run_canary(victims[0], seconds=1)
     assert not canary.reconstructed
     assert "no attack fits" in canary.note

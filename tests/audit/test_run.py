@@ -218,7 +218,9 @@ def test_a_larger_budget_asks_again_what_was_not_tried(
     settings: dict[str, Any] = {"clients": 3, "rounds": 1, "run": run}
     with monkeypatch.context() as patched:
         patched.setattr("fedleak.audit.ladder.closed_forms", lambda victim: [])
-        patched.setattr("fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits"))
+        patched.setattr(
+            "fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits", 0.0)
+        )
         first = audit(app, tmp_path / "out", budget=10, **settings)
     assert inputs_of(first).status == "not tried"
     assert first.verdict.canary is False
