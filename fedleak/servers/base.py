@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fedleak.errors import require
 from fedleak.updates.files import Tensors
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
@@ -173,7 +174,58 @@ class MaliciousServer(ABC):
         """
         return None
 
+    def refuses_training(self, knowledge: Knowledge) -> str | None:
+        """Why the server cannot read what clients send that train so. If None, it can.
+
+        Args:
+            knowledge: what is known of the clients, as for :meth:`craft`.
+        """
+        return None
+
+    def check_model(self, knowledge: Knowledge) -> None:
+        """Check the model, the number of samples and the training, before weights are made.
+
+        Args:
+            knowledge: as for :meth:`craft`.
+
+        Raises:
+            BadInput: if the server cannot attack the model or read the update, or the number of
+                samples is not known.
+        """
+        reason = self.refuses_model(knowledge.model)
+        require(reason is None, f"Expected a model that {self.name} can attack, but {reason}.")
+        require(
+            knowledge.num_samples > 0,
+            f"Expected the number of samples for which {self.name} makes the weights, got 0.",
+        )
+        self.check_training(knowledge)
+
+    def check_training(self, knowledge: Knowledge) -> None:
+        """Check that the server can read what the clients send.
+
+        Args:
+            knowledge: as for :meth:`craft` or :meth:`read`.
+
+        Raises:
+            BadInput: if it cannot.
+        """
+        reason = self.refuses_training(knowledge)
+        require(reason is None, f"Expected an update that {self.name} can read, but {reason}.")
+
     def __repr__(self) -> str:
         settings = inspect.signature(type(self)).parameters
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
         return f"{type(self).__name__}({values})"
+
+
+def not_one_step(knowledge: Knowledge) -> str | None:
+    """Why an update is not the gradient or the one step of a client. If None, it is.
+
+    Args:
+        knowledge: what is known of the client.
+    """
+    if knowledge.protocol == "fedsgd" or knowledge.is_one_step:
+        return None
+    if (clients := knowledge.number_of_clients) > 1:
+        return f"it reads weights after one step of one client, and theirs are of {clients} clients"
+    return f"it reads the update of one step, and theirs is of {knowledge.steps} steps"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedleak.errors import BadInput, require
 from fedleak.models.module_inputs import module_input
 from fedleak.models.noise import Noise
-from fedleak.servers.base import Change, Crafted, MaliciousServer, Reading
+from fedleak.servers.base import Change, Crafted, MaliciousServer, Reading, not_one_step
 from fedleak.servers.peeling import FINEST, Peeled, peel
 from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.private_model import private_copy
@@ -145,12 +145,7 @@ class FirstLayerServer(MaliciousServer):
         earlier: tuple[tuple[Crafted, InterceptedUpdate], ...] = (),
     ) -> Crafted:
         """See :meth:`MaliciousServer.craft`."""
-        reason = self.refuses_model(knowledge.model)
-        require(reason is None, f"Expected a model that {self.name} can attack, but {reason}.")
-        require(
-            knowledge.num_samples > 0,
-            f"Expected the number of samples for which {self.name} makes the weights, got 0.",
-        )
+        self.check_model(knowledge)
         first = self.find_layer(knowledge.model, knowledge.input_shape)
         flat = None if public is None else public.detach().float().cpu().flatten(1)
         weight, bias = self.rows(first.module, knowledge, flat, generator)
@@ -174,10 +169,7 @@ class FirstLayerServer(MaliciousServer):
     ) -> Reading:
         """See :meth:`MaliciousServer.read`."""
         crafted, update = rounds[-1]
-        require(
-            knowledge.is_one_step or knowledge.protocol == "fedsgd",
-            f"Expected the update of one step for {self.name}, got one of {knowledge.steps} steps.",
-        )
+        self.check_training(knowledge)
         model = private_copy(knowledge.model).cpu()
         model.load_state_dict(crafted.weights)
         update.check(model)
@@ -209,6 +201,10 @@ class FirstLayerServer(MaliciousServer):
                     return f"the first layer `{name}` of {type(model).__name__} is not linear"
                 return None
         return f"{type(model).__name__} has no parameters"
+
+    def refuses_training(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`MaliciousServer.refuses_training`."""
+        return not_one_step(knowledge)
 
 
 def dependent_module(model: nn.Module) -> str | None:

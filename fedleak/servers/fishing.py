@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import BadInput, require
-from fedleak.servers.base import Change, Crafted, MaliciousServer, Reading
+from fedleak.servers.base import Change, Crafted, MaliciousServer, Reading, not_one_step
 from fedleak.servers.bin_weights import REFUSED
 from fedleak.servers.conv_network import (
     ConvNetwork,
@@ -115,6 +115,10 @@ class Fishing(MaliciousServer):
             return f"{type(model).__name__} has no linear layer"
         return None
 
+    def refuses_training(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`MaliciousServer.refuses_training`."""
+        return not_one_step(knowledge)
+
     def craft(
         self,
         knowledge: Knowledge,
@@ -124,9 +128,7 @@ class Fishing(MaliciousServer):
         earlier: tuple[tuple[Crafted, InterceptedUpdate], ...] = (),
     ) -> Crafted:
         """See :meth:`MaliciousServer.craft`."""
-        reason = self.refuses_model(knowledge.model)
-        require(reason is None, f"Expected a model that {self.name} can attack, but {reason}.")
-        self._check_step(knowledge)
+        self.check_model(knowledge)
         layers = find_layers(knowledge.model, knowledge.input_shape)
         weights = {
             name: value.detach().cpu().clone()
@@ -161,7 +163,7 @@ class Fishing(MaliciousServer):
         """See :meth:`MaliciousServer.read`."""
         require(bool(rounds), "Expected a round to read, got none.")
         crafted, update = rounds[-1]
-        self._check_step(knowledge)
+        self.check_training(knowledge)
         model = with_weights(knowledge.model, dict(crafted.weights)).cpu()
         layers = find_layers(model, knowledge.input_shape)
         gradient = self._gradient(knowledge, crafted, update)
@@ -233,18 +235,8 @@ class Fishing(MaliciousServer):
         own = with_weights(model, model.state_dict())
         return encoder_features(own, _network(own, layers), inputs).flatten(1)
 
-    def _check_step(self, knowledge: Knowledge) -> None:
-        require(
-            knowledge.protocol == "fedsgd" or knowledge.is_one_step,
-            f"Expected the update of one step for {self.name}, got one of {knowledge.steps} steps.",
-        )
-
     def _expected(self, knowledge: Knowledge, classes: int) -> float:
         """Number of samples of the class that are expected behind the update."""
-        require(
-            knowledge.num_samples > 0,
-            f"Expected the number of samples for which {self.name} makes the weights, got 0.",
-        )
         return knowledge.num_samples * (self.class_share or 1 / classes)
 
     def _row(

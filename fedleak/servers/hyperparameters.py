@@ -87,6 +87,12 @@ class Hyperparameters(MaliciousServer):
         """See :meth:`MaliciousServer.config_names`."""
         return frozenset(self.config)
 
+    def refuses_training(self, knowledge: Knowledge) -> str | None:
+        """See :meth:`MaliciousServer.refuses_training`."""
+        if knowledge.protocol == "fedsgd" and self.batch is None:
+            return "a gradient depends on the batch alone, and no `batch` is set"
+        return None
+
     def craft(
         self,
         knowledge: Knowledge,
@@ -96,6 +102,7 @@ class Hyperparameters(MaliciousServer):
         earlier: tuple[tuple[Crafted, InterceptedUpdate], ...] = (),
     ) -> Crafted:
         """See :meth:`MaliciousServer.craft`: the global weights, with the hyperparameters."""
+        self.check_training(knowledge)
         weights = {n: v.detach().clone() for n, v in knowledge.model.state_dict().items()}
         return Crafted(weights, self.config)
 

@@ -165,7 +165,7 @@ def test_refusals() -> None:
     with pytest.raises(BadInput, match="Expected `target_class` of fishing from 0 to 2, got 3"):
         Fishing(target_class=3).craft(facts, public=pictures(50), generator=generator())
     several = knowledge_of(perceptron(), 8, protocol="fedavg", learning_rate=0.1, local_steps=3)
-    with pytest.raises(BadInput, match="the update of one step for fishing, got one of 3 steps"):
+    with pytest.raises(BadInput, match=r"fishing can read, but it .* theirs is of 3 steps"):
         Fishing().craft(several, public=pictures(50), generator=generator())
     with pytest.raises(BadInput, match="to end with a linear layer"):
         find_layers(nn.Sequential(nn.Conv2d(1, 1, 3)), SHAPE)
