@@ -271,6 +271,19 @@ def client_samples(config: RunConfig, data: PrivateData) -> list[list[int]]:
     return [part.tolist() for part in parts]
 
 
+def usual_samples(config: RunConfig, data: PrivateData) -> int:
+    """The number of samples behind an update that a server expects of each client, at least 1.
+
+    Args:
+        config: the run's configuration.
+        data: its data.
+    """
+    federation = config.federation
+    samples = len(data.train_set) // federation.size
+    whole = federation.protocol == "fedavg"
+    return max(1, samples if whole else min(samples, federation.batch_size))
+
+
 def most_examples(config: RunConfig, data: PrivateData, clients: int = 1) -> int:
     """The largest number of samples that an update can be of: an attack allocates memory for it.
 

@@ -18,6 +18,7 @@ from fedleak.build import (
     make_defenses,
     most_examples,
     public_samples,
+    usual_samples,
     without_download,
 )
 from fedleak.config import RunConfig
@@ -361,12 +362,9 @@ class _Work:
         self, variant: str, update: InterceptedUpdate, crafted: Crafted | None
     ) -> Knowledge:
         """What the malicious server knows; of a client to be asked, the usual number of samples."""
-        federation, entries = self.config.federation, None if crafted is None else crafted.config
+        entries = None if crafted is None else crafted.config
         if update.num_examples == 0:
-            samples = len(self.parts.data.train_set) // federation.size
-            whole = federation.protocol == "fedavg"
-            number = max(1, samples if whole else min(samples, federation.batch_size))
-            number *= update.clients
+            number = update.clients * usual_samples(self.config, self.parts.data)
             update = replace(update, num_examples=number)
         model = self.parts.models[variant]
         return knowledge_of(

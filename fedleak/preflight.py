@@ -18,6 +18,8 @@ from fedleak.build import (
     make_model,
     make_mods,
     make_server,
+    public_samples,
+    usual_samples,
 )
 from fedleak.config import BOTTLENECK, RunConfig
 from fedleak.data import PrivateData
@@ -25,9 +27,10 @@ from fedleak.errors import BadInput, require
 from fedleak.metrics import require_lpips_channels
 from fedleak.runs.scoring import Scoring, make_scoring
 from fedleak.servers.base import MaliciousServer
-from fedleak.servers.exchanges import check_obeyed
-from fedleak.updates.knowledge import batch_loss
+from fedleak.servers.exchanges import check_obeyed, craft
+from fedleak.updates.knowledge import Knowledge, batch_loss
 from fedleak.updates.private_model import private_copy
+from fedleak.updates.update import InterceptedUpdate
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def prepare(config: RunConfig, *, trains: bool = True) -> Parts:
                 "`model` or other `defenses`"
                 + (", or leave `baseline` out." if variant == "baseline" else "."),
             )
+    if server is not None:
+        _check_victims(config, data, server, models)
     if trains and any(getattr(attack, "family", "") == "optimisation-based" for attack in attacks):
         for model in models.values():
             refused = second_derivative.refusal(knowledge_of(config, data, model, labels=None))
@@ -138,6 +143,48 @@ def _check_server(
         f"it reads, got {len(rounds)}: raise `federation.rounds`.",
     )
     check_obeyed(server.name, server.config_names(), config.federation.obeys)
+
+
+def _check_victims(
+    config: RunConfig, data: PrivateData, server: MaliciousServer, models: dict[str, nn.Module]
+) -> None:
+    """Check that a malicious server can make weights for its victims and read what they send.
+
+    Raises:
+        BadInput: if it can make none for clients of the usual size, or read no victim.
+    """
+    federation, victims = config.federation, config.victims
+    sizes = [len(samples) for samples in client_samples(config, data)]
+    own = [sizes[client] for client in victims.clients or range(len(sizes)) if client < len(sizes)]
+    if federation.protocol == "fedsgd":
+        own = [min(size, federation.batch_size) for size in own]
+    clients = max(1, len(own)) if victims.aggregated else 1
+    usual = clients * usual_samples(config, data)
+    public = public_samples(config, data)
+
+    def known(variant: str, samples: int) -> Knowledge:
+        sent = dict(models[variant].state_dict())
+        expected = InterceptedUpdate(
+            1, victims.first, federation.protocol, samples, config.model_name, sent, {}, clients
+        )
+        return knowledge_of(config, data, models[variant], labels=None, update=expected)
+
+    for variant, model in models.items():
+        refused = server.refuses_training(known(variant, usual))
+        if refused is None and own and not victims.aggregated:
+            reasons = [server.refuses_training(known(variant, number)) for number in {*own}]
+            refused = None if None in reasons else reasons[0]
+        require(
+            refused is None,
+            f"Expected clients whose updates {server.name} can read, but {refused}: choose another "
+            "`federation.protocol` or `server`.",
+        )
+        # Another one is asked, as it may keep something of what it has made.
+        again = make_server(config)
+        assert again is not None
+        generator = torch.Generator().manual_seed(0)
+        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        craft(again, known(variant, usual), state, public=public, generator=generator)
 
 
 def check_model(model: nn.Module, config: RunConfig, data: PrivateData) -> None:

@@ -315,7 +315,7 @@ def test_clients_that_refuse_what_they_are_sent(tmp_path: Path) -> None:
     guard = {"class_path": "fedleak.federation.guard.GuardMod", "init_args": settings}
     events = Recorder()
     config = config_of(
-        tmp_path, protocol="fedavg", batch_size=4, rounds=1, mods=[guard],
+        tmp_path, protocol="fedavg", batch_size=16, rounds=1, mods=[guard],
         server=Plugin("fedleak.servers.imprint.Imprint"),
     )  # fmt: skip
     summary, folder = run(config, observers=[events])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedleak.attacks.labels import refusal
-from fedleak.build import knowledge_of, make_data, make_model
+from fedleak.build import client_samples, knowledge_of, make_data, make_model
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.data import Npz
 from fedleak.errors import BadInput
@@ -154,3 +154,70 @@ def test_a_method_that_suits_the_batches(configured, labels: Any) -> None:
     known = knowledge_of(config, parts.data, parts.models[""], labels=None)
     assert known.label_recovery == labels
     assert refusal(labels, num_samples=known.num_samples, num_classes=known.num_classes) is None
+
+
+ONE_STEP = ("fishing", "imprint", "imprint_module", "soliton_biases", "trap_weights")
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_a_server_that_reads_one_step_is_refused_where_clients_take_more(
+    configured, name: str
+) -> None:
+    server = Plugin(f"fedleak.servers.{name}.{''.join(map(str.capitalize, name.split('_')))}")
+
+    def federation(**settings: Any) -> Federation:
+        return Federation(clients=2, batch_size=5, **settings)
+
+    shared = {"server": server}
+    prepare(configured(federation=federation(), **shared))
+    prepare(configured(federation=federation(), victims=Victims(aggregated=True), **shared))
+    one_step = Federation(clients=4, protocol="fedavg", batch_size=5)
+    prepare(configured(federation=one_step, **shared))
+    two_steps = federation(protocol="fedavg")
+    with pytest.raises(
+        BadInput,
+        match=f"clients whose updates {name} can read, but it reads the update of one step, and "
+        "theirs is of 2 steps: choose another `federation.protocol` or `server`",
+    ):
+        prepare(configured(federation=two_steps, **shared))
+    with pytest.raises(BadInput, match=f"{name} can read, but .* and theirs are of 4 clients: ch"):
+        prepare(configured(federation=one_step, victims=Victims(aggregated=True), **shared))
+
+
+@pytest.mark.parametrize(
+    ("server", "sentence"),
+    [
+        # What a server would find out in the first round is found out before it.
+        (Plugin("fedleak.servers.imprint.Imprint"), "public inputs or `deviation` for imprint"),
+        (
+            Plugin("fedleak.servers.imprint.Imprint", {"deviation": 1.0}),
+            "a model that imprint can attack, but the first layer .* is not linear: choose",
+        ),
+        (
+            Plugin(
+                "fedleak.servers.hyperparameters.Hyperparameters",
+                {"rate": 1e-3, "rate_name": "lr", "epochs": None, "batch": None},
+            ),
+            "hyperparameters can read, but a gradient depends on the batch alone",
+        ),
+    ],
+)
+def test_a_server_that_can_make_no_weights_is_refused(
+    configured, server: Plugin, sentence: str
+) -> None:
+    model = Plugin("fedleak.models.lenet.LeNet") if "not linear" in sentence else None
+    federation = Federation(clients=4, batch_size=2, obeys={"lr": "learning_rate"})
+    with pytest.raises(BadInput, match=sentence):
+        prepare(configured(model, federation=federation, server=server, public=0))
+
+
+def test_victims_of_which_none_can_be_read(configured) -> None:
+    """A client of the usual size takes one step of 6 samples, and one with 7 takes two."""
+    federation = Federation(clients=3, batch_size=6, protocol="fedavg")
+    sizes = client_samples(configured(federation=federation), make_data(configured()))
+    assert sorted(map(len, sizes)) == [6, 7, 7]
+    large, small = (next(i for i in range(3) if len(sizes[i]) == n) for n in (7, 6))
+    shared = {"federation": federation, "server": Plugin("fedleak.servers.imprint.Imprint")}
+    prepare(configured(victims=Victims(clients=[large, small]), **shared))
+    with pytest.raises(BadInput, match=r"imprint can read, but .* theirs is of 2 steps"):
+        prepare(configured(victims=Victims(clients=[large]), **shared))
