@@ -37,6 +37,7 @@ from fedleak.audit.probe import Probe, run_probe
 from fedleak.audit.progress import AuditObserver, AuditObservers
 from fedleak.audit.public_samples import check_public
 from fedleak.audit.samples import Attacked
+from fedleak.audit.sent_layers import layers_not_sent
 from fedleak.audit.simulation import Observed, run_app, server_models, with_rounds
 from fedleak.audit.summary import AuditSummary, Status
 from fedleak.audit.sums import sums_of_rounds
@@ -318,6 +319,7 @@ def conclude(
         check_public(public, victims)
     findings.check_model(victims[0].known.knowledge.model)
     notes += dict.fromkeys(note for victim in victims for note in victim.known.notes)
+    notes += layers_not_sent(victims)
     totals, reasons = sums_of_rounds(victims)
     summary.notes = [*notes, *reasons]
     of_first_round = bool(totals) and totals[0].update.round == victims[0].update.round

@@ -19,7 +19,7 @@ from fedleak.audit.listening_grid import ListeningGrid, waits_by_asking
 from fedleak.audit.module_watch import watched_modules
 from fedleak.audit.privacy_watch import server_mechanisms
 from fedleak.audit.recorded_app import RecordedClientApp, RecordFolder
-from fedleak.audit.trainings import failed_evaluations, failed_trainings
+from fedleak.audit.trainings import failed_evaluations, failed_trainings, other_errors
 from fedleak.audit.update_listener import UpdateListener
 from fedleak.errors import BadInput, require
 from fedleak.federation.engine.ray_engine import (
@@ -30,7 +30,7 @@ from fedleak.federation.engine.ray_engine import (
 )
 from fedleak.federation.engine.server import ServerControl
 from fedleak.federation.strategy import Stopped
-from fedleak.runtime.quiet import quiet
+from fedleak.runtime.quiet import flower_errors, quiet
 from fedleak.updates.files import update_files
 from fedleak.updates.update import InterceptedUpdate
 
@@ -177,7 +177,8 @@ def run_app(
         client_of=records.client_of,
         on_update=kept,
     )
-    server = _server_app(app, listener, control, observed, clients)
+    lines: list[str] = []
+    server = _server_app(app, listener, control, observed, clients, lines)
     error: Exception | None = None
     try:
         engine(resources, server, RecordedClientApp(app, records), control)
@@ -191,6 +192,7 @@ def run_app(
         f"{number} of the messages of round {round_} that ask for a training had no reply"
         for round_, number in listener.unanswered.items()
     ]
+    failed += other_errors(lines, folder / REPLIES)
     if isinstance(control.error, FederationError):
         raise control.error
     if control.error is not None:
@@ -210,8 +212,12 @@ def _server_app(
     control: ServerControl,
     observed: Observed,
     clients: int,
+    lines: list[str],
 ) -> ServerApp:
-    """A ServerApp that calls the app's own, with its run config, and listens to its messages."""
+    """A ServerApp that calls the app's own, with its run config, and listens to its messages.
+
+    What Flower logs of errors meanwhile is added to the lines.
+    """
     server = ServerApp()
 
     @server.main()
@@ -226,6 +232,7 @@ def _server_app(
                 )
             context.run_config = dict(app.run_config)
             with (
+                flower_errors(lines),
                 waits_by_asking(listening),
                 server_mechanisms(observed.mechanisms, observed.failures),
                 watched_modules(once_per_kind=True) as watched,

@@ -82,6 +82,23 @@ def failed_evaluations(replies: Path) -> list[str]:
     ]
 
 
+def other_errors(lines: Sequence[str], replies: Path) -> list[str]:
+    """Errors that Flower has logged and no reply tells, a sentence each.
+
+    Args:
+        lines: what it has logged.
+        replies: see :func:`failed_trainings`.
+    """
+    rows = [*trainings(replies), *_lines(replies, MessageType.EVALUATE)]
+    told = [COLOUR.sub("", row["reason"]) for row in rows if row["failed"] and row["reason"]]
+
+    def known(line: str) -> bool:
+        return any(line in reason or last_message(line) in reason for reason in told)
+
+    found = [line for line in lines if not line.startswith("Traceback") and not known(line)]
+    return [f"Flower logged: {line[:LONGEST_REASON]}" for line in found[:MOST_REASONS]]
+
+
 def why_no_update(replies: Path) -> str:
     """Why there is no update where no training failed.
 

@@ -1,6 +1,7 @@
 """What an audit concludes: a row for each question, beside a guess without the update."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -40,6 +41,8 @@ LEVEL = 0.95
 # An answer that goes this share of the way from the guess to the exact one is exact.
 EXACT = 0.99
 EXIT_ABOVE = 3
+# Notes of answers for which the time did not suffice.
+OF_TIME = re.compile(r"\bbudget\b|\btime (?:was left|that)\b|share of the time")
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,22 @@ class Verdict:
         return f"Not proven: {why}, so that nothing follows from what was not found."
 
     @property
+    def advice(self) -> str:
+        """What to do about questions for which the time did not suffice; empty if it did."""
+        short = [
+            answer.title
+            for answer in self.answers
+            if (answer.status == "not tried" or not answer.conclusive)
+            and OF_TIME.search(answer.note)
+        ]
+        if not short:
+            return ""
+        return (
+            f"The time did not suffice for: {', '.join(short)}. The same command with `--resume` "
+            "and a larger `--budget` asks again."
+        )
+
+    @property
     def privacy_sentences(self) -> list[str]:
         """The declared and the effective epsilons, and what was read in spite of them."""
         found = []
@@ -326,7 +345,8 @@ class Verdict:
             values = asdict(answer) | {"status": answer.status, "share": answer.share}
             rows.append(values | {"sentence": answer.sentence, "gains": list(answer.gains)})
         plain: dict[str, Any] = _without_nan({
-            "overall": self.overall, "sentence": self.sentence, "canary": self.canary,
+            "overall": self.overall, "sentence": self.sentence, "advice": self.advice,
+            "canary": self.canary,
             "canary_note": self.canary_note, "answers": rows, "privacy": list(self.privacy),
         })  # fmt: skip
         return plain

@@ -105,3 +105,5 @@ def print_audit(found: Audit, console: Console) -> None:
     if found.verdict.canary_note:
         console.print(f"Canary: {found.verdict.canary_note}.", **plain)
     console.print(found.verdict.sentence, style="bold", **plain)
+    if found.verdict.advice:
+        console.print(found.verdict.advice, **plain)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedleak.audit import read_app
+from fedleak.audit.findings import Findings
 from fedleak.audit.ladder import Public
 from fedleak.audit.progress import AuditObserver
 from fedleak.audit.results import read_rows
@@ -96,6 +97,50 @@ def test_what_fails_in_one_question_costs_no_other(
     assert answers["shares of labels"].status == "not tried"
     assert "the model takes no such data" in answers["shares of labels"].sentence
     assert answers["inputs"].status == "leaks"
+
+
+def test_a_privacy_that_cannot_be_counted_costs_no_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+
+    def uncounted(*args: object) -> None:
+        raise BadInput("Expected `delta` of local_dp_mod below 1, got 1.2.")
+
+    monkeypatch.setattr("fedleak.audit.run.spent_by_app", uncounted)
+    for name in ("label_shares", "label_shares_of_sum"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
+    findings = Findings()
+    observed = run(app, tmp_path / "out", clients=2, rounds=1)
+    found = conclude(app, observed, budget=5, findings=findings)
+    note = (
+        "what the clients spend of their privacy is not counted: Expected `delta` of local_dp_mod "
+        "below 1, got 1.2."
+    )
+    assert found.notes[0] == note
+    assert findings.summary.to_dict()["notes"][0] == note
+    assert findings.summary.privacy is None
+    answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (1, 3)}
+    assert answers["inputs"].status == "leaks"
+    assert answers["number of samples"].answer.n == 2
+
+
+def test_updates_of_some_layers_are_told_in_the_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
+    package = app.client.partition(".")[0]
+    text = (app.folder / package / "client_app.py").read_text()
+    text = text.replace(
+        "in model.state_dict().items()}", "in model.state_dict().items() if '.b' in k}"
+    )
+    (app.folder / package / "client_app.py").write_text(text)
+    del sys.modules[f"{package}.client_app"]
+    for name in ("label_shares", "label_shares_of_sum"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
+    found = conclude(app, run(app, tmp_path / "out", clients=2, rounds=1), budget=5)
+    (note,) = [one for one in found.notes if "of the model's" in one]
+    assert note.startswith("2 of 2 updates have 2 of the model's 4 parameters and lack `1.weight`")
 
 
 # ------------------------------------------------------------------- interrupted and continued

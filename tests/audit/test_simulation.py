@@ -245,6 +245,20 @@ def test_a_client_that_fails_and_an_update_that_cannot_be_kept(
     assert reasons == {0: None, 1: "it could not be kept: no space left", 2: "no data"}
 
 
+def test_errors_that_flower_only_logs_are_told(tmp_path: Path) -> None:
+    """As those of its workflow of secure aggregation, which ends a round without an update."""
+    app = write_kind(tmp_path / "app", "table")
+    package = app.client.partition(".")[0]
+    text = (app.folder / package / "server_app.py").read_text()
+    logs = "from flwr.common.logger import log; log(40, 'Not enough shares of %s', 'client 1')"
+    text = text.replace("    start = Array", f"    {logs}\n    start = Array")
+    (app.folder / package / "server_app.py").write_text(text)
+    del sys.modules[f"{package}.server_app"]
+    found = run_app(app, tmp_path / "audit", clients=2, rounds=1, engine=in_process)
+    assert found.failures == ["Flower logged: Not enough shares of client 1"]
+    assert len(found.updates) == 2
+
+
 def test_a_server_that_fails_of_its_clients_failures(tmp_path: Path) -> None:
     task = TABLE.replace("def data(number):", "def data(number):\n    raise ValueError('boom')")
     app = write_kind(tmp_path / "app", "table", task=task)

@@ -12,6 +12,7 @@ from fedleak.audit.trainings import (
     clients_in_rounds,
     failed_evaluations,
     failed_trainings,
+    other_errors,
     short_reason,
     why_no_update,
 )
@@ -113,3 +114,15 @@ def test_evaluations_that_failed_are_told(tmp_path: Path) -> None:
         "2 of 3 evaluations failed (client 0 in round 1, client 2 in round 1): no data"
     ]
     assert failed_evaluations(tmp_path / "none.jsonl") == []
+
+
+def test_errors_that_flower_logged_and_no_reply_tells(tmp_path: Path) -> None:
+    path = written(tmp_path / "replies.jsonl", (1, 0, True, RAY), (1, 1, False, None))
+    lines = [
+        "Not enough shares to recover secret in unmask vectors stage",
+        "Exception ClientAppException occurred. Message: boom of 3",
+        "Traceback (most recent call last):",
+    ]
+    assert other_errors(lines, path) == [f"Flower logged: {lines[0]}"]
+    assert len(other_errors([f"error {number}" for number in range(50)], path)) == 10
+    assert other_errors(lines[:1], tmp_path / "none.jsonl") == [f"Flower logged: {lines[0]}"]

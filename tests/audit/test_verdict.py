@@ -186,3 +186,25 @@ def test_the_plain_values_hold_what_was_concluded() -> None:
 def test_what_is_no_rung_or_threat_model(name: str, value: Any) -> None:
     with pytest.raises(BadInput):
         answer([0.5, 0.6], [0.1, 0.2], **{name: value})
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "no time was left for 3 of 4",
+        "gradient matching needs about 30 s a client, more than the budget allows",
+        "40 shadow clients need about 90 s, more than the 3 s that the budget has for them",
+        "iga took more than its share of the time",
+    ],
+)
+def test_what_the_time_did_not_suffice_for_can_be_asked_again(note: str) -> None:
+    short = Verdict((GOOD, answer([], [], question="shares of labels", rung=2, note=note)), True)
+    assert short.advice == (
+        "The time did not suffice for: shares of labels. The same command with `--resume` and a "
+        "larger `--budget` asks again."
+    )
+    assert short.to_dict()["advice"] == short.advice
+    other = answer([], [], note="the clients' optimiser cannot be followed")
+    assert Verdict((GOOD, other), True).advice == ""
+    part = answer([0.9], [0.1], conclusive=False, note=note)
+    assert Verdict((part,), True).advice.startswith("The time did not suffice for: inputs.")

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from fedleak.runtime.quiet import quiet
+from fedleak.runtime.quiet import flower_errors, quiet
 
 ENGINES = ("flwr", "ray", "pytorch_lightning")
 
@@ -44,5 +44,24 @@ def test_levels_are_restored_after_an_error() -> None:
 
     with pytest.raises(ValueError, match="within the block"), quiet():
         fail()
-    assert levels == [logging.CRITICAL] * 3
+    # Flower's errors are dropped later, after those that keep them.
+    assert levels == [logging.ERROR, logging.CRITICAL, logging.CRITICAL]
     assert [logger.level for logger in loggers] == before
+
+
+def test_errors_of_flower_are_kept_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    logger, kept = logging.getLogger("flwr"), list[str]()
+    filters = list(logger.filters)
+    logger.addHandler(caplog.handler)
+    try:
+        with quiet(), flower_errors(kept):
+            logger.warning("a warning")
+            for _ in range(2):
+                logger.error("Not enough %s\nto recover", "shares")
+            logging.getLogger("flwr.child").error("of another part")
+        logger.error("after")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert kept == ["Not enough shares"]
+    assert list(dict.fromkeys(caplog.messages)) == ["after"]
+    assert logger.filters == filters
