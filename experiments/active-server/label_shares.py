@@ -4,7 +4,8 @@
 
 The audit's own shadow clients and map: 160 shadow clients on CIFAR-10's public test images, 24
 clients of 1,600 private images whose shares are drawn from Dirichlet's distribution, one epoch at
-the quickstart's rate. Before that, ``--rounds`` rounds of federated averaging over five clients of
+the quickstart's rate; then the audit's correction by three passes of three shadow clients for each
+client. Before that, ``--rounds`` rounds of federated averaging over five clients of
 800 images at rate 0.02 train the model. It appends to label-shares.csv a row for the clients and
 one for sums over several of them.
 """
@@ -13,7 +14,8 @@ import argparse
 import copy
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedleak.audit.label_shares import MOST_SHADOWS, SHADOWS_OF_A_CLIENT
 from fedleak.audit.shadow_clients import (
     LabelShares,
     Shadow,
@@ -29,6 +32,8 @@ from fedleak.audit.shadow_clients import (
     total_variation_distance,
     train_shadows,
 )
+from fedleak.audit.share_correction import correct_shares
+from fedleak.runtime.seeds import derive_seed
 from fedleak.updates.local_training import LocalTraining
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,8 +45,8 @@ CONCENTRATION = 0.5
 CLIENTS, IMAGES = 24, 1600
 SUMS = (2, 4, 10)
 COLUMNS = (
-    "rounds", "seed", "clients_in_sum", "n", "distance", "spread", "equal_shares", "worse",
-    "left_out_shadows", "regressor",
+    "rounds", "seed", "clients_in_sum", "passes", "n", "distance", "spread", "equal_shares",
+    "worse", "left_out_shadows", "regressor",
 )  # fmt: skip
 
 Images = tuple[Tensor, Tensor]
@@ -92,16 +97,30 @@ def victims(net: nn.Module, data: Images, seed: int) -> list[Shadow]:
     return found
 
 
-def shadows(net: nn.Module, public: Images, seed: int) -> list[Shadow]:
-    """The audit's shadow clients."""
+def shadows(
+    net: nn.Module,
+    public: Images,
+    seed: int,
+    number: int = MOST_SHADOWS,
+    shares: Tensor | None = None,
+) -> list[Shadow]:
+    """The audit's shadow clients, of given shares of labels or of Dirichlet's."""
     training = LocalTraining(learning_rate=0.1, momentum=0.9, batch_size=32, epochs=1)
     sent = {name: value.detach().clone() for name, value in net.state_dict().items()}
     return list(
         train_shadows(
-            net, sent, _loss, training, *public, samples=IMAGES, classes=CLASSES, layer=LAYER,
-            seed=seed,
+            net, sent, _loss, training, *public, samples=IMAGES, classes=CLASSES, number=number,
+            layer=LAYER, shares=shares, seed=seed,
         )
     )  # fmt: skip
+
+
+def shadows_of_clients(
+    net: nn.Module, public: Images, seed: int, shares: Tensor, number: int
+) -> list[Shadow]:
+    """Those of a pass of the correction, with the shares of labels that were found."""
+    own = derive_seed(seed, number)
+    return shadows(net, public, own, SHADOWS_OF_A_CLIENT * len(shares), shares)
 
 
 def _loss(model: nn.Module, batch: Images) -> Tensor:
@@ -116,8 +135,12 @@ def groups(number: int) -> list[list[int]]:
     return [torch.randperm(CLIENTS, generator=draw)[:number].tolist() for draw in draws]
 
 
-def scored(known: list[Shadow], asked: list[Shadow]) -> Iterator[dict[str, Any]]:
-    """A row for single clients and for each number of clients in a sum."""
+def scored(
+    known: list[Shadow],
+    asked: list[Shadow],
+    train: Callable[[Tensor, int], list[Shadow]],
+) -> Iterator[dict[str, Any]]:
+    """A row for single clients, one for each pass of their correction, and one for each sum."""
     truth = torch.stack([one.shares for one in asked])
     for number in (1, *SUMS):
         weights = [1 / number] * number
@@ -132,15 +155,37 @@ def scored(known: list[Shadow], asked: list[Shadow]) -> Iterator[dict[str, Any]]
                 for n in names
             })  # fmt: skip
             shares.append(truth[members].mean(0))
-        right = torch.stack(shares)
-        found = total_variation_distance(learned(changes), right)
-        equal = total_variation_distance(torch.full_like(right, 1 / CLASSES), right)
-        yield {
-            "clients_in_sum": number, "n": len(found), "distance": f"{float(found.mean()):.3f}",
-            "spread": f"{float(found.std()):.3f}", "equal_shares": f"{float(equal.mean()):.3f}",
-            "worse": int((found > equal).sum()), "left_out_shadows": f"{learned.error:.3f}",
-            "regressor": learned.regressor,
-        }  # fmt: skip
+        right, found = torch.stack(shares), [learned(changes)]
+        if number == 1:
+            found = corrected(found[0], learned, train)
+        for passes, answer in enumerate(found):
+            yield {"clients_in_sum": number, "passes": passes} | _row(answer, right, learned)
+
+
+def corrected(
+    found: Tensor, learned: LabelShares, train: Callable[[Tensor, int], list[Shadow]]
+) -> list[Tensor]:
+    """Shares of labels before the audit's correction and after each of its passes."""
+    before: list[Tensor] = []
+
+    def noted(shares: Tensor, number: int) -> list[Shadow]:
+        before.append(shares)
+        return train(shares, number)
+
+    last, _ = correct_shares(found, learned, noted)
+    return [*before, last]
+
+
+def _row(found: Tensor, right: Tensor, learned: LabelShares) -> dict[str, Any]:
+    """What shares come to that were found, beside equal ones."""
+    distance = total_variation_distance(found, right)
+    equal = total_variation_distance(torch.full_like(right, 1 / CLASSES), right)
+    return {
+        "n": len(distance), "distance": f"{float(distance.mean()):.3f}",
+        "spread": f"{float(distance.std()):.3f}", "equal_shares": f"{float(equal.mean()):.3f}",
+        "worse": int((distance > equal).sum()), "left_out_shadows": f"{learned.error:.3f}",
+        "regressor": learned.regressor,
+    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,7 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     for rounds in given.rounds:
         for seed in given.seeds:
             net = global_model(private, rounds, seed)
-            for row in scored(shadows(net, public, seed), victims(net, private, seed)):
+            train = partial(shadows_of_clients, net, public, seed)
+            for row in scored(shadows(net, public, seed), victims(net, private, seed), train):
                 append_row(
                     given.output / "label-shares.csv", COLUMNS,
                     {"rounds": rounds, "seed": seed} | row,

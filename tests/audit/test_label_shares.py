@@ -19,14 +19,15 @@ from tests.audit.apps import TEXT, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
-def _imports() -> Iterator[None]:
+def _imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("fedleak.audit.label_shares.MOST_SHADOWS", 60)
     with imports_undone():
         yield
 
 
 def test_labels_that_the_loss_does_not_use_are_not_asked_for(tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, "lightning")
-    training = ShadowTraining(victims, None, seconds=1)
+    training = ShadowTraining(victims, None, seconds=60)
     assert label_shares(observed, training) is None
     assert label_shares_of_sum(observed, training, sum_of_round(victims)) is None
 
@@ -61,7 +62,7 @@ def test_shares_of_each_client_and_of_all_together(tmp_path: Path) -> None:
     # Classes 0 and 1 of four clients: 3 of 4 samples of all are of classes 0 to 3 in other shares.
     task = CLASSES.replace("number % 4", "number % 2").replace("(number + 1) % 4", "2")
     _, observed, victims = observe(tmp_path, "images", task=task)
-    training = ShadowTraining(victims, None, seconds=1)
+    training = ShadowTraining(victims, None, seconds=60)
     answer = label_shares(observed, training)
     assert answer is not None
     assert answer.rung == 2
@@ -91,7 +92,7 @@ BINARY = (
 
 def test_shares_of_yes_and_no(tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, "images", task=BINARY)
-    training = ShadowTraining(victims, None, seconds=1)
+    training = ShadowTraining(victims, None, seconds=60)
     assert training.classes == 2
     answer = label_shares(observed, training)
     assert answer is not None
@@ -110,7 +111,7 @@ def test_several_labels_of_a_sample_are_said(tmp_path: Path) -> None:
         .replace("labels.float()[:, None]", "labels.float()[:, None].expand(40, 3)")
     )  # fmt: skip
     _, observed, victims = observe(tmp_path, "images", task=task)
-    training = ShadowTraining(victims, None, seconds=1)
+    training = ShadowTraining(victims, None, seconds=60)
     for answer in (
         label_shares(observed, training),
         label_shares_of_sum(observed, training, sum_of_round(victims)),
@@ -125,7 +126,7 @@ def test_public_samples_give_the_guess_of_all_clients(tmp_path: Path) -> None:
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 2, 3])
     generator = torch.Generator().manual_seed(0)
     public = Public(torch.randn(8, 6, generator=generator), labels, "public.npz")
-    training = ShadowTraining(victims, public, seconds=1)
+    training = ShadowTraining(victims, public, seconds=60)
     answer = label_shares_of_sum(observed, training, sum_of_round(victims))
     assert answer is not None
     assert answer.threat_model == "D"
@@ -140,7 +141,7 @@ def test_public_samples_correct_the_shares(seconds: float, tmp_path: Path) -> No
     generator = torch.Generator().manual_seed(0)
     public = Public(torch.randn(60, 6, generator=generator), torch.arange(60) % 4, "public.npz")
     training = ShadowTraining(victims, public, seconds=60)
-    assert len(training.shadows) == 160
+    assert len(training.shadows) == 60
     training.seconds = seconds  # what is left is for the correction
     answer = label_shares(observed, training)
     assert answer is not None
@@ -148,7 +149,7 @@ def test_public_samples_correct_the_shares(seconds: float, tmp_path: Path) -> No
         "and 3 times 3 for each client with the shares found for it, which correct them"
         if seconds else "without correction, for which there was no time"
     )  # fmt: skip
-    assert f"160 shadow clients on public.npz, {said}; the guess is" in answer.note
+    assert f"60 shadow clients on public.npz, {said}; the guess is" in answer.note
     assert answer.answer.mean < 0.1
 
 
@@ -156,7 +157,7 @@ def test_an_optimiser_that_cannot_be_followed_is_said(tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, "images", task=CLASSES)
     unknown = victims[0].known.knowledge.with_training(optimizer="unknown")
     victims = [replace(v, known=replace(v.known, knowledge=unknown)) for v in victims]
-    training = ShadowTraining(victims, None, seconds=1)
+    training = ShadowTraining(victims, None, seconds=60)
     for answer in (
         label_shares(observed, training),
         label_shares_of_sum(observed, training, sum_of_round(victims)),
