@@ -69,8 +69,10 @@ class ExactBatch(Attack):
     of the columns of what is left, its input in the span of the rows, their pairing is 1, so that
     subtracting it lowers the rank by one, and its signal is the one that was found, each up to
     rounding (:mod:`fedleak.attacks.exact_batches.certificate`). The result has a bound on each
-    certified sample's error. What is not certified is a guess, the mean of what is left; it stands
-    last, with a bound of infinity, unless the labels were told, in whose order the samples stand.
+    certified sample's error. A sample that seems to occur more than once is not certified, as it
+    may be the mean of near ones. What else is not certified is a guess, the mean of what is left;
+    it stands last, with a bound of infinity, unless the labels were told, in whose order the
+    samples stand.
 
     The cost is the share of the norm of the first layer's gradient that is left.
 
@@ -187,8 +189,11 @@ class ExactBatch(Attack):
     def _result(self, problem: Problem, recovery: Recovery | NoisyRecovery) -> Reconstruction:
         facts, remainder = problem.knowledge, recovery.remainder
         found, missing = _with_true_bounds(recovery), remainder.missing
-        alike = _may_be_means(found)
-        found = replace(found, bounds=torch.where(alike, torch.inf, found.bounds))
+        # Samples of one label that activate the same units have nearly proportional gradients:
+        # their mean, taken as often, differs from them by second order, which rounding hides. Where
+        # they differ in a few pixels it may lie at 8-bit levels too.
+        repeated = found.counts > 1
+        found = replace(found, bounds=torch.where(repeated, torch.inf, found.bounds))
         largest = float(torch.tensor(facts.std).max())
         certified = found.bounds * largest <= self.accuracy
         noise = _noise_of(recovery)
@@ -197,12 +202,8 @@ class ExactBatch(Attack):
         bounds = torch.where(found.bounds * largest <= self.accuracy, found.bounds, torch.inf)
         inputs = found.inputs.repeat_interleave(found.counts, dim=0)
         labels = found.labels.repeat_interleave(found.counts)
-        copies = _is_copy(found.counts)
         bounds = bounds.repeat_interleave(found.counts)
-        rank = remainder.rank() if missing or bool(copies.any()) else 0
-        if rank:
-            # Another loss, rate or number of samples multiplies a sample as its copies do.
-            bounds = torch.where(copies, torch.inf, bounds)
+        rank = remainder.rank() if missing or bool(repeated.any()) else 0
         if missing:
             guess = _mean_left(remainder, _flat_bounds(facts))
             inputs = torch.cat([inputs, guess.expand(missing, -1)])
@@ -233,7 +234,7 @@ class ExactBatch(Attack):
                 *_about_labels(facts, labels[bounds.isfinite()]),
                 *_about_range(int(outside.sum())),
                 *_findings(recovery, bounds, rank, _about_levels(found, self.accuracy / largest)),
-                *_about_means(int(alike.sum())),
+                *_about_repeated(int(repeated.sum())),
             ),
             error_bounds=bounds,
         )
@@ -356,31 +357,16 @@ def _about_update(problem: Problem, network: Network) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_copy(counts: Tensor) -> Tensor:
-    """Of samples that occur so often, one after the other: whether each is a copy."""
-    copies = torch.ones(int(counts.sum()), dtype=torch.bool)
-    copies[counts.cumsum(dim=0) - counts] = False
-    return copies
-
-
-def _may_be_means(found: Samples) -> Tensor:
-    """Of each sample, whether it may be the mean of several that differ, where it occurs often.
-
-    Samples of one label that activate the same units have nearly proportional gradients: their
-    mean, taken as often, differs from them by second order, which rounding hides. It lies between
-    levels of pixels unless they are equal.
-    """
-    return (found.counts > 1) & (found.bounds > 0)
-
-
-def _about_means(number: int) -> tuple[str, ...]:
-    """That samples are not certified as they may be means."""
+def _about_repeated(number: int) -> tuple[str, ...]:
+    """That parts of the gradient are multiples of a sample's, and what they may be."""
     if not number:
         return ()
-    are = "1 sample that occurs" if number == 1 else f"{number} samples that occur"
+    they, occur = ("it", "it occurs") if number == 1 else ("they", "they occur")
+    means = "is the mean" if number == 1 else "are the means"
     return (
-        f"{are} more than once may be the mean of as many that activate the same units, which the "
-        "gradient does not tell apart: not certified",
+        f"the parts of {_samples(number)} are multiples of one sample's: {occur} more than once, "
+        f"or {they} {means} of as many near ones that activate the same units, or loss, learning "
+        "rate or number of samples are not those told: not certified",
     )
 
 
@@ -458,16 +444,6 @@ def _findings(
     if recovery.sources:
         stages = ", ".join(f"{number} {stage}" for stage, number in recovery.sources.items())
         found.append(f"found by stage: {stages}")
-    repeated = int((remainder.found.counts > 1).sum())
-    occur = "it occurs" if repeated == 1 else "they occur"
-    if repeated and rank:
-        found.append(
-            f"the parts of {_samples(repeated)} are multiples of one sample's: {occur} more than "
-            "once, or loss, learning rate or number of samples are not those told; one of each is "
-            "certified"
-        )
-    elif repeated:
-        found.append(f"{_samples(repeated)} {occur.split()[1]} more than once in the batch")
     if rank and not remainder.missing:
         found.append(
             f"what is left of the gradient of {remainder.network.names[0]} has rank {rank}: more "

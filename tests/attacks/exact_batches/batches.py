@@ -1,9 +1,12 @@
 """Small perceptrons, batches of 8-bit images for them, and their gradients by plain autograd."""
 
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +19,8 @@ from fedleak.updates.knowledge import Knowledge
 from fedleak.updates.update import InterceptedUpdate
 
 SHAPE = (1, 8, 8)
+
+Nearness = Literal["few pixels", "mirrored", "noise", "equal"]
 
 
 class Batch(NamedTuple):
@@ -150,3 +155,49 @@ def make_noisy_batch(
     )  # fmt: skip
     batch = Batch(model, inputs, labels, dict(zip(names, values, strict=True)), knowledge)
     return NoisyBatch(batch, drawn["bottleneck.noise"][0])
+
+
+def with_samples(batch: Batch, inputs: Tensor, labels: Tensor) -> Batch:
+    """The same model, its gradient for other samples."""
+    loss = batch.knowledge.loss(batch.model, (inputs, labels))
+    values = torch.autograd.grad(loss, list(batch.model.parameters()))
+    gradient = dict(zip(batch.gradient, values, strict=True))
+    facts = replace(batch.knowledge, num_samples=len(labels))
+    return Batch(batch.model, inputs, labels, gradient, facts)
+
+
+def near_images(
+    number: int, others: int, *, seed: int, how: Nearness, size: float, whole: bool
+) -> Tensor:
+    """Images of which some are near the first one, then others; pixels from 0 to 255.
+
+    Args:
+        number: of images that are near one another, the first included.
+        others: number of further images.
+        seed: of all of them.
+        how: up to three pixels differ, or mirrored, or normal noise in every pixel, or equal.
+        size: standard deviation of the noise, of the range.
+        whole: whether pixels are whole numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = smooth_images(number + others, seed).double()
+    near = images[:1].repeat(number, 1, 1, 1)
+    if how == "mirrored":
+        near[1::2] = near[1::2].flip(3)
+        near[2::4] = near[2::4].flip(2)
+    elif how == "noise":
+        noise = torch.randn(near[1:].shape, generator=generator, dtype=near.dtype)
+        near[1:] += 255 * size * noise
+    elif how == "few pixels":
+        for image in near[1:].flatten(1):
+            few = int(torch.randint(1, 4, (1,), generator=generator))
+            at = torch.randperm(len(image), generator=generator)[:few]
+            image[at] = torch.randint(256, (few,), generator=generator).to(image)
+    images[:number] = near.clamp(0, 255)
+    return images.round() if whole else images
+
+
+def each_has_its_own(possible: Tensor) -> bool:
+    """Whether each row can have a column of its own among those that are possible for it."""
+    columns = maximum_bipartite_matching(csr_matrix(possible.numpy()), perm_type="column")
+    return bool((columns >= 0).all())
