@@ -76,7 +76,7 @@ def true_signals(batch: Batch, remainder: Remainder) -> Signals:
     network = batch.network
     found = batch.samples([*range(len(batch.labels))])
     own = network.signals(network.trace(found.inputs).masks, found.residuals)[-1]
-    columns = remainder.factors(0).columns
+    columns = remainder.factors(network.hidden - 1).columns
     narrow = network.unit > 1e-12
     states = TwoStates(
         columns, network.weights[-1], torch.Generator().manual_seed(0), 1e-3 if narrow else 1e-6

@@ -81,6 +81,24 @@ def test_samples_without_signals_are_found_after_the_others(levels: bool) -> Non
     assert float(error.max()) < 1e-6
 
 
+@pytest.mark.parametrize("missing", [4, 16])
+def test_two_hidden_layers_give_every_sample_whose_signal_is_known(missing: int) -> None:
+    """Of 32 samples; what is left of the gradient then gives the others."""
+    batch = make_batch((64, 160, 120, 5), 32, mean=0.5, deviation=0.25)
+    recovery = recovered(batch, levels=False, starts=0)
+    signals = true_signals(batch, recovery.remainder)
+    assert len(signals) == 32
+    recovery._add("signals", recovery._descended(signals[slice(missing, None)], True, 0))
+    assert recovery.remainder.missing == missing
+    recovery.starts = 400
+    recovery.run()
+    found = recovery.remainder.found
+    error, at = torch.cdist(found.inputs, batch.inputs.flatten(1)).min(dim=1)
+    assert sorted(at.tolist()) == list(range(32))
+    assert torch.equal(found.labels, batch.labels[at])
+    assert float(error.max()) < 1e-6
+
+
 def test_samples_wait_for_signals_that_make_them_exact() -> None:
     """In float32 bounds are large while 3 signals are missing, and no levels make up for it."""
     batch = make_batch((64, 160, 5), 12, mean=0.5, deviation=0.25, kind=torch.float32)
@@ -111,16 +129,21 @@ def test_no_certificate_is_false_whatever_signals_are_missing(examples: int) -> 
         std=st.sampled_from([None, 0.1, 0.3]),
         levels=st.booleans(),
         last=st.booleans(),
+        hidden=st.sampled_from([1, 1, 2]),
     )
-    def hold(classes, width, number, missing, seed, kind, std, levels, last) -> None:
+    def hold(classes, width, number, missing, seed, kind, std, levels, last, hidden) -> None:
         batch = make_batch(
-            (64, width, classes), number, seed=seed, kind=kind, std=std, mean=0.5, deviation=0.25
-        )
+            (64, *[width] * hidden, classes), number, seed=seed, kind=kind, std=std, mean=0.5,
+            deviation=0.25,
+        )  # fmt: skip
         if not any(bool(value.any()) for value in batch.gradient.values()):
             return
         recovery = recovered(batch, levels=levels, starts=0)
         signals = true_signals(batch, recovery.remainder)
-        recovery._close(signals[slice(missing, None)], last=last)
+        if hidden == 1:
+            recovery._close(signals[slice(missing, None)], last=last)
+        else:
+            recovery._add("signals", recovery._descended(signals[slice(missing, None)], True, 0))
         found = recovery.remainder.found
         certified = found.bounds < 0.04  # 0.01 on the scale before normalisation
         true = batch.inputs.flatten(1).double()
