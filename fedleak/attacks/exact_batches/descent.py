@@ -49,10 +49,12 @@ class Solution(NamedTuple):
     Args:
         value: ``(entries,)``.
         bound: infinite where the equations do not settle it.
+        zeros: size of the largest entry that was taken for 0; 0 if none was.
     """
 
     value: Tensor
     bound: float
+    zeros: float = 0.0
 
 
 def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[Descended]:
@@ -87,7 +89,8 @@ def descend(remainder: Remainder, signals: Signals, chosen: list[int]) -> list[D
         factor = hidden.value[-1]
         if not float(factor) > 0:
             continue
-        output = Solution(hidden.value[:-1] / factor, hidden.bound / float(factor))
+        size = float(factor)
+        output = Solution(hidden.value[:-1] / factor, hidden.bound / size, hidden.zeros / size)
         sample = sample_below(remainder, last, output)
         if sample is not None:
             found.append(
@@ -202,7 +205,7 @@ def settled(rows: Tensor, pairing: Tensor, spread: Tensor, start: Tensor | None 
         least = float(sizes.min()) if len(sizes) else torch.inf
         own = float((coordinates * spread).norm()) * (1 + 1 / least)
         bound = DEVIATIONS * (float(off) * float(sizes.pow(-2).sum().sqrt()) + own)
-        found = Solution(coordinates @ rows, bound)
+        found = Solution(coordinates @ rows, bound, float((value * zero).abs().max()))
     return found
 
 
@@ -221,8 +224,9 @@ def _input_of(
     """A layer's input from its output where that is active; None with too few equations."""
     weight, bias = network.weights[layer], network.biases[layer]
     assert bias is not None
-    # Outputs of 0 come with errors, of which negative ones show the size.
-    least = 3 * max(-float(output.value.min()), 0.0)
+    # Outputs of 0 come with errors, of which negative ones show the size; with all other signals
+    # known, the errors may all be positive.
+    least = max(-3 * float(output.value.min()), 3 * output.zeros)
     active = output.value > least
     if int(active.sum()) < EQUATIONS * factors.rank:
         return None

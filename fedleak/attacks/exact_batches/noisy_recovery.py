@@ -116,7 +116,7 @@ class NoisyRecovery:
             hidden = settled(factors.rows, factors.rows[:, -1], spread, start)
             if not hidden.bound < torch.inf:
                 continue
-            entering = Solution(hidden.value[:-1], hidden.bound)
+            entering = Solution(hidden.value[:-1], hidden.bound, hidden.zeros)
             sample = sample_below(remainder, encoder, entering)
             if sample is not None and self._add("zeros of a layer", sample):
                 return True

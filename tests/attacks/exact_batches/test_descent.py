@@ -37,6 +37,16 @@ def test_the_signal_has_its_true_size() -> None:
     torch.testing.assert_close(found.signals, true, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("missing", [0, 4, 10])
+def test_signals_of_others_leave_fewer_unknowns(missing: int) -> None:
+    """Of 40 samples, of which each has 27 to 49 inactive units."""
+    batch = make_batch((64, 200, 80, 5), 40, mean=0.5, deviation=0.25)
+    known = list(range(40 - missing))
+    found = descend(batch.remainder, true_signals(batch, known, 1.0), known)
+    inputs = torch.cat([sample.inputs for sample in found])
+    torch.testing.assert_close(inputs, batch.inputs[known].flatten(1), rtol=0, atol=1e-6)
+
+
 def test_with_as_many_samples_as_units_there_are_too_few_equations() -> None:
     batch = make_batch((64, 14, 12, 5), 9)
     signals = true_signals(batch, [0], 1.0)
