@@ -174,11 +174,34 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def measure(setting: Setting, batch: int, seed: int, data: Images) -> dict[str, Any]:
-    """Make a victim, attack it and compare.
+class Victim(NamedTuple):
+    """A client's batch and what the server gets.
 
     Args:
-        setting: the row.
+        inputs: normalised, ``(batch, 3, 32, 32)``.
+        labels: ``(batch,)``.
+        update: one gradient.
+        knowledge: what the server knows.
+        drawn: random numbers that the model drew, by slot.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    update: InterceptedUpdate
+    knowledge: Knowledge
+    drawn: dict[str, list[Tensor]]
+
+    @property
+    def std(self) -> Tensor:
+        """Deviation of each channel that inputs were divided by, ``(3, 1, 1)``, float64."""
+        return torch.tensor(self.knowledge.std, dtype=torch.float64).reshape(3, 1, 1)
+
+
+def make_victim(setting: Setting, batch: int, seed: int, data: Images) -> Victim:
+    """A victim.
+
+    Args:
+        setting: its model.
         batch: number of samples.
         seed: seeds weights, training and batch.
         data: the images.
@@ -196,8 +219,6 @@ def measure(setting: Setting, batch: int, seed: int, data: Images) -> dict[str, 
     with record(model) as drawn:
         loss = loss_of(model, (x, y))
     gradient = torch.autograd.grad(loss, list(model.parameters()))
-    with torch.no_grad():
-        output = model(x)
     names = [name for name, _ in model.named_parameters()]
     update = InterceptedUpdate.of(
         model, gradient=dict(zip(names, gradient, strict=True)), num_examples=batch
@@ -206,12 +227,28 @@ def measure(setting: Setting, batch: int, seed: int, data: Images) -> dict[str, 
         model, SHAPE, data.classes, mean=mean, std=std, num_samples=batch,
         loss=loss_of,
     )  # fmt: skip
+    return Victim(x, y, update, knowledge, drawn)
+
+
+def measure(setting: Setting, batch: int, seed: int, data: Images) -> dict[str, Any]:
+    """Make a victim, attack it and compare.
+
+    Args:
+        setting: the row.
+        batch: number of samples.
+        seed: seeds weights, training and batch.
+        data: the images.
+    """
+    victim = make_victim(setting, batch, seed, data)
+    x, y, update, knowledge, drawn = victim
+    with torch.no_grad():
+        output = knowledge.model(x)
     started = time.process_time()
     (found,) = ExactBatch()([update], knowledge, seed=seed)
     seconds = time.process_time() - started
     bounds = found.error_bounds
     assert bounds is not None
-    scale = columns[1].double()
+    scale = victim.std
     flat = (found.inputs.double() * scale).flatten(1)
     distance = torch.cdist(flat, (x.double() * scale).flatten(1))
     errors, nearest = distance.min(dim=1)

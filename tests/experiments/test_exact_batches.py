@@ -21,3 +21,19 @@ def test_a_victim_and_the_means() -> None:
     (mean,) = study.summarise([row, worse])
     assert (mean["n"], mean["recovered"], mean["least"]) == (2, "0.750", "0.500")
     assert mean["certified"] == "0.833"
+
+
+def test_samples_whose_signals_are_known() -> None:
+    """Of 8, with none missing, 4 and all but one."""
+    study = script(EXPERIMENTS / "exact-batches" / "missing_signals.py")
+    generator = torch.Generator().manual_seed(0)
+    data = study.Images(
+        torch.randint(256, (40, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        torch.randint(10, (40,), generator=generator),
+        (0.5,) * 3, (0.25,) * 3, 10,
+    )  # fmt: skip
+    rows = study.measure(study.Setting("small", (8,)), 8, 0, data, (0.0, 0.5, 1.0), 2)
+    assert [(row["missing"], row["tried"], row["determined"]) for row in rows] == [
+        (0, 2, 2), (4, 2, 2), (7, 1, 1),
+    ]  # fmt: skip
+    assert all(400 < row["inactive"] < 520 and float(row["worst_error"]) < 0.01 for row in rows)
