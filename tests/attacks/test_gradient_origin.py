@@ -123,7 +123,7 @@ def test_one_step_of_sgd_is_exact(settings: dict[str, Any], before: int) -> None
     net = trained(convolutional(10), before)
     result = attacked(
         net, lambda p: torch.optim.SGD(p, lr=0.05, **settings),
-        LocalTraining(learning_rate=0.05, **settings), IGA(iterations=250, learning_rate=0.03),
+        LocalTraining(learning_rate=0.05, **settings), IGA(iterations=150, learning_rate=0.05),
         labels=None, classes=10,
     )  # fmt: skip
     assert result.labels.tolist() == [1]
@@ -171,7 +171,7 @@ ADAM = [
 def test_one_step_of_adam(facts: LocalTraining, kind: Any, settings: dict[str, Any]) -> None:
     result = attacked(
         convolutional(2), lambda p: kind(p, 1e-3, **settings), facts,
-        IGA(iterations=200, learning_rate=0.02, total_variation=1e-5), labels=None,
+        IGA(iterations=80, learning_rate=0.05, total_variation=1e-5), labels=None,
     )  # fmt: skip
     assert result.labels.tolist() == [1]
     assert ssim(result) >= 0.6

@@ -23,8 +23,8 @@ from fedleak.registry import Plugin, build, class_path
 from fedleak.updates.knowledge import Knowledge, LabelRecovery
 from fedleak.updates.update import InterceptedUpdate
 from tests.cases import (
-    ATTACKS,
     CLASSES,
+    FIRST_OF_KIND,
     MODELS,
     ModelCase,
     Victim,
@@ -100,7 +100,7 @@ def test_batches_on_an_untrained_perceptron(labels: list[int], precode: bool) ->
 
 
 def test_an_attack_uses_them() -> None:
-    for case in ATTACKS:
+    for case in FIRST_OF_KIND:
         attack = case.make(**({"iterations": 1} if case.kind.iterative else {}))
         if attack.restores_labels:
             continue  # it has a way of its own
@@ -320,12 +320,12 @@ def test_a_number_of_classes_that_nothing_tells() -> None:
     facts = Knowledge(model, (6,), num_samples=1, loss=loss)
     with pytest.raises(BadInput, match="Expected `num_classes` where labels are searched"):
         DLG(iterations=2)([update], facts)
-    (found,) = DLG(iterations=20)([update], replace(facts, num_classes=3))
+    (found,) = DLG(iterations=2)([update], replace(facts, num_classes=3))
     assert found.labels.shape == (1,)
 
 
-@pytest.mark.parametrize("name", ["analytic", "dlg"])
-def test_a_layer_alone_is_a_model(name: str) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("analytic", {}), ("dlg", {"iterations": 15})])
+def test_a_layer_alone_is_a_model(name: str, settings: dict[str, Any]) -> None:
     """A logistic regression: its parameters have no prefix."""
     torch.manual_seed(0)
     model, inputs, labels = nn.Linear(6, 3), torch.randn(1, 6), torch.tensor([2])
@@ -333,7 +333,7 @@ def test_a_layer_alone_is_a_model(name: str) -> None:
     gradients = torch.autograd.grad(loss(model, (inputs, labels)), list(model.parameters()))
     received = dict(zip(("weight", "bias"), gradients, strict=True))
     update = InterceptedUpdate(1, 0, "fedsgd", 1, "net", dict(model.state_dict()), received)
-    attack = build("attacks", Plugin(class_path("attacks", name)))
+    attack = build("attacks", Plugin(class_path("attacks", name), settings))
     facts = Knowledge(model, (6,), num_samples=1, loss=loss)
     (found,) = attack([update], facts)
     torch.testing.assert_close(found.inputs, inputs, rtol=1e-4, atol=1e-4)
@@ -346,7 +346,7 @@ def test_searched_targets_of_a_batch() -> None:
     facts, gradient = of_network(mse_loss, labels, 2)
     sent = {name: value.detach() for name, value in facts.model.state_dict().items()}
     update = InterceptedUpdate(1, 0, "fedsgd", 2, "case", sent, gradient)
-    attack = IDLG(iterations=60)
+    attack = IDLG(iterations=19)
     (found,) = attack([update], facts)
     assert found.explained > 0.999
     assert "the labels were searched together with the inputs" in found.findings

@@ -27,7 +27,7 @@ def perceptron() -> nn.Module:
         (perceptron, Analytic()),
         (perceptron, RGAP()),
         (convolution, RGAP()),
-        (convolution, IGA(iterations=20, optimizer="lbfgs", learning_rate=1.0, signed=False)),
+        (convolution, IGA(iterations=10, optimizer="lbfgs", learning_rate=1.0, signed=False)),
     ],
     ids=["analytic", "rgap", "rgap-convolution", "iga"],
 )

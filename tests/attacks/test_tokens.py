@@ -25,7 +25,7 @@ from tests.attacks.numbers import (
 TEXT, LABEL = torch.tensor([[7, 3, 44, 3, 12]]), torch.tensor([2])
 RATE = 0.05
 ORDER = "the order of a sample's numbers is not determined: it changes nothing"
-quick = Tokens(iterations=10)
+quick = Tokens(iterations=4)
 
 
 def test_a_bag_has_no_order_and_that_is_said() -> None:
