@@ -605,7 +605,7 @@ class LossProbe:
 
 def _seed(device: torch.device) -> None:
     if device.type == "cpu":
-        # torch.manual_seed also seeds the devices that are not there, and formats its stack for each
+        # torch.manual_seed also seeds devices that are not there, and formats its stack for each
         # kind of them, which takes half a millisecond or more.
         torch.default_generator.manual_seed(0)
     else:

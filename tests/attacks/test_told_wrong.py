@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,8 +96,7 @@ def said(name: str, victim: Victim) -> bool:
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
+CASES = given(
     cell=st.builds(
         Cell,
         attack=st.sampled_from(["iga", "dlg", "rgap", "analytic"]),
@@ -111,10 +111,32 @@ def said(name: str, victim: Victim) -> bool:
     wrong=st.sampled_from(list(WRONG)),
     seed=st.integers(0, 1000),
 )
-def test_one_fact_told_wrong_is_never_silently_wrong(cell: Cell, wrong: str, seed: int) -> None:
+
+
+def check_case(cell: Cell, wrong: str, seed: int) -> None:
     victim = make_victim(cell, seed)
     try:
         victim = WRONG[wrong](victim)
     except BadInput:  # facts that contradict each other, such as Nesterov without momentum
         return
     assert said(cell.attack, victim)
+
+
+def of_examples(number: int) -> settings:
+    return settings(
+        max_examples=number, deadline=None, derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@of_examples(12)
+@CASES
+def test_one_fact_told_wrong_is_never_silently_wrong(cell: Cell, wrong: str, seed: int) -> None:
+    check_case(cell, wrong, seed)
+
+
+@pytest.mark.slow
+@of_examples(100)
+@CASES
+def test_one_fact_of_many_cases_told_wrong(cell: Cell, wrong: str, seed: int) -> None:
+    check_case(cell, wrong, seed)
