@@ -233,7 +233,7 @@ def test_recovered_labels_are_said_to_be_in_no_order() -> None:
 
 def test_images_and_noise_of_several_steps_are_optimised_together() -> None:
     victim = several_steps(victim_of(LeNet, shape=(1, 8, 8)), batch_size=1, epochs=2)
-    (found,) = ExactNRA(joint_steps=25)([victim.update], victim.knowledge)
+    (found,) = ExactNRA(joint_steps=12)([victim.update], victim.knowledge)
     assert said(found)[-1].startswith(
         "gradient matching by L-BFGS, with all steps simulated, each with"
     )
@@ -358,7 +358,7 @@ def test_convolutional_bottleneck_ends_the_closed_form() -> None:
     model = LeNet(input_shape=shape, num_classes=4, precode=Precode(kind="convolutional"))
     victim = make_victim(model, shape)
     facts = victim.knowledge
-    (found,) = ExactNRA(joint_steps=50)([victim.update], facts)
+    (found,) = ExactNRA(joint_steps=19)([victim.update], facts)
     assert "input of classifier in closed form" in said(found)[0]
     assert any("the noise of features.2.noise cannot be recovered" in f for f in said(found))
     assert said(found)[-1].startswith("gradient matching by L-BFGS of image and noise")
@@ -366,7 +366,7 @@ def test_convolutional_bottleneck_ends_the_closed_form() -> None:
     assert missed(victim, found.inputs) < 0.1
     # A client that clips.
     received = {name: 0.01 * value for name, value in victim.update.received.items()}
-    (clipped,) = ExactNRA(joint_steps=50)([replace(victim.update, received=received)], facts)
+    (clipped,) = ExactNRA(joint_steps=19)([replace(victim.update, received=received)], facts)
     torch.testing.assert_close(clipped.inputs, found.inputs, rtol=1e-3, atol=1e-3)
 
 
