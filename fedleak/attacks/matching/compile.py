@@ -54,7 +54,7 @@ class TracedStep:
         graph.graph.eliminate_dead_code()
         graph.recompile()
         elsewhere = {name: 0.9 * value + 0.05 for name, value in free.items()}
-        if not _agree(self._step, graph, (elsewhere, fixed, target)):
+        if not agree(self._step, graph, (elsewhere, fixed, target), TOLERANCE):
             return self._step
         compiled: Any = graph
         if self._compiler == "inductor":
@@ -77,15 +77,24 @@ def _compiling(compiled: Step) -> Step:
     return call
 
 
-def _agree(step: Step, graph: Step, point: tuple[Tensors, Tensors, dict[str, Any]]) -> bool:
-    """Whether both give the same gradients and costs from the same state of torch's generator."""
+def agree(
+    step: Step, other: Step, point: tuple[Tensors, Tensors, dict[str, Any]], tolerance: float
+) -> bool:
+    """Whether two steps give the same from the same state of torch's generator.
+
+    Args:
+        step: a step.
+        other: another way to compute it.
+        point: the arguments of both.
+        tolerance: the largest relative difference of gradients, and of costs, that counts as equal.
+    """
     found = []
-    for compute in (step, graph):
+    for compute in (step, other):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             gradients, costs = compute(*point)
         found.append([*gradients.values(), *costs])
     return all(
-        bool((one - other).norm() <= TOLERANCE * one.norm()) or torch.equal(one, other)
-        for one, other in zip(*found, strict=True)
+        bool((one - two).norm() <= tolerance * one.norm()) or torch.equal(one, two)
+        for one, two in zip(*found, strict=True)
     )

@@ -34,14 +34,19 @@ def is_ordinary() -> bool:
 
 
 def gradients(
-    function: Callable[..., tuple[Tensor, Any]], argnums: int | tuple[int, ...], *arguments: Any
+    function: Callable[..., tuple[Tensor, Any]],
+    argnums: int | tuple[int, ...],
+    *arguments: Any,
+    again: bool = True,
 ) -> tuple[Any, Any]:
-    """Gradients of a scalar function, differentiable again, and its auxiliary output.
+    """Gradients of a scalar function and its auxiliary output.
 
     Args:
         function: returns a scalar and an auxiliary output.
         argnums: positions of the arguments to differentiate in, trees of tensors.
         arguments: its arguments.
+        again: whether ``torch.autograd`` makes them differentiable again; ``torch.func`` always
+            does.
 
     Returns:
         The gradients, of the arguments' structure, 0 where the function does not depend on an
@@ -61,7 +66,7 @@ def gradients(
         found_leaves: Any = [torch.zeros_like(leaf) for leaf in leaves]
         if value.requires_grad and leaves:
             found_leaves = torch.autograd.grad(
-                value, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+                value, leaves, create_graph=again, allow_unused=True, materialize_grads=True
             )
     results = tree_unflatten(list(found_leaves), structure)
     return (results[0] if isinstance(argnums, int) else tuple(results)), extra

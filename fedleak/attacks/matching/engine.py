@@ -25,7 +25,7 @@ from fedleak.attacks.base import (
 from fedleak.attacks.closed_form.linear import known_inputs
 from fedleak.attacks.labels import NotDetermined, recover_labels
 from fedleak.attacks.matching.best_iterate import BestIterate, BestIterates, cost_rounding
-from fedleak.attacks.matching.compile import Compiler, Step, TracedStep
+from fedleak.attacks.matching.compile import TOLERANCE, Compiler, Step, TracedStep, agree
 from fedleak.attacks.matching.costs import COSTS, CostName, layer_weights
 from fedleak.attacks.matching.differentiation import Road, ordinary_autograd
 from fedleak.attacks.matching.dummy_gradient import DummyGradient
@@ -55,6 +55,8 @@ DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 REPORT_EVERY = 50
 # Fewer evaluations are not traced: tracing takes as long as a few hundred of a small model.
 TRACE_FROM = 400
+# Of fewer, comparing two ways to compute one takes longer than the faster one saves.
+COMPARE_FROM = 10
 
 StartName = Literal["normal", "zeros"]
 
@@ -507,6 +509,7 @@ class GradientMatching(JointAttack):
         roads: list[Road] = ["by row", "ordinary"]
         if len(state["inputs"]) > 1:
             roads.insert(0, "batched")
+        single_rows = self.optimizer == "lbfgs" or len(state["inputs"]) == 1
         failures: list[Exception] = []
         for road in roads:
             random_state = torch.get_rng_state()
@@ -529,6 +532,8 @@ class GradientMatching(JointAttack):
             evaluations = iterations * (LBFGS_EVALUATIONS if self.optimizer == "lbfgs" else 1)
             if self.compile != "off" and evaluations >= TRACE_FROM and road != "ordinary":
                 step = TracedStep(step, self.compile)
+            elif road != "ordinary" and single_rows and evaluations >= COMPARE_FROM:
+                step = _single_rows_by(objective.step("ordinary"), step, (free, fixed, target))
             return _told(step, problems[0]), target, _TAKEN[road] if failures else ()
         raise not_differentiable(
             problems[0].model, problems[0].knowledge, failures[-1]
@@ -618,6 +623,33 @@ _TAKEN: dict[Road, tuple[str, ...]] = {
         "differentiated by torch.autograd, update by update, as torch.func does not take the model",
     ),
 }
+
+
+def _single_rows_by(
+    ordinary: Step, step: Step, point: tuple[Tensors, Tensors, dict[str, Any]]
+) -> Step:
+    """A step whose single rows are differentiated by ``torch.autograd``, if that gives the same.
+
+    Of a small model, that takes a third less time than ``torch.func``.
+
+    Args:
+        ordinary: by ``torch.autograd``.
+        step: by ``torch.func``.
+        point: arguments of both, of one row or several.
+    """
+    free, fixed, target = (_row(values, 0) for values in point)
+    try:
+        if not agree(step, ordinary, (free, fixed, target), TOLERANCE):
+            return step
+    except Exception:  # of the user's own model as well
+        return step
+
+    def chosen(
+        free: Tensors, fixed: Tensors, target: dict[str, Any]
+    ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
+        return (ordinary if len(free["inputs"]) == 1 else step)(free, fixed, target)
+
+    return chosen
 
 
 def _told(step: Step, problem: Problem) -> Step:

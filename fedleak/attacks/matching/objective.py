@@ -103,7 +103,9 @@ class Objective:
         def one_row(
             free: Tensors, fixed: Tensors, target: dict[str, Any]
         ) -> tuple[Tensors, tuple[Tensor, Tensor]]:
-            found: tuple[Tensors, tuple[Tensor, Tensor]] = gradients(self, 0, free, fixed, target)
+            found: tuple[Tensors, tuple[Tensor, Tensor]] = gradients(
+                self, 0, free, fixed, target, again=False
+            )
             return found
 
         # Layers that draw outside the noise slots, such as a dropout, draw for each row.

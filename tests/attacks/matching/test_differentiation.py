@@ -1,7 +1,7 @@
 """The roads of differentiation: the same gradients, and which models need which."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -237,6 +237,65 @@ def test_every_model_is_attacked_alike_alone_and_together(kind: type[Base], road
             assert any(sentence in finding for finding in found.findings) == (name == road)
     for name, value in knowledge[0].model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Asking(Base):
+    """Notes how it is differentiated."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.seen.append(is_ordinary())
+        return super().batch_loss(batch)
+
+
+class Failing(Base):
+    """Is not differentiated by torch.autograd."""
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if is_ordinary():
+            raise RuntimeError("not by torch.autograd")
+        return super().batch_loss(batch)
+
+
+class Another(Base):
+    """Has another gradient by torch.autograd."""
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = super().batch_loss(batch)
+        return loss + self.features(batch[0]).square().sum() if is_ordinary() else loss
+
+
+@pytest.mark.parametrize(
+    ("settings", "number", "ways"),
+    [
+        ({}, 1, {True}),
+        ({}, 2, {False}),
+        ({"optimizer": "lbfgs", "learning_rate": 1.0, "signed": False}, 2, {True, False}),
+    ],
+    ids=["one", "two", "two by L-BFGS"],
+)
+def test_single_rows_are_differentiated_by_autograd(
+    settings: dict[str, Any], number: int, ways: set[bool]
+) -> None:
+    updates, knowledge, _ = victims(Asking, number)
+    Asking.seen.clear()
+    IGA(iterations=20, compile="off", **settings)(updates, knowledge)
+    counts = {way: Asking.seen.count(way) for way in (True, False)}
+    # An iteration calls the model once, and so do a few other things, by torch.func.
+    assert {way for way, count in counts.items() if count >= 20} >= ways
+    assert (counts[True] > 0) == (True in ways)
+
+
+@pytest.mark.parametrize("kind", [Failing, Another])
+def test_a_model_that_autograd_does_not_take_alike_is_left_to_func(kind: type[Base]) -> None:
+    updates, knowledge, _ = victims(kind, 1)
+    plain, _, _ = victims(Base, 1)
+    attack = IGA(iterations=20, learning_rate=0.1, compile="off", total_variation=0.0)
+    (found,) = attack(updates, knowledge)
+    (expected,) = attack(plain, Knowledge(Base(), SHAPE, CLASSES, labels=knowledge[0].labels))
+    torch.testing.assert_close(found.inputs, expected.inputs)
+    assert found.findings == expected.findings
 
 
 class Once(torch.autograd.Function):
