@@ -3,8 +3,10 @@
 import csv
 import importlib.util
 import statistics
-import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 from fedleak import sweep
 from fedleak.cli import main as cli
 from fedleak.sweep import run_sweep
-from fedleak.sweep.schedule import run_command
+from tests.federation.runs import in_process
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 Rows = list[dict[str, str]]
@@ -28,21 +30,35 @@ def rows_of(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
-def command_without_ray(settings: Path, folder: Path, resume: bool) -> list[str]:
-    """A cell whose clients share its process, which saves the start of an engine."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(EXPERIMENTS.parent)!r})\n"
-        "from fedleak.cli import main as cli; from tests.federation.runs import in_process\n"
-        "with in_process(): cli.main(sys.argv[1:])"
-    )
-    return [sys.executable, "-c", code, *run_command(settings, folder, resume)[3:]]
+class CellHere:
+    """A cell that runs in this process, whose clients do too: no imports, and no engine to start.
+
+    It has ended when it has been made; see :class:`fedleak.sweep.processes.CellProcess`.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], lock: Path) -> None:
+        said = StringIO()
+        with in_process(), redirect_stdout(said), redirect_stderr(said):
+            try:
+                cli.main(command[command.index("fedleak.cli.main") + 1 :])
+            except SystemExit as end:
+                self._code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        self._lines = said.getvalue().splitlines()
+
+    def poll(self) -> int:
+        return self._code
+
+    def lines(self) -> list[str]:
+        return self._lines[-20:]
 
 
 def swept(study: Path, *, on_ray: bool = False) -> Rows:
     """The rows of a sweep, made in ``sweep`` of the working folder."""
-    command = run_command if on_ray else command_without_ray
-    runner = mock.patch.object(sweep, "run_sweep", partial(run_sweep, command=command))
-    with runner, pytest.raises(SystemExit) as end:
+    launch = {} if on_ray else {"launch": CellHere}
+    with (
+        mock.patch.object(sweep, "run_sweep", partial(run_sweep, **launch)),
+        pytest.raises(SystemExit) as end,
+    ):
         cli.main(["sweep", str(study), "--output", "sweep"])
     assert end.value.code in (0, None)
     return rows_of(Path("sweep/results.csv"))

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedleak.data import Npz
 from fedleak.sweep import Cell, expand, load_study, run_sweep
-from tests.experiments.studies import command_without_ray
+from tests.experiments.studies import CellHere
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCURACY = ROOT / "experiments" / "accuracy"
@@ -236,7 +236,7 @@ def test_the_smoke_studies_run_and_their_results_can_be_drawn(script, tmp_path):
     results = tmp_path / "results"
     for folder in (ACCURACY, LEVELS):
         study = load_study(folder / "smoke.yaml")
-        summary = run_sweep(study, tmp_path / folder.name, command=command_without_ray)
+        summary = run_sweep(study, tmp_path / folder.name, launch=CellHere)
         assert summary["status"] == "complete"
     script("curves").main([str(tmp_path / ACCURACY.name), "--output", str(results)])
     script("compare").main([str(tmp_path / LEVELS.name), str(results / "curves.csv"), str(results)])

@@ -1,10 +1,11 @@
-"""The notebooks of experiments/, run in small by nbmake; as committed, they hold their outputs."""
+"""The notebooks of experiments/, run in small; as committed, they hold their outputs."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,25 @@ def test_all_are_there() -> None:
     ]
 
 
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    """The notebook's cells of code."""
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
-        for path in NOTEBOOKS
-    ],
+    "path", [path for path in NOTEBOOKS if path.stem not in SLOW], ids=lambda path: path.stem
 )
+def test_its_code_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell by cell in this process, which has imported already what a kernel would import."""
+    monkeypatch.setenv("FEDLEAK_SMOKE", "1")
+    monkeypatch.chdir(path.parent)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(code_cells(path), 1):
+        exec(compile("".join(cell["source"]), f"{path.stem}[{number}]", "exec"), names)
+
+
+@pytest.mark.slow
+@every_notebook
 def test_it_runs(path: Path) -> None:
     command = [
         sys.executable,
@@ -52,7 +65,7 @@ def test_it_runs(path: Path) -> None:
 
 @every_notebook
 def test_it_is_committed_with_its_outputs(path: Path) -> None:
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = code_cells(path)
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     kinds = {kind for output in outputs for kind in output.get("data", {})}
