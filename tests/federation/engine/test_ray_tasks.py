@@ -8,21 +8,20 @@ from fedleak.errors import BadInput
 from fedleak.federation.engine.ray_tasks import WorkerLost, ray_tasks
 
 
-def double(number: int) -> int:
-    if number < 0:
-        raise ValueError("below 0")
-    return 2 * number
-
-
-def die(path: Path) -> str:
-    """Dies the first time that it runs."""
-    if not path.exists():
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "alive"
-
-
 def test_tasks(tmp_path):
+    # Closures, so that workers, which die here, import neither this module nor what it imports.
+    def double(number: int) -> int:
+        if number < 0:
+            raise ValueError("below 0")
+        return 2 * number
+
+    def die(path: Path) -> str:
+        """Dies the first time that it runs."""
+        if not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "alive"
+
     with ray_tasks(workers=2) as tasks:
         running = [tasks.start(double, number) for number in (1, 2, 3, -1)]
         assert [task.result() for task in running[:3]] == [2, 4, 6]
