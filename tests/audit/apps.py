@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedleak.audit.app import FlowerApp, read_app
+from fedleak.audit.label_shares import FEWEST_SHADOWS
 from fedleak.audit.ladder import Victim, find_victims
 from fedleak.audit.simulation import Observed, run_app
 from fedleak.federation.engine.ray_engine import Resources
@@ -531,6 +533,23 @@ def imports_undone() -> Iterator[None]:
         for name in set(sys.modules) - modules:
             if name.startswith("app_"):
                 del sys.modules[name]
+
+
+# Seconds for an audit's attacks, of a machine that is busy with something else.
+BUDGET = 900
+
+
+@contextmanager
+def short_audits() -> Iterator[None]:
+    """Within the block, audits have as few shadow clients as may be, and hardly search in sums.
+
+    Nothing else uses the time that is left where attacks in closed form read the inputs, so that
+    ``BUDGET`` can be long enough for any machine.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedleak.audit.label_shares.MOST_SHADOWS", FEWEST_SHADOWS)
+        patched.setattr("fedleak.audit.run.SUM_SHARE", 0.3 / BUDGET)
+        yield
 
 
 # One sample, one step of plain SGD on a perceptron: what an analytic attack reads exactly.

@@ -23,7 +23,14 @@ from fedleak.audit.summary import AuditSummary
 from fedleak.audit.verdict import Answer
 from fedleak.errors import BadInput, RunFailed
 from fedleak.federation.engine.ray_engine import FederationError
-from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
+from tests.audit.apps import (
+    BUDGET,
+    ONE_STEP,
+    imports_undone,
+    in_process,
+    short_audits,
+    write_kind,
+)
 
 run = partial(run_app, engine=in_process)
 
@@ -38,9 +45,24 @@ def _imports() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_audits() -> Iterator[None]:
+    with short_audits():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(_short_audits: None, tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """An audit that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with imports_undone():
+        app = write_kind(folder / "app", "images", task=ONE_STEP)
+        return audit(app, folder / "out", clients=4, rounds=1, budget=BUDGET, run=run)
+
+
 def test_an_app_that_leaks_everything(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
-    found = audit(app, tmp_path / "out", clients=4, rounds=1, budget=20, run=run)
+    found = audit(app, tmp_path / "out", clients=4, rounds=1, budget=BUDGET, run=run)
     answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (2, 3)}
     assert found.verdict.canary
     assert found.verdict.overall == "leaks"
@@ -57,7 +79,7 @@ def test_an_app_that_leaks_everything(tmp_path: Path) -> None:
     assert written["verdict"] == found.verdict.to_dict()
     assert written["status"] == "complete"
     assert written["settings"]["clients"] == 4
-    assert 0 < written["used"] < 60
+    assert 0 < written["used"] < BUDGET
     # Active servers; the time may not suffice for the sum.
     assert [text[:10] for text in written["not_tried"]][-2:] == 2 * ["inputs by "]
     rows = read_rows(tmp_path / "out" / "results.csv")
@@ -76,7 +98,7 @@ def test_facts_that_do_not_give_the_update_make_a_canary_worthless(
     monkeypatch.setattr("fedleak.audit.run.replay", lambda *args: 0.5)
     for name in ("label_shares", "label_shares_of_sum"):
         monkeypatch.setattr(f"fedleak.audit.run.{name}", lambda *args: None)
-    found = conclude(app, observed, budget=5)
+    found = conclude(app, observed, budget=BUDGET)
     assert found.verdict.canary is False
     assert "squared cosine 0.500" in found.verdict.canary_note
 
@@ -92,7 +114,7 @@ def test_what_fails_in_one_question_costs_no_other(
 
     monkeypatch.setattr("fedleak.audit.run.label_shares", fails)
     monkeypatch.setattr("fedleak.audit.run.label_shares_of_sum", lambda *args: None)
-    found = conclude(app, observed, budget=5)
+    found = conclude(app, observed, budget=BUDGET)
     answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (2, 3)}
     assert answers["shares of labels"].status == "not tried"
     assert "the model takes no such data" in answers["shares of labels"].sentence
@@ -173,7 +195,7 @@ class Stops(AuditObserver):
 def run_twice(tmp_path: Path, event: str, at: int) -> tuple[Audit, Stops, dict[str, Any]]:
     """An audit that is interrupted and resumed; what came of it, and the first summary."""
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
-    settings: dict[str, Any] = {"clients": 4, "rounds": 1, "budget": 20, "run": run}
+    settings: dict[str, Any] = {"clients": 4, "rounds": 1, "budget": BUDGET, "run": run}
     with pytest.raises(KeyboardInterrupt):
         audit(app, tmp_path / "out", observers=[Stops(event, at)], **settings)
     first = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -190,7 +212,7 @@ def run_twice(tmp_path: Path, event: str, at: int) -> tuple[Audit, Stops, dict[s
     ],
 )  # fmt: skip
 def test_an_interrupted_audit_goes_on(
-    event: str, at: int, answered: int, left: int, tmp_path: Path
+    event: str, at: int, answered: int, left: int, whole: Audit, tmp_path: Path
 ) -> None:
     found, again, first = run_twice(tmp_path, event, at)
     assert first["status"] == "interrupted"
@@ -206,9 +228,6 @@ def test_an_interrupted_audit_goes_on(
     assert found.verdict.overall == "leaks"
     assert [score.key for score in found.scores] == [f"r0001-c000{number}" for number in range(4)]
     # It ends as an audit that was not interrupted.
-    whole = audit(
-        read_app(tmp_path / "app"), tmp_path / "whole", clients=4, rounds=1, budget=20, run=run
-    )
     for one, other in zip(found.verdict.answers, whole.verdict.answers, strict=True):
         assert one.title == other.title
         if one.rung:  # the sum is searched as long as the time allows
@@ -231,16 +250,17 @@ def test_an_interrupted_training_of_the_app_starts_anew(tmp_path: Path) -> None:
     app = read_app(tmp_path / "app")
     out = tmp_path / "other"
     with pytest.raises(KeyboardInterrupt):
-        audit(app, out, clients=4, rounds=1, budget=20, run=stopped)
+        audit(app, out, clients=4, rounds=1, budget=BUDGET, run=stopped)
     assert (out / "updates").is_dir()
-    again = Stops()
-    audit(app, out, clients=4, rounds=1, budget=20, run=run, resume=True, observers=[again])
+    again = Stops("stage_started")
+    with pytest.raises(KeyboardInterrupt):
+        audit(app, out, clients=4, rounds=1, budget=BUDGET, run=run, resume=True, observers=[again])
     assert "The app's training was not complete: it starts anew." in again.sentences
 
 
 def test_a_complete_audit_is_read_from_its_folder(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
-    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": 20}
+    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": BUDGET}
     first = audit(app, tmp_path / "out", run=run, **settings)
 
     def fails(*args: Any, **kwargs: Any) -> Any:
@@ -266,10 +286,10 @@ def test_a_larger_budget_asks_again_what_was_not_tried(
         patched.setattr(
             "fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits", 0.0)
         )
-        first = audit(app, tmp_path / "out", budget=10, **settings)
+        first = audit(app, tmp_path / "out", budget=BUDGET / 2, **settings)
     assert inputs_of(first).status == "not tried"
     assert first.verdict.canary is False
-    second = audit(app, tmp_path / "out", budget=20, resume=True, **settings)
+    second = audit(app, tmp_path / "out", budget=BUDGET, resume=True, **settings)
     assert second.verdict.canary
     assert inputs_of(second).status == "leaks"
     # The canary has one row, that of its second try.
@@ -280,7 +300,7 @@ def test_a_larger_budget_asks_again_what_was_not_tried(
 
 def test_another_model_after_a_restart_is_refused(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
-    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": 20, "run": run}
+    settings: dict[str, Any] = {"clients": 3, "rounds": 1, "budget": BUDGET, "run": run}
     with pytest.raises(KeyboardInterrupt):
         audit(app, tmp_path / "out", observers=[Stops("answered")], **settings)
     path = tmp_path / "out" / "summary.json"
@@ -297,7 +317,7 @@ def test_what_the_app_fails_of_is_noted(tmp_path: Path) -> None:
         raise FederationError("The app's ServerApp failed: no data.")
 
     with pytest.raises(RunFailed, match="The app's ServerApp failed: no data"):
-        audit(app, tmp_path / "out", clients=3, rounds=1, budget=20, run=fails)
+        audit(app, tmp_path / "out", clients=3, rounds=1, budget=BUDGET, run=fails)
     summary = AuditSummary.load(tmp_path / "out" / "summary.json")
     assert (summary.status, summary.reason) == ("failed", "The app's ServerApp failed: no data.")
     assert summary.verdict.overall == "not proven"
@@ -333,12 +353,15 @@ def test_attacks_that_hang_are_ended_and_said(
 
     def hangs(self: object, *args: object, **kwargs: object) -> None:
         while True:
-            pass
+            time.sleep(0.01)
 
     monkeypatch.setattr("fedleak.attacks.analytic.Analytic.run", hangs)
     monkeypatch.setattr("fedleak.audit.run.label_shares", hangs)
+    # Most of the time is left for the inputs, which are asked about last.
+    for name in ("CANARY_SHARE", "SHADOW_SHARE"):
+        monkeypatch.setattr(f"fedleak.audit.run.{name}", 0.05)
     begun = time.monotonic()
-    found = conclude(app, observed, budget=8)
+    found = conclude(app, observed, budget=12)
     assert time.monotonic() - begun < 120  # they would never end
     answers = {answer.question: answer for answer in found.verdict.answers if answer.rung in (2, 3)}
     assert "more than its share of the budget" in answers["shares of labels"].sentence
@@ -352,7 +375,7 @@ def test_public_samples_of_another_shape_are_refused_after_the_app_run(tmp_path:
     public = Public(torch.zeros(4, 108), torch.arange(4), "mine.npz")
     sentence = r"of the shape \(3, 6, 6\) per sample in mine.npz, .*, got \(108,\)"
     with pytest.raises(BadInput, match=sentence):
-        audit(app, tmp_path / "out", clients=2, rounds=1, budget=20, public=public, run=run)
+        audit(app, tmp_path / "out", clients=2, rounds=1, budget=BUDGET, public=public, run=run)
     summary = AuditSummary.load(tmp_path / "out" / "summary.json")
     assert summary.status == "failed"
     assert "mine.npz" in summary.reason
@@ -377,7 +400,7 @@ def test_an_app_whose_clients_all_fail_is_refused_with_their_error(tmp_path: Pat
         r"\(client 0 in round 1, client 1 in round 1\): boom"
     )
     with pytest.raises(BadInput, match=sentence):
-        audit(app, tmp_path / "out", clients=2, rounds=1, budget=20, run=run)
+        audit(app, tmp_path / "out", clients=2, rounds=1, budget=BUDGET, run=run)
     summary = AuditSummary.load(tmp_path / "out" / "summary.json")
     assert "2 of 2 trainings failed" in summary.failures[0]
 
