@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,7 @@ for name in (
 """
 
 
+@cache
 def loaded(code: str) -> tuple[set[str], dict[str, str]]:
     """The packages that code imports in a process of its own, and its changed variables."""
     packages, changed = python(LOADED, code)[-2:]
