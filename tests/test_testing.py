@@ -12,21 +12,30 @@ from fedleak.audit.run import audit
 from fedleak.audit.simulation import run_app
 from fedleak.errors import BadInput
 from fedleak.testing import assert_no_leak
-from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
+from tests.audit.apps import (
+    BUDGET,
+    ONE_STEP,
+    imports_undone,
+    in_process,
+    short_audits,
+    write_kind,
+)
 
 
 @pytest.fixture(autouse=True)
 def _imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     in_this_process = partial(audit, run=partial(run_app, engine=in_process))
     monkeypatch.setattr("fedleak.audit.run.audit", in_this_process)
-    with imports_undone():
+    with imports_undone(), short_audits():
         yield
 
 
 def test_an_app_that_leaks_fails_the_assertion_with_the_answers(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
     with pytest.raises(AssertionError) as caught:
-        assert_no_leak(app.folder, clients=3, rounds=1, budget="20s", output=tmp_path / "out")
+        assert_no_leak(
+            app.folder, clients=3, rounds=1, budget=f"{BUDGET}s", output=tmp_path / "out"
+        )
     text = str(caught.value)
     assert text.startswith("Above the limits: ")
     assert "\n- inputs leak; " in text
@@ -36,7 +45,7 @@ def test_an_app_that_leaks_fails_the_assertion_with_the_answers(tmp_path: Path) 
 
 def test_a_question_without_a_limit_is_not_held_to_any(tmp_path: Path) -> None:
     app = write_kind(tmp_path / "app", "images", task=ONE_STEP)
-    found = assert_no_leak(app, limits={"set of tokens": 0.1}, clients=2, rounds=1, budget=20)
+    found = assert_no_leak(app, limits={"set of tokens": 0.1}, clients=2, rounds=1, budget=BUDGET)
     assert found.verdict.overall == "leaks"
 
 
@@ -49,7 +58,7 @@ def test_what_is_not_proven_fails_the_assertion(
     monkeypatch.setattr("fedleak.audit.ladder.closed_forms", lambda victim: [])
     monkeypatch.setattr("fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits"))
     with pytest.raises(AssertionError, match=r"^Not proven: .*no attack fits"):
-        assert_no_leak(app, clients=2, rounds=1, budget=1)
+        assert_no_leak(app, clients=2, rounds=1, budget=BUDGET)
 
 
 def test_bad_arguments_are_refused_before_the_app_runs(tmp_path: Path) -> None:

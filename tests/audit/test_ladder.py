@@ -24,7 +24,7 @@ from fedleak.audit.ladder import (
 )
 from fedleak.audit.samples import Attacked
 from fedleak.audit.simulation import REPLIES
-from tests.audit.apps import ONE_STEP, imports_undone, observe
+from tests.audit.apps import BUDGET, ONE_STEP, imports_undone, observe
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +73,12 @@ def test_shadow_clients_that_would_take_too_long_are_not_trained(
 def test_updates_that_were_attacked_before_are_left_out(tmp_path: Path) -> None:
     _, observed, victims = observe(tmp_path, "images", task=ONE_STEP)
     seen: list[Attacked] = []
-    first, scores = inputs(observed, victims[:2], seconds=10, finished=seen.append)
+    first, scores = inputs(observed, victims[:2], seconds=BUDGET, finished=seen.append)
     assert [one.score for one in seen] == scores
     assert all(one.found.shape == one.truth.inputs.shape == one.guess.shape for one in seen)
     known = {score.key: score for score in scores}
     seen.clear()
-    answer, both = inputs(observed, victims, seconds=10, done=known, finished=seen.append)
+    answer, both = inputs(observed, victims, seconds=BUDGET, done=known, finished=seen.append)
     assert [one.score.key for one in seen] == [victim.key for victim in victims[2:]]
     assert [score.key for score in both] == [victim.key for victim in victims]
     assert answer.answer.n == 4
