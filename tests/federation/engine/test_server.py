@@ -142,7 +142,7 @@ def lenet_on_photos(output: Path, clients: int, rounds: int) -> RunConfig:
         data=Plugin("fedleak.data.photos.Photos"),
         model=Plugin("fedleak.models.lenet.LeNet", model),
         output=str(output),
-        federation=Federation(clients=clients, rounds=rounds, protocol="fedavg", batch_size=8),
+        federation=Federation(clients=clients, rounds=rounds, protocol="fedavg", batch_size=32),
         victims=Victims(clients=[0], rounds=[1]),
     )
 
@@ -181,7 +181,7 @@ def test_the_metrics_are_those_of_plain_flower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedleak.federation.engine.simulation.run_on_ray", run_in_process)
-    config = lenet_on_photos(tmp_path / "run", 10, 2)
+    config = lenet_on_photos(tmp_path / "run", 4, 2)
     observer = Recorder()
     summary = experiment.run(config, [observer])
     ours = {round_: metrics for _, round_, metrics in observer.arguments("round_evaluated")}
