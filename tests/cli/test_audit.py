@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,20 @@ from fedleak.audit.results import SampleRow, read_rows
 from fedleak.audit.simulation import run_app
 from fedleak.cli import main as cli
 from fedleak.cli.audit import where_to_look
-from tests.audit.apps import ONE_STEP, imports_undone, in_process, write_kind
+from tests.audit.apps import (
+    BUDGET,
+    ONE_STEP,
+    imports_undone,
+    in_process,
+    short_audits,
+    write_kind,
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_audits() -> Iterator[None]:
+    with short_audits():
+        yield
 
 
 def audit(*arguments: str) -> int:
@@ -38,7 +52,7 @@ def test_the_verdict_and_its_exit_code(
     with imports_undone():
         write_kind(tmp_path / "app", "images", task=ONE_STEP)
         found = audit(
-            str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", "20s",
+            str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", f"{BUDGET}s",
             "--output", str(tmp_path / "out"), *limits,
         )  # fmt: skip
     shown = capsys.readouterr()
@@ -100,7 +114,7 @@ def test_an_interrupted_audit_is_resumed(
     defaults, out = audit_defaults(), tmp_path / "out"
     monkeypatch.setitem(defaults, "run", partial(run_app, engine=in_process))
     arguments = [
-        str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", "20s",
+        str(tmp_path / "app"), "--clients", "4", "--rounds", "1", "--budget", f"{BUDGET}s",
         "--output", str(out),
     ]  # fmt: skip
     keep = AuditFolder.sample
