@@ -56,7 +56,9 @@ def test_what_is_not_proven_fails_the_assertion(
     monkeypatch.setattr("fedleak.audit.run.label_shares", lambda *args: None)
     monkeypatch.setattr("fedleak.audit.run.label_shares_of_sum", lambda *args: None)
     monkeypatch.setattr("fedleak.audit.ladder.closed_forms", lambda victim: [])
-    monkeypatch.setattr("fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits"))
+    monkeypatch.setattr(
+        "fedleak.audit.ladder.matching", lambda *args: (None, "no attack fits", 0.0)
+    )
     with pytest.raises(AssertionError, match=r"^Not proven: .*no attack fits"):
         assert_no_leak(app, clients=2, rounds=1, budget=BUDGET)
 
