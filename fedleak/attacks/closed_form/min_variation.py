@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Report
+from fedleak.attacks.closed_form.convolution_chain import ConvolutionChain
 from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.closed_form.evaluation_counter import EvaluationCounter
 from fedleak.attacks.module_calls import Call
@@ -97,6 +98,15 @@ class RemainingLayers:
             wanted, value = wanted[self.known[name]], value[self.known[name]]
         return (value - wanted).square().sum() / wanted.square().sum()
 
+    def matched_slope(self, name: str, value: Tensor) -> tuple[float, Tensor]:
+        """The same, and its gradient with respect to the parameter's gradient."""
+        wanted, known = self.gradient[name], self.known.get(name)
+        missed = value - wanted
+        if known is not None:
+            wanted, missed = wanted * known, missed * known
+        size = float(wanted.square().sum())
+        return float(missed.square().sum()) / size, missed * (2 / size)
+
     def entries(self, name: str) -> int:
         """Number of the exact entries of a parameter's gradient."""
         known = self.known.get(name)
@@ -148,6 +158,21 @@ def color_variation(images: Tensor) -> Tensor:
     return (across + down + EDGE**2).sqrt().sum()
 
 
+def _variation_and_slope(images: Tensor) -> tuple[float, Tensor]:
+    """The value of :func:`color_variation`, and its gradient."""
+    corner = images[..., :-1, :-1]
+    across, down = images[..., :-1, 1:] - corner, images[..., 1:, :-1] - corner
+    squares = (across.square() + down.square()).sum(dim=1, keepdim=True)
+    length = squares.add_(EDGE**2).sqrt_()
+    across.div_(length)
+    down.div_(length)
+    slope = torch.zeros_like(images)
+    slope[..., :-1, 1:] += across
+    slope[..., 1:, :-1] += down
+    slope[..., :-1, :-1] -= across.add_(down)
+    return float(length.sum()), slope
+
+
 class _Stage(NamedTuple):
     """One run of L-BFGS.
 
@@ -167,7 +192,7 @@ class _Objective:
     """The function of the image that a stage minimises.
 
     Attributes:
-        image: the image of the last evaluation.
+        image: the image with which the last stage ended.
         exact: entries of the output whose value is known.
         bounded: entries of the output with an upper bound.
     """
@@ -175,12 +200,12 @@ class _Objective:
     def __init__(self, rest: RemainingLayers) -> None:
         low, high = rest.bounds
         self._rest = rest
-        self.image = ((low + high) / 2).expand(rest.shape).clone().requires_grad_()
+        self.image = ((low + high) / 2).expand(rest.shape).clone()
         output = rest.output.reshape(rest.layers[-1].output.shape)
         self.bounded, self.exact = output.is_bound, output.exact
         self._undetermined = ~(self.exact | self.bounded)
         size = output.value[self.exact].square().sum()
-        self._size = size.clamp_min(torch.finfo(self.image.dtype).tiny)
+        self._size = float(size.clamp_min(torch.finfo(self.image.dtype).tiny))
         # Zeros instead of a selection, whose backward pass takes longer than a convolution.
         self._target = torch.where(self._undetermined, 0.0, output.value)
         # With upper bounds or kinks, weights by error gave worse images in our experiments.
@@ -190,34 +215,72 @@ class _Objective:
         self._bound_weights = self.bounded.to(self._target)
         self._known_gradient = self._output_gradient = output.gradient
         self._no_softplus = [0.0] * len(rest.layers)
+        known = ConvolutionChain.applies(rest.layers)
+        self._chain = ConvolutionChain(rest.layers) if known else None
 
-    def value(self, stage: _Stage, sharpness: Sequence[float]) -> Tensor:
-        """The objective of a stage at the current image.
+    def evaluate(
+        self, image: Tensor, stage: _Stage, sharpness: Sequence[float]
+    ) -> tuple[float, Tensor]:
+        """The objective of a stage at an image, and its gradient.
 
         Args:
+            image: the image.
             stage: the stage.
             sharpness: for every layer, see :meth:`_output`.
         """
-        rest, (low, high) = self._rest, self._rest.bounds
-        output = self._output(self.image, sharpness)
-        total = OUTPUT * self._output_error(output)
-        if stage.matched:
-            gradients = torch.autograd.grad(
-                (output * self._output_gradient).sum(), list(stage.matched.values()),
-                create_graph=True,
-            )  # fmt: skip
-            errors = [
-                rest.matched_error(name, value)
-                for name, value in zip(stage.matched, gradients, strict=True)
-            ]
-            total = total + torch.stack(errors).mean()
-        outside = (low - self.image).relu().square() + (self.image - high).relu().square()
-        smoothness = color_variation(self.image / (high - low)) / self.image.numel()
-        return total + outside.mean() + stage.weight * smoothness
+        if self._chain is None or any(sharpness):
+            value, gradient = self._fit_by_autograd(image, stage, sharpness)
+        else:
+            value, gradient = self._fit(self._chain, image, stage)
+        low, high = self._rest.bounds
+        excess = (image - high).relu_().sub_((low - image).relu_())
+        scale = 1 / (high - low)
+        smoothness, slope = _variation_and_slope(image * scale)
+        factor = stage.weight / image.numel()
+        value += float(excess.square().mean()) + factor * smoothness
+        gradient = gradient + excess.mul_(2 / image.numel())
+        return value, gradient.add_(slope * scale, alpha=factor)
+
+    def _fit(self, chain: ConvolutionChain, image: Tensor, stage: _Stage) -> tuple[float, Tensor]:
+        """Errors of output and gradients without the other terms, and their gradient."""
+        output, found = chain.forward(image, self._output_gradient, stage.matched)
+        missed = output - self._target
+        weighted = self._weighted(missed)
+        value = OUTPUT * float(weighted.square().sum()) / self._size
+        slope = self._weights + self._bound_weights * (missed > 0)
+        back: Tensors = {}
+        for name, gradient in found.items():
+            error, own = self._rest.matched_slope(name, gradient)
+            value += error / len(found)
+            back[name] = own / len(found)
+        missed_slope = weighted.mul_(slope).mul_(2 * OUTPUT / self._size)
+        return value, chain.backward(missed_slope, back).reshape(image.shape)
+
+    def _fit_by_autograd(
+        self, image: Tensor, stage: _Stage, sharpness: Sequence[float]
+    ) -> tuple[float, Tensor]:
+        """The same for any layers."""
+        rest = self._rest
+        with torch.enable_grad():
+            image = image.detach().requires_grad_()
+            output = self._output(image, sharpness)
+            total = OUTPUT * self._output_error(output)
+            if stage.matched:
+                gradients = torch.autograd.grad(
+                    (output * self._output_gradient).sum(), list(stage.matched.values()),
+                    create_graph=True,
+                )  # fmt: skip
+                errors = [
+                    rest.matched_error(name, value)
+                    for name, value in zip(stage.matched, gradients, strict=True)
+                ]
+                total = total + torch.stack(errors).mean()
+            (found,) = torch.autograd.grad(total, image)
+        return float(total.detach()), found
 
     def sharpness(self, stage: _Stage) -> list[float]:
         """For every layer, the sharpness of the softplus in its place; 0 for the layer itself."""
-        found, x = [], self.image.detach()
+        found, x = [], self.image
         tiny = torch.finfo(x.dtype).tiny
         with torch.no_grad():
             for call in self._rest.layers:
@@ -240,7 +303,7 @@ class _Objective:
     def image_within_bounds(self) -> Tensor:
         """The current image, clipped to the valid range."""
         low, high = self._rest.bounds
-        return torch.minimum(torch.maximum(self.image.detach(), low), high)
+        return torch.minimum(torch.maximum(self.image, low), high)
 
     def residual(self, image: Tensor) -> float:
         """Relative residual of the output for an image."""
@@ -255,9 +318,10 @@ class _Objective:
         return x
 
     def _output_error(self, output: Tensor) -> Tensor:
-        difference = output - self._target
-        weighted = self._weights * difference + self._bound_weights * difference.relu()
-        return weighted.square().sum() / self._size
+        return self._weighted(output - self._target).square().sum() / self._size
+
+    def _weighted(self, missed: Tensor) -> Tensor:
+        return self._weights * missed + self._bound_weights * missed.relu()
 
 
 def _minimise(
@@ -265,20 +329,20 @@ def _minimise(
 ) -> None:
     """One run of L-BFGS from the current image."""
     sharpness = objective.sharpness(stage)
-    image = objective.image
+    image = objective.image.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [image], max_iter=iterations, max_eval=2 * iterations, history_size=HISTORY,
         line_search_fn="strong_wolfe", tolerance_grad=1e-14, tolerance_change=1e-16,
     )  # fmt: skip
 
     def closure() -> float:
-        value = objective.value(stage, sharpness)
-        (image.grad,) = torch.autograd.grad(value, image)
-        found = float(value.detach())
-        counter.count(found)
-        return found
+        with torch.no_grad():
+            value, image.grad = objective.evaluate(image.detach(), stage, sharpness)
+        counter.count(value)
+        return value
 
     optimizer.step(closure)
+    objective.image = image.detach()
 
 
 def _stages(rest: RemainingLayers, *, soft_gates: bool) -> list[_Stage]:

@@ -8,6 +8,9 @@ from fedleak.attacks import Progress
 from fedleak.attacks.closed_form.estimates import Estimate
 from fedleak.attacks.closed_form.min_variation import (
     RemainingLayers,
+    _Objective,
+    _Stage,
+    _trained,
     color_variation,
     min_variation_image,
 )
@@ -59,6 +62,50 @@ def test_image_agrees_with_what_is_known() -> None:
     torch.testing.assert_close(again[~off], leaving[~off].detach(), rtol=1e-2, atol=1e-2)
     assert (again[off] <= leaving[off] + 0.11).all()
     assert float(color_variation(found.image)) <= float(color_variation(truth)) * 1.01
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_gradient_of_the_objective_is_that_of_autograd(known: bool) -> None:
+    """Of all its terms, whether the layers are known to the chain or left to autograd."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 5, 2, 2).double(), nn.Sigmoid(), nn.Conv2d(4, 3, 3).double()]
+    truth, calls = torch.rand(1, 3, 12, 12, dtype=torch.float64), list[Call]()
+    leaving = truth
+    for at, layer in enumerate(layers):
+        before, leaving = leaving, layer(leaving)
+        calls.append(Call(f"l{at}", layer, before.detach(), leaving.detach()))
+    upstream, off = torch.randn_like(leaving), torch.rand_like(leaving) < 0.3
+    parameters = {f"l{at}.weight": layers[at].weight for at in (0, 2)}
+    gradients = torch.autograd.grad((leaving * upstream).sum(), list(parameters.values()))
+    partly = {"l2.weight": torch.rand_like(gradients[1]) < 0.5}
+    rest = RemainingLayers(
+        calls, Estimate(leaving.detach(), torch.where(off, torch.inf, 1e-9), off, upstream), None,
+        dict(zip(parameters, gradients, strict=True)),
+        (torch.zeros(3, 1, 1).double(), torch.ones(3, 1, 1).double()), truth.shape, partly,
+    )  # fmt: skip
+    objective = _Objective(rest)
+    assert objective._chain is not None
+    if not known:
+        objective._chain = None
+    stage = _Stage(0.1, _trained(calls, rest), 0.0)
+    assert set(stage.matched) == set(parameters)
+    point = (1.4 * torch.rand_like(truth) - 0.2).requires_grad_()
+    found, slope = objective.evaluate(point.detach(), stage, [0.0] * 3)
+    output = layers[2](layers[1](layers[0](point)))
+    missed = output - leaving.detach()
+    missed = torch.where(off, missed.relu(), missed)
+    value = 10 * missed.square().sum() / leaving.detach()[~off].square().sum()
+    again = torch.autograd.grad(
+        (output * upstream).sum(), list(parameters.values()), create_graph=True
+    )
+    masks = torch.ones_like(gradients[0]), partly["l2.weight"]
+    for one, wanted, mask in zip(again, gradients, masks, strict=True):
+        error = ((one - wanted) * mask).square().sum() / (wanted * mask).square().sum()
+        value = value + error / 2
+    value = value + ((-point).relu() + (point - 1).relu()).square().mean()
+    value = value + 0.1 * color_variation(point) / point.numel()
+    assert found == pytest.approx(value.item())
+    torch.testing.assert_close(slope, torch.autograd.grad(value, point)[0])
 
 
 def layers_before_a_sigmoid(error: Tensor, noisy: Tensor, is_bound: Tensor) -> RemainingLayers:
