@@ -138,7 +138,9 @@ class _Convolution:
         assert isinstance(module, nn.Conv2d)
         self._names = [f"{call.name}.{kind}" for kind in ("weight", "bias")]
         self._input, self._output = call.input.shape, call.output.shape
-        self._geometry = module.kernel_size, module.dilation, module.padding, module.stride
+        padding = module.padding
+        assert not isinstance(padding, str)
+        self._geometry = module.kernel_size, module.dilation, padding, module.stride
         self._shape = module.weight.shape
         self._weight = module.weight.detach().flatten(1)
         bias = torch.zeros(1, dtype=self._weight.dtype) if module.bias is None else module.bias
