@@ -105,7 +105,9 @@ def run_canary(
     except BadInput as error:
         return Canary(False, f"the audit's own client could not be trained: {error}".rstrip("."))
     except Exception as error:  # of the app's own code
-        return Canary(False, f"the audit's own client could not be trained: {first_line(error)}")
+        return Canary(
+            False, f"the audit's own client could not be trained: {first_line(error)}".rstrip(".")
+        )
     if (found := result.best) is None:
         return Canary(
             False, f"the audit's own client was not reconstructed: {result.reason}".rstrip(".")
@@ -128,13 +130,15 @@ def run_canary(
 def replay(victim: Victim, batches: Sequence[Samples]) -> float:
     """Squared cosine of a client's update and that of its recorded batches, trained again.
 
+    It has the cosine's sign: an update in the opposite direction is another one.
+
     Args:
         victim: the client.
         batches: its batches in order; this is the scorer's test of what the recorder saw, and no
             attack's.
 
     Returns:
-        0 to 1; NaN if the batches cannot be trained again.
+        -1 to 1; NaN if the batches cannot be trained again.
     """
     facts = victim.known.knowledge
     try:
@@ -162,9 +166,9 @@ def replay(victim: Victim, batches: Sequence[Samples]) -> float:
                 value.data += changes[name]
         if facts.protocol == "fedsgd":
             received = victim.update.received
-            return _squared_cosine((total[n], received[n]) for n in parameters if n in received)
+            return _signed_square((total[n], received[n]) for n in parameters if n in received)
         begin, received = victim.update.sent, victim.update.received
-        return _squared_cosine(
+        return _signed_square(
             (value.detach() - begin[name], victim.update.change([name])[name])
             for name, value in parameters.items()
             if name in received
@@ -173,13 +177,13 @@ def replay(victim: Victim, batches: Sequence[Samples]) -> float:
         return math.nan
 
 
-def _squared_cosine(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """That of two vectors that are given in parts; NaN if one is 0."""
+def _signed_square(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The cosine of two vectors given in parts, squared, with its sign; NaN if one is 0."""
     product = one = two = 0.0
     for left, right in pairs:
         a, b = left.double().flatten(), right.double().flatten()
         product, one, two = product + float(a @ b), one + float(a @ a), two + float(b @ b)
-    return product**2 / (one * two) if one * two else math.nan
+    return product * abs(product) / (one * two) if one * two else math.nan
 
 
 def _client(facts: Knowledge, update: InterceptedUpdate) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -415,6 +415,9 @@ def _local_training(
             f"{facts.backward_passes} backward passes for {steps} steps: the gradients of a step "
             "are taken to be those of one batch"
         )
+    require(
+        min(sizes) > 0, "Expected samples in each step of the client, got a step on none of them."
+    )
     total, size = sum(sizes), max(sizes)
     number, epochs = _epochs(sizes, examples)
     if epochs is None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -54,7 +55,7 @@ class ShadowTraining:
         victims: those of the first round.
         public: samples like the clients', or None.
         seconds: time for all shadow clients.
-        layer: the path of the last linear layer, or None.
+        layer: the path of the linear layer that is called last, or None.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ShadowTraining:
         self.victims = [v for v in victims if v.update.round == victims[0].update.round]
         self.public, self.seconds, self._seed, self._report = public, seconds, seed, report
         self._spent = 0.0
-        self.layer, self._outputs = _head(victims[0].known.knowledge.model)
+        self.layer, self._outputs = _head(victims[0])
 
     @cached_property
     def applies(self) -> bool:
@@ -378,13 +379,27 @@ def _true_shares(observed: Observed, victims: Sequence[Victim], classes: int) ->
 def _shares(labels: Tensor | None, classes: int) -> Tensor:
     assert labels is not None
     numbers = labels.flatten().round().long()
-    return torch.bincount(numbers, minlength=classes)[:classes].double() / labels.numel()
+    counted = numbers[numbers >= 0]  # a loss leaves out labels such as -100
+    shares = torch.bincount(counted, minlength=classes)[:classes].double()
+    return shares / max(1, counted.numel())
 
 
-def _head(model: nn.Module) -> tuple[str | None, int]:
-    """The last linear layer and its number of outputs."""
+def _head(victim: Victim) -> tuple[str | None, int]:
+    """The linear layer that is called last, and its number of outputs."""
+    facts = victim.known.knowledge
+    model = private_copy(facts.model)
+    if facts.training is not None:
+        model.train(facts.training)
     linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not linear:
+    called: list[tuple[str, nn.Linear]] = []
+    for name, part in linear:
+        part.register_forward_hook(lambda *_, own=(name, part): called.append(own))
+    kind = torch.float32 if victim.whole is None else torch.long
+    batch = torch.zeros(2, *facts.input_shape, dtype=kind), facts.dummy_labels(2)
+    with suppress(Exception):  # of the app's own code, which may need other samples
+        facts.loss(model, batch)
+    # Layers may be called in another order than they are made in.
+    if not (called or linear):
         return None, 0
-    name, last = linear[-1]
+    name, last = (called or linear)[-1]
     return name, last.out_features

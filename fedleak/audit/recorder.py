@@ -482,7 +482,7 @@ class TrainingRecorder:
             name in own
             and id(own[name]) in self._first_weights
             and not torch.isclose(
-                self._first_weights[id(own[name])].cpu().double(), size_of(value).double()
+                self._first_weights[id(own[name])].cpu().double()[0], size_of(value).double()[0]
             )
             for name, value in starts.items()
         )

@@ -135,11 +135,10 @@ def identity_of(gradient: Tensor) -> tuple[int, int, int]:
 
 
 def size_of(gradient: Tensor) -> Tensor:
-    """A number that is another one if the gradient is."""
+    """Numbers that are others if the gradient is: its norm, and its sum, which has a sign."""
     values = gradient.detach()
     dense: Tensor = values.coalesce().values() if values.is_sparse else values
-    size: Tensor = torch.linalg.vector_norm(dense)
-    return size
+    return torch.stack([torch.linalg.vector_norm(dense), dense.sum()])
 
 
 def is_same(left: Tensor, right: Tensor) -> bool:

@@ -324,7 +324,8 @@ class Verdict:
     def exit_code(self, limits: Mapping[str, float]) -> int:
         """0, or 3 if an answer exceeds a limit or, where there are limits, nothing is proven.
 
-        Of a question that a limit names, nothing is proven if it was not tried.
+        Nothing is proven where the audit's own client was not reconstructed, and of a question that
+        a limit names where it was not tried or its results are not supported by the updates.
 
         Args:
             limits: see :meth:`above`.
@@ -332,10 +333,14 @@ class Verdict:
         if not limits:
             return 0
         untried = any(
-            answer.status == "not tried" and answer.rung in (2, 3) and answer.question in limits
+            (answer.status == "not tried" or not answer.conclusive)
+            and answer.rung in (2, 3)
+            and answer.question in limits
             for answer in self.answers
         )
-        failed = bool(self.above(limits)) or self.overall == "not proven" or untried
+        failed = (
+            bool(self.above(limits)) or self.overall == "not proven" or untried or not self.canary
+        )
         return EXIT_ABOVE if failed else 0
 
     def to_dict(self) -> dict[str, Any]:

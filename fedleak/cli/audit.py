@@ -50,7 +50,7 @@ def run_audit(chosen: Namespace, console: Console) -> None:
     console.print(where_to_look(AuditFolder(output)), highlight=False, markup=False, soft_wrap=True)
     above = found.verdict.above(limits)
     if above:
-        names = ", ".join(f"{answer.question} {answer.share:.2f}" for answer in above)
+        names = ", ".join(f"{answer.title} {answer.share:.2f}" for answer in above)
         raise AboveLimit(f"Above the limits of `--fail-above`: {names}.")
     if found.verdict.exit_code(limits):
         raise AboveLimit(f"Not below the limits of `--fail-above`: {found.verdict.sentence}")

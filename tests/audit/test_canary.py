@@ -95,6 +95,16 @@ def test_a_canary_sends_no_layer_that_the_clients_keep(tmp_path: Path) -> None:
     assert "got none of them" in canary.note
 
 
+def test_a_client_that_goes_up_the_gradient_is_not_one_that_goes_down(tmp_path: Path) -> None:
+    up = ONE_STEP.replace(
+        "optimizer.step()", "[p.grad.neg_() for p in model.parameters()]; optimizer.step()"
+    )
+    assert up != ONE_STEP
+    _, observed, victims = observe(tmp_path, "images", task=up)
+    assert replay(victims[0], batches_of(observed, victims[0])) < -0.99
+    assert any("gradients are changed" in note for note in victims[0].known.notes)
+
+
 @pytest.mark.parametrize(("shape", "whole"), [((3, 8, 8), None), ((5,), None), ((7,), 20)], ids=str)
 def test_the_sample_of_the_canary(shape: tuple[int, ...], whole: int | None) -> None:
     knowledge = Knowledge(torch.nn.Flatten(), shape, 2)

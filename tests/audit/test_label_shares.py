@@ -9,6 +9,7 @@ import torch
 
 from fedleak.audit.label_shares import (
     ShadowTraining,
+    _shares,
     common_training,
     label_shares,
     label_shares_of_sum,
@@ -151,6 +152,37 @@ def test_public_samples_correct_the_shares(seconds: float, tmp_path: Path) -> No
     )  # fmt: skip
     assert f"60 shadow clients on public.npz, {said}; the guess is" in answer.note
     assert answer.answer.mean < 0.1
+
+
+# The output layer is made before the hidden one, which has fewer units than there are classes.
+OTHER_ORDER = CLASSES.replace(
+    """    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+""",
+    """    return Net()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(3, 4), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+""",
+)
+
+
+def test_the_output_layer_is_the_one_that_is_called_last(tmp_path: Path) -> None:
+    _, observed, victims = observe(tmp_path, "images", task=OTHER_ORDER)
+    training = ShadowTraining(victims, None, seconds=60)
+    assert (training.layer, training.classes) == ("head", 4)
+    answer = label_shares(observed, training)
+    assert answer is not None
+    assert answer.guess.mean > 0.2
+
+
+def test_labels_that_a_loss_leaves_out_have_no_share() -> None:
+    labels = torch.tensor([0, 1, 1, -100, 3])
+    assert _shares(labels, 4).tolist() == [0.25, 0.5, 0.0, 0.25]
 
 
 def test_an_optimiser_that_cannot_be_followed_is_said(tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from fedleak.audit.ladder import (
     Found,
     Queue,
     best_result,
+    find_victims,
     inputs,
     matching,
     told_numbers,
     touched_rows,
 )
 from fedleak.audit.samples import Attacked
-from fedleak.audit.simulation import REPLIES
-from tests.audit.apps import BUDGET, ONE_STEP, imports_undone, observe
+from fedleak.audit.simulation import REPLIES, run_app
+from tests.audit.apps import BUDGET, ONE_STEP, imports_undone, in_process, observe, write_kind
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +171,15 @@ def test_a_large_batch_of_one_step_is_read_in_closed_form_alone(
     assert "updates of more than 6 samples are not searched" in answer.sentence
     answer, scores = inputs(observed, victims[2:], seconds=300)
     assert (answer.status, scores) == ("not tried", [])
+
+
+def test_a_client_of_no_samples_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    task = ONE_STEP.replace("torch.rand(1, 3, 6, 6)", "torch.rand(min(1, number), 3, 6, 6)")
+    task = task.replace("torch.randint(4, (1,))", "torch.randint(4, (min(1, number),))")
+    task = task.replace("(model(x), y)", "(model(x), y, reduction='sum')")
+    app = write_kind(tmp_path / "app", "images", task=task)
+    observed = run_app(app, tmp_path / "out", clients=4, rounds=1, engine=in_process)
+    victims, reasons = find_victims(app, observed)
+    assert len(victims) == 3
+    assert len(reasons) == 1
+    assert "Expected samples in each step of the client" in reasons[0]

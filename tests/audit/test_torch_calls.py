@@ -103,6 +103,11 @@ def test_a_sparse_gradient_has_a_size() -> None:
     assert len(torch_calls.identity_of(table.weight.grad)) == 3
 
 
+def test_a_gradient_of_the_other_sign_is_another_one() -> None:
+    gradient = torch.tensor([[0.5, -1.5], [2.0, 0.25]])
+    assert not torch.equal(size_of(gradient), size_of(-gradient))
+
+
 def test_a_lightning_module_is_known_by_its_class() -> None:
     assert is_lightning(pl.LightningModule())
     assert not is_lightning(nn.Linear(1, 1))

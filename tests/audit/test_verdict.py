@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,11 @@ def test_limits_and_exit_codes() -> None:
     assert Verdict((told, POOR), True).exit_code({"number of samples": 0.5}) == 3
     # What is not proven holds no limit.
     assert Verdict((POOR,), False).exit_code({"*": 0.5}) == 3
+    # Another question that leaks below its limit does not prove the attacks.
+    shares = answer([0.2], [0.1], rung=2, question="shares of labels", gains=(0.1, 0.1, 0.1))
+    assert Verdict((shares, POOR), True).exit_code({"inputs": 0.1}) == 0
+    assert Verdict((shares, POOR), False).exit_code({"inputs": 0.1}) == 3
+    assert Verdict((shares, replace(POOR, conclusive=False)), True).exit_code({"inputs": 0.1}) == 3
     with pytest.raises(BadInput, match=r"Did you mean `inputs`"):
         read_limits(["imputs=0.5"])
     with pytest.raises(BadInput, match="from 0 to 1"):

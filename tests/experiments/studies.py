@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -70,7 +71,17 @@ def script(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Studies have files of the same names, of which a script imports those of its own folder.
+    names = [file.stem for file in path.parent.glob("*.py")]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(others)
     return module
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def alive(pid: int) -> bool:
     return subprocess.run(
         ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
     ).stdout[:1] not in ("Z", "")
+
+
+def ended(pid: int, seconds: float = 60) -> bool:
+    """Whether a process ends within some time, as one that was killed does on a busy machine."""
+    end = time.monotonic() + seconds
+    while alive(pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 class Watcher(SweepObserver):

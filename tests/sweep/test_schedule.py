@@ -16,7 +16,17 @@ from fedleak.cli.arguments import parse
 from fedleak.config import Federation, RunConfig, Victims
 from fedleak.errors import BadInput
 from fedleak.sweep import expand, finished_rows, folder, run_command, run_sweep, schedule
-from tests.sweep.sweeps import BASE, NAMES, Watcher, alive, assert_whole, states, study_of, sweep
+from tests.sweep.sweeps import (
+    BASE,
+    NAMES,
+    Watcher,
+    alive,
+    assert_whole,
+    ended,
+    states,
+    study_of,
+    sweep,
+)
 
 # ----------------------------------------------------------------------------------- the sweep
 
@@ -126,7 +136,7 @@ def test_an_interrupted_sweep_stops_its_runs_and_resumes(tmp_path, monkeypatch):
     assert watcher.events[-1] == ("over", "interrupted")
     for name in NAMES[:2]:
         for pid in json.loads((output / "cells" / name / "pids.json").read_text()):
-            assert not alive(pid)
+            assert ended(pid)
     assert len((output / "results.csv").read_text().splitlines()) > 2
     before = summary["cells"][0]["seconds"]
     summary = sweep(tmp_path, resume=True)
