@@ -395,9 +395,9 @@ def _head(victim: Victim) -> tuple[str | None, int]:
     for name, part in linear:
         part.register_forward_hook(lambda *_, own=(name, part): called.append(own))
     kind = torch.float32 if victim.whole is None else torch.long
-    batch = torch.zeros(2, *facts.input_shape, dtype=kind), facts.dummy_labels(2)
+    inputs = torch.zeros(2, *facts.input_shape, dtype=kind)
     with suppress(Exception):  # of the app's own code, which may need other samples
-        facts.loss(model, batch)
+        facts.loss(model, (inputs, facts.dummy_labels(2)))
     # Layers may be called in another order than they are made in.
     if not (called or linear):
         return None, 0

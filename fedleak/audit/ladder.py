@@ -42,9 +42,9 @@ MOST_BYTES = 4 * 2**30
 # Iterations of gradient matching: of the trials by which its speed is measured, and the fewest and
 # the most that are run.
 TRIAL = (5, 25)
+FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
 # A first trial that takes so long tells enough.
 CLEAR_SECONDS = 2.0
-FEWEST_ITERATIONS, MOST_ITERATIONS = 100, 2000
 # Of the search for tokens: comparisons of updates in the trial, the most of them and of iterations,
 # and the share of the time for iterations; a start alone is often enough for the comparisons.
 TRIED_EVALUATIONS, MOST_EVALUATIONS = 100, 20_000
@@ -573,7 +573,8 @@ class Queue:
             left: seconds that are left for all.
         """
         needed = SPARE * found.needed
-        if not needed or needed > left or victim.key in self._returned:
+        # What a closed form has found counts, and is not put at risk for a search.
+        if found.best is not None or not needed or needed > left or victim.key in self._returned:
             return False
         self._returned.add(victim.key)
         self._needed = max(self._needed, needed)

@@ -38,10 +38,10 @@ def matching_bytes(facts: Knowledge) -> float:
             kept += value.numel() * value.element_size()
         return value
 
-    batch = torch.zeros(2, *facts.input_shape), facts.dummy_labels(2)
+    inputs = torch.zeros(2, *facts.input_shape)
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            facts.loss(model, batch)
+            facts.loss(model, (inputs, facts.dummy_labels(2)))
     except Exception:  # of the app's own code
         return math.inf
     weights = sum(value.numel() * value.element_size() for value in model.parameters())

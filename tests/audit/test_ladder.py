@@ -117,6 +117,8 @@ def test_what_needs_more_than_its_share_has_it_while_there_is_time(tmp_path: Pat
     # for the next two; of the last 5 s nothing is left for the first.
     assert attacked == [(keys[1], 48.0), (keys[2], 48.0), (keys[3], 2.5)]
     assert len(queue) == 1
+    # What was found is not given up for a longer search.
+    assert not queue.again(victims[3], Found(object(), needed=1.0), 100.0)
 
 
 def test_the_search_for_tokens_fits_into_its_time(tmp_path: Path) -> None:
